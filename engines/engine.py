@@ -1,0 +1,56 @@
+"""What an engine and a backend are, to everyone who runs graphs.
+
+A `Tensor` is opaque: it belongs to the backend that made it and lives where its engines
+compute. Only `to_device` and `to_host` move bytes between it and numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Tensor = Any
+
+
+class Engine(Protocol):
+    """One loaded graph."""
+
+    name: str
+
+    def __call__(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor | None] | None = None
+    ) -> dict[str, Tensor]:
+        """The graph's outputs for `inputs`, by name.
+
+        `outputs` names the outputs wanted (default all) and for each the tensor to write into,
+        or None for a new one. A tensor written into must not be one of `inputs`. Work for
+        outputs that nobody wants may be left out.
+
+        Raises EngineError naming the graph.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """Makes engines and tensors on one device."""
+
+    name: str
+
+    def load(self, graph: str) -> Engine:
+        """The engine of the graph called `graph`. Raises EngineError when it cannot be loaded."""
+        ...
+
+    def to_device(self, array: NDArray[np.generic]) -> Tensor:
+        """A tensor with the values of `array`, which may be reused by the caller afterwards."""
+        ...
+
+    def to_host(self, tensor: Tensor) -> NDArray[Any]:
+        """The values of `tensor`, in an array of the caller's own."""
+        ...
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
+        """A tensor of `shape` with any values."""
+        ...

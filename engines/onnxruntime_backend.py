@@ -1,0 +1,139 @@
+"""ONNX Runtime as a backend: CPU by default, CUDA by option.
+
+A tower is some fifty small sessions; with a spinning thread pool each they slow one another down
+up to 2.4 times (docs/log.md). So sessions either share the process's pool, which only the owner
+of the process may decide (`share_threads`: from then on every session in it must use that pool),
+or they have pools of their own that sleep instead of spin, 3% slower. Inputs and outputs are
+bound, so that tensors stay where they are and big outputs are written into buffers that live on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from numpy.typing import DTypeLike, NDArray
+
+from stc.bundle import Bundle
+from stc.engines.engine import Engine, Tensor
+from stc.errors import EngineError
+
+Device = Literal["cpu", "cuda"]
+
+PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxRuntimeEngine:
+    """A session on one graph; see `stc.engines.engine.Engine`."""
+
+    def __init__(self, name: str, path: Path, device: Device) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if _threads_shared:
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = usable_cores()
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        providers: list[str] = [PROVIDERS[device]]
+        if device == "cuda":
+            providers.append(PROVIDERS["cpu"])
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
+            raise EngineError(
+                name, f"ONNX Runtime cannot load it ({_first_line(error)})"
+            ) from error
+        self.name = name
+        self._device = device
+        self._outputs = [value.name for value in self._session.get_outputs()]
+        self._run_options = onnxruntime.RunOptions()
+        self._run_options.only_execute_path_to_fetches = True
+
+    def __call__(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor | None] | None = None
+    ) -> dict[str, Tensor]:
+        wanted = dict.fromkeys(self._outputs) if outputs is None else outputs
+        binding = self._session.io_binding()
+        try:
+            for name, tensor in inputs.items():
+                binding.bind_ortvalue_input(name, tensor)
+            for name, tensor in wanted.items():
+                if tensor is None:
+                    binding.bind_output(name, self._device)
+                else:
+                    binding.bind_ortvalue_output(name, tensor)
+            self._session.run_with_iobinding(binding, self._run_options)
+        except Exception as error:
+            raise EngineError(self.name, f"ONNX Runtime failed ({_first_line(error)})") from error
+        return dict(zip(wanted, binding.get_outputs(), strict=True))
+
+
+class OnnxRuntimeBackend:
+    """Loads a bundle's graphs with ONNX Runtime; see `stc.engines.engine.Backend`.
+
+    Tensors are OrtValues. Raises EngineError when `device` needs a provider that the installed
+    ONNX Runtime lacks.
+    """
+
+    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
+        available = onnxruntime.get_available_providers()
+        if PROVIDERS[device] not in available:
+            raise EngineError(
+                f"device {device}",
+                f"onnxruntime {onnxruntime.__version__} has {', '.join(available)}",
+                PROVIDERS[device],
+                "install it with: pip install onnxruntime-gpu",
+            )
+        self.name = f"onnxruntime-{device}"
+        self._bundle = bundle
+        self._device = device
+
+    def load(self, graph: str) -> Engine:
+        return OnnxRuntimeEngine(graph, self._bundle.graph_path(graph), self._device)
+
+    def to_device(self, array: NDArray[np.generic]) -> Tensor:
+        # On the CPU an OrtValue may alias the array it was made from.
+        owned = array.copy() if self._device == "cpu" else np.ascontiguousarray(array)
+        return onnxruntime.OrtValue.ortvalue_from_numpy(owned, self._device)
+
+    def to_host(self, tensor: Tensor) -> NDArray[Any]:
+        return np.array(tensor.numpy())
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+            list(shape), np.dtype(dtype).type, self._device
+        )
+
+
+_threads_shared = False
+
+
+def share_threads() -> None:
+    """All later sessions of this process share one pool with a thread per usable core.
+
+    For programs that own their process, before their first session; where another session came
+    first ONNX Runtime refuses, and sessions keep pools of their own.
+    """
+    global _threads_shared
+    if _threads_shared:
+        return
+    try:
+        onnxruntime.set_global_thread_pool_sizes(usable_cores(), 1)
+    except Exception as error:
+        if "already been created" not in str(error):
+            raise
+        return
+    _threads_shared = True
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,89 @@
+"""The numpy oracle as a backend: every graph computed by `stc.cacher` and `stc.pruner`.
+
+A test seam and a reference. It needs no files, no ONNX and no device; its tensors are numpy
+arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from stc import cacher, contracts, pruner
+from stc.contracts import Contract
+from stc.engines.engine import Engine, Tensor
+from stc.errors import EngineError
+from stc.settings import SCORINGS, Scoring
+from stc.tower_weights import ProjectorWeights, TowerWeights
+
+Graph = Callable[..., tuple[NDArray[Any], ...]]
+
+
+class OracleEngine:
+    """One graph as a numpy function; see `stc.engines.engine.Engine`."""
+
+    def __init__(self, name: str, contract: Contract, graph: Graph) -> None:
+        self.name = name
+        self._inputs = [port.name for port in contract.inputs]
+        self._outputs = [port.name for port in contract.outputs]
+        self._graph = graph
+
+    def __call__(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor | None] | None = None
+    ) -> dict[str, Tensor]:
+        if set(inputs) != set(self._inputs):
+            raise EngineError(self.name, f"inputs {sorted(inputs)}", str(sorted(self._inputs)))
+        results = self._graph(*(inputs[name] for name in self._inputs))
+        computed = dict(zip(self._outputs, results, strict=True))
+        wanted = dict.fromkeys(self._outputs) if outputs is None else outputs
+        for name, tensor in wanted.items():
+            if tensor is not None:
+                np.copyto(tensor, computed[name], casting="no")
+                computed[name] = tensor
+        return {name: computed[name] for name in wanted}
+
+
+class OracleBackend:
+    """The oracle of one tower and its projector; see `stc.engines.engine.Backend`."""
+
+    name = "oracle"
+
+    def __init__(self, tower: TowerWeights, projector: ProjectorWeights) -> None:
+        self._contracts = contracts.vision_graphs(len(tower.blocks))
+        self._graphs: dict[str, Graph] = {
+            contracts.EMBED: lambda pixels: (cacher.embed(tower.embed, pixels),),
+            contracts.SELECT: lambda score, count: (cacher.select(score, int(count[0])),),
+            contracts.PROJECT: lambda hidden: (cacher.project(projector, hidden),),
+        }
+        for number, block in enumerate(tower.blocks):
+            self._graphs[contracts.keys_graph(number)] = _bound(cacher.keys, block)
+            self._graphs[contracts.update_graph(number)] = _bound(cacher.update, block)
+        for scoring in SCORINGS:
+            self._graphs[contracts.prune_graph(scoring)] = _pruning(scoring)
+
+    def load(self, graph: str) -> Engine:
+        if graph not in self._graphs:
+            raise EngineError(graph, "no such graph", f"one of {len(self._graphs)} of the tower")
+        return OracleEngine(graph, self._contracts[graph], self._graphs[graph])
+
+    def to_device(self, array: NDArray[np.generic]) -> Tensor:
+        return array.copy()
+
+    def to_host(self, tensor: Tensor) -> NDArray[Any]:
+        return np.array(tensor)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
+        return np.empty(shape, dtype)
+
+
+def _bound(function: Callable[..., tuple[NDArray[Any], ...]], first: object) -> Graph:
+    return lambda *inputs: function(first, *inputs)
+
+
+def _pruning(scoring: Scoring) -> Graph:
+    return lambda tokens, mean, history, count: pruner.prune(
+        scoring, tokens, mean, float(history[0]), int(count[0])
+    )

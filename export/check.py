@@ -1,0 +1,91 @@
+"""Is a written graph equal to its torch module? Asked of every graph right after it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stc.contracts import Contract, Port
+from stc.difference import difference
+from stc.errors import ExportError
+from stc.manifest import Precision
+
+RELATIVE_L2 = {"fp32": 1e-5, "fp16": 1e-2}
+"""Largest allowed |onnx - torch| / |torch| of an output; torch computes in float32."""
+
+
+class GraphCheck:
+    """One written graph, loaded once and compared on any number of inputs."""
+
+    def __init__(self, path: Path, contract: Contract, precision: Precision) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        self.graph = path.stem
+        self.contract = contract
+        self.precision = precision
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+
+    def compare(
+        self, module: nn.Module, inputs: tuple[Tensor, ...], extra: Mapping[str, int] | None = None
+    ) -> tuple[Tensor, ...]:
+        """torch's outputs for `inputs`, after proving that the graph's are equal.
+
+        `extra` gives values for ports that torch's module has as attributes (`count`).
+        Raises ExportError naming graph, output and largest difference.
+        """
+        feed: dict[str, NDArray[np.generic]] = {
+            name: np.array([value], np.int64) for name, value in (extra or {}).items()
+        }
+        ports = [port for port in self.contract.inputs if port.name not in feed]
+        if self.precision == "fp16":
+            inputs = tuple(map(rounded, ports, inputs))
+        with torch.inference_mode():
+            result = module(*inputs)
+        expected = result if isinstance(result, tuple) else (result,)
+        for port, tensor in zip(ports, inputs, strict=True):
+            feed[port.name] = self._cast(port.dtype, tensor)
+        got = self._session.run(None, feed)
+        for port, torch_value, graph_value in zip(
+            self.contract.outputs, expected, got, strict=True
+        ):
+            self._judge(port.name, torch_value.numpy(), np.asarray(graph_value))
+        return expected
+
+    def _cast(self, dtype: str, tensor: Tensor) -> NDArray[np.generic]:
+        half = dtype == "network" and self.precision == "fp16"
+        array: NDArray[np.generic] = (tensor.half() if half else tensor).numpy()
+        return array
+
+    def _judge(
+        self, output: str, torch_value: NDArray[np.generic], got: NDArray[np.generic]
+    ) -> None:
+        if got.shape != torch_value.shape:
+            raise ExportError(
+                f"{self.graph}: {output}", f"shape {got.shape}", f"{torch_value.shape} as in torch"
+            )
+        if torch_value.dtype.kind == "i":
+            if not np.array_equal(got, torch_value):
+                raise ExportError(f"{self.graph}: {output}", "other indices", "torch's")
+            return
+        found = difference(torch_value, got)
+        if not found.relative_l2 <= RELATIVE_L2[self.precision]:
+            raise ExportError(
+                f"{self.graph}: {output}",
+                f"differs from torch by {found.max_abs:.3g} at most and "
+                f"{found.relative_l2:.3g} relative L2",
+                f"at most {RELATIVE_L2[self.precision]:g} relative L2",
+                "please report it with the versions in `pip list`",
+            )
+
+
+def rounded(port: Port, tensor: Tensor) -> Tensor:
+    """`tensor` as a float16 network's `port` receives it, still float32."""
+    return tensor.half().float() if port.dtype == "network" else tensor

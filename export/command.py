@@ -1,0 +1,108 @@
+"""`stc-export`: a Hugging Face checkpoint becomes a bundle of ONNX graphs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from stc import command, contracts, settings
+from stc.errors import SettingsError
+from stc.manifest import Precision, Weights
+from stc.settings import PRESETS
+
+MODELS = ("llava-ov", "demo")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return command.run(lambda: _export(_parse(arguments)))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.Parser(prog="stc-export", description=__doc__)
+    parser.add_argument("--model", required=True, choices=MODELS)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--checkpoint", metavar="DIR_OR_ID", help="LlavaOnevision checkpoint, local or on the hub"
+    )
+    source.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="full-size 0.5b architecture with seeded weights, to measure speed",
+    )
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default out/MODEL")
+    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    settings.add_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def _export(flags: argparse.Namespace) -> int:
+    if flags.model == "llava-ov" and not (flags.checkpoint or flags.random_weights):
+        raise SettingsError(
+            "--model llava-ov", "got no weights", "--checkpoint DIR_OR_ID or --random-weights"
+        )
+    if flags.model == "demo" and (flags.checkpoint or flags.random_weights):
+        raise SettingsError("--model demo", "got other weights", "none, the model is built in")
+    precision: Precision = flags.precision
+    output = flags.output or Path("out") / flags.model
+
+    kind: Weights = "demo"
+    if flags.model == "llava-ov":
+        kind = "checkpoint" if flags.checkpoint else "random"
+
+    # torch takes seconds to import: after the flags are known to be right.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from stc.export.bundle_export import export_bundle
+    from stc.export.weights import open_weights
+
+    with open_weights(kind, flags.checkpoint) as weights:
+        pooled = weights.spec.pooled
+        default = settings.scaled(PRESETS[settings.DEFAULT_PRESET], pooled)
+        chosen = settings.from_flags(flags, default, pooled)
+        with _progress(len(contracts.vision_graphs(weights.spec.blocks))) as tick:
+            manifest = export_bundle(
+                weights,
+                output,
+                model=flags.model,
+                kind=kind,
+                precision=precision,
+                settings=chosen,
+                force=flags.force,
+                tick=tick,
+            )
+    size = sum(file.size_bytes for file in manifest.files)
+    print(
+        f"{output}: {len(manifest.graphs)} graphs, {precision}, {size / 1e6:,.0f} MB, "
+        "each equal to PyTorch"
+    )
+    return 0
+
+
+@contextmanager
+def _progress(graphs: int) -> Iterator[Callable[[str], None]]:
+    columns = (
+        TextColumn("exporting {task.fields[graph]:<22}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("export", total=graphs, graph="")
+
+        def tick(graph: str) -> None:
+            progress.update(task, advance=1, graph=graph)
+
+        yield tick
+
+
+if __name__ == "__main__":
+    sys.exit(main())

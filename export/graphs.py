@@ -1,0 +1,247 @@
+"""Writes every graph of the `stc` family for one checkpoint and checks each against torch.
+
+Weights are read, written and checked block by block; one block is in memory at a time. Two
+frames walk through the tower as it is written: a reference frame and a reuse frame of it, so
+every graph is checked on the activations it will see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from stc import contracts
+from stc.contracts import Contract, Port
+from stc.errors import ExportError
+from stc.export.check import GraphCheck
+from stc.export.graph import FreeAxis, bind, free_count, trace
+from stc.export.modules import Prune, Select
+from stc.export.tower import EMBED_TENSORS, Tower, keys_tensors, update_tensors
+from stc.export.weights_file import WeightsFile
+from stc.manifest import PortEntry, Precision, VisionSpec
+from stc.settings import SCORINGS, Settings
+
+Tick = Callable[[str], None]
+"""Called with a graph's name when it has been written and checked."""
+
+
+@dataclass
+class GraphWriter:
+    """Writes graphs into `folder`, their weights into `weights`."""
+
+    folder: Path
+    weights: WeightsFile
+    precision: Precision
+    free: FreeAxis
+    tick: Tick
+    _templates: dict[str, onnx.ModelProto] = field(default_factory=dict)
+
+    def write(
+        self,
+        name: str,
+        module: nn.Module,
+        contract: Contract,
+        inputs: tuple[Tensor, ...],
+        *,
+        kind: str,
+        keys: dict[str, str] | None = None,
+        count: int | None = None,
+    ) -> GraphCheck:
+        """The check of graph `name`, once written; `keys` name its parameters' tensors.
+
+        `kind` names the structure: modules of one kind are traced once. `count` is the default
+        of the graph's free K. Afterwards `module` computes in float32.
+        """
+        if kind not in self._templates:
+            ports = [port for port in contract.inputs if port.name != contracts.COUNT]
+            example = tuple(map(self._network, ports, inputs))
+            template = trace(module, contract, example, self.free)
+            if count is not None:
+                free_count(template, contract, count)
+            self._templates[kind] = template
+        spans = {
+            parameter: self.weights.add((keys or {}).get(parameter, parameter), value.numpy())
+            for parameter, value in module.named_parameters()
+        }
+        model = bind(self._templates[kind], name, spans, self.weights.path.name)
+        path = self.folder / f"{name}.onnx"
+        path.write_bytes(model.SerializeToString())
+        module.float()
+        return GraphCheck(path, contract, self.precision)
+
+    def _network(self, port: Port, tensor: Tensor) -> Tensor:
+        half = self.precision == "fp16" and port.dtype == "network"
+        return tensor.half() if half else tensor
+
+
+@dataclass
+class Walk:
+    """The hidden states [T, C] of the two frames that walk through the tower."""
+
+    reference: Tensor
+    reuse: Tensor
+
+
+def write_graphs(writer: GraphWriter, tower: Tower, settings: Settings) -> None:
+    """Every graph of the tower stands in the writer's folder and equals torch.
+
+    Raises ExportError naming graph, output and difference.
+    """
+    spec = tower.weights.spec
+    recomputed = settings.recomputed(spec.tokens)
+    walk = _embed(writer, tower)
+    _select(writer, spec, recomputed)
+    for block in range(spec.blocks):
+        _block(writer, tower, block, walk, recomputed)
+    tokens = _project(writer, tower, walk)
+    _prune(writer, spec, tokens, settings.kept(spec.pooled))
+
+
+def port_entries(
+    ports: tuple[Port, ...], spec: VisionSpec, precision: Precision, memory: int
+) -> tuple[PortEntry, ...]:
+    """`ports` with this model's sizes; M and k stay free. `memory` is P."""
+    sizes = {
+        "1": 1,
+        "3": 3,
+        "Hpx": spec.image_size,
+        "Wpx": spec.image_size,
+        "T": spec.tokens,
+        "C": spec.width,
+        "H": spec.heads,
+        "d": spec.head_width,
+        "n": spec.pooled,
+        "D": spec.language_width,
+        "P": memory,
+    }
+    network = {"fp32": "float32", "fp16": "float16"}[precision]
+    return tuple(
+        PortEntry.model_validate(
+            {
+                "name": port.name,
+                "shape": tuple(sizes.get(symbol, symbol) for symbol in port.shape),
+                "dtype": network if port.dtype == "network" else port.dtype,
+            }
+        )
+        for port in ports
+    )
+
+
+def _embed(writer: GraphWriter, tower: Tower) -> Walk:
+    """The first hidden states: a frame, and the same frame with its upper half changed."""
+    side = tower.weights.spec.image_size
+    generator = torch.Generator().manual_seed(0)
+    first = torch.rand(3, side, side, generator=generator) * 2 - 1
+    second = first.clone()
+    second[:, : side // 2] = torch.rand(3, side // 2, side, generator=generator) * 2 - 1
+    module = tower.embed()
+    check = writer.write(
+        contracts.EMBED,
+        module,
+        contracts.EMBED_CONTRACT,
+        (first,),
+        kind="embed",
+        keys=EMBED_TENSORS,
+    )
+    (reference,) = check.compare(module, (first,))
+    (reuse,) = check.compare(module, (second,))
+    writer.tick(contracts.EMBED)
+    return Walk(reference, reuse)
+
+
+def _select(writer: GraphWriter, spec: VisionSpec, recomputed: int) -> None:
+    score = torch.rand(spec.tokens, generator=torch.Generator().manual_seed(1))
+    check = writer.write(
+        contracts.SELECT,
+        Select(recomputed),
+        contracts.SELECT_CONTRACT,
+        (score,),
+        kind="select",
+        count=recomputed,
+    )
+    for count in {1, recomputed, spec.tokens}:
+        check.compare(Select(count), (score,), {contracts.COUNT: count})
+    writer.tick(contracts.SELECT)
+
+
+def _block(writer: GraphWriter, tower: Tower, block: int, walk: Walk, recomputed: int) -> None:
+    spec = tower.weights.spec
+    everything = torch.arange(spec.tokens)
+    blank_key = torch.ones(spec.heads, spec.tokens, spec.head_width)
+    blank_value, blank_residual = torch.zeros_like(blank_key), torch.zeros_like(walk.reference)
+
+    name = contracts.keys_graph(block)
+    keys = tower.keys(block)
+    check = writer.write(
+        name,
+        keys,
+        contracts.KEYS_CONTRACT,
+        (walk.reference, blank_key),
+        kind="keys",
+        keys=keys_tensors(block),
+    )
+    ref_key, _ = check.compare(keys, (walk.reference, blank_key))
+    key, score = check.compare(keys, (walk.reuse, ref_key))
+    writer.tick(name)
+
+    name = contracts.update_graph(block)
+    update = tower.update(block)
+    check = writer.write(
+        name,
+        update,
+        contracts.UPDATE_CONTRACT,
+        (walk.reference, ref_key, blank_value, blank_residual, everything),
+        kind="update",
+        keys=update_tensors(block),
+    )
+    full = (walk.reference, ref_key, blank_value, blank_residual, everything)
+    walk.reference, ref_value, ref_residual = check.compare(update, full)
+    indices = Select(recomputed)(score)
+    walk.reuse, _, _ = check.compare(update, (walk.reuse, key, ref_value, ref_residual, indices))
+    if not bool(torch.isfinite(walk.reuse).all()):
+        raise ExportError(name, "NaN or infinite output", "finite numbers", "check the weights")
+    writer.tick(name)
+
+
+def _project(writer: GraphWriter, tower: Tower, walk: Walk) -> Tensor:
+    module = tower.project()
+    keys = {name: f"projector.{name}" for name, _ in module.named_parameters()}
+    check = writer.write(
+        contracts.PROJECT,
+        module,
+        contracts.PROJECT_CONTRACT,
+        (walk.reference,),
+        kind="project",
+        keys=keys,
+    )
+    (tokens,) = check.compare(module, (walk.reference,))
+    check.compare(module, (walk.reuse,))
+    writer.tick(contracts.PROJECT)
+    return tokens
+
+
+def _prune(writer: GraphWriter, spec: VisionSpec, tokens: Tensor, kept: int) -> None:
+    for scoring in SCORINGS:
+        name = contracts.prune_graph(scoring)
+        memory = contracts.memory_width(scoring, spec.language_width)
+        mean = torch.rand(memory, generator=torch.Generator().manual_seed(2)) * tokens.abs().mean()
+        check = writer.write(
+            name,
+            Prune(scoring, kept),
+            contracts.PRUNE_CONTRACT,
+            (tokens, mean, torch.tensor([1.0])),
+            kind=name,
+            count=kept,
+        )
+        for count, history in ((kept, 0.0), (kept, 5.0), (1, 5.0), (spec.pooled, 5.0)):
+            check.compare(
+                Prune(scoring, count),
+                (tokens, mean, torch.tensor([history])),
+                {contracts.COUNT: count},
+            )
+        writer.tick(name)

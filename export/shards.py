@@ -1,0 +1,133 @@
+"""The safetensors files of a checkpoint: what they hold, and single tensors of them.
+
+Opening reads headers only. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from stc.errors import CheckpointError
+from stc.export.checkpoint_file import FETCH, read_object
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth")
+DTYPES = ("F16", "BF16", "F32", "F64")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies, and as what; `dtype` is safetensors' name of it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Every tensor of a checkpoint by its name on disk; no tensor data is held."""
+
+    directory: Path
+    tensors: Mapping[str, StoredTensor]
+
+    def find(self, name: str) -> StoredTensor:
+        """Where the tensor `name` lies; its data is not read.
+
+        Raises CheckpointError when there is none, or when it is not floating point.
+        """
+        stored = self.tensors.get(name)
+        if stored is None:
+            raise CheckpointError(self.directory, "a tensor is missing", name, FETCH)
+        if stored.dtype not in DTYPES:
+            mend = "use the checkpoint that is not quantised"
+            got = f"stored as {stored.dtype}"
+            raise CheckpointError(f"{stored.file}: {name}", got, " or ".join(DTYPES), mend)
+        return stored
+
+    def load(self, name: str) -> Tensor:
+        """The tensor `name`, read now, as float32.
+
+        Raises CheckpointError when there is none, when it is not floating point or not finite,
+        or when its file has changed for the worse since it was opened.
+        """
+        stored = self.find(name)
+        try:
+            with safe_open(stored.file, framework="pt") as file:
+                tensor: Tensor = file.get_tensor(name).to(torch.float32)
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(stored.file, error) from error
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{stored.file}: {name}", "holds NaN or infinity", "finite weights", FETCH
+            )
+        return tensor
+
+
+def open_shards(directory: Path) -> Shards:
+    """What `model.safetensors`, or else every file its index names, holds.
+
+    Each file's header is read and its length compared with it, so that a truncated download is
+    found here.
+
+    Raises CheckpointError when files are missing, truncated or not safetensors.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in _files(directory):
+        tensors |= _header(file)
+    return Shards(directory, tensors)
+
+
+def _files(directory: Path) -> list[Path]:
+    if (directory / SINGLE).exists():
+        return [directory / SINGLE]
+    if (directory / INDEX).exists():
+        return _indexed(directory)
+    pickled = sorted(file.name for glob in PICKLED for file in directory.glob(glob))
+    if pickled:
+        raise CheckpointError(
+            directory,
+            f"only pickled weights ({pickled[0]}), which can run code when read",
+            SINGLE,
+            "convert them where you trust them: LlavaOnevisionForConditionalGeneration"
+            ".from_pretrained(DIR).save_pretrained(NEW_DIR)",
+        )
+    raise CheckpointError(directory, "no weights", f"{SINGLE} or {INDEX}", FETCH)
+
+
+def _indexed(directory: Path) -> list[Path]:
+    index = directory / INDEX
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(index, "no weight_map", "tensor names and their files", FETCH)
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(index, f"names {name!r}", "a file beside the index", FETCH)
+        if not (directory / name).is_file():
+            raise CheckpointError(index, f"names {name}, which is missing", mend=FETCH)
+    return [directory / name for name in names]
+
+
+def _header(file: Path) -> dict[str, StoredTensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {
+                name: StoredTensor(file, tuple(part.get_shape()), part.get_dtype())
+                for name in opened.keys()  # noqa: SIM118 (no mapping: it has no __iter__)
+                for part in (opened.get_slice(name),)
+            }
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> CheckpointError:
+    got = f"truncated or not a safetensors file ({error})"
+    return CheckpointError(file, got, mend=FETCH)

@@ -1,0 +1,65 @@
+"""The one file that holds the weights of every graph of a bundle.
+
+A tensor is written once under its key; graphs refer to it by offset and length (ONNX external
+data), so that two graphs which share a tensor share its bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALIGNMENT = 4096
+"""Bytes; ONNX Runtime maps external tensors that start on a page."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a tensor lies in the weights file, in bytes."""
+
+    offset: int
+    length: int
+
+
+class WeightsFile:
+    """Appends tensors to the file at `path`; a context manager.
+
+    Raises OSError when the file cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._spans: dict[str, Span] = {}
+
+    def __enter__(self) -> WeightsFile:
+        self._file = self.path.open("wb")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def add(self, key: str, array: NDArray[np.generic]) -> Span:
+        """Where the tensor of `key` lies, after writing it if it is new.
+
+        A known key must come with the same number of bytes, or ValueError is raised.
+        """
+        known = self._spans.get(key)
+        if known is not None:
+            if known.length != array.nbytes:
+                raise ValueError(f"{key}: {array.nbytes} bytes, stored with {known.length}")
+            return known
+        self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+        span = Span(self._file.tell(), array.nbytes)
+        self._file.write(np.ascontiguousarray(array).data)
+        self._file.flush()
+        self._spans[key] = span
+        return span

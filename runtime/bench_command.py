@@ -1,0 +1,96 @@
+"""`stc-bench`: latency of a bundle's tower on this machine, last line one JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from itertools import cycle, islice
+
+from rich.console import Console
+from rich.progress import Progress
+
+from stc import command, settings
+from stc.bundle import Bundle
+from stc.errors import SettingsError
+from stc.runtime import open as opening
+from stc.runtime.bench import Bench
+from stc.runtime.machine import machine_facts
+from stc.runtime.resident import peak_rss_bytes
+from stc.runtime.run_document import write_document
+from stc.runtime.session import StreamSession
+from stc.runtime.torch_side import torch_side
+
+INTERVAL = 4
+"""Reference interval measured by default: the paper's for the cacher alone."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return command.run(lambda: _bench(_parse(arguments)))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.Parser(prog="stc-bench", description=__doc__)
+    opening.add_flags(parser)
+    parser.add_argument("--frames", type=int, default=24, metavar="N", help="frames measured")
+    parser.add_argument("--video", metavar="FILE", help="default: seeded noise")
+    parser.add_argument("--against", choices=("torch",), help="measure PyTorch beside it")
+    parser.add_argument("--checkpoint", metavar="DIR_OR_ID", help="weights for --against torch")
+    parser.add_argument(
+        "--json", default="-", metavar="OUT", help="file, or - for stdout (default)"
+    )
+    settings.add_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def _bench(flags: argparse.Namespace) -> int:
+    if flags.frames < 1:
+        raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
+    start = time.perf_counter()
+    bundle = Bundle.open(flags.bundle)
+    spec = bundle.manifest.vision
+    default = replace(bundle.manifest.default_settings, reference_interval=INTERVAL)
+    chosen = settings.from_flags(flags, default, spec.pooled)
+    tower = opening.open_tower(bundle, flags.device)
+    load_s = time.perf_counter() - start
+    session = StreamSession(tower, chosen)
+    bench = Bench(session)
+    frames = cycle(opening.frames(flags.video, flags.frames))
+    bench.warm_up(islice(frames, chosen.reference_interval))
+    rss = peak_rss_bytes()
+    with ExitStack() as stack:
+        stream = None
+        if flags.against:
+            stream = stack.enter_context(torch_side(bundle, flags.checkpoint)).stream
+            for frame in islice(frames, chosen.reference_interval):
+                bench.measure(frame, stream)
+            bench = Bench(session)
+        console = Console(stderr=True)
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            for frame in progress.track(islice(frames, flags.frames), flags.frames):
+                bench.measure(frame, stream)
+    document = {
+        "bundle": bundle.manifest.provenance.checkpoint,
+        "precision": bundle.manifest.provenance.precision,
+        "backend": tower.backend.name,
+        "settings": asdict(chosen),
+        "video": flags.video,
+        "load_s": load_s,
+        "peak_rss_bytes": rss,
+        **bench.figures(),
+        "machine": machine_facts(),
+    }
+    if flags.json == "-":
+        print(json.dumps(document))
+    else:
+        write_document(flags.json, document)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""The overlay: the video again, with the tokens that were recomputed and kept marked on it.
+
+PyAV and Pillow are imported when a writer is made, so that this module loads without them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from stc.errors import VideoError
+from stc.runtime.frame import Frame
+from stc.runtime.report import FrameReport
+from stc.runtime.whole_file import whole_file
+
+if TYPE_CHECKING:
+    from av import VideoFrame, VideoStream
+    from av.container import OutputContainer
+    from PIL.Image import Image
+
+    from stc.runtime.canvas import Canvas
+
+_FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+_ENCODERS: dict[str, dict[str, str]] = {
+    "libx264": {"preset": "veryfast", "crf": "20"},
+    "mpeg4": {"flags": "+qscale", "global_quality": "354"},  # 3 x FF_QP2LAMBDA
+}
+_BT601 = 6  # AVColorSpace of what swscale makes of RGB; untagged, players guess by picture size
+
+
+class OverlayWriter:
+    """Writes a video of the frames it is given, marked with what their reports say.
+
+    `path` ends in .mp4, .mov or .mkv. It appears, whole, when the `with` block ends well; when
+    the block raises, whatever stood there before stays untouched. `side` and `pooled_side` are
+    the model's tokens along one side, `covered` the share of that side they see, `fps` the frames
+    per second of the result. Size and scale follow the first frame.
+
+    Raises VideoError when PyAV or Pillow is missing, the ending is unknown, `fps` is not
+    positive, the path cannot be written, the disk is full, or no frame was added.
+    """
+
+    def __init__(
+        self, path: Path | str, side: int, pooled_side: int, fps: float, covered: float = 1.0
+    ) -> None:
+        _require_libraries()
+        self._path = Path(path)
+        if self._path.suffix.lower() not in _FORMATS:
+            raise VideoError(
+                self._path, f"unknown ending {self._path.suffix!r}", " or ".join(_FORMATS)
+            )
+        if not (math.isfinite(fps) and fps > 0):
+            raise VideoError(self._path, f"{fps} frames per second", "a positive number")
+        self._rate = Fraction(fps).limit_denominator(1001)
+        self._side = side
+        self._geometry = (side, pooled_side, covered)
+        self._still: Image | None = None
+        self._still_concentration = -1.0
+
+    def __enter__(self) -> OverlayWriter:
+        import av
+
+        self._canvas: Canvas | None = None
+        self._frames = 0
+        with self._one_line_errors(), ExitStack() as stack:
+            file = stack.enter_context(whole_file(self._path))
+            self._container: OutputContainer = av.open(
+                file, "w", format=_FORMATS[self._path.suffix.lower()]
+            )
+            stack.push(self._close)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._one_line_errors():
+            self._open.__exit__(kind, error, trace)
+
+    def add(self, frame: Frame, report: FrameReport) -> None:
+        """Append `frame`, marked with `report`.
+
+        Raises VideoError when it cannot be written.
+        """
+        from av import VideoFrame
+
+        from stc.runtime.canvas import Canvas
+
+        with self._one_line_errors():
+            if self._canvas is None:
+                self._canvas = Canvas(frame, *self._geometry)
+                self._stream = self._add_stream(self._canvas)
+            picture = self._canvas.draw(frame, report)
+            self._remember(picture, report)
+            video_frame = VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+            video_frame.pts = self._frames
+            self._frames += 1
+            self._encode(video_frame)
+
+    def save_still(self, path: Path | str) -> None:
+        """`path` holds, as a PNG, the reuse frame whose recomputed tokens lie closest together.
+
+        There the cacher found what moved; scattered tokens are noise. Without a reuse frame it
+        is the last reference frame. May be called inside the `with` block or after it.
+
+        Raises VideoError when no frame was added or the file cannot be written.
+        """
+        if self._still is None:
+            raise VideoError(path, "no frame to save", "a video of at least one frame")
+        try:
+            with whole_file(Path(path)) as file:
+                self._still.save(file, format="PNG", optimize=True)
+        except OSError as error:
+            raise VideoError(path, f"cannot be written ({error.strerror or error})") from error
+
+    def _add_stream(self, canvas: Canvas) -> VideoStream:
+        from av import Codec
+        from av.codec.codec import UnknownCodecError
+
+        name: Literal["libx264", "mpeg4"] = "libx264"
+        try:
+            Codec(name, "w")
+        except UnknownCodecError:
+            name = "mpeg4"  # always there; wheels without GPL parts lack libx264
+        stream = self._container.add_stream(name, rate=self._rate, options=_ENCODERS[name])
+        stream.width, stream.height = canvas.width_px, canvas.height_px
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.colorspace = _BT601
+        return stream
+
+    def _encode(self, frame: VideoFrame | None) -> None:
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+
+    def _close(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        from av.error import FFmpegError
+
+        if error is None and self._canvas is not None:
+            self._encode(None)
+            self._container.close()
+            return
+        # The file goes away in any case: what closing says would hide the first error.
+        with suppress(FFmpegError, OSError):
+            self._container.close()
+        if error is None:
+            raise VideoError(self._path, "no frame to write", "a video of at least one frame")
+
+    def _remember(self, picture: Image, report: FrameReport) -> None:
+        if report.kind == "reference":
+            if self._still_concentration < 0:
+                self._still = picture
+            return
+        concentration = _concentration(report, self._side)
+        if concentration > self._still_concentration:
+            self._still, self._still_concentration = picture, concentration
+
+    @contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        from av.error import FFmpegError
+
+        try:
+            yield
+        except (FFmpegError, OSError) as error:
+            raise VideoError(
+                self._path,
+                f"cannot be written ({error.strerror or error})",
+                mend="check its folder and the space left, or choose another path",
+            ) from error
+
+
+def _concentration(report: FrameReport, side: int) -> float:
+    """Neighbouring pairs per recomputed token: near 2 for one solid patch, 0 when scattered."""
+    cells = np.zeros(side * side, dtype=bool)
+    cells[report.recomputed] = True
+    grid = cells.reshape(side, side)
+    pairs = np.sum(grid[1:] & grid[:-1]) + np.sum(grid[:, 1:] & grid[:, :-1])
+    return float(pairs) / max(1, len(report.recomputed))
+
+
+def _require_libraries() -> None:
+    try:
+        import av  # noqa: F401
+        import PIL  # noqa: F401
+    except ImportError as missing:
+        raise VideoError(
+            "overlay", f"{missing.name} is not installed", mend="pip install 'stc[video]'"
+        ) from missing

@@ -1,0 +1,41 @@
+"""What one pushed frame did: the value every display, file and benchmark reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FrameKind = Literal["reference", "reuse"]
+
+STAGES = ("preprocess", "vision", "project", "prune")
+"""Stages of a frame in running order; keys of `FrameReport.stage_ms`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameReport:
+    """One frame's outcome.
+
+    index: number of the frame in its stream, from 0.
+    time_s: presentation time in the source.
+    kind: reference frame or reuse frame.
+    recomputed: indices int64 [M], ascending, of the tokens recomputed in block 0, out of T;
+        all T on a reference frame. Layerwise selection may choose others in later blocks.
+    kept: indices int64 [k], ascending, of the tokens kept, out of n.
+    tokens: float [k, D], the kept tokens, on the host; the caller owns the array.
+    stage_ms: wall time by stage of STAGES.
+    engine_ms: wall time inside engines; the rest of `total_ms` is the host's.
+    total_ms: wall time of the push.
+    """
+
+    index: int
+    time_s: float
+    kind: FrameKind
+    recomputed: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    tokens: NDArray[np.floating]
+    stage_ms: dict[str, float]
+    engine_ms: float
+    total_ms: float

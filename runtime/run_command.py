@@ -1,0 +1,142 @@
+"""`stc-run`: stream a video or camera through a bundle and show what STC saves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+
+from rich.console import Console
+
+from stc import command, settings
+from stc.bundle import Bundle
+from stc.errors import SettingsError
+from stc.runtime import open as opening
+from stc.runtime.comparison import compare_with_dense
+from stc.runtime.fidelity import Fidelity
+from stc.runtime.frame import Frame
+from stc.runtime.live_table import LiveTable
+from stc.runtime.metrics import StreamMetrics
+from stc.runtime.overlay import OverlayWriter
+from stc.runtime.run_document import run_document, write_document
+from stc.runtime.session import StreamSession
+from stc.runtime.summary import print_summary
+from stc.runtime.video import open_video
+from stc.runtime.video_source import VideoSource
+from stc.settings import PRESETS
+
+OVERLAY_FPS = 5.0
+"""Frames per second of an overlay whose source names no rate."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code. Ctrl-C ends the stream, not the command."""
+    return command.run(lambda: _run(_parse(arguments)))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.Parser(prog="stc-run", description=__doc__)
+    opening.add_flags(parser)
+    parser.add_argument(
+        "--video", required=True, metavar="SOURCE", help="file, /dev/videoN or rtsp:// address"
+    )
+    parser.add_argument("--fps", type=float, metavar="F", help="frames sampled per second")
+    parser.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
+    parser.add_argument("--overlay", type=Path, metavar="OUT.mp4", help="draw what was computed")
+    parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
+    parser.add_argument(
+        "--compare-dense",
+        action="store_true",
+        help="run every frame dense as well, in turns, and compare time and tokens",
+    )
+    settings.add_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def _run(flags: argparse.Namespace) -> int:
+    if flags.frames is not None and flags.frames < 1:
+        raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
+    bundle = Bundle.open(flags.bundle)
+    manifest = bundle.manifest
+    spec = manifest.vision
+    chosen = settings.from_flags(flags, manifest.default_settings, spec.pooled)
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        source = stack.enter_context(open_video(flags.video, fps=flags.fps))
+        overlay = None
+        if flags.overlay is not None:
+            rate = flags.fps or source.rate or OVERLAY_FPS
+            overlay = stack.enter_context(
+                OverlayWriter(
+                    flags.overlay, spec.side, spec.pooled_side, rate, covered=spec.covered
+                )
+            )
+        tower = opening.open_tower(bundle, flags.device)
+        session = StreamSession(tower, chosen)
+        metrics = StreamMetrics(spec.tokens, spec.pooled)
+        dense = StreamSession(tower, PRESETS["off"]) if flags.compare_dense else None
+        dense_metrics = StreamMetrics(spec.tokens, spec.pooled)
+        fidelity = Fidelity()
+        table = stack.enter_context(
+            LiveTable(spec.tokens, spec.pooled, expected=_expected(source, flags), console=console)
+        )
+        start = time.perf_counter()
+        try:
+            for frame in _taken(source, flags.frames):
+                report = session.push(frame)
+                metrics.add(report)
+                table.count(
+                    dropped_frames=source.dropped,
+                    broken_frames=source.broken,
+                    reconnects=source.reconnects,
+                )
+                table.add(report)
+                if dense is not None:
+                    dense_report = dense.push(frame)
+                    dense_metrics.add(dense_report)
+                    fidelity.add(report, dense_report)
+                if overlay is not None:
+                    overlay.add(frame, report)
+        except KeyboardInterrupt:
+            console.print("interrupted; this is the stream so far")
+        wall_s = time.perf_counter() - start
+        if overlay is not None and metrics.summary().frames:
+            overlay.save_still(flags.overlay.with_suffix(".png"))
+    summary = metrics.summary(
+        wall_s=wall_s,
+        broken_frames=source.broken,
+        dropped_frames=source.dropped,
+        reconnects=source.reconnects,
+    )
+    comparison = compare_with_dense(summary, dense_metrics.summary() if dense else None)
+    print_summary(console, summary, comparison)
+    if dense is not None:
+        console.print(fidelity.line(), highlight=False)
+    document = run_document(
+        summary, settings=chosen, bundle=manifest.provenance.checkpoint, comparison=comparison
+    )
+    document["fidelity"] = fidelity.to_json() if dense is not None else None
+    if flags.json == "-":
+        print(json.dumps(document))
+    elif flags.json:
+        write_document(flags.json, document)
+    return 0
+
+
+def _taken(source: VideoSource, most: int | None) -> Iterator[Frame]:
+    return islice(source, most)
+
+
+def _expected(source: VideoSource, flags: argparse.Namespace) -> int | None:
+    if source.frames_expected is None or flags.frames is None:
+        return source.frames_expected or flags.frames
+    return min(source.frames_expected, int(flags.frames))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""A stream session: frames in, kept tokens out.
+
+Knows the reference schedule and the pruner's memory; knows nothing of where frames come from or
+how results are shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.contracts import (
+    COUNT,
+    FRAME_MEAN,
+    HIDDEN,
+    HISTORY_COUNT,
+    HISTORY_MEAN,
+    KEPT,
+    KEPT_INDICES,
+    TOKENS,
+)
+from stc.engines.engine import Tensor
+from stc.errors import NonFiniteError
+from stc.pruner import PrunerMemory
+from stc.runtime.frame import Frame
+from stc.runtime.preprocess import Preprocessor
+from stc.runtime.report import FrameKind, FrameReport
+from stc.runtime.tower import VisionTower
+from stc.runtime.vision import StreamVision
+from stc.settings import Settings
+
+
+class StreamSession:
+    """One video stream through a tower; several sessions may share one tower.
+
+    Memory is fixed when the session is made: the references (`references_bytes`), a few work
+    buffers and the pruner's memory.
+
+    Raises SettingsError when the settings do not fit the model.
+    """
+
+    def __init__(self, tower: VisionTower, settings: Settings) -> None:
+        spec = tower.spec
+        self.tower = tower
+        self.settings = settings
+        self.recomputed = settings.recomputed(spec.tokens)
+        self.kept = settings.kept(spec.pooled)
+        self.frame_index = 0
+        self._preprocess = Preprocessor(spec, dtype=tower.dtype)
+        self._vision = StreamVision(tower)
+        self._memory = PrunerMemory(
+            settings.pruner, width=spec.language_width, window=settings.anchor_window
+        )
+        self._all_tokens = np.arange(spec.tokens, dtype=np.int64)
+        self._all_pooled = np.arange(spec.pooled, dtype=np.int64)
+        self._kept_count = tower.backend.to_device(np.array([self.kept], np.int64))
+
+    @property
+    def references_bytes(self) -> int:
+        """Bytes the session's references hold."""
+        return self._vision.references.size_bytes
+
+    def push(self, frame: Frame) -> FrameReport:
+        """The report of `frame`, computed now as reference or reuse frame.
+
+        Raises VideoError for pixels that are not an image, EngineError when a graph fails and
+        NonFiniteError naming graph and frame when one yields NaN. After an error the session
+        can be used on: the next frame becomes a reference frame.
+        """
+        index = self.frame_index
+        self.frame_index += 1
+        due = self.settings.is_reference(index) or not self._vision.references.valid
+        kind: FrameKind = "reference" if due else "reuse"
+        self._vision.engine_ms = 0.0
+        marks = [time.perf_counter()]
+        pixel_values = self._preprocess(frame.rgb)
+        marks.append(time.perf_counter())
+        try:
+            hidden, recomputed = self._tower(pixel_values, kind)
+            marks.append(time.perf_counter())
+            tokens = self._project(hidden)
+            marks.append(time.perf_counter())
+            kept_tokens, kept, frame_mean = self._prune(tokens)
+            if not np.isfinite(kept_tokens).all():
+                self._name_culprit(pixel_values, kind, index)
+        except BaseException:
+            self._vision.references.valid = False
+            raise
+        if frame_mean is not None:
+            self._memory.push(frame_mean)
+        marks.append(time.perf_counter())
+        stages = np.diff(marks) * 1e3
+        return FrameReport(
+            index=index,
+            time_s=frame.time_s,
+            kind=kind,
+            recomputed=recomputed,
+            kept=kept,
+            tokens=kept_tokens,
+            stage_ms=dict(
+                zip(("preprocess", "vision", "project", "prune"), map(float, stages), strict=True)
+            ),
+            engine_ms=self._vision.engine_ms,
+            total_ms=(marks[-1] - marks[0]) * 1e3,
+        )
+
+    def _tower(
+        self, pixel_values: NDArray[np.floating], kind: FrameKind
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        if kind == "reference":
+            return self._vision.reference(pixel_values), self._all_tokens
+        hidden, chosen = self._vision.reuse(pixel_values, self.recomputed, self.settings.selection)
+        return hidden, self.tower.backend.to_host(chosen[0])
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        return self._vision.run(self.tower.project, {HIDDEN: hidden})[TOKENS]
+
+    def _prune(
+        self, tokens: Tensor
+    ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32] | None]:
+        """kept [k, D] and their indices [k] on the host, and the frame's mean [P] to remember."""
+        backend = self.tower.backend
+        if self.kept == self.tower.spec.pooled:
+            return backend.to_host(tokens), self._all_pooled, None
+        outputs = self._vision.run(
+            self.tower.prune(self.settings.pruner),
+            {
+                TOKENS: tokens,
+                HISTORY_MEAN: backend.to_device(self._memory.mean),
+                HISTORY_COUNT: backend.to_device(np.array([self._memory.count], np.float32)),
+                COUNT: self._kept_count,
+            },
+        )
+        return (
+            backend.to_host(outputs[KEPT]),
+            backend.to_host(outputs[KEPT_INDICES]),
+            backend.to_host(outputs[FRAME_MEAN]),
+        )
+
+    def _name_culprit(
+        self, pixel_values: NDArray[np.floating], kind: FrameKind, frame_index: int
+    ) -> None:
+        """Run the frame again, looking at every output; always raises NonFiniteError."""
+
+        def look(graph: str, outputs: Mapping[str, Tensor]) -> None:
+            for name, tensor in outputs.items():
+                if not np.isfinite(self.tower.backend.to_host(tensor)).all():
+                    raise NonFiniteError(
+                        f"graph {graph}, frame {frame_index}",
+                        f"NaN or infinity in {name}",
+                        "finite numbers",
+                        "try --precision fp32 at export, or another checkpoint",
+                    )
+
+        self._vision.observer = look
+        try:
+            hidden, _ = self._tower(pixel_values, kind)
+            self._prune(self._project(hidden))
+        finally:
+            self._vision.observer = None
+        raise NonFiniteError(f"frame {frame_index}", "NaN or infinity, not seen again on a re-run")

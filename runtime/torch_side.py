@@ -1,0 +1,54 @@
+"""The PyTorch side of a comparison; the one door from the runtime to `stc.export`.
+
+torch is imported when it is asked for, never when this module is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from stc.bundle import Bundle
+from stc.errors import CheckpointError, StcError
+from stc.runtime.parity_graphs import TorchRun
+from stc.runtime.parity_streams import TorchStream
+
+
+@dataclass(frozen=True)
+class TorchSide:
+    """PyTorch with a bundle's weights: single graphs, and whole streams."""
+
+    run_graph: TorchRun
+    stream: TorchStream
+
+
+@contextmanager
+def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchSide]:
+    """PyTorch with the weights `bundle` was made of; `checkpoint` says where a real one lies.
+
+    Raises CheckpointError when the checkpoint is needed and not given, or is another model;
+    StcError when the export extra is not installed.
+    """
+    try:
+        from stc.export.reference import TorchVision
+        from stc.export.torch_graphs import TorchGraphs
+        from stc.export.weights import open_weights
+    except ImportError as error:
+        raise StcError(
+            "PyTorch", f"cannot be imported ({error})", mend="pip install 'stc[export]'"
+        ) from error
+    provenance = bundle.manifest.provenance
+    if provenance.weights == "checkpoint" and checkpoint is None:
+        raise CheckpointError(
+            f"{bundle.root}",
+            f"made of checkpoint {provenance.checkpoint}, which was not given",
+            mend="add --checkpoint DIR_OR_ID",
+        )
+    kind = "checkpoint" if checkpoint is not None else provenance.weights
+    with open_weights(kind, checkpoint) as weights:
+        if weights.spec != bundle.manifest.vision:
+            raise CheckpointError(
+                weights.name, "another model than the bundle's", provenance.checkpoint
+            )
+        yield TorchSide(TorchGraphs(weights), TorchVision(weights))

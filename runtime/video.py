@@ -1,0 +1,145 @@
+"""Opening a video: files, cameras and streams by the name a user gives.
+
+Needs no PyAV to be imported; only `open_video` does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from stc.errors import VideoError
+from stc.runtime.video_sampler import Sampler
+from stc.runtime.video_source import Reconnection, VideoSource, without_credentials
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "tcp", "udp", "srt")
+FILE_SCHEMES = ("http", "https", "file")
+
+OPEN_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 10.0
+"""How long a server may stay silent when asked, and between two packets."""
+
+_TIMEOUTS_S = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
+_CAMERA = re.compile(r"/dev/(video\d+|v4l/.+)")
+# Picture and sound on one TCP connection lose nothing on the way; sound is not even asked for.
+_RTSP_OPTIONS = {"rtsp_transport": "tcp", "allowed_media_types": "video"}
+
+
+def open_video(
+    source: str, *, fps: float | None = None, reconnection: Reconnection | None = None
+) -> VideoSource:
+    """`source` opened; close it, or use it in a `with`.
+
+    source: a path, file:// or http(s):// address, read to its end without dropping a frame; or
+        /dev/videoN (V4L2) or an rtsp, rtmp, rtp, tcp, udp or srt address, which are live: the
+        newest frame wins.
+    fps: frames sampled per second by presentation time: for each k/fps the first frame not
+        earlier; None for every frame.
+    reconnection: how long a lost live source is waited for; None for Reconnection().
+
+    Raises SettingsError when fps is not a positive finite number; VideoError when PyAV is not
+    installed, or the source cannot be opened or has no video.
+    """
+    # Checked before anything is opened, so that a wrong rate leaves nothing to close.
+    Sampler(fps, 0.0)
+    if not source:
+        raise VideoError("--video", "got nothing", "a file, /dev/videoN or an rtsp:// address")
+    _require_av()
+    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", source, re.IGNORECASE)
+    if scheme is None:
+        live = _CAMERA.fullmatch(source) is not None
+    elif scheme[1].lower() in LIVE_SCHEMES:
+        live = True
+    elif scheme[1].lower() in FILE_SCHEMES:
+        live = False
+    else:
+        raise VideoError(
+            without_credentials(source),
+            f"unknown address {scheme[1]}://",
+            f"a file, /dev/videoN or one of {', '.join((*LIVE_SCHEMES, *FILE_SCHEMES))}",
+        )
+    if live:
+        return _open_live(source, fps, reconnection or Reconnection())
+    return _open_file(source, fps)
+
+
+def _require_av() -> None:
+    try:
+        importlib.import_module("av")
+    except ImportError as error:
+        raise VideoError(
+            "PyAV", f"cannot be imported ({error})", mend="pip install 'stc[video]'"
+        ) from error
+
+
+def _open_live(source: str, fps: float | None, reconnection: Reconnection) -> VideoSource:
+    import av
+
+    from stc.runtime.video_live import LiveVideo
+
+    def connect() -> InputContainer:
+        options = _RTSP_OPTIONS if source.lower().startswith("rtsp") else {}
+        return av.open(source, "r", options=options, timeout=_TIMEOUTS_S)
+
+    def camera() -> InputContainer:
+        return av.open(source, "r", format="v4l2")
+
+    if "://" in source:
+        return LiveVideo(connect, source, fps=fps, reconnection=reconnection)
+    _check_camera(source)
+    return LiveVideo(camera, source, fps=fps, reconnection=reconnection)
+
+
+def _open_file(source: str, fps: float | None) -> VideoSource:
+    import av
+    from av.error import FFmpegError
+
+    from stc.runtime.video_errors import unreadable
+    from stc.runtime.video_file import VideoFile
+
+    remote = source.lower().startswith("http")
+    if source.lower().startswith("file://"):
+        source = url2pathname(urlsplit(source).path)
+    try:
+        if remote:
+            container = av.open(source, "r", timeout=_TIMEOUTS_S)
+        else:
+            _check_path(source)
+            # The prefix keeps libav from reading "12:30.mp4" as an address of scheme 12.
+            container = av.open(f"file:{source}", "r")
+    except FFmpegError as error:
+        raise unreadable(without_credentials(source), error) from error
+    if container.format.name == "tty":
+        # libav plays plain text files as terminal recordings.
+        container.close()
+        raise VideoError(source, "a text file", "a video")
+    return VideoFile(container, source, fps=fps)
+
+
+def _check_path(path: str) -> None:
+    """Raises VideoError when `path` cannot be a video, in better words than libav's."""
+    try:
+        status = Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VideoError(path, "no such file", mend="check the path") from error
+    except (OSError, ValueError) as error:
+        raise VideoError(path, f"cannot be opened ({error})", "a video file") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoError(path, "a folder", "a video file", "name a file inside it")
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+        raise VideoError(path, "an empty file", "a video", "copy or record it again")
+
+
+def _check_camera(path: str) -> None:
+    if not Path(path).exists():
+        found = sorted(str(device) for device in Path("/dev").glob("video*"))
+        mend = f"cameras here: {', '.join(found)}" if found else "no camera is connected here"
+        raise VideoError(path, "no such device", mend=mend)

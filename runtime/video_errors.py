@@ -1,0 +1,64 @@
+"""What libav's errors mean to someone who wants to watch a video."""
+
+from __future__ import annotations
+
+import av.error
+
+from stc.errors import VideoError
+
+_MENDS: tuple[tuple[type[Exception], str, str], ...] = (
+    (
+        av.error.ConnectionRefusedError,
+        "connection refused",
+        "check that the camera or server is on, and its address and port",
+    ),
+    (
+        av.error.HTTPUnauthorizedError,
+        "user name or password refused",
+        "write them into the address: SCHEME://USER:PASSWORD@HOST/..",
+    ),
+    (av.error.HTTPClientError, "refused by the server", "check the address"),
+    (
+        av.error.PermissionError,
+        "permission denied",
+        "check who may read it; cameras belong to the group video",
+    ),
+    (
+        av.error.ProtocolNotFoundError,
+        "this build of PyAV cannot read such addresses",
+        "use rtsp, tcp, udp or http",
+    ),
+    (av.error.ExitError, "no answer in time", "check its address, and that it is sending"),
+    (av.error.TimeoutError, "no answer in time", "check its address, and that it is sending"),
+    (
+        av.error.InvalidDataError,
+        "not a video, or damaged from the start",
+        "play it with ffplay, or write it again with ffmpeg",
+    ),
+    (
+        av.error.EOFError,
+        "ends before its first frame",
+        "play it with ffplay, or write it again with ffmpeg",
+    ),
+)
+
+
+def reason(error: Exception) -> str:
+    """`error` in few words, without the address, which may hold a password."""
+    for kind, words, _ in _MENDS:
+        if isinstance(error, kind):
+            return words
+    return _words_of_libav(error)
+
+
+def unreadable(name: str, error: av.error.FFmpegError) -> VideoError:
+    """The VideoError that says in one line why source `name` could not be opened."""
+    for kind, words, mend in _MENDS:
+        if isinstance(error, kind):
+            return VideoError(name, f"{words} ({_words_of_libav(error)})", mend=mend)
+    return VideoError(name, f"cannot be opened ({_words_of_libav(error)})", mend="check it")
+
+
+def _words_of_libav(error: Exception) -> str:
+    words = error.strerror if isinstance(error, av.error.FFmpegError) else None
+    return (words or str(error) or type(error).__name__).lower()

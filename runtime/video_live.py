@@ -1,0 +1,169 @@
+"""A live video: the newest frame of a camera or stream. Imports PyAV; see `stc.runtime.video`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from numpy.typing import NDArray
+
+from stc.errors import VideoError
+from stc.runtime.frame import Frame
+from stc.runtime.video_clock import Clock
+from stc.runtime.video_decoder import Decoder
+from stc.runtime.video_errors import reason, unreadable
+from stc.runtime.video_sampler import Sampler
+from stc.runtime.video_source import Reconnection, VideoSource
+
+CLOSE_WAIT_S = 2.0
+"""How long `close` waits for a reader that is blocked inside libav."""
+
+
+class LiveVideo(VideoSource):
+    """The newest frame of a source that does not wait, at `fps` (None: all).
+
+    A thread reads without pause and keeps the newest sampled frame only, so that a slow consumer
+    sees fewer frames, not later ones. Frames are numbered as they are handed out, without gaps.
+
+    `opener` returns the source, opened, or raises FFmpegError; it is called again, from the
+    thread, whenever the source ends or fails. Every container it returned is closed by the
+    thread, at the latest when a read that blocks at `close` comes back.
+
+    Raises VideoError, from the constructor when the source cannot be opened or has no video
+    stream, while iterating when nothing could be decoded for `reconnection.give_up_s`.
+    """
+
+    is_live = True
+
+    def __init__(
+        self,
+        opener: Callable[[], InputContainer],
+        source: str,
+        *,
+        fps: float | None,
+        reconnection: Reconnection,
+    ) -> None:
+        super().__init__(source)
+        self._opener = opener
+        self._reconnection = reconnection
+        try:
+            decoder = self._open()
+        except FFmpegError as error:
+            raise unreadable(self.name, error) from error
+        self.rate = decoder.rate
+        self._sampler = Sampler(fps, decoder.tick_s)
+        self._clock = Clock(decoder.period_s)
+        self._handed_out = 0
+        # Shared with the thread, under `_changed`, except for the flag and the two plain values.
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        self._newest: tuple[float, NDArray[np.uint8]] | None = None
+        self._failure: BaseException | None = None
+        self._alive_at_s = time.monotonic()
+        self._trouble = "no frame came"
+        self._reader = threading.Thread(
+            target=self._follow, args=(decoder,), name=f"reader of {self.name}", daemon=True
+        )
+        self._reader.start()
+
+    def __next__(self) -> Frame:
+        with self._changed:
+            newest = self._wait_for_newest()
+        if newest is None:
+            self.close()
+            raise VideoError(
+                self.name,
+                f"no frame for {self._reconnection.give_up_s:g} s ({self._trouble})",
+                mend="check that the camera or server is on, and the network",
+            )
+        time_s, rgb = newest
+        self._handed_out += 1
+        return Frame(index=self._handed_out - 1, time_s=time_s, rgb=rgb)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed.set()
+            self._changed.notify_all()
+        self._reader.join(CLOSE_WAIT_S)
+
+    def _wait_for_newest(self) -> tuple[float, NDArray[np.uint8]] | None:
+        """The newest frame, taken out; None when none came in time."""
+        while not self._closed.is_set():
+            if self._newest is not None:
+                newest, self._newest = self._newest, None
+                return newest
+            if self._failure is not None:
+                raise self._failure
+            left_s = self._alive_at_s + self._reconnection.give_up_s - time.monotonic()
+            if left_s <= 0:
+                return None
+            self._changed.wait(left_s)
+        raise StopIteration
+
+    def _follow(self, decoder: Decoder | None) -> None:
+        """The thread: read until closed, and open again what was lost."""
+        wait_s = self._reconnection.first_wait_s
+        try:
+            while True:
+                if decoder is not None and self._read(decoder):
+                    wait_s = self._reconnection.first_wait_s
+                if self._closed.wait(wait_s):
+                    return
+                wait_s = min(2 * wait_s, self._reconnection.longest_wait_s)
+                decoder = self._reopen()
+        except BaseException as error:
+            # Not lost: the consumer raises it.
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _open(self) -> Decoder:
+        return Decoder(self._opener(), self.name)
+
+    def _reopen(self) -> Decoder | None:
+        try:
+            decoder = self._open()
+        except FFmpegError as error:
+            self._trouble = reason(error)
+            return None
+        except VideoError as error:
+            # A camera that is starting up may answer before it has video.
+            self._trouble = str(error)
+            return None
+        self.reconnects += 1
+        return decoder
+
+    def _read(self, decoder: Decoder) -> bool:
+        """Read until the source is lost or closed; whether any frame was decoded."""
+        decoded = 0
+        try:
+            for picture in decoder.pictures():
+                if self._closed.is_set():
+                    return False
+                if picture is None:
+                    self.broken += 1
+                    continue
+                if decoded == 0 and self.reconnects:
+                    self._clock.restart(time.monotonic() - self._alive_at_s)
+                decoded += 1
+                self._alive_at_s = time.monotonic()
+                time_s = self._clock.time_s(decoder.stamp_s(picture))
+                if self._sampler.takes(time_s):
+                    self._put(time_s, decoder.rgb(picture))
+            self._trouble = "the stream ended"
+        except FFmpegError as error:
+            self._trouble = reason(error)
+        finally:
+            decoder.close()
+        return decoded > 0
+
+    def _put(self, time_s: float, rgb: NDArray[np.uint8]) -> None:
+        with self._changed:
+            if self._newest is not None:
+                self.dropped += 1
+            self._newest = (time_s, rgb)
+            self._changed.notify()

@@ -1,0 +1,86 @@
+"""A video source: what files and cameras have in common."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import ClassVar, TypeVar
+
+from stc.errors import SettingsError
+from stc.runtime.frame import Frame
+
+_Source = TypeVar("_Source", bound="VideoSource")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconnection:
+    """How long a live source that was lost is waited for.
+
+    The waits between attempts start at `first_wait_s` and double up to `longest_wait_s`;
+    `give_up_s` after the last decoded frame the source ends with a VideoError.
+
+    Raises SettingsError for a wait that is not positive.
+    """
+
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 8.0
+    give_up_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, wait_s in vars(self).items():
+            if not wait_s > 0:
+                raise SettingsError(f"Reconnection.{name}", f"got {wait_s}", "more than 0 seconds")
+
+
+class VideoSource(ABC, Iterator[Frame]):
+    """The frames of one source, in order; release it with `close`, or by leaving its `with`.
+
+    name: the source as the user wrote it, without user name and password.
+    is_live: whether frames come at the source's pace, so that late ones are dropped.
+    dropped: sampled live frames never handed out, because a newer one came first.
+    broken: frames or packets that could not be decoded and were skipped.
+    reconnects: times a lost live source was opened again.
+    frames_expected: estimate of the sampled frames of a file; None if unknown, or live.
+    rate: frames per second the source declares; None if it declares none.
+    """
+
+    is_live: ClassVar[bool]
+
+    def __init__(self, source: str) -> None:
+        self.name = without_credentials(source)
+        self.dropped = 0
+        self.broken = 0
+        self.reconnects = 0
+        self.frames_expected: int | None = None
+        self.rate: float | None = None
+
+    @abstractmethod
+    def __next__(self) -> Frame:
+        """The next sampled frame.
+
+        Raises StopIteration at the end of a file and after `close`; VideoError when the source
+        cannot be read on.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """The source is released and iteration ends; closing again does nothing."""
+
+    def __enter__(self: _Source) -> _Source:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def without_credentials(source: str) -> str:
+    """`source` fit for an error line: `rtsp://user:password@host/` shows as `rtsp://***@host/`."""
+    return re.sub(r"(?<=://)[^/]*@", "***@", source)

@@ -1,0 +1,60 @@
+"""How far one tensor is from another: the three figures every comparison reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Difference:
+    """max_abs: largest absolute difference. relative_l2: |got - expected| / |expected|.
+    min_cosine: lowest cosine of a row (last axis) of one to the same row of the other."""
+
+    max_abs: float
+    relative_l2: float
+    min_cosine: float
+
+    def worse(self, other: Difference) -> Difference:
+        """The worse of both in every figure."""
+        return Difference(
+            max(self.max_abs, other.max_abs),
+            max(self.relative_l2, other.relative_l2),
+            min(self.min_cosine, other.min_cosine),
+        )
+
+
+def difference(expected: NDArray[Any], got: NDArray[Any]) -> Difference:
+    """The difference of `got` from `expected`, arrays of one shape, computed in float64.
+
+    NaN anywhere makes every figure NaN, so that no comparison with a limit holds.
+    """
+    a, b = expected.astype(np.float64), got.astype(np.float64)
+    error = b - a
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    dots = (a * b).sum(axis=-1)
+    # Two rows of zeros point the same way.
+    cosines = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), 1.0)
+    if not np.isfinite(error).all():
+        return Difference(np.nan, np.nan, np.nan)
+    return Difference(
+        max_abs=float(np.abs(error).max(initial=0.0)),
+        relative_l2=float(np.linalg.norm(error)) / max(float(np.linalg.norm(a)), 1e-30),
+        min_cosine=float(cosines.min(initial=1.0)),
+    )
+
+
+def selection_gap(rank: NDArray[Any], chosen: NDArray[np.int64]) -> float:
+    """How far `chosen` is from the len(chosen) lowest of `rank`: 0 when it is a lowest set.
+
+    Otherwise by how much the worst chosen exceeds the best that was left out, in units of rank:
+    a gap below rounding is a tie, not an error.
+    """
+    left = np.ones(len(rank), bool)
+    left[chosen] = False
+    if not left.any() or not len(chosen):
+        return 0.0
+    return max(0.0, float(rank[chosen].max()) - float(rank[left].min()))

@@ -1,0 +1,60 @@
+"""Errors a user can mend.
+
+    StcError
+    |-- SettingsError     a flag or field outside its range
+    |-- CheckpointError   the Hugging Face checkpoint cannot be used
+    |-- ExportError       a graph could not be written or does not equal PyTorch
+    |-- BundleError       a bundle is missing, altered, truncated or too new
+    |-- EngineError       a graph could not be loaded or run
+    |   `-- NonFiniteError   a graph produced NaN or infinity
+    `-- VideoError        the video or camera cannot be read or written
+
+Every message names the object, what was got, what was expected and how to mend it, in one line.
+Commands print it after `error: ` and exit 2; anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+
+class StcError(Exception):
+    """A mistake a user can mend.
+
+    `subject` is the object at fault; `got`, `expected` and `mend` complete the line
+    `SUBJECT: GOT, expected EXPECTED; MEND`. The last two may be empty.
+    """
+
+    def __init__(self, subject: object, got: str, expected: str = "", mend: str = "") -> None:
+        line = f"{subject}: {got}"
+        if expected:
+            line += f", expected {expected}"
+        if mend:
+            line += f"; {mend}"
+        super().__init__(" ".join(line.split()))
+
+
+class SettingsError(StcError):
+    """A flag or field is outside its range."""
+
+
+class CheckpointError(StcError):
+    """The Hugging Face checkpoint cannot be used."""
+
+
+class ExportError(StcError):
+    """A graph could not be written, or does not equal PyTorch."""
+
+
+class BundleError(StcError):
+    """A bundle is missing, altered, truncated or too new."""
+
+
+class EngineError(StcError):
+    """A graph could not be loaded or run."""
+
+
+class NonFiniteError(EngineError):
+    """A graph produced NaN or infinity."""
+
+
+class VideoError(StcError):
+    """The video or camera cannot be read or written."""

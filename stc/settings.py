@@ -1,0 +1,142 @@
+"""STC settings: one frozen value, its presets, and the flags that set it.
+
+Knows nothing of models, graphs or devices: what depends on a model's token counts is asked of
+`Settings.recomputed` and `Settings.kept`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+from stc.errors import SettingsError
+
+Selection = Literal["shared", "layerwise"]
+Scoring = Literal["dual-anchor", "gaussian", "gaussian-fixed"]
+
+SELECTIONS: tuple[Selection, ...] = get_args(Selection)
+SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
+
+KEEP_ALL = 0
+"""Budget that keeps every token: nothing is pruned."""
+
+
+def _integer(flag: str, value: int, *, least: int) -> None:
+    if value < least:
+        raise SettingsError(flag, f"got {value}", f"a whole number of at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a stream is compressed.
+
+    reference_interval: a frame is a reference frame when frame_index % reference_interval == 0;
+        1 makes every frame a reference (dense).
+    recompute_ratio: share of the T tokens recomputed on a reuse frame, in (0, 1].
+    selection: `layerwise`, every block selects by its own keys (paper), or `shared`, block 0
+        selects for all blocks.
+    budget: tokens kept of each frame's n; 0 keeps all.
+    pruner: scoring of the kept tokens (`algorithm.md` section 2 names the three).
+    anchor_window: frames in dual-anchor's temporal anchor (W; the paper gives no value).
+
+    Raises SettingsError naming the flag.
+    """
+
+    reference_interval: int = 2
+    recompute_ratio: float = 0.25
+    selection: Selection = "shared"
+    budget: int = 58
+    pruner: Scoring = "dual-anchor"
+    anchor_window: int = 32
+
+    def __post_init__(self) -> None:
+        _integer("--reference-interval", self.reference_interval, least=1)
+        _integer("--budget", self.budget, least=0)
+        _integer("--anchor-window", self.anchor_window, least=1)
+        if not 0.0 < self.recompute_ratio <= 1.0:
+            raise SettingsError("--recompute-ratio", f"got {self.recompute_ratio}", "0 < R <= 1")
+        if self.selection not in SELECTIONS:
+            raise SettingsError("--selection", f"got {self.selection!r}", " or ".join(SELECTIONS))
+        if self.pruner not in SCORINGS:
+            raise SettingsError("--pruner", f"got {self.pruner!r}", ", ".join(SCORINGS))
+
+    def recomputed(self, tokens: int) -> int:
+        """M, the tokens recomputed on a reuse frame of `tokens` = T tokens: max(1, int(T*r))."""
+        return max(1, int(tokens * self.recompute_ratio))
+
+    def kept(self, pooled: int) -> int:
+        """k, the tokens kept of `pooled` = n tokens per frame.
+
+        Raises SettingsError when the budget exceeds n.
+        """
+        if self.budget > pooled:
+            raise SettingsError(
+                "--budget",
+                f"got {self.budget}",
+                f"at most {pooled}, this model's tokens per frame",
+                f"use --budget {pooled} or --budget 0 to keep all",
+            )
+        return self.budget or pooled
+
+    def is_reference(self, frame_index: int) -> bool:
+        """Whether the schedule makes frame `frame_index` (from 0) a reference frame."""
+        return frame_index % self.reference_interval == 0
+
+
+PRESETS: dict[str, Settings] = {
+    "cacher": Settings(reference_interval=4, selection="layerwise", budget=KEEP_ALL),
+    "pruner": Settings(reference_interval=1, recompute_ratio=1.0, budget=49),
+    "paper": Settings(selection="layerwise"),
+    "released": Settings(selection="layerwise", budget=60, pruner="gaussian"),
+    "off": Settings(reference_interval=1, recompute_ratio=1.0, budget=KEEP_ALL),
+}
+"""Settings of the paper's section 4.1 and of its released code, by name; budgets are stated for
+a model of PRESET_POOLED tokens per frame, see `scaled`."""
+
+PRESET_POOLED = 196
+
+DEFAULT_PRESET = "paper"
+
+
+def scaled(preset: Settings, pooled: int) -> Settings:
+    """`preset` for a model of `pooled` = n tokens per frame: the same share of them is kept."""
+    if preset.budget == KEEP_ALL:
+        return preset
+    return replace(preset, budget=max(1, preset.budget * pooled // PRESET_POOLED))
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--preset` and one flag per field of `Settings`; read them with `from_flags`.
+
+    Flags default to None, so that only what the user wrote overrides the preset.
+    """
+    group = parser.add_argument_group("STC settings")
+    group.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    group.add_argument("--reference-interval", type=int, metavar="N", help="1 = every frame dense")
+    group.add_argument("--recompute-ratio", type=float, metavar="R", help="0 < R <= 1")
+    group.add_argument("--selection", metavar="|".join(SELECTIONS))
+    group.add_argument("--budget", type=int, metavar="K", help="tokens kept per frame, 0 = all")
+    group.add_argument("--pruner", metavar="|".join(SCORINGS))
+    group.add_argument("--anchor-window", type=int, metavar="W", help="frames, dual-anchor")
+
+
+def from_flags(flags: argparse.Namespace, default: Settings, pooled: int) -> Settings:
+    """The settings a user asked for: `--preset`, else `default`, with the given flags on top.
+
+    `pooled` is the model's n, to which a preset's budget is scaled.
+    Raises SettingsError for an unknown preset, a value outside its range or a budget over n.
+    """
+    base = default
+    if flags.preset is not None:
+        if flags.preset not in PRESETS:
+            raise SettingsError("--preset", f"got {flags.preset!r}", f"one of {', '.join(PRESETS)}")
+        base = scaled(PRESETS[flags.preset], pooled)
+    given = {
+        field.name: value
+        for field in fields(Settings)
+        if (value := getattr(flags, field.name)) is not None
+    }
+    chosen = replace(base, **given)
+    chosen.kept(pooled)
+    return chosen

@@ -1,0 +1,274 @@
+"""The cacher's oracle: golden files, identities, and equality with torch's operators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from stc import cacher, contracts
+from stc.cacher import BlockReference, forward, pooling_matrix
+from stc.contracts import Contract
+from stc.settings import Selection, Settings
+from stc.tower_weights import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
+
+Array = NDArray[Any]
+
+GOLDEN = sorted((Path(__file__).parent / "data").glob("cacher_*.npz"))
+RELATIVE = 1e-4
+
+
+def tower_of(path: Path, dtype: type[np.floating] = np.float32) -> TowerWeights:
+    with np.load(path) as golden:
+        return TowerWeights.from_tensors(
+            golden,
+            heads=int(golden["num_heads"]),
+            blocks=int(golden["num_layers"]),
+            prefix="w.",
+            dtype=dtype,
+        )
+
+
+@pytest.fixture(scope="module")
+def tower() -> TowerWeights:
+    return tower_of(GOLDEN[0], np.float64)
+
+
+@pytest.fixture(scope="module")
+def frames() -> Array:
+    with np.load(GOLDEN[0]) as golden:
+        return np.asarray(golden["pixel_values"])
+
+
+def relative_l2(got: Array, expected: Array) -> float:
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def random_projector(width: int = 6, language: int = 10) -> ProjectorWeights:
+    rng = np.random.default_rng(0)
+    first = Affine(rng.normal(size=(language, width)), rng.normal(size=language))
+    second = Affine(rng.normal(size=(language, language)), rng.normal(size=language))
+    return ProjectorWeights(first, second)
+
+
+def test_both_golden_files_are_there() -> None:
+    assert len(GOLDEN) == 2
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_golden_streams_are_reproduced(path: Path) -> None:
+    golden = np.load(path)
+    weights = tower_of(path)
+    settings = Settings(
+        reference_interval=int(golden["interval"]), recompute_ratio=float(golden["ratio"])
+    )
+    references = None
+    for index, pixel_values in enumerate(golden["pixel_values"]):
+        if settings.is_reference(index):
+            references = None
+        count = settings.recomputed(golden["hidden_states"].shape[2])
+        result = forward(weights, pixel_values, references, count=count)
+        references = result.references
+
+        states = zip(result.hidden_states, golden["hidden_states"][index], strict=True)
+        assert max(relative_l2(*pair) for pair in states) < RELATIVE
+        if settings.is_reference(index):
+            assert (golden["update_indices"][index] == -1).all()
+        else:
+            np.testing.assert_array_equal(result.indices, golden["update_indices"][index])
+        dense = forward(weights, pixel_values).hidden_states[-1]
+        assert relative_l2(dense, golden["dense_last"][index]) < RELATIVE
+
+
+def test_recomputing_every_token_equals_a_reference_frame(
+    tower: TowerWeights, frames: Array
+) -> None:
+    references = forward(tower, frames[0]).references
+    dense = forward(tower, frames[1]).hidden_states
+    for count in (None, len(dense[0])):
+        reuse = forward(tower, frames[1], references, count=count).hidden_states
+        np.testing.assert_allclose(reuse, dense, rtol=1e-12)
+
+
+@pytest.mark.parametrize("selection", ["layerwise", "shared"])
+def test_token_never_selected_moves_by_the_change_of_its_own_embedding(
+    tower: TowerWeights, frames: Array, selection: Selection
+) -> None:
+    reference = forward(tower, frames[0])
+    reuse = forward(tower, frames[1], reference.references, count=4, selection=selection)
+    selected = np.unique(np.concatenate(reuse.indices))
+    never = np.setdiff1d(np.arange(len(reuse.hidden_states[0])), selected)
+    change = reuse.hidden_states[0] - reference.hidden_states[0]
+    expected = reference.hidden_states[-1] + change
+
+    assert len(never) >= len(change) - 3 * 4 > 0
+    np.testing.assert_allclose(reuse.hidden_states[-1][never], expected[never], rtol=1e-12)
+    assert relative_l2(reuse.hidden_states[-1][selected], expected[selected]) > 1e-3
+
+
+def test_unchanged_frame_reuses_without_error(tower: TowerWeights, frames: Array) -> None:
+    reference = forward(tower, frames[0])
+    reuse = forward(tower, frames[0], reference.references, count=3)
+    np.testing.assert_allclose(reuse.hidden_states, reference.hidden_states, rtol=1e-12)
+
+
+def test_shared_selection_is_that_of_block_0(tower: TowerWeights, frames: Array) -> None:
+    references = forward(tower, frames[0]).references
+    # Every token changes: on the golden frames, where few do, all blocks agree anyway.
+    pixel_values = np.random.default_rng(0).normal(size=frames[0].shape)
+    layerwise = forward(tower, pixel_values, references, count=6)
+    shared = forward(tower, pixel_values, references, count=6, selection="shared")
+    for indices in shared.indices:
+        np.testing.assert_array_equal(indices, layerwise.indices[0])
+    assert any(not np.array_equal(layerwise.indices[0], own) for own in layerwise.indices)
+
+
+def test_reuse_frame_hands_its_references_on_unchanged(tower: TowerWeights, frames: Array) -> None:
+    references = forward(tower, frames[0]).references
+    before = [(block.key.copy(), block.value.copy(), block.residual.copy()) for block in references]
+    assert forward(tower, frames[1], references, count=6).references is references
+    for block, copies in zip(references, before, strict=True):
+        for array, copy in zip((block.key, block.value, block.residual), copies, strict=True):
+            np.testing.assert_array_equal(array, copy)
+
+
+def test_update_of_every_token_reads_no_reference(tower: TowerWeights, frames: Array) -> None:
+    hidden = cacher.embed(tower.embed, frames[0])
+    block = tower.blocks[0]
+    blank = cacher.blank_reference(block, hidden)
+    key, _ = cacher.keys(block, hidden, blank.key)
+    everything = np.arange(len(hidden))
+    expected = cacher.update(block, hidden, key, blank.value, blank.residual, everything)
+    spoilt = BlockReference(blank.key, blank.value + np.nan, blank.residual + np.nan)
+    got = cacher.update(block, hidden, key, spoilt.value, spoilt.residual, everything)
+    for array, same in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(array, same)
+
+
+def test_score_is_the_cosine_over_all_heads(tower: TowerWeights, frames: Array) -> None:
+    hidden = cacher.embed(tower.embed, frames[0])
+    block = tower.blocks[0]
+    ref_key = np.random.default_rng(1).normal(size=cacher.blank_reference(block, hidden).key.shape)
+    ref_key[:, 5] = 0
+    key, score = cacher.keys(block, hidden, ref_key)
+    for token, cosine in enumerate(score):
+        a, b = key[:, token].ravel(), ref_key[:, token].ravel()
+        expected = 0.0 if token == 5 else a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+        assert cosine == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.data())
+def test_select_takes_the_lowest_and_of_equals_the_lower_index(
+    scores: list[int], data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(1, len(scores)))
+    expected = sorted(sorted(range(len(scores)), key=lambda token: (scores[token], token))[:count])
+    assert cacher.select(np.array(scores, np.float32), count).tolist() == expected
+
+
+@pytest.mark.parametrize("count", [0, 5, -1])
+def test_select_refuses_a_count_outside_the_frame(count: int) -> None:
+    with pytest.raises(ValueError, match="of 4 tokens"):
+        cacher.select(np.zeros(4, np.float32), count)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_functions_keep_the_graphs_contracts(frames: Array, dtype: type[np.floating]) -> None:
+    weights = tower_of(GOLDEN[0], dtype)
+    block = weights.blocks[0]
+    tokens, width = weights.embed.position.shape
+    projector = random_projector(width, 10)
+    projector = ProjectorWeights.from_tensors(
+        {
+            "linear_1.weight": projector.linear_1.weight,
+            "linear_2.weight": projector.linear_2.weight,
+        },
+        dtype=dtype,
+    )
+    sizes = {"T": tokens, "C": width, "H": 2, "d": width // 2, "M": 6, "n": 9, "D": 10}
+
+    def check(contract: Contract, *outputs: Array) -> None:
+        for port, array in zip(contract.outputs, outputs, strict=True):
+            assert array.shape == tuple(sizes[symbol] for symbol in port.shape), port.name
+            expected = np.dtype(dtype if port.dtype == "network" else port.dtype)
+            assert array.dtype == expected, port.name
+
+    hidden = cacher.embed(weights.embed, frames[0])
+    check(contracts.EMBED_CONTRACT, hidden)
+    blank = cacher.blank_reference(block, hidden)
+    key, score = cacher.keys(block, hidden, blank.key)
+    check(contracts.KEYS_CONTRACT, key, score)
+    indices = cacher.select(score, 6)
+    check(contracts.SELECT_CONTRACT, indices)
+    outputs = cacher.update(block, hidden, key, blank.value, blank.residual, indices)
+    check(contracts.UPDATE_CONTRACT, *outputs)
+    check(contracts.PROJECT_CONTRACT, cacher.project(projector, hidden))
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 13, 24, 27, 28])
+def test_pooling_matrix_equals_torchs_interpolate(side: int) -> None:
+    torch = pytest.importorskip("torch")
+    pooled = -(-side // 2)
+    identity = torch.eye(side * side).reshape(side * side, 1, side, side)
+    expected = torch.nn.functional.interpolate(
+        identity, size=(pooled, pooled), mode="bilinear", align_corners=False
+    )
+    matrix = pooling_matrix(side)
+    assert matrix.dtype == np.float32
+    expected = expected.reshape(side * side, -1).T.numpy()
+    np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [1, 4, 27])
+def test_pooling_keeps_a_constant_frame(side: int) -> None:
+    np.testing.assert_allclose(pooling_matrix(side).sum(axis=1), 1.0, atol=1e-6)
+
+
+def test_project_equals_torchs_projector_and_interpolate() -> None:
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    weights = random_projector()
+    hidden = np.random.default_rng(2).normal(size=(49, 6))
+    first, second = (
+        [torch.from_numpy(array) for array in (layer.weight, layer.bias)]
+        for layer in (weights.linear_1, weights.linear_2)
+    )
+    middle = functional.gelu(functional.linear(torch.from_numpy(hidden), *first))
+    grid = functional.linear(middle, *second).T.reshape(1, 10, 7, 7)
+    expected = functional.interpolate(grid, size=(4, 4), mode="bilinear", align_corners=False)
+    tokens = cacher.project(weights, hidden)
+    np.testing.assert_allclose(tokens, expected.reshape(10, 16).T.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_embed_cuts_off_what_does_not_fill_a_patch() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(3)
+    pixels = rng.normal(size=(3, 11, 11))
+    weights = EmbedWeights(
+        rng.normal(size=(5, 3, 4, 4)), rng.normal(size=5), rng.normal(size=(4, 5))
+    )
+    patches = torch.nn.functional.conv2d(
+        *map(torch.from_numpy, (pixels[None], weights.patch, weights.bias)), stride=4
+    )
+    expected = patches.reshape(5, 4).T.numpy() + weights.position
+    np.testing.assert_allclose(cacher.embed(weights, pixels), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations_equal_torchs(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    x = np.concatenate([np.linspace(-9, 9, 401), [-1e4, 1e4]])
+    tensor = torch.from_numpy(x)
+    expected = {
+        "gelu": lambda: torch.nn.functional.gelu(tensor),
+        "gelu_new": lambda: torch.nn.functional.gelu(tensor, approximate="tanh"),
+        "gelu_pytorch_tanh": lambda: torch.nn.functional.gelu(tensor, approximate="tanh"),
+        "quick_gelu": lambda: tensor * torch.sigmoid(1.702 * tensor),
+    }[name]()
+    np.testing.assert_allclose(ACTIVATIONS[name](x), expected.numpy(), rtol=1e-9, atol=1e-12)
+    assert ACTIVATIONS[name](x.astype(np.float32)).dtype == np.float32

@@ -1,0 +1,85 @@
+"""The summary as people read it, and the document of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stc.errors import SettingsError
+from stc.runtime.comparison import compare_with_dense
+from stc.runtime.metrics import StreamMetrics, StreamSummary
+from stc.runtime.run_document import run_document, write_document
+from stc.runtime.summary import print_summary
+from stc.settings import PRESETS, Settings
+from tests.frame_reports import POOLED, TOKENS, frame_report
+
+
+def _summary() -> StreamSummary:
+    metrics = StreamMetrics(TOKENS, POOLED)
+    metrics.add(frame_report(0, "reference", stage_ms=(1.0, 40.0, 2.0, 0.5)))
+    for index in (1, 2, 3):
+        metrics.add(frame_report(index))
+    return metrics.summary(wall_s=2.0, dropped_frames=7)
+
+
+def _printed(summary: StreamSummary, *, dense: bool, encoding: str = "utf-8") -> str:
+    written = io.BytesIO()
+    file = io.TextIOWrapper(written, encoding=encoding)
+    console = Console(file=file, width=80)
+    print_summary(console, summary, compare_with_dense(summary) if dense else None)
+    file.flush()
+    return written.getvalue().decode(encoding)
+
+
+def test_the_summary_shows_both_kinds_and_the_saving() -> None:
+    text = _printed(_summary(), dense=True)
+    lines = [line.split() for line in text.splitlines()]
+    assert ["vision", "40.0", "/", "40.0", "10.0", "/", "10.0"] in lines
+    assert ["tokens", "recomputed", "729", "of", "729", "182", "of", "729"] in lines
+    assert ["vision", "ms", "40.0", "17.5", "56.2%"] in lines
+    assert ["tokens", "to", "prefill", "196.0", "58.0", "70.4%"] in lines
+    assert "2.0 per second elapsed" in text
+    assert "7 dropped" in text
+    assert "█▃▃▃" in text
+
+
+def test_the_comparison_shows_only_when_given() -> None:
+    assert "dense" not in _printed(_summary(), dense=False)
+
+
+def test_the_summary_prints_where_only_ascii_can() -> None:
+    assert "vision" in _printed(_summary(), dense=True, encoding="ascii")
+
+
+def test_the_summary_of_no_frame_prints() -> None:
+    text = _printed(StreamMetrics(TOKENS, POOLED).summary(), dense=True)
+    assert text.startswith("0 frames")
+
+
+def test_the_document_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> None:
+    summary = _summary()
+    settings = PRESETS["cacher"]
+    path = tmp_path / "report.json"
+    document = run_document(
+        summary, settings=settings, bundle="demo", comparison=compare_with_dense(summary)
+    )
+    write_document(path, document)
+    read = json.loads(path.read_text())
+    assert read == document
+    assert Settings(**read["settings"]) == settings
+    assert read["bundle"] == "demo"
+    assert read["summary"]["frames"] == 4
+    assert read["against_dense"]["vision_saving"] == 0.5625
+    assert {"platform", "processor", "cores", "python", "versions"} <= read["machine"].keys()
+    assert {"stc", "numpy"} <= read["machine"]["versions"].keys()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_document_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    document = run_document(_summary(), settings=Settings(), bundle="demo")
+    with pytest.raises(SettingsError, match=r"No such file.*choose another path"):
+        write_document(tmp_path / "none" / "report.json", document)
