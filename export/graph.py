@@ -29,9 +29,10 @@ OPSET = 18
 IR_VERSION = 10
 
 PORTABLE_OPS = frozenset(
-    "Add Cast Clip Conv Div Erf Exp Gather LayerNormalization MatMul Max Min Mul Neg Pow Range "
-    "ReduceMean ReduceSum Reshape ScatterND Softmax Sqrt Squeeze Sub Tanh TopK Transpose "
-    "Unsqueeze".split()
+    """
+    Add Cast Clip Conv Div Erf Exp Gather LayerNormalization MatMul Max Min Mul Neg Pow Range
+    ReduceMean ReduceSum Reshape ScatterND Softmax Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze
+    """.split()
 )
 """Operators that every supported runtime computes alike; a graph with another one is refused."""
 

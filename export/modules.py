@@ -9,6 +9,8 @@ Knows nothing of checkpoints, ONNX or files.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -154,7 +156,8 @@ class Project(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.linear_2(self.pooling @ self.activation(self.linear_1(hidden)))
+        tokens: Tensor = self.linear_2(self.pooling @ self.activation(self.linear_1(hidden)))
+        return tokens
 
 
 class Prune(nn.Module):
@@ -255,7 +258,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": gelu_tanh,
     "gelu_new": gelu_tanh,
     "gelu": F.gelu,

@@ -70,9 +70,11 @@ class TorchVision:
         with torch.device("meta"):
             model = SiglipVisionModel(config)
             projector = LlavaOnevisionMultiModalProjector(_projector_config(spec))
-        self._model: Any = _materialise(model, weights.vision)
-        self._projector: Any = _materialise(projector, weights.projector)
-        self._layers: list[Any] = list(self._model.encoder.layers)
+        self._model: Any = model
+        _load(model, weights.vision)
+        self._projector = projector
+        _load(projector, weights.projector)
+        self._layers = list(self._model.encoder.layers)
         self._references: list[BlockReference] = []
 
     @torch.inference_mode()
@@ -179,8 +181,8 @@ def _projector_config(spec: VisionSpec) -> Any:
     )
 
 
-def _materialise(module: nn.Module, load: Callable[[str], Tensor]) -> nn.Module:
-    """`module`, made without memory, with every parameter loaded by its own name.
+def _load(module: nn.Module, load: Callable[[str], Tensor]) -> None:
+    """Give `module`, made without memory, every parameter by its own name.
 
     Parameters the tower does not need (the norm after the last block) are left without memory.
     """
@@ -195,4 +197,4 @@ def _materialise(module: nn.Module, load: Callable[[str], Tensor]) -> nn.Module:
         owner = module.get_submodule(owner_name)
         if leaf == "position_ids":
             owner.register_buffer(leaf, torch.arange(buffer.shape[-1]).expand((1, -1)), False)
-    return module.eval()
+    module.eval()

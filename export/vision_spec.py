@@ -143,7 +143,7 @@ def _prepared(preprocessing: Described, side: int) -> dict[str, Any]:
     }
 
 
-def _require(subject: object, name: str, config: Any, expected: object) -> None:  # noqa: ANN401
+def _require(subject: object, name: str, config: Any, expected: object) -> None:
     got = getattr(config, name)
     if got != expected:
         raise CheckpointError(subject, f"{name} is {got!r}", repr(expected), OTHER_MODEL)

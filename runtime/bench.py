@@ -22,7 +22,6 @@ from stc.runtime.parity_streams import TorchStream
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.session import StreamSession
 
-
 PAUSE_S = 0.3
 """Between two runtimes: idle threads of one spin for a while and would slow the other down."""
 

@@ -112,7 +112,7 @@ def _spread(
     """Bool [height_px, width_px]: True under the cells of `indices`."""
     cells = np.zeros(side * side, dtype=bool)
     cells[indices] = True
-    grid = np.pad(cells.reshape(side, side).T, (0, 1))
+    grid = np.pad(cells.reshape(side, side), (0, 1))
     return np.repeat(np.repeat(grid, columns, axis=1), rows, axis=0)
 
 

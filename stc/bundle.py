@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails, from_json
 import stc
 from stc.bundle_writer import PARTIAL, BundleWriter
 from stc.errors import BundleError, SettingsError
-from stc.manifest import MANIFEST, SCHEMA_VERSION, FileEntry, Manifest, Provenance
+from stc.manifest import MANIFEST, SCHEMA_VERSION, FileEntry, Manifest, Provenance, Weights
 
 __all__ = ["Bundle", "BundleWriter", "export_again", "file_entry", "sha256"]
 
@@ -89,10 +89,12 @@ def export_again(root: Path, made: Provenance | None = None) -> str:
         words.append("MODEL")
     else:
         words.append(made.model)
-        if made.model != "demo":
-            random = "random-weights" in made.checkpoint
-            words += ["--random-weights"] if random else ["--checkpoint", made.checkpoint]
-        words += ["--precision", made.precision]
+        source: dict[Weights, list[str]] = {
+            "checkpoint": ["--checkpoint", made.checkpoint],
+            "random": ["--random-weights"],
+            "demo": [],
+        }
+        words += [*source[made.weights], "--precision", made.precision]
     return f"export again with: {shlex.join([*words, '--output', str(root), '--force'])}"
 
 

@@ -3,7 +3,9 @@
 The one place where these names stand; exporter, engines, runtime and tests read them from here.
 Shapes use the alphabet of the README: T tokens per frame, C vision width, H heads, d head width,
 M tokens recomputed, n tokens after pooling, D language width, k tokens kept, P pruner memory
-width. The dtype `network` means the bundle's precision (float32 or float16).
+width; in the language model: m text or visual tokens of one call, Q query heads, G key/value heads,
+e head width, S cached rows, V vocabulary. The dtype `network` means the bundle's precision
+(float32 or float16).
 """
 
 from __future__ import annotations
@@ -31,11 +33,20 @@ HISTORY_COUNT = "history_count"
 KEPT = "kept"
 KEPT_INDICES = "kept_indices"
 FRAME_MEAN = "frame_mean"
+IDS = "ids"
+QUERY = "query"
+KEYS = "keys"
+VALUES = "values"
+QUERY_POSITIONS = "query_positions"
+KEY_POSITIONS = "key_positions"
+LOGITS = "logits"
 
 # Graph names.
 EMBED = "embed"
 SELECT = "select"
 PROJECT = "project"
+TEXT_EMBED = "text_embed"
+HEAD = "head"
 
 
 def keys_graph(block: int) -> str:
@@ -46,6 +57,16 @@ def keys_graph(block: int) -> str:
 def update_graph(block: int) -> str:
     """Name of block `block`'s update graph."""
     return f"update_{block:02d}"
+
+
+def qkv_graph(block: int) -> str:
+    """Name of language block `block`'s query, key and value graph."""
+    return f"qkv_{block:02d}"
+
+
+def attend_graph(block: int) -> str:
+    """Name of language block `block`'s attend graph."""
+    return f"attend_{block:02d}"
 
 
 def prune_graph(scoring: Scoring) -> str:
@@ -116,6 +137,37 @@ PRUNE_CONTRACT = Contract(
 """`count` (M of `select`, k of `prune`) is an input with a default value: ONNX Runtime may
 override it per call, a TensorRT parser sees the constant its TopK needs."""
 
+_CHUNK = ("m", "D")
+_QUERY = Port(QUERY, ("Q", "m", "e"))
+_ROWS = ("G", "S", "e")
+
+TEXT_EMBED_CONTRACT = Contract(
+    (Port(IDS, ("m",), "int64"),),
+    (Port(HIDDEN, _CHUNK),),
+)
+QKV_CONTRACT = Contract(
+    (Port(HIDDEN, _CHUNK),),
+    (_QUERY, Port(KEY, ("G", "m", "e")), Port(VALUE, ("G", "m", "e"))),
+)
+"""Before rotary: keys are cached un-rotated."""
+ATTEND_CONTRACT = Contract(
+    (
+        Port(HIDDEN, _CHUNK),
+        _QUERY,
+        Port(KEYS, _ROWS),
+        Port(VALUES, _ROWS),
+        Port(QUERY_POSITIONS, ("m",), "int64"),
+        Port(KEY_POSITIONS, ("S",), "int64"),
+    ),
+    (Port(HIDDEN_OUT, _CHUNK),),
+)
+"""Rotary inside, from the positions. A query sees the rows whose position is at least 0 and at most
+its own; a row of position -1 is empty, so that a buffer may be longer than what it holds."""
+HEAD_CONTRACT = Contract(
+    (Port(HIDDEN, ("1", "D")),),
+    (Port(LOGITS, ("1", "V"), "float32"),),
+)
+
 
 def memory_width(scoring: Scoring, width: int) -> int:
     """P, the channels of a frame's mean that scoring `scoring` remembers, for D = `width`.
@@ -134,4 +186,14 @@ def vision_graphs(blocks: int) -> dict[str, Contract]:
     graphs[PROJECT] = PROJECT_CONTRACT
     for scoring in SCORINGS:
         graphs[prune_graph(scoring)] = PRUNE_CONTRACT
+    return graphs
+
+
+def language_graphs(blocks: int) -> dict[str, Contract]:
+    """Every graph of a language model of `blocks` blocks, in running order."""
+    graphs: dict[str, Contract] = {TEXT_EMBED: TEXT_EMBED_CONTRACT}
+    for block in range(blocks):
+        graphs[qkv_graph(block)] = QKV_CONTRACT
+        graphs[attend_graph(block)] = ATTEND_CONTRACT
+    graphs[HEAD] = HEAD_CONTRACT
     return graphs

@@ -83,6 +83,25 @@ class VisionSpec(_Entry):
         return self.pooled_side**2
 
 
+class LanguageSpec(_Entry):
+    """Geometry of a decoder with grouped-query attention and rotary positions (Qwen2)."""
+
+    width: int = Field(gt=0, description="D")
+    blocks: int = Field(gt=0)
+    query_heads: int = Field(gt=0, description="Q")
+    key_heads: int = Field(gt=0, description="G, heads of keys and values")
+    head_width: int = Field(gt=0, description="e")
+    mlp_width: int = Field(gt=0)
+    vocabulary: int = Field(gt=0, description="V, rows of the embedding")
+    most_positions: int = Field(gt=0, description="longest context the model was made for")
+    rotary_base: float = Field(gt=0)
+    rms_norm_eps: float = Field(gt=0)
+    activation: str
+    tied_head: bool
+    video_token_id: int
+    stop_token_ids: tuple[int, ...]
+
+
 class PortEntry(_Entry):
     """One input or output of a graph; an axis is a number, or the name of a free size (M, k)."""
 
@@ -143,6 +162,7 @@ class Manifest(_Entry):
 
     schema_version: Literal[1] = SCHEMA_VERSION
     vision: VisionSpec
+    language: LanguageSpec | None = Field(None, description="None: the bundle has no language side")
     graphs: dict[str, GraphEntry]
     files: tuple[FileEntry, ...] = Field(description="weights and the checkpoint's own files")
     settings: DefaultSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,14 @@ def test_unchanged_frame_reuses_without_error(tower: TowerWeights, frames: Array
 
 
 def test_shared_selection_is_that_of_block_0(tower: TowerWeights, frames: Array) -> None:
-    references = forward(tower, frames[0]).references
-    # Every token changes: on the golden frames, where few do, all blocks agree anyway.
-    pixel_values = np.random.default_rng(0).normal(size=frames[0].shape)
-    layerwise = forward(tower, pixel_values, references, count=6)
-    shared = forward(tower, pixel_values, references, count=6, selection="shared")
-    for indices in shared.indices:
-        np.testing.assert_array_equal(indices, layerwise.indices[0])
-    assert any(not np.array_equal(layerwise.indices[0], own) for own in layerwise.indices)
+    first, second, third = forward(tower, frames[0]).references
+    # Other keys in block 1 make it choose others: by itself it all but repeats block 0's choice.
+    turned = (first, replace(second, key=second.key[:, ::-1]), third)
+    layerwise = forward(tower, frames[1], turned, count=6).indices
+    shared = forward(tower, frames[1], turned, count=6, selection="shared").indices
+
+    assert not np.array_equal(layerwise[1], layerwise[0])
+    np.testing.assert_array_equal(shared, [layerwise[0]] * 3)
 
 
 def test_reuse_frame_hands_its_references_on_unchanged(tower: TowerWeights, frames: Array) -> None:

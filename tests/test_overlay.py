@@ -114,6 +114,7 @@ def test_the_written_video_shows_the_marks_of_each_frame(tmp_path: Path) -> None
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
         assert stream.average_rate == 5
+        assert stream.codec_context.colorspace == 6  # BT.601, what the pixels are
     shown = _decoded(path)
     assert len(shown) == len(frames)
     cells = _cell_of_pixel(480, 640, SIDE)

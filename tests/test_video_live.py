@@ -91,7 +91,8 @@ def live(
 
 def assert_released(video: LiveVideo, opened: list[InputContainer]) -> None:
     assert not video._reader.is_alive()
-    assert not any(container.input_was_opened for container in opened)
+    # A closed container has no streams.
+    assert not any(len(container.streams) for container in opened)
 
 
 # The newest frame wins.
@@ -259,7 +260,7 @@ def test_a_live_source_of_sound_alone_is_refused_and_released(tmp_path: Path) ->
     opener = Openings(write_sound(tmp_path / "sound.wav", "pcm_s16le"))
     with pytest.raises(VideoError, match="has no video, only audio"):
         live(opener)
-    assert not opener.opened[0].input_was_opened
+    assert len(opener.opened[0].streams) == 0
 
 
 def test_a_camera_that_refuses_is_named_without_its_password() -> None:

@@ -1,0 +1,91 @@
+"""A bundle of a few hundred bytes with real files; its graphs are not ONNX and cannot be run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stc.bundle import BundleWriter, file_entry
+from stc.contracts import EMBED, SELECT
+from stc.manifest import (
+    GRAPHS,
+    WEIGHTS,
+    DefaultSettings,
+    GraphEntry,
+    Manifest,
+    PortEntry,
+    Provenance,
+    VisionSpec,
+    Weights,
+)
+from stc.settings import PRESETS
+
+FILES = {
+    f"{GRAPHS}/{EMBED}.onnx": b"embed" * 10,
+    f"{GRAPHS}/{SELECT}.onnx": b"select" * 10,
+    WEIGHTS: bytes(range(256)),
+    "config.json": b"{}\n",
+}
+"""Every file the tiny bundle's manifest lists, and its bytes."""
+
+SPEC = VisionSpec(
+    image_size=20,
+    patch_size=4,
+    width=32,
+    heads=2,
+    mlp_width=64,
+    blocks=1,
+    activation="gelu_pytorch_tanh",
+    layer_norm_eps=1e-6,
+    language_width=16,
+    projector_activation="gelu",
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+)
+
+
+def provenance(
+    model: str = "demo", checkpoint: str = "demo", weights: Weights = "demo"
+) -> Provenance:
+    return Provenance(
+        model=model,
+        checkpoint=checkpoint,
+        weights=weights,
+        stc_version="0.1.0",
+        versions={"torch": "2.13.0"},
+        opset=18,
+        precision="fp32",
+    )
+
+
+def tiny_manifest(root: Path, made: Provenance | None = None) -> Manifest:
+    """The manifest of the files of FILES as they stand below `root`."""
+    port = PortEntry(name="score", shape=(25,), dtype="float32")
+    return Manifest(
+        vision=SPEC,
+        graphs={
+            name: GraphEntry(
+                file=file_entry(root, f"{GRAPHS}/{name}.onnx"), inputs=(port,), outputs=(port,)
+            )
+            for name in (EMBED, SELECT)
+        },
+        files=tuple(file_entry(root, path) for path in (WEIGHTS, "config.json")),
+        settings=DefaultSettings(**vars(PRESETS["off"])),
+        provenance=made or provenance(),
+    )
+
+
+def write_files(root: Path, salt: bytes = b"") -> None:
+    """The files of FILES stand below `root`, each ending in `salt`."""
+    (root / GRAPHS).mkdir()
+    for path, content in FILES.items():
+        (root / path).write_bytes(content + salt)
+
+
+def write_bundle(
+    path: Path, *, force: bool = False, salt: bytes = b"", made: Provenance | None = None
+) -> Path:
+    """The tiny bundle stands at `path`; `salt` makes its files differ from another's."""
+    with BundleWriter(path, force=force) as writer:
+        write_files(writer.root, salt)
+        writer.finish(tiny_manifest(writer.root, made))
+    return path
