@@ -3,12 +3,15 @@
 A tower is some fifty small sessions; with a spinning thread pool each they slow one another down
 up to 2.4 times (docs/log.md). So sessions either share the process's pool, which only the owner
 of the process may decide (`share_threads`: from then on every session in it must use that pool),
-or they have pools of their own that sleep instead of spin, 3% slower. Inputs and outputs are
-bound, so that tensors stay where they are and big outputs are written into buffers that live on.
+or they have pools of their own that sleep instead of spin, 3% slower. They share one arena in
+either case: with an arena each, every session keeps its largest attention map, 5 GB in a tower of
+SigLIP-so400m. Inputs and outputs are bound, so that tensors stay where they are and big outputs
+are written into buffers that live on.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +36,7 @@ class OnnxRuntimeEngine:
     def __init__(self, name: str, path: Path, device: Device) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.use_env_allocators", "1")
         if _threads_shared:
             options.use_per_session_threads = False
         else:
@@ -88,6 +92,7 @@ class OnnxRuntimeBackend:
                 PROVIDERS[device],
                 "install it with: pip install onnxruntime-gpu",
             )
+        _share_arena()
         self.name = f"onnxruntime-{device}"
         self._bundle = bundle
         self._device = device
@@ -107,6 +112,15 @@ class OnnxRuntimeBackend:
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(
             list(shape), np.dtype(dtype).type, self._device
         )
+
+
+@functools.cache
+def _share_arena() -> None:
+    """The process has an arena for the sessions that ask for it, as this module's do."""
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(memory, None)
 
 
 _threads_shared = False

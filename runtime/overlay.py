@@ -6,12 +6,13 @@ PyAV and Pillow are imported when a writer is made, so that this module loads wi
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 
@@ -70,9 +71,9 @@ class OverlayWriter:
         self._canvas: Canvas | None = None
         self._frames = 0
         with self._one_line_errors(), ExitStack() as stack:
-            file = stack.enter_context(whole_file(self._path))
+            self._file = _UnfailingFile(stack.enter_context(whole_file(self._path)))
             self._container: OutputContainer = av.open(
-                file, "w", format=_FORMATS[self._path.suffix.lower()]
+                self._file, "w", format=_FORMATS[self._path.suffix.lower()]
             )
             stack.push(self._close)
             self._open = stack.pop_all()
@@ -106,6 +107,7 @@ class OverlayWriter:
             video_frame.pts = self._frames
             self._frames += 1
             self._encode(video_frame)
+            self._file.raise_failure()
 
     def save_still(self, path: Path | str) -> None:
         """`path` holds, as a PNG, the reuse frame whose recomputed tokens lie closest together.
@@ -153,6 +155,7 @@ class OverlayWriter:
         if error is None and self._canvas is not None:
             self._encode(None)
             self._container.close()
+            self._file.raise_failure()
             return
         # The file goes away in any case: what closing says would hide the first error.
         with suppress(FFmpegError, OSError):
@@ -181,6 +184,41 @@ class OverlayWriter:
                 f"cannot be written ({error.strerror or error})",
                 mend="check its folder and the space left, or choose another path",
             ) from error
+
+
+class _UnfailingFile:
+    """What PyAV writes to: it never raises, but keeps the first failure for `raise_failure`.
+
+    PyAV before 17.1 crashes the process some time after a write of its has raised.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._failure: OSError | None = None
+
+    def raise_failure(self) -> None:
+        """Raises the OSError of the first write that failed, if one did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def write(self, content: bytes) -> int:
+        if self._failure is None:
+            try:
+                self._file.write(content)
+            except OSError as failure:
+                self._failure = failure
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if self._failure is None:
+            try:
+                return self._file.seek(offset, whence)
+            except OSError as failure:  # a seek writes out what is buffered
+                self._failure = failure
+        return offset
+
+    def tell(self) -> int:
+        return 0 if self._failure else self._file.tell()
 
 
 def _concentration(report: FrameReport, side: int) -> float:

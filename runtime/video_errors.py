@@ -45,18 +45,22 @@ _MENDS: tuple[tuple[type[Exception], str, str], ...] = (
 
 def reason(error: Exception) -> str:
     """`error` in few words, without the address, which may hold a password."""
-    for kind, words, _ in _MENDS:
-        if isinstance(error, kind):
-            return words
-    return _words_of_libav(error)
+    return _meaning(error)[0]
 
 
 def unreadable(name: str, error: av.error.FFmpegError) -> VideoError:
     """The VideoError that says in one line why source `name` could not be opened."""
+    words, mend = _meaning(error)
+    libav = _words_of_libav(error)
+    return VideoError(name, words if words == libav else f"{words} ({libav})", mend=mend)
+
+
+def _meaning(error: Exception) -> tuple[str, str]:
+    """What happened, and how to mend it."""
     for kind, words, mend in _MENDS:
         if isinstance(error, kind):
-            return VideoError(name, f"{words} ({_words_of_libav(error)})", mend=mend)
-    return VideoError(name, f"cannot be opened ({_words_of_libav(error)})", mend="check it")
+            return words, mend
+    return _words_of_libav(error), "check that the address is right and the source is on"
 
 
 def _words_of_libav(error: Exception) -> str:

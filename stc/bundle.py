@@ -20,11 +20,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 import stc
-from stc.bundle_writer import PARTIAL, BundleWriter
 from stc.errors import BundleError, SettingsError
 from stc.manifest import MANIFEST, SCHEMA_VERSION, FileEntry, Manifest, Provenance, Weights
 
-__all__ = ["Bundle", "BundleWriter", "export_again", "file_entry", "sha256"]
+PARTIAL = ".stc-partial"
+"""How the name of a directory ends in which a bundle is still being written."""
 
 HASHING_THREADS = 2
 CHUNK_BYTES = 1 << 20

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from stc.bundle import PARTIAL
 from stc.errors import BundleError
 from stc.manifest import GRAPHS, MANIFEST, Manifest
 
-PARTIAL = ".stc-partial"
 REPLACED = ".stc-replaced"
 LOCK = ".lock"
 
@@ -94,6 +94,9 @@ class BundleWriter:
             got = "is a mount point, which cannot be replaced as a whole"
             raise BundleError(self._name, got, "", f"choose a directory in it: {target}/bundle")
         if not target.exists():
+            above = next(folder for folder in target.parents if folder.exists())
+            if not above.is_dir():
+                raise BundleError(self._name, f"{above} is a file", "", "choose another --output")
             return
         if not target.is_dir():
             raise BundleError(self._name, "is a file", "", "choose another --output")

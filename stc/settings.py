@@ -22,9 +22,14 @@ KEEP_ALL = 0
 """Budget that keeps every token: nothing is pruned."""
 
 
-def _integer(flag: str, value: int, *, least: int) -> None:
-    if value < least:
-        raise SettingsError(flag, f"got {value}", f"a whole number of at least {least}")
+LONGEST_WINDOW = 10_000
+"""Frames in the longest anchor window: its means are summed anew for every frame."""
+
+
+def _integer(flag: str, value: int, *, least: int, most: int | None = None) -> None:
+    if value < least or (most is not None and value > most):
+        limit = f"at least {least}" if most is None else f"{least} to {most}"
+        raise SettingsError(flag, f"got {value}", f"a whole number of {limit}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,8 @@ class Settings:
     selection: `layerwise`, every block selects by its own keys (paper), or `shared`, block 0
         selects for all blocks.
     budget: tokens kept of each frame's n; 0 keeps all.
-    pruner: scoring of the kept tokens (`algorithm.md` section 2 names the three).
+    pruner: scoring of the kept tokens: the paper's `dual-anchor`, the released code's `gaussian`,
+        or `gaussian-fixed`, which remembers all channels (see `stc.pruner`).
     anchor_window: frames in dual-anchor's temporal anchor (W; the paper gives no value).
 
     Raises SettingsError naming the flag.
@@ -53,7 +59,7 @@ class Settings:
     def __post_init__(self) -> None:
         _integer("--reference-interval", self.reference_interval, least=1)
         _integer("--budget", self.budget, least=0)
-        _integer("--anchor-window", self.anchor_window, least=1)
+        _integer("--anchor-window", self.anchor_window, least=1, most=LONGEST_WINDOW)
         if not 0.0 < self.recompute_ratio <= 1.0:
             raise SettingsError("--recompute-ratio", f"got {self.recompute_ratio}", "0 < R <= 1")
         if self.selection not in SELECTIONS:

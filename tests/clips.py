@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Picture = NDArray[np.uint8]
 
@@ -61,6 +63,17 @@ def write_sound(path: Path, codec: str) -> Path:
         frame.rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+    return path
+
+
+def add_cover(path: Path) -> Path:
+    """The AAC file given a cover picture (an ID3 tag with a PNG), in place."""
+    png = io.BytesIO()
+    Image.fromarray(numbered(5)).save(png, "png")
+    picture = b"\0image/png\0\3\0" + png.getvalue()
+    entry = b"APIC" + len(picture).to_bytes(4, "big") + b"\0\0" + picture
+    size = bytes(len(entry) >> shift & 0x7F for shift in (21, 14, 7, 0))
+    path.write_bytes(b"ID3\3\0\0" + size + entry + path.read_bytes())
     return path
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stc.bundle import Bundle, BundleWriter
+from stc.bundle import Bundle
+from stc.bundle_writer import BundleWriter
 from stc.errors import BundleError
 from tests.tiny_bundle import FILES, tiny_manifest, write_bundle, write_files
 
@@ -175,7 +176,7 @@ def test_mount_point_is_refused_at_once(place: Path, monkeypatch: pytest.MonkeyP
 
 def test_parent_that_is_a_file_is_one_line(place: Path) -> None:
     place.write_bytes(b"")
-    assert "cannot be written (Not a directory)" in refusal(place / "below")
+    assert f"{place} is a file; choose another --output" in refusal(place / "below")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.ENOLCK])
@@ -273,7 +274,7 @@ def test_what_a_killed_writer_leaves_is_no_bundle_and_is_cleared_by_the_next(pla
     kill_when_ready(f"""
 import time
 from pathlib import Path
-from stc.bundle import BundleWriter
+from stc.bundle_writer import BundleWriter
 from tests.tiny_bundle import tiny_manifest, write_files
 with BundleWriter(Path({str(place)!r})) as writer:
     write_files(writer.root, b"killed")

@@ -150,6 +150,17 @@ def test_a_lost_source_is_opened_again(tmp_path: Path) -> None:
     assert len(opener.opened) == 3
 
 
+def test_the_time_a_source_was_away_passes(tmp_path: Path) -> None:
+    path = clip(tmp_path, range(5))
+    opener = Openings(path, path)
+    with live(opener, reconnection=Reconnection(first_wait_s=0.2)) as video:
+        assert opener.exhausted.wait(LONG_S)
+        last = next(video)
+    assert number_of(last.rgb) == 4
+    # 0.4 s of frames, 0.2 s away, 0.4 s of frames.
+    assert last.time_s >= 1.0
+
+
 def test_waits_between_attempts_double_up_to_the_longest(tmp_path: Path) -> None:
     opener = Openings(clip(tmp_path, range(2)), *[REFUSED] * 5)
     with live(opener):
@@ -269,7 +280,7 @@ def test_a_camera_that_refuses_is_named_without_its_password() -> None:
     with pytest.raises(VideoError) as raised:
         open_video(f"rtsp://viewer:secret@127.0.0.1:{port}/street")
     assert str(raised.value) == (
-        f"rtsp://***@127.0.0.1:{port}/street: connection refused (connection refused); "
+        f"rtsp://***@127.0.0.1:{port}/street: connection refused; "
         "check that the camera or server is on, and its address and port"
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stc.bundle import BundleWriter, file_entry
+from stc.bundle import file_entry
+from stc.bundle_writer import BundleWriter
 from stc.contracts import EMBED, SELECT
 from stc.manifest import (
     GRAPHS,

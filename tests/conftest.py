@@ -1,0 +1,63 @@
+"""Bundles that several test files share: each is exported at most once in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.vision_cases import Exported
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """The bundle of a case of `tests.vision_cases.WEIGHTS`, by its name."""
+    from tests import vision_cases
+
+    made: dict[str, Exported] = {}
+
+    def bundle(case: str) -> Exported:
+        if case not in made:
+            output = tmp_path_factory.mktemp("exported") / "bundle"
+            weights = vision_cases.WEIGHTS[case]()
+            made[case] = vision_cases.export(weights, output, vision_cases.PRECISIONS[case])
+        return made[case]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in demo model's bundle, written by `stc-export`."""
+    from stc.export import command
+
+    output = tmp_path_factory.mktemp("demo") / "bundle"
+    assert command.main(["--model", "demo", "--output", str(output)]) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two checkpoints of one geometry with transformers' own initial weights, seeds 0 and 1."""
+    from tests.initial_checkpoint import write_initial_checkpoint
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return (
+        write_initial_checkpoint(root / "first", seed=0),
+        write_initial_checkpoint(root / "second", seed=1),
+    )
+
+
+@pytest.fixture(scope="session")
+def checkpoint_bundle(
+    checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    """The bundle of the first of `checkpoints`."""
+    from stc.export.checkpoint import open_checkpoint
+    from tests.vision_cases import export
+
+    output = tmp_path_factory.mktemp("checkpoint") / "bundle"
+    return export(open_checkpoint(str(checkpoints[0])), output)

@@ -1,0 +1,55 @@
+"""A small LLaVA-OneVision checkpoint with the weights transformers starts training from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from stc.export.model_files import preprocessing
+
+IMAGE_SIZE = 35
+"""7 x 7 tokens, 4 x 4 after pooling."""
+
+
+def write_initial_checkpoint(directory: Path, seed: int) -> Path:
+    """`directory` holds it, as `save_pretrained` writes it, with its preprocessing."""
+    vision = SiglipVisionConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=5,
+        hidden_size=60,
+        num_attention_heads=3,
+        intermediate_size=100,
+        num_hidden_layers=3,
+        vision_use_head=False,
+    )
+    text = Qwen2Config(
+        vocab_size=48,
+        hidden_size=36,
+        intermediate_size=40,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=46,
+        video_token_index=47,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        image_grid_pinpoints=[[IMAGE_SIZE, IMAGE_SIZE]],
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlavaOnevisionForConditionalGeneration(config)
+    model.save_pretrained(directory)
+    (directory / "preprocessor_config.json").write_text(json.dumps(preprocessing(IMAGE_SIZE)))
+    return directory
