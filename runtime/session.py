@@ -51,6 +51,7 @@ class StreamSession:
         self.kept = settings.kept(spec.pooled)
         self.frame_index = 0
         self._preprocess = Preprocessor(spec, dtype=tower.dtype)
+        self._pixels = np.empty((3, spec.image_size, spec.image_size), tower.dtype)
         self._vision = StreamVision(tower)
         self._memory = PrunerMemory(
             settings.pruner, width=spec.language_width, window=settings.anchor_window
@@ -77,7 +78,7 @@ class StreamSession:
         kind: FrameKind = "reference" if due else "reuse"
         self._vision.engine_ms = 0.0
         marks = [time.perf_counter()]
-        pixel_values = self._preprocess(frame.rgb)
+        pixel_values = self._preprocess(frame.rgb, out=self._pixels)
         marks.append(time.perf_counter())
         try:
             hidden, recomputed = self._tower(pixel_values, kind)

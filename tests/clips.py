@@ -6,11 +6,15 @@ import io
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from stc.runtime.frame import Frame
+from stc.runtime.video import open_video
 
 Picture = NDArray[np.uint8]
 
@@ -53,6 +57,27 @@ def write_clip(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def numbered_clip(
+    folder: Path,
+    count: int = 20,
+    name: str = "clip.mp4",
+    **how: Any,
+) -> Path:
+    """The first `count` numbered pictures as a video in `folder`; see `write_clip` for `how`."""
+    return write_clip(folder / name, (numbered(k) for k in range(count)), **how)
+
+
+def read_frames(source: Path | str, fps: float | None = None) -> list[Frame]:
+    """Every frame `open_video` gives."""
+    with open_video(str(source), fps=fps) as video:
+        return list(video)
+
+
+def numbers_of(frames: list[Frame]) -> list[int]:
+    """Which `numbered` pictures the frames are."""
+    return [number_of(frame.rgb) for frame in frames]
 
 
 def write_sound(path: Path, codec: str) -> Path:

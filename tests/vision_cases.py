@@ -150,9 +150,7 @@ def export(weights: VisionWeights, output: Path, precision: Precision = "fp32") 
 def onnxruntime_tower(bundle: Bundle) -> VisionTower:
     """The tower of `bundle` on ONNX Runtime."""
     manifest = bundle.manifest
-    return VisionTower(
-        OnnxRuntimeBackend(bundle), manifest.vision, manifest.provenance.precision
-    )
+    return VisionTower(OnnxRuntimeBackend(bundle), manifest.vision, manifest.provenance.precision)
 
 
 def oracle_tower(weights: VisionWeights) -> VisionTower:

@@ -1,0 +1,98 @@
+"""Two backends in step: one leads, the oracle takes the tokens it chose and judges the choice.
+
+Where two tokens score alike up to rounding, either may be taken; what is compared afterwards is
+arithmetic and not luck.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from stc import contracts, pruner
+from stc.contracts import INDICES, KEPT_INDICES, PRUNE_CONTRACT, SELECT_CONTRACT
+from stc.difference import selection_gap
+from stc.engines.engine import Backend, Engine, Tensor
+from stc.engines.oracle_backend import OracleBackend, OracleEngine
+from stc.export.checkpoint import VisionWeights
+from stc.settings import SCORINGS, Scoring
+from tests.vision_cases import numpy_weights
+
+Array = NDArray[Any]
+
+
+class Leading:
+    """Another backend, and in `choices` the tokens its graphs chose, in order."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.name = backend.name
+        self.choices: deque[Array] = deque()
+        self._backend = backend
+
+    def load(self, graph: str) -> Engine:
+        return _LeadingEngine(self._backend.load(graph), self)
+
+    def to_device(self, array: NDArray[np.generic]) -> Tensor:
+        return self._backend.to_device(array)
+
+    def to_host(self, tensor: Tensor) -> Array:
+        return self._backend.to_host(tensor)
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
+        return self._backend.empty(shape, dtype)
+
+
+class _LeadingEngine:
+    def __init__(self, engine: Engine, leading: Leading) -> None:
+        self.name = engine.name
+        self._engine = engine
+        self._leading = leading
+
+    def __call__(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor | None] | None = None
+    ) -> dict[str, Tensor]:
+        results = self._engine(inputs, outputs)
+        for name in (INDICES, KEPT_INDICES):
+            if name in results:
+                self._leading.choices.append(self._leading.to_host(results[name]))
+        return results
+
+
+class Following(OracleBackend):
+    """The oracle of `weights`, taking the `choices`; `gaps` says by how much each missed the best
+    scores."""
+
+    def __init__(self, weights: VisionWeights, choices: deque[Array]) -> None:
+        super().__init__(*numpy_weights(weights))
+        self.choices = choices
+        self.gaps: list[float] = []
+
+    def load(self, graph: str) -> Engine:
+        if graph == contracts.SELECT:
+            return OracleEngine(graph, SELECT_CONTRACT, self._select)
+        for scoring in SCORINGS:
+            if graph == contracts.prune_graph(scoring):
+                return OracleEngine(graph, PRUNE_CONTRACT, self._pruning(scoring))
+        return super().load(graph)
+
+    def _taken(self, rank: Array, count: Array) -> Array:
+        chosen = self.choices.popleft()
+        assert len(chosen) == count[0]
+        assert (np.diff(chosen) > 0).all()
+        self.gaps.append(selection_gap(rank, chosen))
+        return chosen
+
+    def _select(self, score: Array, count: Array) -> tuple[Array, ...]:
+        return (self._taken(score, count),)
+
+    def _pruning(self, scoring: Scoring) -> Callable[..., tuple[Array, ...]]:
+        def prune(tokens: Array, mean: Array, frames: Array, count: Array) -> tuple[Array, ...]:
+            scores, frame_mean = pruner.novelty(scoring, tokens, mean, float(frames[0]))
+            kept = self._taken(-scores, count)
+            return tokens[kept], kept, frame_mean
+
+        return prune

@@ -1,0 +1,125 @@
+"""Sources that cannot be opened: one line each, with a mend."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+import pytest
+
+from stc.errors import StcError, VideoError
+from stc.runtime.video import open_video
+from stc.runtime.video_errors import reason, unreadable
+from tests.clips import (
+    add_cover,
+    damage,
+    numbered_clip,
+    write_sound,
+)
+
+DATA = Path(__file__).parent / "data"
+STREET = DATA / "street.mp4"
+
+
+def refusal(source: Path | str) -> str:
+    with pytest.raises(StcError) as raised:
+        open_video(str(source))
+    assert isinstance(raised.value, VideoError)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file, expected a video; copy or record it again"),
+        (bytes(20_000), "not a video, or damaged from the start"),
+        (np.random.default_rng(0).bytes(20_000), "not a video, or damaged from the start"),
+        (b"hello world\n" * 500, "not a video, or damaged from the start"),
+        (STREET.read_bytes()[:60_000], ""),
+    ],
+    ids=["empty", "zeros", "noise", "text", "cut off before its index"],
+)
+def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    assert f"{path}: {message}" in refusal(path)
+
+
+def test_a_text_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("hello world\n" * 50)
+    assert refusal(path) == f"{path}: a text file, expected a video"
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.wav", "pcm_s16le"), ("a.mp4", "aac")])
+def test_sound_alone_is_refused(tmp_path: Path, name: str, codec: str) -> None:
+    path = write_sound(tmp_path / name, codec)
+    assert refusal(path) == f"{path}: has no video, only audio, expected a video stream"
+
+
+def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+    path = add_cover(write_sound(tmp_path / "song.aac", "aac"))
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 1
+    assert "has no video" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "--video: got nothing, expected a file, /dev/videoN or an rtsp:// address"),
+        ("nothing/here.mp4", "no such file; check the path"),
+        ("a\0b.mp4", "cannot be opened"),
+        ("x" * 5000, "cannot be opened"),
+        (str(DATA), "a folder, expected a video file; name a file inside it"),
+        (f"{STREET}/clip.mp4", "no such file; check the path"),
+        ("bogus://somewhere", "unknown address bogus://, expected a file, /dev/videoN or one of"),
+        ("http://127.0.0.1:9/clip.mp4", "connection refused"),
+    ],
+)
+def test_a_source_that_cannot_be_opened_is_refused(source: str, message: str) -> None:
+    assert message in refusal(source)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (av.error.ExitError(1, "Immediate exit requested"), "no answer in time"),
+        (av.error.TimeoutError(110, "Connection timed out"), "no answer in time"),
+        (av.error.HTTPUnauthorizedError(1, "401"), "user name or password refused"),
+        (av.error.HTTPNotFoundError(1, "404"), "refused by the server"),
+        (av.error.OSError(5, "Input/output error"), "input/output error"),
+    ],
+)
+def test_errors_of_libav_are_told_in_plain_words(error: av.error.FFmpegError, words: str) -> None:
+    assert reason(error) == words
+    line = str(unreadable("rtsp://camera", error))
+    assert line.startswith(f"rtsp://camera: {words}")
+    assert "; " in line
+
+
+def test_without_pyav_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "pip install 'stc[video]'" in refusal(STREET)
+
+
+def test_the_runtime_imports_without_pyav_and_pillow() -> None:
+    code = (
+        "import sys; sys.modules['av'] = sys.modules['PIL'] = None; "
+        "import stc.runtime, stc.runtime.video, stc.runtime.preprocess"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_damaged_file_leaves_the_terminal_quiet(tmp_path: Path) -> None:
+    path = damage(numbered_clip(tmp_path), [3, 9])
+    code = "import sys; from stc.runtime.video import open_video; list(open_video(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], check=True, timeout=60, capture_output=True
+    )
+    assert (done.stdout, done.stderr) == (b"", b"")
