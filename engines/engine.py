@@ -54,3 +54,18 @@ class Backend(Protocol):
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
         """A tensor of `shape` with any values."""
         ...
+
+    def write_rows(
+        self, buffer: Tensor, start: int, rows: Tensor, first: int = 0, count: int | None = None
+    ) -> None:
+        """Rows `start`, `start` + 1, ... of `buffer` [heads, S, e] hold rows `first`, ... of `rows`
+        [heads, m, e]: `count` of them, by default all from `first` on.
+
+        Only those rows of every head are touched; on a GPU it is one strided copy on the device.
+        """
+        ...
+
+    def read_rows(self, tensor: Tensor, start: int, count: int) -> NDArray[Any]:
+        """Rows `start` to `start` + `count` of `tensor` [..., m, e], in an array of the caller's
+        own."""
+        ...

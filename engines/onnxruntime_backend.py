@@ -113,6 +113,22 @@ class OnnxRuntimeBackend:
             list(shape), np.dtype(dtype).type, self._device
         )
 
+    def write_rows(
+        self, buffer: Tensor, start: int, rows: Tensor, first: int = 0, count: int | None = None
+    ) -> None:
+        taken = rows.shape()[1] - first if count is None else count
+        if self._device == "cpu":
+            # numpy() of a tensor on the CPU is a view of it.
+            buffer.numpy()[:, start : start + taken] = rows.numpy()[:, first : first + taken]
+            return
+        # ONNX Runtime offers no partial copy on a GPU: the buffer goes through the host.
+        whole = buffer.numpy()
+        whole[:, start : start + taken] = rows.numpy()[:, first : first + taken]
+        buffer.update_inplace(whole)
+
+    def read_rows(self, tensor: Tensor, start: int, count: int) -> NDArray[Any]:
+        return np.array(tensor.numpy()[..., start : start + count, :])
+
 
 @functools.cache
 def _share_arena() -> None:

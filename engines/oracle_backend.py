@@ -78,6 +78,15 @@ class OracleBackend:
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
         return np.empty(shape, dtype)
 
+    def write_rows(
+        self, buffer: Tensor, start: int, rows: Tensor, first: int = 0, count: int | None = None
+    ) -> None:
+        taken = rows[:, first : None if count is None else first + count]
+        buffer[:, start : start + taken.shape[1]] = taken
+
+    def read_rows(self, tensor: Tensor, start: int, count: int) -> NDArray[Any]:
+        return np.array(tensor[..., start : start + count, :])
+
 
 def _bound(function: Callable[..., tuple[NDArray[Any], ...]], first: object) -> Graph:
     return lambda *inputs: function(first, *inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,14 +12,19 @@ import stc
 from stc import contracts
 from stc.bundle import file_entry
 from stc.bundle_writer import BundleWriter
-from stc.contracts import PRUNE_CONTRACT
+from stc.contracts import PRUNE_CONTRACT, Contract
 from stc.export.checkpoint import VisionWeights
+from stc.export.decoder import Decoder
 from stc.export.graph import OPSET, FreeAxis
-from stc.export.graphs import GraphWriter, Tick, port_entries, write_graphs
+from stc.export.graphs import GraphWriter, Tick, write_graphs
+from stc.export.language_graphs import write_language_graphs
+from stc.export.language_weights import LanguageWeights
+from stc.export.ports import language_sizes, port_entries, vision_sizes
 from stc.export.tower import Tower
 from stc.export.weights_file import WeightsFile
 from stc.manifest import (
     GRAPHS,
+    LANGUAGE_WEIGHTS,
     WEIGHTS,
     DefaultSettings,
     GraphEntry,
@@ -36,6 +42,7 @@ def export_bundle(
     weights: VisionWeights,
     output: Path,
     *,
+    language: LanguageWeights | None = None,
     model: str,
     kind: Weights,
     precision: Precision,
@@ -45,8 +52,8 @@ def export_bundle(
 ) -> Manifest:
     """A bundle of `weights` stands at `output`, every graph equal to torch; returns its manifest.
 
-    Nothing is left at `output` when it fails. Raises ExportError, CheckpointError, BundleError,
-    SettingsError.
+    Without `language` it has no language side. Nothing is left at `output` when it fails. Raises
+    ExportError, CheckpointError, BundleError, SettingsError.
     """
     settings.kept(weights.spec.pooled)
     with BundleWriter(output, force=force) as writer:
@@ -58,17 +65,24 @@ def export_bundle(
                 folder=root / GRAPHS,
                 weights=weights_file,
                 precision=precision,
-                free=FreeAxis("M", weights.spec.tokens),
+                free=(FreeAxis("M", weights.spec.tokens),),
                 tick=tick,
             )
             write_graphs(graph_writer, tower, settings)
+        stored = [WEIGHTS]
+        entries = _graph_entries(root, weights, precision)
+        if language is not None:
+            _write_language(root, language, precision, tick)
+            entries |= _language_entries(root, language, precision)
+            stored.append(LANGUAGE_WEIGHTS)
         companions = weights.companions()
         for name, content in companions.items():
             (root / name).write_bytes(content)
         manifest = Manifest(
             vision=weights.spec,
-            graphs=_graph_entries(root, weights, precision),
-            files=tuple(file_entry(root, path) for path in [WEIGHTS, *companions]),
+            language=language.spec if language is not None else None,
+            graphs=entries,
+            files=tuple(file_entry(root, path) for path in [*stored, *companions]),
             settings=DefaultSettings(**vars(settings)),
             provenance=Provenance(
                 model=model,
@@ -94,10 +108,41 @@ def _graph_entries(
     }
     entries = {}
     for name, contract in contracts.vision_graphs(spec.blocks).items():
-        memory = memories[name] if contract is PRUNE_CONTRACT else 0
-        entries[name] = GraphEntry(
-            file=file_entry(root, f"{GRAPHS}/{name}.onnx"),
-            inputs=port_entries(contract.inputs, spec, precision, memory),
-            outputs=port_entries(contract.outputs, spec, precision, memory),
-        )
+        sizes = vision_sizes(spec, memories[name] if contract is PRUNE_CONTRACT else 0)
+        entries[name] = _entry(root, name, contract, sizes, precision)
     return entries
+
+
+def _write_language(
+    root: Path, language: LanguageWeights, precision: Precision, tick: Tick
+) -> None:
+    most = language.spec.most_positions
+    with WeightsFile(root / LANGUAGE_WEIGHTS) as weights_file:
+        writer = GraphWriter(
+            folder=root / GRAPHS,
+            weights=weights_file,
+            precision=precision,
+            free=(FreeAxis("m", most), FreeAxis("S", most)),
+            tick=tick,
+        )
+        write_language_graphs(writer, Decoder(language, DTYPES[precision]))
+
+
+def _language_entries(
+    root: Path, language: LanguageWeights, precision: Precision
+) -> dict[str, GraphEntry]:
+    sizes = language_sizes(language.spec)
+    return {
+        name: _entry(root, name, contract, sizes, precision)
+        for name, contract in contracts.language_graphs(language.spec.blocks).items()
+    }
+
+
+def _entry(
+    root: Path, name: str, contract: Contract, sizes: Mapping[str, int], precision: Precision
+) -> GraphEntry:
+    return GraphEntry(
+        file=file_entry(root, f"{GRAPHS}/{name}.onnx"),
+        inputs=port_entries(contract.inputs, sizes, precision),
+        outputs=port_entries(contract.outputs, sizes, precision),
+    )

@@ -26,6 +26,8 @@ class GraphCheck:
     def __init__(self, path: Path, contract: Contract, precision: Precision) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # A graph runs a few times: copies of its weights in another layout would not pay.
+        options.add_session_config_entry("session.disable_prepacking", "1")
         self.graph = path.stem
         self.contract = contract
         self.precision = precision
@@ -75,6 +77,14 @@ class GraphCheck:
             if not np.array_equal(got, torch_value):
                 raise ExportError(f"{self.graph}: {output}", "other indices", "torch's")
             return
+        if not np.isfinite(got).all():
+            half = self.precision == "fp16"
+            raise ExportError(
+                f"{self.graph}: {output}",
+                "NaN or infinity",
+                "finite numbers",
+                "use --precision fp32" if half else "check the weights",
+            )
         found = difference(torch_value, got)
         if not found.relative_l2 <= RELATIVE_L2[self.precision]:
             raise ExportError(

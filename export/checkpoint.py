@@ -1,6 +1,6 @@
 """A LLaVA-OneVision checkpoint: its vision geometry and single tensors, read on demand.
 
-Only the vision tower and the projector are ever read; the language model stays on disk.
+The language model stays on disk unless it is asked for (`Checkpoint.language`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from stc.errors import CheckpointError
 from stc.export.checkpoint_file import FETCH, read_bytes
 from stc.export.hub import download, is_hub_id
+from stc.export.language_weights import CheckpointLanguage, checkpoint_language
 from stc.export.shards import Shards, open_shards
 from stc.export.tensor_shapes import Shapes, projector_shapes, vision_shapes
 from stc.export.vision_spec import read_spec
@@ -92,6 +93,13 @@ class Checkpoint:
     def projector(self, name: str) -> Tensor:
         """The tensor `name` below the projector; see `tensor`."""
         return self.shards.load(self.projector_prefix + name)
+
+    def language(self) -> CheckpointLanguage:
+        """The decoder, every tensor of it found; none is read yet.
+
+        Raises CheckpointError when it is incomplete or of a kind that cannot be exported.
+        """
+        return checkpoint_language(self.directory, self.shards)
 
     def companions(self) -> dict[str, bytes]:
         """Configuration, preprocessing, tokenizer and chat template, as they lie there."""

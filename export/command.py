@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from stc import command, contracts, settings
-from stc.errors import SettingsError
+from stc.command import Console
+from stc.errors import SettingsError, StcError
 from stc.manifest import Precision, Weights
 from stc.settings import PRESETS
 
@@ -39,6 +39,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default out/MODEL")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument(
+        "--vision-only", action="store_true", help="no language graphs: kept tokens, no answers"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     settings.add_flags(parser)
     return parser.parse_args(arguments)
@@ -60,17 +63,27 @@ def _export(flags: argparse.Namespace) -> int:
 
     # torch takes seconds to import: after the flags are known to be right.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from stc.export.bundle_export import export_bundle
-    from stc.export.weights import open_weights
+    try:
+        from stc.export.bundle_export import export_bundle
+        from stc.export.weights import open_weights
+    except ModuleNotFoundError as error:
+        raise StcError(
+            "stc-export", f"{error.name} is not installed", mend="pip install 'stc[export]'"
+        ) from error
 
     with open_weights(kind, flags.checkpoint) as weights:
         pooled = weights.spec.pooled
         default = settings.scaled(PRESETS[settings.DEFAULT_PRESET], pooled)
         chosen = settings.from_flags(flags, default, pooled)
-        with _progress(len(contracts.vision_graphs(weights.spec.blocks))) as tick:
+        language = None if flags.vision_only else weights.language()
+        graphs = len(contracts.vision_graphs(weights.spec.blocks))
+        if language is not None:
+            graphs += len(contracts.language_graphs(language.spec.blocks))
+        with _progress(graphs) as tick:
             manifest = export_bundle(
                 weights,
                 output,
+                language=language,
                 model=flags.model,
                 kind=kind,
                 precision=precision,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 from transformers import LlavaOnevisionForConditionalGeneration as LlavaOnevision
@@ -19,7 +19,7 @@ from stc.export.checkpoint import PROJECTOR_PREFIXES, VISION_PREFIXES
 from stc.export.demo_tokenizer import LONGEST_PROMPT, DemoTokenizer, demo_tokenizer
 from stc.export.model_files import preprocessing, to_json
 from stc.export.shards import SINGLE
-from stc.export.synthetic import projector_tensor, seeded, vision_tensor
+from stc.export.synthetic import WORD_GAIN, projector_tensor, seeded, vision_tensor
 from stc.export.tensor_shapes import vision_shapes
 from stc.export.vision_spec import (
     CONFIG,
@@ -33,8 +33,6 @@ IMAGE_SIZE = 112
 """Side of the square input, px."""
 PATCH_SIZE = 8
 """Side of a patch, px: 14 x 14 tokens, 7 x 7 after pooling."""
-WORD_GAIN = 2.0
-"""Standard deviation of the logits: one text token stands out."""
 
 
 def write_demo_checkpoint(directory: Path, seed: int = 0) -> None:
@@ -70,7 +68,8 @@ def write_demo_checkpoint(directory: Path, seed: int = 0) -> None:
     }
     for name, content in files.items():
         (directory / name).write_bytes(content)
-    save_file(_tensors(config, seed), directory / SINGLE, metadata={"format": "pt"})
+    # Not save_file: its error for a full disk is no OSError.
+    (directory / SINGLE).write_bytes(save(_tensors(config, seed), metadata={"format": "pt"}))
 
 
 def demo_config(tokenizer: DemoTokenizer) -> LlavaOnevisionConfig:

@@ -30,8 +30,9 @@ IR_VERSION = 10
 
 PORTABLE_OPS = frozenset(
     """
-    Add Cast Clip Conv Div Erf Exp Gather LayerNormalization MatMul Max Min Mul Neg Pow Range
-    ReduceMean ReduceSum Reshape ScatterND Softmax Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze
+    Add Cast Clip Concat Conv Cos Div Erf Exp Gather Gemm LayerNormalization MatMul Max Min Mul Neg
+    Pow Range ReduceMean ReduceSum Reshape ScatterND Shape Sigmoid Sin Softmax Split Sqrt Squeeze
+    Sub Tanh TopK Transpose Unsqueeze
     """.split()
 )
 """Operators that every supported runtime computes alike; a graph with another one is refused."""
@@ -41,6 +42,10 @@ ELEMENT_TYPES = {
     "float16": TensorProto.FLOAT16,
     "int64": TensorProto.INT64,
 }
+
+
+DATA_FIELDS = ("raw_data", "float_data", "int32_data", "external_data")
+"""Where an initializer may keep its values."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +60,24 @@ def trace(
     module: nn.Module,
     contract: Contract,
     example: tuple[Tensor, ...],
-    free: FreeAxis | None = None,
+    free: tuple[FreeAxis, ...] = (),
 ) -> onnx.ModelProto:
-    """`module` as a graph with the contract's port names; axes named `free.symbol` are free.
+    """`module` as a graph with the contract's port names; axes named as one of `free` are free.
 
     `example` holds one distinct tensor per input (a tensor passed twice would be merged).
-    `module` itself is not changed; what the graph holds as parameters are random numbers, to be
-    replaced by `bind`: parameters of equal values, such as two norms of ones, would be merged.
+    `module` itself is not changed; the graph's parameters have no values until `bind`.
     """
     stand_in = copy.deepcopy(module)
+    # Parameters of equal values, such as two norms of ones, would be merged.
     for parameter in stand_in.parameters():
         parameter.data.normal_()
     names = [port.name for port in contract.inputs if port.name != COUNT]
-    dynamic = None
-    if free is not None and any(free.symbol in port.shape for port in contract.inputs):
-        size = torch.export.Dim(free.symbol, min=2, max=free.most)
-        dynamic = tuple(
-            {axis: size for axis, symbol in enumerate(port.shape) if symbol == free.symbol}
-            for port in contract.inputs
-        )
+    sizes = {axis.symbol: torch.export.Dim(axis.symbol, min=2, max=axis.most) for axis in free}
+    dynamic = tuple(
+        {axis: sizes[symbol] for axis, symbol in enumerate(port.shape) if symbol in sizes}
+        for port in contract.inputs
+        if port.name != COUNT
+    )
     with _quiet():
         program = torch.onnx.export(
             stand_in,
@@ -82,13 +86,18 @@ def trace(
             opset_version=OPSET,
             input_names=names,
             output_names=[port.name for port in contract.outputs],
-            dynamic_shapes=dynamic,
+            dynamic_shapes=dynamic if any(dynamic) else None,
             optimize=True,
             verbose=False,
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     _strip(model)
+    parameters = {name for name, _ in stand_in.named_parameters()}
+    for initializer in model.graph.initializer:
+        if initializer.name in parameters:
+            for field in DATA_FIELDS:
+                initializer.ClearField(field)
     return model
 
 
@@ -101,6 +110,9 @@ def free_count(model: onnx.ModelProto, contract: Contract, default: int) -> None
     ranked = [node for node in graph.node if node.op_type == "TopK"][-2:]
     for node in ranked:
         node.input[1] = COUNT
+    read = {name for node in graph.node for name in node.input}
+    for unread in [constant for constant in graph.initializer if constant.name not in read]:
+        graph.initializer.remove(unread)
     graph.initializer.append(onnx.helper.make_tensor(COUNT, TensorProto.INT64, [1], [default]))
     graph.input.append(onnx.helper.make_tensor_value_info(COUNT, TensorProto.INT64, [1]))
     for value, port in zip(graph.output, contract.outputs, strict=True):
@@ -124,7 +136,7 @@ def bind(
         span = spans.get(initializer.name)
         if span is None:
             continue
-        for field in ("raw_data", "float_data", "int32_data", "external_data"):
+        for field in DATA_FIELDS:
             initializer.ClearField(field)
         initializer.data_location = TensorProto.EXTERNAL
         for key, value in (

@@ -7,7 +7,7 @@ every graph is checked on the activations it will see.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +22,8 @@ from stc.export.check import GraphCheck
 from stc.export.graph import FreeAxis, bind, free_count, trace
 from stc.export.modules import Prune, Select
 from stc.export.tower import EMBED_TENSORS, Tower, keys_tensors, update_tensors
-from stc.export.weights_file import WeightsFile
-from stc.manifest import PortEntry, Precision, VisionSpec
+from stc.export.weights_file import Span, WeightsFile
+from stc.manifest import Precision, VisionSpec
 from stc.settings import SCORINGS, Settings
 
 Tick = Callable[[str], None]
@@ -37,7 +37,7 @@ class GraphWriter:
     folder: Path
     weights: WeightsFile
     precision: Precision
-    free: FreeAxis
+    free: tuple[FreeAxis, ...]
     tick: Tick
     _templates: dict[str, onnx.ModelProto] = field(default_factory=dict)
 
@@ -68,10 +68,16 @@ class GraphWriter:
             parameter: self.weights.add((keys or {}).get(parameter, parameter), value.numpy())
             for parameter, value in module.named_parameters()
         }
-        model = bind(self._templates[kind], name, spans, self.weights.path.name)
+        module.float()
+        return self.finish(name, contract, self._templates[kind], spans)
+
+    def finish(
+        self, name: str, contract: Contract, template: onnx.ModelProto, spans: Mapping[str, Span]
+    ) -> GraphCheck:
+        """The check of graph `name`, once written: `template` with its weights at `spans`."""
+        model = bind(template, name, spans, self.weights.path.name)
         path = self.folder / f"{name}.onnx"
         path.write_bytes(model.SerializeToString())
-        module.float()
         return GraphCheck(path, contract, self.precision)
 
     def _network(self, port: Port, tensor: Tensor) -> Tensor:
@@ -100,36 +106,6 @@ def write_graphs(writer: GraphWriter, tower: Tower, settings: Settings) -> None:
         _block(writer, tower, block, walk, recomputed)
     _project(writer, tower, walk)
     _prune(writer, spec, settings.kept(spec.pooled))
-
-
-def port_entries(
-    ports: tuple[Port, ...], spec: VisionSpec, precision: Precision, memory: int
-) -> tuple[PortEntry, ...]:
-    """`ports` with this model's sizes; M and k stay free. `memory` is P."""
-    sizes = {
-        "1": 1,
-        "3": 3,
-        "Hpx": spec.image_size,
-        "Wpx": spec.image_size,
-        "T": spec.tokens,
-        "C": spec.width,
-        "H": spec.heads,
-        "d": spec.head_width,
-        "n": spec.pooled,
-        "D": spec.language_width,
-        "P": memory,
-    }
-    network = {"fp32": "float32", "fp16": "float16"}[precision]
-    return tuple(
-        PortEntry.model_validate(
-            {
-                "name": port.name,
-                "shape": tuple(sizes.get(symbol, symbol) for symbol in port.shape),
-                "dtype": network if port.dtype == "network" else port.dtype,
-            }
-        )
-        for port in ports
-    )
 
 
 def _embed(writer: GraphWriter, tower: Tower) -> Walk:

@@ -42,9 +42,7 @@ class TextEmbed(nn.Module):
 
     def __init__(self, vocabulary: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = nn.Parameter(
-            torch.empty(vocabulary, width, dtype=dtype), requires_grad=False
-        )
+        self.weight = nn.Parameter(torch.empty(vocabulary, width, dtype=dtype), requires_grad=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight)
@@ -83,13 +81,12 @@ class Attend(nn.Module):
         self.query_heads, self.key_heads = spec.query_heads, spec.key_heads
         self.head_width = spec.head_width
         self.scale = spec.head_width**-0.5
-        self.out = Affine(
-            spec.query_heads * spec.head_width, spec.width, dtype, bias=False
-        )
+        self.out = Affine(spec.query_heads * spec.head_width, spec.width, dtype, bias=False)
         self.norm2 = RmsNorm(spec.width, spec.rms_norm_eps)
         self.gate = Affine(spec.width, spec.mlp_width, dtype, bias=False)
         self.up = Affine(spec.width, spec.mlp_width, dtype, bias=False)
         self.down = Affine(spec.mlp_width, spec.width, dtype, bias=False)
+        self.frequency: Tensor
         half = torch.arange(0, spec.head_width, 2, dtype=torch.float32) / spec.head_width
         self.register_buffer("frequency", spec.rotary_base**-half, persistent=False)
 
@@ -113,9 +110,10 @@ class Attend(nn.Module):
         shares = shares.to(scores.dtype).reshape(self.key_heads, groups * m, rows)
         attended = (shares @ values).reshape(self.query_heads, m, self.head_width)
         merged = attended.transpose(0, 1).reshape(m, self.query_heads * self.head_width)
-        after = hidden + self.out(merged)
+        after: Tensor = hidden + self.out(merged)
         normed = self.norm2(after)
-        return after + self.down(F.silu(self.gate(normed)) * self.up(normed))
+        mlp: Tensor = self.down(F.silu(self.gate(normed)) * self.up(normed))
+        return after + mlp
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """x [heads, rows, e] turned by the angles of its rows' positions [rows]."""
@@ -147,5 +145,5 @@ class Head(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        # The weight stands first, as it is stored: no runtime has to keep a transposed copy.
-        return (self.weight @ self.norm(hidden).transpose(0, 1)).transpose(0, 1).float()
+        # Exports to a Gemm that reads the weight as it is stored: no transposed copy anywhere.
+        return F.linear(self.norm(hidden), self.weight).float()

@@ -5,9 +5,10 @@ Opening reads headers only. Knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -58,10 +59,17 @@ class Shards:
         Raises CheckpointError when there is none, when it is not floating point or not finite,
         or when its file has changed for the worse since it was opened.
         """
+        return self._read(name, lambda file: file.get_tensor(name))
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the matrix `name`, read now, as float32; raises as `load`."""
+        return self._read(name, lambda file: file.get_slice(name)[start:stop])
+
+    def _read(self, name: str, read: Callable[[Any], Tensor]) -> Tensor:
         stored = self.find(name)
         try:
             with safe_open(stored.file, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(name).to(torch.float32)
+                tensor: Tensor = read(file).to(torch.float32)
         except (SafetensorError, OSError) as error:
             raise _unreadable(stored.file, error) from error
         if not torch.isfinite(tensor).all():

@@ -1,17 +1,18 @@
-"""Vision weights made up on demand from a seed: full-size geometry without a download.
+"""Weights made up on demand from a seed: full-size geometry without a download.
 
-They are no trained weights, but no plain noise either. What transformers' initialisation leaves
-degenerate is given the form trained towers have: patch filters that follow shapes wider than a
-pixel, positions that are alike when they are close and as loud as the patches, queries that
+The tower's are no trained weights, but no plain noise either. What transformers' initialisation
+leaves degenerate is given the form trained towers have: patch filters that follow shapes wider
+than a pixel, positions that are alike when they are close and as loud as the patches, queries that
 resemble keys, so that attention is local. On video, the keys of unchanged tokens then keep a
 cosine of 1 through all blocks, those of changed ones do not, and tokens stay apart from one
-another (docs/log.md has the figures).
+another (docs/log.md has the figures). The decoder's are noise: they serve to measure speed.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
 from stc.errors import CheckpointError
+from stc.export.language_spec import language_spec
+from stc.export.language_weights import EMBED, ROWS
 from stc.export.model_files import preprocessing, to_json
-from stc.export.tensor_shapes import projector_shapes, vision_shapes
+from stc.export.tensor_shapes import language_shapes, projector_shapes, vision_shapes
 from stc.export.vision_spec import (
     CONFIG,
     PREPROCESSOR,
@@ -30,7 +33,7 @@ from stc.export.vision_spec import (
     Described,
     vision_spec,
 )
-from stc.manifest import VisionSpec
+from stc.manifest import LanguageSpec, VisionSpec
 
 Size = Literal["llava-ov-0.5b", "llava-ov-7b"]
 SIZES: tuple[Size, ...] = get_args(Size)
@@ -50,6 +53,8 @@ QUERY_GAIN = 1.5
 RESIDUAL_GAIN = 0.5
 """What a block adds, against its input: far from the range of float16 after 26 blocks."""
 RESIDUAL_MATRICES = (".out_proj.weight", ".o_proj.weight", ".fc2.weight", ".down_proj.weight")
+WORD_GAIN = 2.0
+"""Standard deviation of the logits: one text token stands out."""
 SPREAD = 0.1
 """Standard deviation of biases, and of norm weights round 1."""
 
@@ -65,6 +70,7 @@ class RandomCheckpoint:
     spec: VisionSpec
     seed: int
     files: dict[str, bytes]
+    decoder: LanguageSpec | None = None
 
     def vision(self, name: str) -> Tensor:
         """The tensor `name` below the vision model, float32.
@@ -80,9 +86,35 @@ class RandomCheckpoint:
         """
         return projector_tensor(self.spec, self.seed, name)
 
+    def language(self) -> RandomLanguage | None:
+        """The decoder, None where only a tower was asked for."""
+        return None if self.decoder is None else RandomLanguage(self.decoder, self.seed)
+
     def companions(self) -> dict[str, bytes]:
         """Configuration and preprocessing of the geometry; there is no tokenizer."""
         return dict(self.files)
+
+
+@dataclass(frozen=True)
+class RandomLanguage:
+    """A decoder that follows from `seed` and each tensor's name; satisfies LanguageWeights."""
+
+    spec: LanguageSpec
+    seed: int
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor `name` below the decoder, float32.
+
+        Raises CheckpointError when the geometry has no such tensor.
+        """
+        return seeded(self.seed, name, _shape(language_shapes(self.spec), name))
+
+    def table(self, name: str) -> Iterator[Tensor]:
+        """EMBED or HEAD in slices of ROWS rows, each following from its place."""
+        source = EMBED if self.spec.tied_head else name
+        for start in range(0, self.spec.vocabulary, ROWS):
+            rows = min(ROWS, self.spec.vocabulary - start)
+            yield WORD_GAIN * seeded(self.seed, f"{source}/{start}", (rows, self.spec.width))
 
 
 def random_checkpoint(size: Size = "llava-ov-0.5b", seed: int = 0) -> RandomCheckpoint:
@@ -96,7 +128,8 @@ def random_checkpoint(size: Size = "llava-ov-0.5b", seed: int = 0) -> RandomChec
         PREPROCESSOR: to_json(frames),
         VIDEO_PREPROCESSOR: to_json(frames),
     }
-    return RandomCheckpoint(name, spec, seed, files)
+    decoder = language_spec(Described(name, config.to_dict()), Described(name, {}))
+    return RandomCheckpoint(name, spec, seed, files, decoder)
 
 
 def vision_tensor(spec: VisionSpec, seed: int, name: str) -> Tensor:

@@ -1,12 +1,13 @@
-"""The tensors a vision tower and its projector are made of: Hugging Face names and shapes.
+"""The tensors of a vision tower, its projector and a decoder: Hugging Face names and shapes.
 
-Names are canonical: below the vision model (`encoder.layers.0...`) and below the projector
-(`linear_1.weight`), without the prefixes that differ between transformers' versions.
+Names are canonical: below the vision model (`encoder.layers.0...`), below the projector
+(`linear_1.weight`) and below the decoder (`layers.0...`), without the prefixes that differ between
+transformers' versions.
 """
 
 from __future__ import annotations
 
-from stc.manifest import VisionSpec
+from stc.manifest import LanguageSpec, VisionSpec
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -41,6 +42,23 @@ def projector_shapes(spec: VisionSpec) -> Shapes:
     return _linear("linear_1", spec.width, language, bias=bias) | _linear(
         "linear_2", language, language, bias=bias
     )
+
+
+def language_shapes(spec: LanguageSpec) -> Shapes:
+    """Every tensor of the decoder but its two tables of V rows, embedding and head."""
+    query, key = spec.query_heads * spec.head_width, spec.key_heads * spec.head_width
+    shapes: Shapes = {}
+    for block in range(spec.blocks):
+        prefix = f"layers.{block}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{prefix}.{norm}.weight"] = (spec.width,)
+        for linear, width in (("q_proj", query), ("k_proj", key), ("v_proj", key)):
+            shapes |= _linear(f"{prefix}.self_attn.{linear}", spec.width, width)
+        shapes |= _linear(f"{prefix}.self_attn.o_proj", query, spec.width, bias=False)
+        for linear in ("gate_proj", "up_proj"):
+            shapes |= _linear(f"{prefix}.mlp.{linear}", spec.width, spec.mlp_width, bias=False)
+        shapes |= _linear(f"{prefix}.mlp.down_proj", spec.mlp_width, spec.width, bias=False)
+    return shapes | {"norm.weight": (spec.width,)}
 
 
 def _linear(name: str, fan_in: int, fan_out: int, *, bias: bool = True) -> Shapes:

@@ -46,23 +46,23 @@ class Tower:
     def embed(self) -> Embed:
         """The patch and position embedding."""
         module = Embed(self.weights.spec, self.dtype)
-        return _fill(module, EMBED_TENSORS, self.weights.vision)
+        return fill(module, EMBED_TENSORS, self.weights.vision)
 
     def keys(self, block: int) -> Keys:
         """Block `block`'s keys."""
         module = Keys(self.weights.spec, self.dtype)
-        return _fill(module, keys_tensors(block), self.weights.vision)
+        return fill(module, keys_tensors(block), self.weights.vision)
 
     def update(self, block: int) -> Update:
         """Block `block`'s update."""
         module = Update(self.weights.spec, self.dtype)
-        return _fill(module, update_tensors(block), self.weights.vision)
+        return fill(module, update_tensors(block), self.weights.vision)
 
     def project(self) -> Project:
         """Projector and pooling."""
         module = Project(self.weights.spec, self.dtype)
         names = {name: name for name, _ in module.named_parameters() if name != "pooling"}
-        return _fill(module, names, self.weights.projector)
+        return fill(module, names, self.weights.projector)
 
 
 def keys_tensors(block: int) -> dict[str, str]:
@@ -84,7 +84,7 @@ def _layers(layers: Mapping[str, str], block: int) -> dict[str, str]:
     }
 
 
-def _fill(module: M, names: Mapping[str, str], load: Callable[[str], Tensor]) -> M:
+def fill(module: M, names: Mapping[str, str], load: Callable[[str], Tensor]) -> M:
     """`module` with every parameter of `names` loaded; linear weights are transposed."""
     for name, parameter in module.named_parameters():
         if name not in names:

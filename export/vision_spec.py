@@ -68,8 +68,11 @@ def vision_spec(config: Described, preprocessing: Described) -> VisionSpec:
         raise CheckpointError(blamed.subject, got, mend=FETCH) from error
 
 
-def _geometry(config: Described) -> dict[str, Any]:
-    """The fields of VisionSpec that config.json gives."""
+def parse_config(config: Described) -> LlavaOnevisionConfig:
+    """transformers' configuration object of the object in config.json.
+
+    Raises CheckpointError when it describes another model, or is none.
+    """
     subject, fields = config.subject, config.fields
     if fields.get("model_type") != MODEL_TYPE:
         got = f"model_type is {fields.get('model_type')!r}"
@@ -77,11 +80,16 @@ def _geometry(config: Described) -> dict[str, Any]:
     if "quantization_config" in fields:
         raise CheckpointError(subject, "quantised weights", "float weights", OTHER_MODEL)
     try:
-        parsed = LlavaOnevisionConfig.from_dict(dict(fields))
+        return LlavaOnevisionConfig.from_dict(dict(fields))
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         # transformers names every model it knows when it does not know one.
         got = f"not a valid configuration ({shorten(str(error), 200)})"
         raise CheckpointError(subject, got, mend=FETCH) from error
+
+
+def _geometry(config: Described) -> dict[str, Any]:
+    """The fields of VisionSpec that config.json gives."""
+    subject, parsed = config.subject, parse_config(config)
     vision = parsed.vision_config
     if vision.model_type != TOWER_TYPE:
         got = f"vision tower {vision.model_type!r}"

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stc.export.checkpoint import VisionWeights, open_checkpoint
+from stc.export.checkpoint import Checkpoint, open_checkpoint
 from stc.export.demo import write_demo_checkpoint
-from stc.export.synthetic import random_checkpoint
+from stc.export.synthetic import RandomCheckpoint, random_checkpoint
 from stc.manifest import Weights
 
 
 @contextmanager
-def open_weights(kind: Weights, checkpoint: str | None = None) -> Iterator[VisionWeights]:
+def open_weights(
+    kind: Weights, checkpoint: str | None = None
+) -> Iterator[Checkpoint | RandomCheckpoint]:
     """Weights of `kind`, readable inside the `with`.
 
     `checkpoint` is the directory or hub id for kind `checkpoint`. Raises CheckpointError.

@@ -6,6 +6,7 @@ data), so that two graphs which share a tensor share its bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -57,9 +58,14 @@ class WeightsFile:
             if known.length != array.nbytes:
                 raise ValueError(f"{key}: {array.nbytes} bytes, stored with {known.length}")
             return known
+        return self.add_parts(key, [array])
+
+    def add_parts(self, key: str, parts: Iterable[NDArray[np.generic]]) -> Span:
+        """Where the tensor of the new `key` lies, whose `parts` follow one another in it."""
         self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
-        span = Span(self._file.tell(), array.nbytes)
-        self._file.write(np.ascontiguousarray(array).data)
+        start = self._file.tell()
+        for part in parts:
+            self._file.write(np.ascontiguousarray(part).data)
         self._file.flush()
-        self._spans[key] = span
-        return span
+        self._spans[key] = Span(start, self._file.tell() - start)
+        return self._spans[key]

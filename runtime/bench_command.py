@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import cycle, islice
+from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 
 from stc import command, settings
 from stc.bundle import Bundle
+from stc.command import Console
 from stc.errors import SettingsError
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
+from stc.runtime.document_output import document_output
 from stc.runtime.machine import machine_facts
 from stc.runtime.resident import peak_rss_bytes
-from stc.runtime.run_document import write_document
 from stc.runtime.session import StreamSession
 from stc.runtime.torch_side import torch_side
 
@@ -51,6 +51,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _bench(flags: argparse.Namespace) -> int:
     if flags.frames < 1:
         raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
+    with document_output(flags.json) as write:
+        write(_measured(flags))
+    return 0
+
+
+def _measured(flags: argparse.Namespace) -> dict[str, Any]:
+    shown = opening.frames(flags.video, flags.frames)
     start = time.perf_counter()
     bundle = Bundle.open(flags.bundle)
     spec = bundle.manifest.vision
@@ -60,7 +67,7 @@ def _bench(flags: argparse.Namespace) -> int:
     load_s = time.perf_counter() - start
     session = StreamSession(tower, chosen)
     bench = Bench(session)
-    frames = cycle(opening.frames(flags.video, flags.frames))
+    frames = cycle(shown)
     bench.warm_up(islice(frames, chosen.reference_interval))
     rss = peak_rss_bytes()
     with ExitStack() as stack:
@@ -74,7 +81,7 @@ def _bench(flags: argparse.Namespace) -> int:
         with Progress(console=console, disable=not console.is_terminal) as progress:
             for frame in progress.track(islice(frames, flags.frames), flags.frames):
                 bench.measure(frame, stream)
-    document = {
+    return {
         "bundle": bundle.manifest.provenance.checkpoint,
         "precision": bundle.manifest.provenance.precision,
         "backend": tower.backend.name,
@@ -85,11 +92,6 @@ def _bench(flags: argparse.Namespace) -> int:
         **bench.figures(),
         "machine": machine_facts(),
     }
-    if flags.json == "-":
-        print(json.dumps(document))
-    else:
-        write_document(flags.json, document)
-    return 0
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stc import command
 from stc.runtime.report import STAGES, FrameReport
 
 ROWS = 12
@@ -64,7 +65,9 @@ class LiveTable:
             self._live = Live(console=console, auto_refresh=False, redirect_stdout=stdout)
         else:
             # Rich takes FORCE_COLOR, which many a CI sets, for a terminal.
-            self._console = Console(file=console.file, force_terminal=False, color_system=None)
+            self._console = command.Console(
+                file=console.file, force_terminal=False, color_system=None
+            )
 
     def __enter__(self) -> LiveTable:
         self._start_s = self._clock()

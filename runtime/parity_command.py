@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from stc import command, contracts, settings
 from stc.bundle import Bundle
+from stc.command import Console
 from stc.errors import SettingsError, VideoError
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
+from stc.runtime.document_output import document_output
 from stc.runtime.machine import machine_facts
 from stc.runtime.parity import ParityReport
 from stc.runtime.parity_graphs import compare_graphs
 from stc.runtime.parity_streams import compare_streams
 from stc.runtime.preprocess import Preprocessor
-from stc.runtime.run_document import write_document
 from stc.runtime.session import StreamSession
 from stc.runtime.torch_side import torch_side
 from stc.runtime.tower import VisionTower
@@ -51,6 +50,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _parity(flags: argparse.Namespace) -> int:
     if flags.frames < 2:
         raise SettingsError("--frames", f"got {flags.frames}", "at least 2")
+    with document_output(flags.json) as write:
+        document = _compared(flags)
+        write(document)
+    return 0 if document["passed"] else 1
+
+
+def _compared(flags: argparse.Namespace) -> dict[str, Any]:
     bundle = Bundle.open(flags.bundle)
     manifest = bundle.manifest
     chosen = settings.from_flags(flags, manifest.default_settings, manifest.vision.pooled)
@@ -82,17 +88,12 @@ def _parity(flags: argparse.Namespace) -> int:
             tick()
     latency = bench.figures()
     _show(Console(), report, latency, tower)
-    document = {
+    return {
         "bundle": manifest.provenance.checkpoint,
         **report.to_json(),
         "latency": latency,
         "machine": machine_facts(),
     }
-    if flags.json == "-":
-        print(json.dumps(document))
-    elif flags.json:
-        write_document(flags.json, document)
-    return 0 if report.passed else 1
 
 
 def _show(

@@ -16,7 +16,7 @@ STAGES = ("preprocess", "vision", "project", "prune")
 
 @dataclass(frozen=True, kw_only=True)
 class FrameReport:
-    """One frame's outcome.
+    """One frame's outcome; its arrays are the caller's own.
 
     index: number of the frame in its stream, from 0.
     time_s: presentation time in the source.
@@ -24,7 +24,7 @@ class FrameReport:
     recomputed: indices int64 [M], ascending, of the tokens recomputed in block 0, out of T;
         all T on a reference frame. Layerwise selection may choose others in later blocks.
     kept: indices int64 [k], ascending, of the tokens kept, out of n.
-    tokens: float [k, D], the kept tokens, on the host; the caller owns the array.
+    tokens: float [k, D], the kept tokens, on the host.
     stage_ms: wall time by stage of STAGES.
     engine_ms: wall time inside engines; the rest of `total_ms` is the host's.
     total_ms: wall time of the push.

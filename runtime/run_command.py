@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,19 +11,19 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-from rich.console import Console
-
 from stc import command, settings
 from stc.bundle import Bundle
+from stc.command import Console
 from stc.errors import SettingsError
 from stc.runtime import open as opening
 from stc.runtime.comparison import compare_with_dense
+from stc.runtime.document_output import document_output
 from stc.runtime.fidelity import Fidelity
 from stc.runtime.frame import Frame
 from stc.runtime.live_table import LiveTable
 from stc.runtime.metrics import StreamMetrics
 from stc.runtime.overlay import OverlayWriter
-from stc.runtime.run_document import run_document, write_document
+from stc.runtime.run_document import run_document
 from stc.runtime.session import StreamSession
 from stc.runtime.summary import print_summary
 from stc.runtime.video import open_video
@@ -32,6 +32,8 @@ from stc.settings import PRESETS
 
 OVERLAY_FPS = 5.0
 """Frames per second of an overlay whose source names no rate."""
+STILL = ".png"
+"""Ending of the still that is saved beside an overlay."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,71 +63,93 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(flags: argparse.Namespace) -> int:
     if flags.frames is not None and flags.frames < 1:
         raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
+    _refuse_shared_paths(flags)
     bundle = Bundle.open(flags.bundle)
     manifest = bundle.manifest
     spec = manifest.vision
     chosen = settings.from_flags(flags, manifest.default_settings, spec.pooled)
     console = Console(stderr=True)
-    with ExitStack() as stack:
-        source = stack.enter_context(open_video(flags.video, fps=flags.fps))
-        overlay = None
-        if flags.overlay is not None:
-            rate = flags.fps or source.rate or OVERLAY_FPS
-            overlay = stack.enter_context(
-                OverlayWriter(
-                    flags.overlay, spec.side, spec.pooled_side, rate, covered=spec.covered
+    with document_output(flags.json) as write:
+        with ExitStack() as stack:
+            source = stack.enter_context(open_video(flags.video, fps=flags.fps))
+            overlay = None
+            if flags.overlay is not None:
+                rate = flags.fps or source.rate or OVERLAY_FPS
+                overlay = stack.enter_context(
+                    OverlayWriter(
+                        flags.overlay, spec.side, spec.pooled_side, rate, covered=spec.covered
+                    )
                 )
+            tower = opening.open_tower(bundle, flags.device)
+            session = StreamSession(tower, chosen)
+            metrics = StreamMetrics(spec.tokens, spec.pooled)
+            dense = StreamSession(tower, PRESETS["off"]) if flags.compare_dense else None
+            dense_metrics = StreamMetrics(spec.tokens, spec.pooled)
+            fidelity = Fidelity()
+            expected = _expected(source, flags)
+            table = stack.enter_context(
+                LiveTable(spec.tokens, spec.pooled, expected=expected, console=console)
             )
-        tower = opening.open_tower(bundle, flags.device)
-        session = StreamSession(tower, chosen)
-        metrics = StreamMetrics(spec.tokens, spec.pooled)
-        dense = StreamSession(tower, PRESETS["off"]) if flags.compare_dense else None
-        dense_metrics = StreamMetrics(spec.tokens, spec.pooled)
-        fidelity = Fidelity()
-        table = stack.enter_context(
-            LiveTable(spec.tokens, spec.pooled, expected=_expected(source, flags), console=console)
+            start = time.perf_counter()
+            try:
+                for frame in _taken(source, flags.frames):
+                    # A frame is in the metrics, the table and the overlay, or in none of them.
+                    with command.uninterrupted():
+                        report = session.push(frame)
+                        metrics.add(report)
+                        table.count(
+                            dropped_frames=source.dropped,
+                            broken_frames=source.broken,
+                            reconnects=source.reconnects,
+                        )
+                        table.add(report)
+                        if dense is not None:
+                            dense_report = dense.push(frame)
+                            dense_metrics.add(dense_report)
+                            fidelity.add(report, dense_report)
+                        if overlay is not None:
+                            overlay.add(frame, report)
+            except KeyboardInterrupt:
+                if not metrics.summary().frames:
+                    raise
+                console.print("interrupted; this is the stream so far")
+            wall_s = time.perf_counter() - start
+        if overlay is not None:
+            overlay.save_still(flags.overlay.with_suffix(STILL))
+        summary = metrics.summary(
+            wall_s=wall_s,
+            broken_frames=source.broken,
+            dropped_frames=source.dropped,
+            reconnects=source.reconnects,
         )
-        start = time.perf_counter()
-        try:
-            for frame in _taken(source, flags.frames):
-                report = session.push(frame)
-                metrics.add(report)
-                table.count(
-                    dropped_frames=source.dropped,
-                    broken_frames=source.broken,
-                    reconnects=source.reconnects,
-                )
-                table.add(report)
-                if dense is not None:
-                    dense_report = dense.push(frame)
-                    dense_metrics.add(dense_report)
-                    fidelity.add(report, dense_report)
-                if overlay is not None:
-                    overlay.add(frame, report)
-        except KeyboardInterrupt:
-            console.print("interrupted; this is the stream so far")
-        wall_s = time.perf_counter() - start
-        if overlay is not None and metrics.summary().frames:
-            overlay.save_still(flags.overlay.with_suffix(".png"))
-    summary = metrics.summary(
-        wall_s=wall_s,
-        broken_frames=source.broken,
-        dropped_frames=source.dropped,
-        reconnects=source.reconnects,
-    )
-    comparison = compare_with_dense(summary, dense_metrics.summary() if dense else None)
-    print_summary(console, summary, comparison)
-    if dense is not None:
-        console.print(fidelity.line(), highlight=False)
-    document = run_document(
-        summary, settings=chosen, bundle=manifest.provenance.checkpoint, comparison=comparison
-    )
-    document["fidelity"] = fidelity.to_json() if dense is not None else None
-    if flags.json == "-":
-        print(json.dumps(document))
-    elif flags.json:
-        write_document(flags.json, document)
+        comparison = compare_with_dense(summary, dense_metrics.summary() if dense else None)
+        print_summary(console, summary, comparison)
+        if dense is not None:
+            console.print(fidelity.line(), highlight=False, soft_wrap=True)
+        document = run_document(
+            summary, settings=chosen, bundle=manifest.provenance.checkpoint, comparison=comparison
+        )
+        document["fidelity"] = fidelity.to_json() if dense is not None else None
+        write(document)
     return 0
+
+
+def _refuse_shared_paths(flags: argparse.Namespace) -> None:
+    """Raise SettingsError when writing one output would destroy another, or the video."""
+    paths = {"--video": flags.video}
+    if flags.overlay is not None:
+        paths["--overlay"] = flags.overlay
+        paths["the still of --overlay"] = flags.overlay.with_suffix(STILL)
+    if flags.json not in (None, "-"):
+        paths["--json"] = flags.json
+    taken: dict[str, str] = {}
+    for flag, path in paths.items():
+        real = os.path.realpath(path)
+        if real in taken:
+            raise SettingsError(
+                flag, f"{path} is {taken[real]} as well", mend="choose another path"
+            )
+        taken[real] = flag
 
 
 def _taken(source: VideoSource, most: int | None) -> Iterator[Frame]:

@@ -78,15 +78,17 @@ class StreamSession:
         kind: FrameKind = "reference" if due else "reuse"
         self._vision.engine_ms = 0.0
         marks = [time.perf_counter()]
-        pixel_values = self._preprocess(frame.rgb, out=self._pixels)
-        marks.append(time.perf_counter())
         try:
+            pixel_values = self._preprocess(frame.rgb, out=self._pixels)
+            marks.append(time.perf_counter())
             hidden, recomputed = self._tower(pixel_values, kind)
             marks.append(time.perf_counter())
             tokens = self._project(hidden)
             marks.append(time.perf_counter())
             kept_tokens, kept, frame_mean = self._prune(tokens)
-            if not np.isfinite(kept_tokens).all():
+            # The frame's mean shows what tokens that were not kept would hide.
+            means = () if frame_mean is None else frame_mean
+            if not (np.isfinite(kept_tokens).all() and np.isfinite(means).all()):
                 self._name_culprit(pixel_values, kind, index)
         except BaseException:
             self._vision.references.valid = False
@@ -113,7 +115,7 @@ class StreamSession:
         self, pixel_values: NDArray[np.floating], kind: FrameKind
     ) -> tuple[Tensor, NDArray[np.int64]]:
         if kind == "reference":
-            return self._vision.reference(pixel_values), self._all_tokens
+            return self._vision.reference(pixel_values), self._all_tokens.copy()
         hidden, chosen = self._vision.reuse(pixel_values, self.recomputed, self.settings.selection)
         return hidden, self.tower.backend.to_host(chosen[0])
 
@@ -126,7 +128,7 @@ class StreamSession:
         """kept [k, D] and their indices [k] on the host, and the frame's mean [P] to remember."""
         backend = self.tower.backend
         if self.kept == self.tower.spec.pooled:
-            return backend.to_host(tokens), self._all_pooled, None
+            return backend.to_host(tokens), self._all_pooled.copy(), None
         outputs = self._vision.run(
             self.tower.prune(self.settings.pruner),
             {

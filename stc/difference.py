@@ -30,16 +30,16 @@ class Difference:
 def difference(expected: NDArray[Any], got: NDArray[Any]) -> Difference:
     """The difference of `got` from `expected`, arrays of one shape, computed in float64.
 
-    NaN anywhere makes every figure NaN, so that no comparison with a limit holds.
+    NaN or infinity anywhere makes every figure NaN, so that no comparison with a limit holds.
     """
     a, b = expected.astype(np.float64), got.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return Difference(np.nan, np.nan, np.nan)
     error = b - a
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     dots = (a * b).sum(axis=-1)
     # Two rows of zeros point the same way.
     cosines = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), 1.0)
-    if not np.isfinite(error).all():
-        return Difference(np.nan, np.nan, np.nan)
     return Difference(
         max_abs=float(np.abs(error).max(initial=0.0)),
         relative_l2=float(np.linalg.norm(error)) / max(float(np.linalg.norm(a)), 1e-30),

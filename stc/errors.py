@@ -6,8 +6,10 @@
     |-- ExportError       a graph could not be written or does not equal PyTorch
     |-- BundleError       a bundle is missing, altered, truncated or too new
     |-- EngineError       a graph could not be loaded or run
-    |   `-- NonFiniteError   a graph produced NaN or infinity
-    `-- VideoError        the video or camera cannot be read or written
+    |   |-- NonFiniteError   a graph produced NaN or infinity
+    |   `-- DeviceError      a call of the GPU's runtime failed
+    |-- VideoError        the video or camera cannot be read or written
+    `-- LanguageError     a question cannot be answered, or tokens cannot be remembered
 
 Every message names the object, what was got, what was expected and how to mend it, in one line.
 Commands print it after `error: ` and exit 2; anything else that escapes is a bug.
@@ -56,5 +58,13 @@ class NonFiniteError(EngineError):
     """A graph produced NaN or infinity."""
 
 
+class DeviceError(EngineError):
+    """A call of the GPU's runtime failed."""
+
+
 class VideoError(StcError):
     """The video or camera cannot be read or written."""
+
+
+class LanguageError(StcError):
+    """A question cannot be answered, or tokens cannot be remembered."""

@@ -15,6 +15,8 @@ SCHEMA_VERSION: Final = 1
 MANIFEST = "manifest.json"
 GRAPHS = "graphs"
 WEIGHTS = f"{GRAPHS}/weights.bin"
+LANGUAGE_WEIGHTS = f"{GRAPHS}/language.bin"
+"""Of the language graphs alone: a device that only watches does without."""
 
 Precision = Literal["fp32", "fp16"]
 

@@ -40,6 +40,17 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def half_demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo bundle in float16, which engines are built from."""
+    from stc.export import command
+
+    output = tmp_path_factory.mktemp("half-demo") / "bundle"
+    arguments = ["--model", "demo", "--precision", "fp16", "--output", str(output)]
+    assert command.main(arguments) == 0
+    return output
+
+
+@pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two checkpoints of one geometry with transformers' own initial weights, seeds 0 and 1."""
     from tests.initial_checkpoint import write_initial_checkpoint

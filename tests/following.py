@@ -1,4 +1,4 @@
-"""Two backends in step: one leads, the oracle takes the tokens it chose and judges the choice.
+"""Two backends in step: ONNX Runtime leads, the oracle takes its tokens and judges the choice.
 
 Where two tokens score alike up to rounding, either may be taken; what is compared afterwards is
 arithmetic and not luck.
@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from stc import contracts, pruner
+from stc.bundle import Bundle
 from stc.contracts import INDICES, KEPT_INDICES, PRUNE_CONTRACT, SELECT_CONTRACT
 from stc.difference import selection_gap
-from stc.engines.engine import Backend, Engine, Tensor
+from stc.engines.engine import Engine, Tensor
+from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend, OracleEngine
 from stc.export.checkpoint import VisionWeights
 from stc.settings import SCORINGS, Scoring
@@ -25,25 +27,15 @@ from tests.vision_cases import numpy_weights
 Array = NDArray[Any]
 
 
-class Leading:
-    """Another backend, and in `choices` the tokens its graphs chose, in order."""
+class Leading(OnnxRuntimeBackend):
+    """ONNX Runtime, and in `choices` the tokens its graphs chose, in order."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.name = backend.name
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
         self.choices: deque[Array] = deque()
-        self._backend = backend
 
     def load(self, graph: str) -> Engine:
-        return _LeadingEngine(self._backend.load(graph), self)
-
-    def to_device(self, array: NDArray[np.generic]) -> Tensor:
-        return self._backend.to_device(array)
-
-    def to_host(self, tensor: Tensor) -> Array:
-        return self._backend.to_host(tensor)
-
-    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
-        return self._backend.empty(shape, dtype)
+        return _LeadingEngine(super().load(graph), self)
 
 
 class _LeadingEngine:

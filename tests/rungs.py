@@ -68,7 +68,7 @@ def through_graphs(tower: VisionTower) -> Stream:
     return stream
 
 
-def through_transformers(weights: Any) -> Stream:  # noqa: ANN401
+def through_transformers(weights: Any) -> Stream:
     """Frames through transformers' layers; one tower per depth shows every block's output."""
     spec = weights.spec
 

@@ -30,8 +30,7 @@ from stc.contracts import (
     TOKENS,
 )
 from stc.difference import difference
-from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
-from stc.export.graph import FreeAxis
+from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
 from stc.export.graphs import GraphWriter
 from stc.export.modules import Prune
 from stc.export.reference import TorchVision
@@ -75,7 +74,7 @@ TOLERANCES = {
 """What each rung may differ by."""
 ORACLE_L2 = 1e-5
 """Relative L2 of ONNX Runtime's kept tokens to the oracle's, when both take the same tokens."""
-ORACLE_GAP = 1e-5
+ORACLE_GAP = 2e-6
 """By how much ONNX Runtime's choice may miss the best of the oracle's scores."""
 HALF_L2 = 1e-5
 """Relative L2 to float32 above which a tower has computed in half precision; the limits it has to
@@ -147,7 +146,7 @@ def prune_by_onnxruntime(folder: Path, features: Array, count: int) -> Pruning:
     memory = contracts.memory_width("gaussian", features.shape[2])
     example = torch.from_numpy(features[0]), torch.rand(memory), torch.ones(1)
     with WeightsFile(folder / "weights.bin") as weights:
-        writer = GraphWriter(folder, weights, "fp32", FreeAxis("M", 2), lambda _: None)
+        writer = GraphWriter(folder, weights, "fp32", (), lambda _: None)
         # Another default than what is asked for below: the input decides.
         writer.write(name, Prune("gaussian", 5), PRUNE_CONTRACT, example, kind=name, count=5)
     engine = OnnxRuntimeEngine(name, folder / f"{name}.onnx", "cpu")
@@ -227,7 +226,7 @@ def pairs(exported: Exporting) -> dict[str, Pair]:
     def pair(case: str) -> Pair:
         one = exported(case)
         spec = one.weights.spec
-        leading = Leading(OnnxRuntimeBackend(one.bundle))
+        leading = Leading(one.bundle)
         following = Following(one.weights, leading.choices)
         return VisionTower(leading, spec, "fp32"), VisionTower(following, spec, "fp32")
 
@@ -254,7 +253,7 @@ def streams(draw: st.DrawFn) -> list[Frame]:
     return frames
 
 
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_onnxruntime_equals_the_oracle_for_every_stream_and_setting(
     data: st.DataObject, pairs: dict[str, Pair]

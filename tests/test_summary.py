@@ -11,8 +11,9 @@ from rich.console import Console
 
 from stc.errors import SettingsError
 from stc.runtime.comparison import compare_with_dense
+from stc.runtime.document_output import document_output
 from stc.runtime.metrics import StreamMetrics, StreamSummary
-from stc.runtime.run_document import run_document, write_document
+from stc.runtime.run_document import run_document
 from stc.runtime.summary import print_summary
 from stc.settings import PRESETS, Settings
 from tests.frame_reports import POOLED, TOKENS, frame_report
@@ -67,7 +68,8 @@ def test_the_document_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> N
     document = run_document(
         summary, settings=settings, bundle="demo", comparison=compare_with_dense(summary)
     )
-    write_document(path, document)
+    with document_output(str(path)) as write:
+        write(document)
     read = json.loads(path.read_text())
     assert read == document
     assert Settings(**read["settings"]) == settings
@@ -79,7 +81,20 @@ def test_the_document_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_document_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    document = run_document(_summary(), settings=Settings(), bundle="demo")
-    with pytest.raises(SettingsError, match=r"No such file.*choose another path"):
-        write_document(tmp_path / "none" / "report.json", document)
+def test_a_document_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "report.json"
+    with (
+        pytest.raises(SettingsError, match=r"No such file.*choose another path"),
+        document_output(str(path)),
+    ):
+        raise AssertionError("the body was run")
+
+
+def test_a_body_that_fails_leaves_the_old_document(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="of the body"), document_output(str(path)) as write:
+        write({"frames": 1})
+        raise OSError("of the body")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

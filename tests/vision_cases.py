@@ -63,7 +63,7 @@ def golden_weights(name: str) -> GoldenWeights:
     return GoldenWeights(name, spec, tensors)
 
 
-def made_up_spec(**fields: Any) -> VisionSpec:  # noqa: ANN401
+def made_up_spec(**fields: Any) -> VisionSpec:
     """A spec of two blocks, 9 tokens and two heads, but for `fields`."""
     return VisionSpec(
         **{
@@ -84,7 +84,7 @@ def made_up_spec(**fields: Any) -> VisionSpec:  # noqa: ANN401
     )
 
 
-def made_up(**fields: Any) -> RandomCheckpoint:  # noqa: ANN401
+def made_up(**fields: Any) -> RandomCheckpoint:
     """Made-up weights of `made_up_spec`."""
     return RandomCheckpoint("made-up", made_up_spec(**fields), 0, {})
 
@@ -113,7 +113,7 @@ WEIGHTS: dict[str, Callable[[], VisionWeights]] = {
 }
 """Weights by the name of their case."""
 
-PRECISIONS: dict[str, Precision] = dict.fromkeys(WEIGHTS, "fp32") | {"half": "fp16"}
+PRECISIONS: dict[str, Precision] = {case: "fp16" if case == "half" else "fp32" for case in WEIGHTS}
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,9 @@ class Exported:
         return oracle_tower(self.weights)
 
 
-def export(weights: VisionWeights, output: Path, precision: Precision = "fp32") -> Exported:
+def export(
+    weights: VisionWeights, output: Path, precision: Precision = "fp32", *, force: bool = False
+) -> Exported:
     """The bundle of `weights` at `output`, opened and verified."""
     export_bundle(
         weights,
@@ -141,7 +143,7 @@ def export(weights: VisionWeights, output: Path, precision: Precision = "fp32") 
         kind="checkpoint",
         precision=precision,
         settings=Settings(budget=2),
-        force=False,
+        force=force,
         tick=lambda _: None,
     )
     return Exported(weights, Bundle.open(output))

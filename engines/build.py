@@ -1,0 +1,153 @@
+"""A bundle's engines are built: what is missing, in parallel, resumable at any point."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stc.bundle import Bundle
+from stc.engines.build_worker import Job
+from stc.engines.builders import Builders, BuildObserver
+from stc.engines.compile import Recipe
+from stc.engines.cuda import available_host_bytes
+from stc.engines.flavour import Flavour, TensorRt
+from stc.engines.library import EngineEntry, EngineLibrary, Stamp, library_of, weights_sha256
+from stc.engines.plan import EngineSpec
+from stc.engines.targets import Target, joined_name
+from stc.errors import EngineError
+
+BUILDER_BYTES = 768 << 20
+"""Host memory of one TensorRT-RTX builder: 330 to 460 MB measured on full-size blocks, doubled."""
+
+TIMINGS = "timings.cache"
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What is to do: engines to build, by file name, and how many are there already."""
+
+    library: EngineLibrary
+    missing: dict[str, tuple[EngineSpec, Stamp]]
+    present: int
+
+
+@dataclass(frozen=True)
+class BuildFigures:
+    """What a build cost: `peak_rss_bytes` is that of the largest builder."""
+
+    engines: int
+    size_bytes: int
+    peak_rss_bytes: int
+
+
+def plan_build(
+    bundle: Bundle, specs: Sequence[EngineSpec], tensorrt: TensorRt, targets: tuple[Target, ...]
+) -> BuildPlan:
+    """Which of `specs` have no whole engine of the same stamp in the bundle's library."""
+    library = library_of(bundle, joined_name(targets))
+    entries = library.entries()
+    missing, present = {}, 0
+    weights = weights_sha256(bundle)
+    for spec in specs:
+        stamp = stamp_of(bundle, spec, tensorrt, targets, weights)
+        name = f"{spec.stem}.{tensorrt.flavour}.engine"
+        entry = entries.get(name)
+        if entry is not None and entry.stamp == stamp and library.whole(entry):
+            present += 1
+        else:
+            missing[name] = (spec, stamp)
+    return BuildPlan(library, missing, present)
+
+
+def stamp_of(
+    bundle: Bundle,
+    spec: EngineSpec,
+    tensorrt: TensorRt,
+    targets: tuple[Target, ...],
+    weights: str,
+) -> Stamp:
+    """The stamp of an engine of `spec` built now; `weights` is the bundle's `weights_sha256`."""
+    return Stamp(
+        graph=spec.graph,
+        graph_sha256=bundle.manifest.graphs[spec.graph].file.sha256,
+        weights_sha256=weights,
+        flavour=tensorrt.flavour,
+        version=tensorrt.version,
+        targets=tuple(target.name for target in targets),
+        precision=bundle.manifest.provenance.precision,
+        profiles=spec.profiles,
+        baked=spec.baked,
+    )
+
+
+def run_build(
+    bundle: Bundle,
+    plan: BuildPlan,
+    flavour: Flavour,
+    targets: tuple[Target, ...],
+    observer: BuildObserver,
+    *,
+    workers: int,
+    wide_attention: bool = False,
+) -> BuildFigures:
+    """Every missing engine of `plan` is built and in the list.
+
+    Whatever ends it early, what was finished stays. Raises EngineError with the first failure.
+    """
+    library = plan.library
+    jobs = deque(
+        Job(
+            name,
+            Recipe(
+                spec=spec,
+                path=bundle.graph_path(spec.graph),
+                graph=bundle.manifest.graphs[spec.graph],
+                targets=targets,
+                timing_cache=library.folder / TIMINGS if flavour == "tensorrt" else None,
+                wide_attention=wide_attention,
+            ),
+            library,
+        )
+        for name, (spec, _) in plan.missing.items()
+    )
+    size, peak = 0, 0
+    with library.locked(), Builders(flavour, min(workers, len(jobs)), observer) as builders:
+        entries = _usable(bundle, library.entries())
+        library.write(entries)
+        library.sweep()
+        for job, outcome in builders.outcomes(jobs):
+            peak = max(peak, outcome.peak_rss_bytes)
+            if outcome.file is None:
+                raise EngineError(job.recipe.spec.stem, outcome.failure)
+            size += outcome.file.size_bytes
+            entries[job.name] = EngineEntry(
+                stamp=plan.missing[job.name][1],
+                file=outcome.file,
+                build_s=outcome.build_s,
+                wide_attention=wide_attention,
+                acceptance=None,
+            )
+            library.write(entries)
+            observer.finished(job.recipe.spec.stem)
+    return BuildFigures(len(plan.missing), size, peak)
+
+
+def default_workers(flavour: Flavour) -> int:
+    """Builders that may work at once: native TensorRT times kernels, so it must be alone."""
+    if flavour == "tensorrt":
+        return 1
+    return max(1, min(len(os.sched_getaffinity(0)), available_host_bytes() // BUILDER_BYTES))
+
+
+def _usable(bundle: Bundle, entries: dict[str, EngineEntry]) -> dict[str, EngineEntry]:
+    """The entries whose graph and weights are still those of the bundle."""
+    weights, graphs = weights_sha256(bundle), bundle.manifest.graphs
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if entry.stamp.weights_sha256 == weights
+        and entry.stamp.graph in graphs
+        and entry.stamp.graph_sha256 == graphs[entry.stamp.graph].file.sha256
+    }

@@ -1,0 +1,129 @@
+"""`stc-build`: a bundle's graphs become engines for a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from stc import command
+from stc.bundle import Bundle
+from stc.engines.build import default_workers, plan_build, run_build
+from stc.engines.build_progress import BuildProgress
+from stc.engines.build_target import check_native, check_precision, choose_flavour, this_target
+from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
+from stc.engines.flavour import FLAVOURS
+from stc.engines.plan import choose_buckets, plan_engines
+from stc.engines.preflight import Demand, check_fits
+from stc.engines.targets import THIS_DEVICE, Target, joined_name, parse_targets, target_of
+from stc.errors import EngineError, SettingsError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code. Ctrl-C keeps the engines that are finished."""
+    return command.run(lambda: _build(_parse(arguments)))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.Parser(prog="stc-build", description=__doc__)
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of stc-export")
+    parser.add_argument(
+        "--target", required=True, metavar="T", help="this-device, orin-nano, sm89, sm86+sm89, ..."
+    )
+    parser.add_argument("--backend", choices=FLAVOURS, help="default: what is installed and fits")
+    parser.add_argument(
+        "--recompute-ratio",
+        type=float,
+        action="append",
+        metavar="R",
+        help="build for this ratio; may be given again (default: the bundle's and the target's)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=int,
+        action="append",
+        metavar="K",
+        help="build for this budget; may be given again (default: the bundle's)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="builders at once (default: by memory)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _build(flags: argparse.Namespace) -> int:
+    if flags.jobs is not None and flags.jobs < 1:
+        raise SettingsError("--jobs", f"got {flags.jobs}", "at least 1")
+    start = time.perf_counter()
+    device, why_not = _device()
+    targets = _targets(flags.target, device, why_not)
+    bundle = Bundle.open(flags.bundle)
+    check_precision(bundle, targets)
+    tensorrt = choose_flavour(targets, flags.backend)
+    if tensorrt.flavour == "tensorrt":
+        check_native(tensorrt, targets, device, why_not)
+    default = bundle.manifest.default_settings.recompute_ratio
+    ratios = flags.recompute_ratio or [
+        default,
+        *(ratio for target in targets for ratio in target.recompute_ratios),
+    ]
+    budgets = None if flags.budget is None else tuple(flags.budget)
+    buckets = choose_buckets(bundle.manifest, tuple(ratios), budgets)
+    console = Console(stderr=True)
+    for target in targets:
+        here = device is not None and target_of(device.compute_capability, device.board) is target
+        free = device.free_bytes if here and device is not None else target.memory_bytes
+        demand = Demand(
+            manifest=bundle.manifest,
+            kept=max(buckets.kept),
+            copies=1 if tensorrt.several_profiles else 1 + len(buckets.recomputed),
+        )
+        console.print(check_fits(demand, target.name, free), highlight=False)
+    specs = plan_engines(bundle.manifest, buckets, several_profiles=tensorrt.several_profiles)
+    plan = plan_build(bundle, specs, tensorrt, targets)
+    what = f"{tensorrt.flavour} {tensorrt.version}, {joined_name(targets)}"
+    if not plan.missing:
+        print(f"{plan.library.folder}: all {plan.present} engines are there already ({what})")
+        return 0
+    workers = flags.jobs or default_workers(tensorrt.flavour)
+    try:
+        with BuildProgress(len(plan.missing), console) as progress:
+            figures = run_build(bundle, plan, tensorrt.flavour, targets, progress, workers=workers)
+    except KeyboardInterrupt:
+        print("interrupted; finished engines are kept, run it again to go on", file=sys.stderr)
+        return 130
+    print(
+        f"{plan.library.folder}: {figures.engines} engines built, {plan.present} were there, "
+        f"{figures.size_bytes / 1e6:,.0f} MB, {time.perf_counter() - start:.1f} s, "
+        f"builders of at most {figures.peak_rss_bytes / 1e6:,.0f} MB ({what})"
+    )
+    return 0
+
+
+def _device() -> tuple[DeviceFacts | None, str]:
+    """This machine's GPU, or None and why it cannot be used."""
+    try:
+        return device_facts(load_cuda()), ""
+    except EngineError as error:
+        return None, str(error)
+
+
+def _targets(names: str, device: DeviceFacts | None, why_not: str) -> tuple[Target, ...]:
+    if names != THIS_DEVICE:
+        return parse_targets(names)
+    if device is None:
+        raise EngineError(
+            f"--target {THIS_DEVICE}",
+            f"no GPU can be used here ({why_not})",
+            "",
+            "name the target: --target sm89, ...",
+        )
+    return (this_target(device),)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The CUDA runtime with every returned status looked at.
+
+`cuda.bindings.runtime` returns (status, values...) and never raises; a status nobody reads is an
+error that shows up three calls later. It has wheels for aarch64 and Python 3.10.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stc.engines.flavour import import_or_mend
+from stc.errors import DeviceError
+
+_BOARD = Path("/proc/device-tree/model")
+
+
+class Cuda:
+    """Calls into `runtime`: the module cuda.bindings.runtime, or a double of it."""
+
+    def __init__(self, runtime: Any) -> None:
+        self.runtime = runtime
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """What `function` returned after its status: nothing, a value or a tuple of values.
+
+        Raises DeviceError naming the function and the status.
+        """
+        status, *values = getattr(self.runtime, function)(*arguments)
+        if int(status) != 0:
+            raise DeviceError(function, self._told(status))
+        return values[0] if len(values) == 1 else tuple(values) or None
+
+    def _told(self, status: Any) -> str:
+        _, name = self.runtime.cudaGetErrorName(status)
+        _, text = self.runtime.cudaGetErrorString(status)
+        return f"{name.decode()} ({text.decode()})"
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """A GPU as the driver describes it, and the board it sits on ("" when not told)."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    total_bytes: int
+    free_bytes: int
+    unified: bool
+    board: str
+
+
+def load_cuda() -> Cuda:
+    """The CUDA runtime. Raises EngineError with the command that installs its bindings."""
+    mend = "install it with: pip install cuda-bindings (the CUDA major version of your driver)"
+    return Cuda(import_or_mend("cuda.bindings.runtime", "CUDA", mend))
+
+
+def device_facts(cuda: Cuda, index: int = 0) -> DeviceFacts:
+    """Device `index`, made current. Raises DeviceError when there is none or no driver."""
+    cuda.call("cudaSetDevice", index)
+    names = cuda.runtime.cudaDeviceAttr
+    attributes = (
+        names.cudaDevAttrComputeCapabilityMajor,
+        names.cudaDevAttrComputeCapabilityMinor,
+        names.cudaDevAttrIntegrated,
+    )
+    major, minor, integrated = (
+        int(cuda.call("cudaDeviceGetAttribute", attribute, index)) for attribute in attributes
+    )
+    free, total = cuda.call("cudaMemGetInfo")
+    properties = cuda.call("cudaGetDeviceProperties", index)
+    if integrated:
+        # The driver of a Jetson counts the page cache as used; the kernel gives it back on demand.
+        free = max(free, available_host_bytes())
+    return DeviceFacts(
+        name=properties.name.decode().rstrip("\0"),
+        compute_capability=(major, minor),
+        total_bytes=int(total),
+        free_bytes=min(int(free), int(total)),
+        unified=bool(integrated),
+        board=_BOARD.read_text(errors="replace").strip("\0 \n") if _BOARD.exists() else "",
+    )
+
+
+def available_host_bytes() -> int:
+    """Memory the kernel can give to processes without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise DeviceError("/proc/meminfo", "has no MemAvailable")

@@ -1,0 +1,181 @@
+"""The engines of a bundle on disk: what each was built from, and whether it may be used here.
+
+    BUNDLE/engines/<targets>/<engine>      one file per engine
+    BUNDLE/engines/<targets>/engines.json  the stamp of each
+
+The list is rewritten after every engine, file first, each by a rename: whenever a build stops, what
+the list names is whole, and the next build goes on from there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stc.bundle import Bundle
+from stc.engines.flavour import Flavour
+from stc.errors import EngineError
+from stc.manifest import GRAPHS, FileEntry, Precision
+
+LIST = "engines.json"
+ENGINES = "engines"
+LIST_SCHEMA: Final = 1
+_LOCK = ".lock"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Stamp(_Entry):
+    """What an engine was built from and for. Engines of equal stamps stand for one another."""
+
+    graph: str
+    graph_sha256: str = Field(description="of the graph's file")
+    weights_sha256: str = Field(description="of the bundle's weight files together")
+    flavour: Flavour
+    version: str = Field(description="of the flavour's library")
+    targets: tuple[str, ...]
+    precision: Precision
+    profiles: tuple[dict[str, int], ...] = Field(description="sizes of free axes, per profile")
+    baked: int | None = Field(description="the value of the graph's count")
+
+
+class Acceptance(_Entry):
+    """How an engine compared with ONNX Runtime on equal inputs, on the device it runs on."""
+
+    passed: bool
+    min_cosine: float = Field(description="of all outputs and all tokens; NaN counts as -1")
+    outputs: dict[str, float] = Field(description="the same, per output")
+
+
+class EngineEntry(_Entry):
+    """One engine of the list."""
+
+    stamp: Stamp
+    file: FileEntry = Field(description="path from the folder of the list")
+    build_s: float
+    wide_attention: bool = Field(False, description="attention's products were made float32")
+    acceptance: Acceptance | None = Field(None, description="None: not compared yet")
+
+
+class _List(_Entry):
+    schema_version: Literal[1] = LIST_SCHEMA
+    engines: dict[str, EngineEntry]
+
+
+class EngineLibrary:
+    """The engines of one set of targets, in `folder`; the folder need not exist yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def entries(self) -> dict[str, EngineEntry]:
+        """Engines by file name, empty when none was built.
+
+        Raises EngineError when the list cannot be read.
+        """
+        file = self.folder / LIST
+        try:
+            return dict(_List.model_validate_json(file.read_bytes()).engines)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            mend = f"delete {self.folder} and build again with stc-build"
+            raise EngineError(file, f"cannot be read ({reason})", "", mend) from error
+
+    def whole(self, entry: EngineEntry) -> bool:
+        """Whether the engine's file is there with its size."""
+        try:
+            return (self.folder / entry.file.path).stat().st_size == entry.file.size_bytes
+        except FileNotFoundError:
+            return False
+
+    def store(self, name: str, content: memoryview) -> FileEntry:
+        """`content` stands in file `name`, whole, on disk; it is not in the list yet."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _replace(self.folder / name, content)
+        digest = hashlib.sha256(content).hexdigest()
+        return FileEntry(path=name, sha256=digest, size_bytes=content.nbytes)
+
+    def write(self, entries: dict[str, EngineEntry]) -> None:
+        """The list is `entries`."""
+        text = _List(engines=entries).model_dump_json(indent=1)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _replace(self.folder / LIST, memoryview(text.encode()))
+
+    def sweep(self) -> None:
+        """Engine files that the list does not name are gone. Not while builders are at work."""
+        entries = self.entries()
+        for file in self.folder.glob("*.engine"):
+            if file.name not in entries:
+                file.unlink()
+
+    def read(self, entry: EngineEntry) -> bytes:
+        """The engine's bytes. Raises EngineError when they are not those that were written."""
+        file = self.folder / entry.file.path
+        mend = "build again with stc-build"
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise EngineError(file, f"cannot be read ({error.strerror})", "", mend) from error
+        if hashlib.sha256(content).hexdigest() != entry.file.sha256:
+            raise EngineError(file, "was altered or cut short", entry.file.sha256[:12], mend)
+        return content
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other build writes this folder, and what a killed one left half written is gone.
+
+        Raises EngineError when another build is writing it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / _LOCK).open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise EngineError(
+                    self.folder, "another stc-build is writing it", "", "wait for it"
+                ) from error
+            for leftover in self.folder.glob(".*.part"):
+                leftover.unlink()
+            yield
+
+
+def library_of(bundle: Bundle, targets: str) -> EngineLibrary:
+    """The library of a bundle for the targets called `targets` together."""
+    return EngineLibrary(bundle.root / ENGINES / targets)
+
+
+def libraries_of(bundle: Bundle) -> list[EngineLibrary]:
+    """Every library of the bundle that has a list."""
+    return [
+        EngineLibrary(file.parent) for file in sorted((bundle.root / ENGINES).glob(f"*/{LIST}"))
+    ]
+
+
+def weights_sha256(bundle: Bundle) -> str:
+    """One digest of all weight files: a graph's own digest does not change with its weights."""
+    digests = [file.sha256 for file in bundle.manifest.files if file.path.startswith(GRAPHS)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _replace(file: Path, content: memoryview) -> None:
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,109 @@
+"""Which engines a bundle needs: one per graph and set of sizes, every shape static.
+
+A graph's free axes (M of `update`, m and S of the language model) get one static profile per size;
+where the flavour is known good with several profiles one engine holds them all and its weights
+once. The `count` of `select` and `prune` is baked in: one engine per count.
+
+Knows nothing of TensorRT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from stc.contracts import COUNT
+from stc.manifest import Manifest, PortEntry
+from stc.settings import Settings
+
+Sizes = dict[str, int]
+"""Sizes of free axes by their symbol."""
+
+TEXT_TOKENS = 32
+"""Text tokens of one prefill call; shorter text is padded."""
+
+CONTEXT_FRAMES = 64
+CONTEXT_TEXT = 256
+"""Frames and text tokens whose keys and values the language model's buffers hold."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One engine: `profiles` are the sizes it runs at, `baked` the value of its count, if any."""
+
+    graph: str
+    profiles: tuple[Sizes, ...]
+    baked: int | None = None
+
+    @property
+    def stem(self) -> str:
+        """Its file's name without what says how it was built: `update_00-M49-M196`."""
+        sizes = [f"{symbol}{size}" for profile in self.profiles for symbol, size in profile.items()]
+        return "-".join([self.graph, *sizes])
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The sizes engines are built for.
+
+    recomputed: values of M on reuse frames; kept: values of k. Both ascending, each once.
+    """
+
+    recomputed: tuple[int, ...]
+    kept: tuple[int, ...]
+
+
+def choose_buckets(
+    manifest: Manifest, ratios: tuple[float, ...], budgets: tuple[int, ...] | None
+) -> Buckets:
+    """The M of every recompute ratio in `ratios` and the k of every budget.
+
+    `budgets` None means the bundle's own. Raises SettingsError for a ratio or budget out of range.
+    """
+    default, vision = manifest.default_settings, manifest.vision
+    wanted = [Settings(recompute_ratio=ratio).recomputed(vision.tokens) for ratio in ratios]
+    chosen = (default.budget,) if budgets is None else budgets
+    kept = [Settings(budget=budget).kept(vision.pooled) for budget in chosen]
+    return Buckets(tuple(sorted(set(wanted))), tuple(sorted(set(kept))))
+
+
+def plan_engines(
+    manifest: Manifest, buckets: Buckets, *, several_profiles: bool
+) -> list[EngineSpec]:
+    """Every engine of the bundle, in running order of its graphs."""
+    tokens, language = manifest.vision.tokens, manifest.language
+    counts = {"M": buckets.recomputed, "k": buckets.kept}
+    # A reference frame is `update` with all T tokens.
+    free = {"M": tuple(sorted({*buckets.recomputed, tokens}))}
+    if language is not None:
+        free["m"] = tuple(sorted({1, TEXT_TOKENS, *buckets.kept}))
+        rows = (min(context_rows(kept), language.most_positions) for kept in buckets.kept)
+        free["S"] = tuple(sorted(set(rows)))
+    specs = []
+    for name, graph in manifest.graphs.items():
+        if any(port.name == COUNT for port in graph.inputs):
+            symbol = free_symbols(graph.outputs)[0]
+            specs += [EngineSpec(name, ({symbol: size},), size) for size in counts[symbol]]
+            continue
+        symbols = free_symbols(graph.inputs)
+        sizes = product(*(free[symbol] for symbol in symbols))
+        profiles = [dict(zip(symbols, chosen, strict=True)) for chosen in sizes]
+        groups = [profiles] if several_profiles else [[profile] for profile in profiles]
+        specs += [EngineSpec(name, tuple(group)) for group in groups]
+    return specs
+
+
+def context_rows(kept: int) -> int:
+    """Rows of the language model's buffers at a budget of `kept`; unused ones have position -1."""
+    return CONTEXT_FRAMES * kept + CONTEXT_TEXT
+
+
+def shape_at(shape: tuple[int | str, ...], sizes: Sizes) -> tuple[int, ...]:
+    """`shape` of a port of the manifest with its free axes at `sizes`."""
+    return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in shape)
+
+
+def free_symbols(ports: tuple[PortEntry, ...]) -> list[str]:
+    """The symbols of the free axes of `ports`, in order, each once."""
+    axes = (axis for port in ports for axis in port.shape)
+    return list(dict.fromkeys(axis for axis in axes if isinstance(axis, str)))

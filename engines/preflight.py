@@ -1,0 +1,119 @@
+"""Does it fit? Device memory counted before anything is built or loaded.
+
+weights      once, whatever the number of streams
+references   key, value and residual of every block, two sets per stream: a reference frame
+             writes one while the other still serves
+work         hidden states, outputs nobody reads, frame and kept tokens, per stream
+KV           keys and values of CONTEXT_FRAMES frames at the budget, per stream
+workspace    scratch memory, once: engines run one after another and share it
+CUDA         the driver's context and the runtime's own code
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from stc.engines.plan import context_rows
+from stc.errors import EngineError
+from stc.manifest import GRAPHS, Manifest, Precision
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+CUDA_BYTES = 400 * MIB
+"""A guess until measured on a device: context, TensorRT's code and kernels."""
+
+ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2}
+
+ENGINE_OVERHEAD = 1.21
+"""Size of the full-size engines over that of their weights, three sizes of M (docs/log.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What is to run.
+
+    weights_bytes: of the engines; None estimates them from the bundle's weights.
+    workspace_bytes: of the engine that asks for most; None estimates an upper bound.
+    copies: engines that hold one graph's weights, where several profiles are not known good.
+    precision: of the graphs; None is the bundle's own.
+    """
+
+    manifest: Manifest
+    kept: int
+    streams: int = 1
+    weights_bytes: int | None = None
+    workspace_bytes: int | None = None
+    copies: int = 1
+    precision: Precision | None = None
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by what they are for."""
+        spec, language = self.manifest.vision, self.manifest.language
+        stored = self.manifest.provenance.precision
+        element = ELEMENT_BYTES[self.precision or stored]
+        rows = spec.tokens * spec.width * element
+        weights = self.weights_bytes
+        if weights is None:
+            files = (file for file in self.manifest.files if file.path.startswith(GRAPHS))
+            size = sum(file.size_bytes for file in files) * element // ELEMENT_BYTES[stored]
+            weights = int(size * ENGINE_OVERHEAD) * self.copies
+        workspace = self.workspace_bytes
+        if workspace is None:
+            # Attention unfused, in float16 and float32, and the MLP's activation step by step.
+            workspace = 12 * spec.heads * spec.tokens**2 + 8 * spec.tokens * spec.mlp_width
+        keys_and_values = 0
+        if language is not None:
+            per_row = 2 * language.blocks * language.key_heads * language.head_width * element
+            keys_and_values = per_row * min(context_rows(self.kept), language.most_positions)
+        frame = 3 * spec.image_size**2 * element + 2 * spec.pooled * spec.language_width * element
+        return {
+            "weights": weights,
+            "references": self.streams * 2 * 3 * spec.blocks * rows,
+            "work": self.streams * (8 * rows + frame),
+            "KV": self.streams * keys_and_values,
+            "workspace": workspace,
+            "CUDA": CUDA_BYTES,
+        }
+
+    @property
+    def total_bytes(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+    def line(self) -> str:
+        """The sum, for a person: `2.1 GiB: weights 0.9, references 0.3, ...`."""
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.parts.items() if size)
+        return f"{self.total_bytes / GIB:.2f} GiB: {parts}"
+
+
+def check_fits(demand: Demand, device: str, free_bytes: int) -> str:
+    """One line that says what `demand` takes of the `free_bytes` of `device`.
+
+    Raises EngineError when it does not fit, naming the setting that would make it fit, if any.
+    """
+    if demand.total_bytes <= free_bytes:
+        return f"{device}: needs {demand.line()}; {free_bytes / GIB:.2f} GiB are free"
+    raise EngineError(
+        device,
+        f"needs {demand.line()}",
+        f"at most {free_bytes / GIB:.2f} GiB, what is free",
+        _mend(demand, free_bytes),
+    )
+
+
+def _mend(demand: Demand, free_bytes: int) -> str:
+    """The smallest step that makes it fit."""
+    for streams in range(demand.streams - 1, 0, -1):
+        if replace(demand, streams=streams).total_bytes <= free_bytes:
+            return f"{streams} stream{'s' * (streams > 1)} would fit"
+    for kept in range(demand.kept - 1, 0, -1):
+        if replace(demand, kept=kept).total_bytes <= free_bytes:
+            return f"use --budget {kept} or less"
+    if demand.manifest.provenance.precision == "fp32":
+        half = replace(demand, precision="fp16", weights_bytes=None, streams=1)
+        if half.total_bytes <= free_bytes:
+            return "export with --precision fp16"
+    lacking = (replace(demand, streams=1, kept=1).total_bytes - free_bytes) / GIB
+    return f"no setting makes it fit: free {lacking:.2f} GiB, or use a larger device"

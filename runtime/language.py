@@ -1,0 +1,226 @@
+"""A bundle's language graphs, loaded on a backend: shared by every stream, holding none of their
+state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc import contracts
+from stc.contracts import (
+    HIDDEN,
+    HIDDEN_OUT,
+    IDS,
+    KEY,
+    KEY_POSITIONS,
+    KEYS,
+    LOGITS,
+    QUERY,
+    QUERY_POSITIONS,
+    VALUE,
+    VALUES,
+)
+from stc.engines.engine import Backend, Engine, Tensor
+from stc.errors import NonFiniteError
+from stc.manifest import LanguageSpec, Precision
+from stc.runtime.kv_buckets import KvBuckets
+from stc.runtime.tower import NETWORK_DTYPES
+
+if TYPE_CHECKING:
+    from stc.runtime.kv_rows import KvRows
+
+EMPTY = -1
+"""Position of a row that holds no token, and of a token that only pads a call."""
+
+Retrieve = Callable[[int, NDArray[np.float32]], None]
+"""Called with a block and the mean query float32 [Q, e], before that block attends."""
+
+
+@dataclass
+class _Piece:
+    """Tokens `first` to `first` + `count` of a chunk, as one call of a bucket's size."""
+
+    first: int
+    count: int
+    hidden: Tensor
+    positions: Tensor
+    query: Tensor = None
+
+
+class LanguageModel:
+    """The engines of one decoder.
+
+    Raises EngineError when a graph cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        spec: LanguageSpec,
+        precision: Precision,
+        buckets: KvBuckets | None = None,
+    ) -> None:
+        self.backend = backend
+        self.spec = spec
+        self.dtype = NETWORK_DTYPES[precision]
+        self.buckets = buckets or KvBuckets()
+        self.text_embed = backend.load(contracts.TEXT_EMBED)
+        self.qkv = [backend.load(contracts.qkv_graph(i)) for i in range(spec.blocks)]
+        self.attend = [backend.load(contracts.attend_graph(i)) for i in range(spec.blocks)]
+        self.head = backend.load(contracts.HEAD)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes one token's key and value take in all blocks together."""
+        spec = self.spec
+        return 2 * spec.blocks * spec.key_heads * spec.head_width * self.dtype.itemsize
+
+    def blank_rows(self, count: int) -> Tensor:
+        """Rows [G, count, e] of zeros."""
+        spec = self.spec
+        return self.backend.to_device(
+            np.zeros((spec.key_heads, count, spec.head_width), self.dtype)
+        )
+
+    def embed(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """hidden [m, D] of the text tokens `ids` [m], on the host."""
+        hidden = np.empty((len(ids), self.spec.width), self.dtype)
+        for first, count, size in self.buckets.pieces(len(ids)):
+            padded = np.zeros(size, np.int64)
+            padded[:count] = ids[first : first + count]
+            outputs = self.text_embed({IDS: self.backend.to_device(padded)})
+            hidden[first : first + count] = self.backend.read_rows(outputs[HIDDEN], 0, count)
+        return hidden
+
+    def remember(
+        self,
+        hidden: NDArray[Any],
+        positions: NDArray[np.int64],
+        rows: KvRows,
+        places: NDArray[np.int64],
+        key_positions: NDArray[np.int64],
+    ) -> None:
+        """The rows `places` hold keys and values of the tokens `hidden` [m, D] at `positions` [m].
+
+        `key_positions` [S] are those of all rows, the new ones included. The last block's attend
+        is not run: nobody reads what it computes.
+
+        Raises NonFiniteError naming the graph that yields NaN or infinity; the rows may then hold
+        some of it.
+        """
+        self._run(hidden, positions, rows, places, key_positions, None, whole=False)
+
+    def logits(
+        self,
+        hidden: NDArray[Any],
+        positions: NDArray[np.int64],
+        rows: KvRows,
+        places: NDArray[np.int64],
+        key_positions: NDArray[np.int64],
+        retrieve: Retrieve | None = None,
+    ) -> NDArray[np.float32]:
+        """float32 [V] after the last of the tokens `hidden`; otherwise as `remember`.
+
+        `retrieve` may write rows of a block before it attends.
+        """
+        last = self._run(hidden, positions, rows, places, key_positions, retrieve, whole=True)
+        assert last is not None
+        logits: NDArray[np.float32] = self.backend.to_host(self.head({HIDDEN: last})[LOGITS])[0]
+        if not np.isfinite(logits).all():
+            raise _not_finite(contracts.HEAD, LOGITS)
+        return logits
+
+    def _run(
+        self,
+        hidden: NDArray[Any],
+        positions: NDArray[np.int64],
+        rows: KvRows,
+        places: NDArray[np.int64],
+        key_positions: NDArray[np.int64],
+        retrieve: Retrieve | None,
+        *,
+        whole: bool,
+    ) -> Tensor | None:
+        """hidden [1, D] after the last token, on the device; None unless `whole`."""
+        pieces = self._pieces(hidden, positions)
+        seen = self.backend.to_device(key_positions)
+        for block in range(self.spec.blocks):
+            for piece in pieces:
+                fresh = self.qkv[block]({HIDDEN: piece.hidden})
+                piece.query = fresh[QUERY]
+                here = places[piece.first : piece.first + piece.count]
+                rows.write(block, here, fresh[KEY], fresh[VALUE])
+            if retrieve is not None:
+                retrieve(block, self._mean_query(pieces))
+            if block == self.spec.blocks - 1 and not whole:
+                break
+            for piece in pieces:
+                piece.hidden = self._attend(block, piece, rows, seen)
+        # Whatever was not finite in any block has reached the last one's input.
+        ends = [self.backend.read_rows(piece.hidden, 0, piece.count) for piece in pieces]
+        if not all(np.isfinite(end).all() for end in ends):
+            self._name_culprit(self._pieces(hidden, positions), rows, seen)
+        return self.backend.to_device(ends[-1][-1:]) if whole else None
+
+    def _pieces(self, hidden: NDArray[Any], positions: NDArray[np.int64]) -> list[_Piece]:
+        pieces = []
+        for first, count, size in self.buckets.pieces(len(hidden)):
+            padded = np.zeros((size, self.spec.width), self.dtype)
+            padded[:count] = hidden[first : first + count]
+            places = np.full(size, EMPTY, np.int64)
+            places[:count] = positions[first : first + count]
+            device = self.backend.to_device
+            pieces.append(_Piece(first, count, device(padded), device(places)))
+        return pieces
+
+    def _attend(self, block: int, piece: _Piece, rows: KvRows, seen: Tensor) -> Tensor:
+        return self.attend[block](
+            {
+                HIDDEN: piece.hidden,
+                QUERY: piece.query,
+                KEYS: rows.keys[block],
+                VALUES: rows.values[block],
+                QUERY_POSITIONS: piece.positions,
+                KEY_POSITIONS: seen,
+            }
+        )[HIDDEN_OUT]
+
+    def _mean_query(self, pieces: list[_Piece]) -> NDArray[np.float32]:
+        """float32 [Q, e], the mean over all tokens."""
+        queries = [self.backend.read_rows(piece.query, 0, piece.count) for piece in pieces]
+        mean: NDArray[np.float32] = np.concatenate(queries, axis=1).mean(axis=1, dtype=np.float32)
+        return mean
+
+    def _name_culprit(self, pieces: list[_Piece], rows: KvRows, seen: Tensor) -> None:
+        """Run the blocks again, looking at every output; always raises NonFiniteError."""
+        if not all(np.isfinite(self.backend.to_host(piece.hidden)).all() for piece in pieces):
+            raise _not_finite("the language model's input", HIDDEN)
+
+        def look(engine: Engine, outputs: dict[str, Tensor]) -> None:
+            for name, tensor in outputs.items():
+                if not np.isfinite(self.backend.to_host(tensor)).all():
+                    raise _not_finite(engine.name, name)
+
+        for block in range(self.spec.blocks):
+            for piece in pieces:
+                fresh = self.qkv[block]({HIDDEN: piece.hidden})
+                look(self.qkv[block], fresh)
+                piece.query = fresh[QUERY]
+            for piece in pieces:
+                piece.hidden = self._attend(block, piece, rows, seen)
+                look(self.attend[block], {HIDDEN_OUT: piece.hidden})
+        raise NonFiniteError("language model", "NaN or infinity, not seen again on a re-run")
+
+
+def _not_finite(graph: str, tensor: str) -> NonFiniteError:
+    return NonFiniteError(
+        graph,
+        f"NaN or infinity in {tensor}",
+        "finite numbers",
+        "try --precision fp32 at export, or another checkpoint",
+    )

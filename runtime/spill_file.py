@@ -1,0 +1,79 @@
+"""A file that takes the pages host memory has no room for, mapped into memory.
+
+It grows in segments whose space is allocated on disk before they are mapped: a write to a mapped
+file on a full disk kills the process, an allocation that fails does not.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.errors import SettingsError
+
+SEGMENT_BYTES = 64 << 20
+
+
+class SpillFile:
+    """Up to `most_bytes` of pages of one shape, in an unnamed file in `folder`.
+
+    The file has no name: it is gone when the process is, however it ends. full: why it cannot grow
+    further than it has, "" while it can. Raises SettingsError when nothing can be written there.
+    """
+
+    def __init__(
+        self, folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], most_bytes: int
+    ) -> None:
+        self.folder = folder
+        self.full = ""
+        self._shape, self._dtype = shape, dtype
+        self.page_bytes = int(np.prod(shape)) * dtype.itemsize
+        self._most = most_bytes // self.page_bytes
+        self._per_segment = max(1, SEGMENT_BYTES // self.page_bytes)
+        self._segments: list[NDArray[Any]] = []
+        self._slots = 0
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives with the object)
+        except OSError as error:
+            raise SettingsError(
+                "--spill",
+                f"{folder} cannot be written ({error.strerror or error})",
+                "a folder with space",
+                "choose another folder",
+            ) from error
+
+    @property
+    def slots(self) -> int:
+        """Pages the file has room for now."""
+        return self._slots
+
+    def grow(self) -> bool:
+        """Whether there are more slots than before; `full` says why not."""
+        pages = min(self._per_segment, self._most - self._slots)
+        if pages <= 0 or self.full:
+            return False
+        start = self._slots * self.page_bytes
+        try:
+            os.posix_fallocate(self._file.fileno(), start, pages * self.page_bytes)
+            segment: NDArray[Any] = np.memmap(
+                self._file, self._dtype, "r+", start, (pages, *self._shape)
+            )
+        except OSError as error:
+            self.full = (
+                f"spill file in {self.folder}: {error.strerror or error} after "
+                f"{self._slots} pages; the stream goes on without what does not fit"
+            )
+            return False
+        self._segments.append(segment)
+        self._slots += pages
+        return True
+
+    def page(self, slot: int) -> NDArray[Any]:
+        """The page in `slot`, to read or to write."""
+        page: NDArray[Any] = self._segments[slot // self._per_segment][slot % self._per_segment]
+        return page

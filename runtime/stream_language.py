@@ -1,0 +1,188 @@
+"""One stream's language side: kept tokens in, answers out.
+
+The language forward over the kept tokens of a frame is its prefill; it runs when `prefill_every`
+frames have come together. A question is run behind what is remembered, in rows that are no part of
+the memory, and so is its answer: after it the memory is what it was before.
+
+While an answer is being given, frames wait; they are prefilled when it has ended. The answer sees
+the video as it was when it was asked. Every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.errors import LanguageError, SettingsError
+from stc.runtime.answer import Answer, Logits
+from stc.runtime.language import EMPTY, LanguageModel
+from stc.runtime.memory import Context, Memory, MemoryFacts, refuse_long
+from stc.runtime.prompt import Prompt
+from stc.runtime.sampling import GREEDY, Sampler, Sampling
+
+MOST_NEW_TOKENS = 128
+"""Text tokens of an answer, unless the caller says otherwise."""
+MOST_WAITING = 64
+"""Frames that may wait for an answer's end; one more ends it."""
+
+
+class StreamLanguage:
+    """What one stream's decoder remembers, and the answers it gives.
+
+    `prompt` None: tokens are remembered, questions refused. Raises SettingsError for a
+    `prefill_every` below 1.
+    """
+
+    def __init__(
+        self, model: LanguageModel, memory: Memory, prompt: Prompt | None, prefill_every: int = 1
+    ) -> None:
+        if prefill_every < 1:
+            raise SettingsError("--prefill-every", f"got {prefill_every}", "at least 1")
+        self.model = model
+        self._memory = memory
+        self._prompt = prompt
+        self._prefill_every = prefill_every
+        self._waiting: list[NDArray[Any]] = []
+        self._begun = False
+        self._answer: Answer | None = None
+        self._lock = threading.RLock()
+
+    def append(self, tokens: NDArray[Any]) -> float:
+        """The kept tokens [k, D] of the next frame are remembered, or wait for more frames.
+
+        Returns the milliseconds of language forward that took. Raises LanguageError, EngineError
+        or NonFiniteError when they cannot be remembered; those frames are then left out, and
+        everything else goes on.
+        """
+        with self._lock:
+            self._waiting.append(tokens)
+            if self._answer is not None and len(self._waiting) > MOST_WAITING:
+                self._answer.end("video")
+            if self._answer is not None or len(self._waiting) < self._prefill_every:
+                return 0.0
+            return self._flush()
+
+    def flush(self) -> float:
+        """Frames that wait for more frames are remembered now; returns and raises as `append`."""
+        with self._lock:
+            return 0.0 if self._answer is not None else self._flush()
+
+    def ask(
+        self,
+        question: str,
+        max_new_tokens: int = MOST_NEW_TOKENS,
+        sampling: Sampling = GREEDY,
+    ) -> Answer:
+        """The answer to `question`, about to be given; its first token is known.
+
+        An answer that is still being given ends. Raises LanguageError for a question that cannot
+        be asked, SettingsError for a `max_new_tokens` below 1, EngineError or NonFiniteError when
+        the model fails; the stream goes on in any case.
+        """
+        asked_at = time.perf_counter()
+        if max_new_tokens < 1:
+            raise SettingsError("--max-new-tokens", f"got {max_new_tokens}", "at least 1")
+        if self._prompt is None:
+            raise LanguageError(
+                "question", "no tokenizer in the bundle", mend="export from a checkpoint with one"
+            )
+        ids = self._prompt.after(question)
+        with self._lock:
+            if self._answer is not None:
+                self._answer.end("superseded")
+            self._flush()
+            self._begin()
+            context = self._memory.context(len(ids))
+            refuse_long(self.model, context.start_position, len(ids) + max_new_tokens)
+            text = _Text(self.model, context)
+            answer = Answer(
+                question,
+                text.run(ids),
+                decode=lambda token: self._decode(text, token),
+                release=lambda ended: self._release(text, ended),
+                text_stream=self._prompt.text_stream(),
+                sampler=Sampler(sampling),
+                stop_token_ids=self.model.spec.stop_token_ids,
+                most=max_new_tokens,
+                prompt_tokens=context.start_position + len(ids),
+                asked_at=asked_at,
+            )
+            self._answer = answer
+            return answer
+
+    def facts(self) -> MemoryFacts:
+        """What is remembered now."""
+        with self._lock:
+            return self._memory.facts()
+
+    def notices(self) -> list[str]:
+        """What the user should know and has not been told yet."""
+        with self._lock:
+            return self._memory.notices()
+
+    def _begin(self) -> None:
+        """The text tokens before the video are remembered, once."""
+        if self._begun:
+            return
+        if self._prompt is not None and len(self._prompt.before):
+            self._memory.remember(self.model.embed(self._prompt.before))
+        self._begun = True
+
+    def _flush(self) -> float:
+        start = time.perf_counter()
+        if self._waiting:
+            self._begin()
+        while self._waiting:
+            frames = self._waiting[: self._prefill_every]
+            del self._waiting[: self._prefill_every]
+            self._memory.remember(np.concatenate(frames))
+        return (time.perf_counter() - start) * 1e3
+
+    def _decode(self, text: _Text, token: int) -> Logits | None:
+        """Logits after `token`; None when the answer has ended and its rows serve others."""
+        with self._lock:
+            return None if text.closed else text.run(np.array([token], np.int64))
+
+    def _release(self, text: _Text, ended: Answer) -> None:
+        with self._lock:
+            text.closed = True
+            if self._answer is ended:
+                self._answer = None
+                if ended.stopped != "superseded":
+                    self._flush()
+
+
+class _Text:
+    """Text tokens behind a context: rows that are written once and belong to no memory."""
+
+    def __init__(self, model: LanguageModel, context: Context) -> None:
+        self.closed = False
+        self._model = model
+        self._context = context
+        self._positions = context.positions
+        self._count = 0
+
+    def run(self, ids: NDArray[np.int64]) -> Logits:
+        """Logits [V] after the text tokens `ids`, which follow those of earlier runs."""
+        context, rows = self._context, self._context.rows
+        places = context.start_row + self._count + np.arange(len(ids))
+        positions = context.start_position + self._count + np.arange(len(ids))
+        rows.reserve(int(places[-1]) + 1)
+        longer = rows.capacity - len(self._positions)
+        self._positions = np.pad(self._positions, (0, longer), constant_values=EMPTY)
+        self._positions[places] = positions
+        # What is retrieved for the question serves its answer too.
+        retrieve = context.retrieve if self._count == 0 else None
+        try:
+            logits = self._model.logits(
+                self._model.embed(ids), positions, rows, places, self._positions, retrieve
+            )
+        except BaseException:
+            rows.clear(places)
+            raise
+        self._count += len(ids)
+        return logits

@@ -1,0 +1,136 @@
+"""A small random LLaVA-OneVision with a tokenizer, as transformers' model and as a bundle."""
+
+from __future__ import annotations
+
+import atexit
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from stc.bundle import Bundle
+from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
+from stc.export.bundle_export import export_bundle
+from stc.export.checkpoint import open_checkpoint
+from stc.export.demo_tokenizer import demo_tokenizer
+from stc.manifest import Precision
+from stc.runtime.kv_buckets import KvBuckets
+from stc.runtime.language import LanguageModel
+from stc.runtime.prompt import Prompt
+from stc.settings import PRESETS
+from tests.tiny_checkpoint import write_checkpoint
+
+POOLED = 4
+"""Tokens of a frame."""
+WIDTH = 32
+BLOCKS = 3
+MOST_POSITIONS = 400
+
+
+@dataclass(frozen=True)
+class LanguageCase:
+    """transformers' model, its checkpoint's directory and the bundle made of it."""
+
+    model: Any
+    checkpoint: Path
+    bundle: Bundle
+
+    def language(self, buckets: KvBuckets | None = None) -> LanguageModel:
+        """The bundle's decoder on ONNX Runtime."""
+        manifest = self.bundle.manifest
+        assert manifest.language is not None
+        return LanguageModel(
+            OnnxRuntimeBackend(self.bundle),
+            manifest.language,
+            manifest.provenance.precision,
+            buckets,
+        )
+
+    def prompt(self) -> Prompt:
+        """The checkpoint's prompt."""
+        assert self.bundle.manifest.language is not None
+        return Prompt(self.bundle.root, self.bundle.manifest.language)
+
+
+def language_model(*, tied: bool = True) -> Any:  # noqa: ANN401
+    """A model of 4 query heads on 2 key heads, every parameter random."""
+    tokenizer = demo_tokenizer()
+    vision = SiglipVisionConfig(
+        image_size=16,
+        patch_size=4,
+        hidden_size=24,
+        num_attention_heads=2,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        vision_use_head=False,
+    )
+    text = Qwen2Config(
+        vocab_size=tokenizer.vocabulary,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=MOST_POSITIONS,
+        eos_token_id=tokenizer.ids["<|im_end|>"],
+        tie_word_embeddings=tied,
+    )
+    config = LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.ids["<image>"],
+        video_token_index=tokenizer.ids["<video>"],
+        image_grid_pinpoints=[[16, 16]],
+        tie_word_embeddings=tied,
+    )
+    model = LlavaOnevisionForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.3, generator=generator)
+    model.generation_config.eos_token_id = tokenizer.ids["<|im_end|>"]
+    model.generation_config.pad_token_id = tokenizer.ids["<|endoftext|>"]
+    return model.eval()
+
+
+@cache
+def language_case(*, tied: bool = True, precision: Precision = "fp32") -> LanguageCase:
+    """The model and its bundle, made once per process."""
+    folder = tempfile.TemporaryDirectory(prefix="stc-language-")
+    atexit.register(folder.cleanup)
+    model = language_model(tied=tied)
+    checkpoint = Path(folder.name) / "checkpoint"
+    write_checkpoint(checkpoint, model)
+    for name, content in demo_tokenizer().files.items():
+        (checkpoint / name).write_bytes(content)
+    weights = open_checkpoint(str(checkpoint))
+    bundle = Path(folder.name) / "bundle"
+    export_bundle(
+        weights,
+        bundle,
+        language=weights.language(),
+        model="llava-ov",
+        kind="checkpoint",
+        precision=precision,
+        settings=PRESETS["off"],
+        force=False,
+        tick=lambda _: None,
+    )
+    return LanguageCase(model, checkpoint, Bundle.open(bundle))
+
+
+def frames(count: int, seed: int = 0) -> list[NDArray[np.float32]]:
+    """Kept tokens [POOLED, D] of `count` frames."""
+    random = np.random.default_rng(seed)
+    return list(random.standard_normal((count, POOLED, WIDTH)).astype(np.float32))

@@ -1,0 +1,96 @@
+"""`stc-bench` prints what it measured, and its figures follow from the times."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stc import cost
+from stc.runtime.bench import Bench
+from stc.runtime.session import StreamSession
+from stc.settings import Settings
+from tests.own_process import run_python
+from tests.vision_cases import DATA, made_up, moving_frames, oracle_tower
+
+FIGURES = {
+    "reference_ms_p50",
+    "reuse_ms_p50",
+    "reuse_over_reference",
+    "tower_saving",
+    "host_overhead_fraction",
+    "peak_rss_bytes",
+}
+AGAINST_TORCH = {
+    "torch_reference_ms_p50",
+    "torch_reuse_ms_p50",
+    "speedup_reference",
+    "speedup_reuse",
+}
+
+
+def stc_bench(*arguments: object) -> dict[str, Any]:
+    """The document `stc-bench` prints."""
+    done = run_python("-m", "stc.runtime.bench_command", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return document
+
+
+def test_the_last_line_has_every_figure(demo_bundle: Path) -> None:
+    document = stc_bench(demo_bundle, "--frames", 8, "--video", DATA / "street.mp4")
+    assert document.keys() >= FIGURES
+    assert not document.keys() & AGAINST_TORCH
+    assert all(document[name] > 0 for name in FIGURES)
+    assert document["frames"] == 8
+    assert document["settings"]["reference_interval"] == 4
+    assert document["peak_rss_bytes"] > 50e6
+    assert 0 < document["host_overhead_fraction"] < 1
+    assert document["references_bytes"] == 6 * 3 * 196 * 192 * 4
+
+
+def test_pytorch_is_measured_beside_it(demo_bundle: Path) -> None:
+    document = stc_bench(
+        *(demo_bundle, "--frames", 3, "--against", "torch"),
+        *("--reference-interval", 2, "--recompute-ratio", 0.5, "--selection", "layerwise"),
+    )
+    assert document.keys() >= FIGURES | AGAINST_TORCH
+    assert all(document[name] > 0 for name in FIGURES | AGAINST_TORCH)
+    assert document["settings"]["recompute_ratio"] == 0.5
+    for kind in ("reference", "reuse"):
+        torch_ms, bundle_ms = document[f"torch_{kind}_ms_p50"], document[f"{kind}_ms_p50"]
+        assert document[f"speedup_{kind}"] == pytest.approx(torch_ms / bundle_ms)
+    saved = (1 - document["reuse_over_reference"]) / 2
+    assert document["tower_saving"] == pytest.approx(saved)
+
+
+@pytest.mark.parametrize("interval", [1, 4])
+def test_figures_follow_from_the_times(interval: int) -> None:
+    weights = made_up(image_size=20)
+    settings = Settings(reference_interval=interval, recompute_ratio=0.2, budget=2)
+    bench = Bench(StreamSession(oracle_tower(weights), settings))
+    frames = moving_frames(11)
+    bench.warm_up(frames[:3])
+    for frame in frames[3:]:
+        bench.measure(frame, None)
+    references = sum(index % interval == 0 for index in range(3, 11))
+    assert (len(bench.reference_ms), len(bench.reuse_ms)) == (references, 8 - references)
+
+    figures = bench.figures()
+    assert figures["frames"] == 8
+    assert figures["reference_ms_p50"] == np.median(bench.reference_ms)
+    pushed_ms = sum(map(sum, bench.push_ms.values()))
+    assert figures["host_overhead_fraction"] == pytest.approx(1 - bench.engine_ms / pushed_ms)
+    floor = cost.reuse_macs(weights.spec, 5) / cost.reference_macs(weights.spec)
+    assert figures["reuse_over_reference_floor"] == floor
+    if interval == 1:
+        unknown = ("reuse_ms_p50", "reuse_over_reference", "tower_saving")
+        assert [figures[name] for name in unknown] == [None] * 3
+    else:
+        ratio = np.median(bench.reuse_ms) / np.median(bench.reference_ms)
+        assert figures["reuse_over_reference"] == pytest.approx(ratio)
+        assert figures["tower_saving"] == pytest.approx((1 - ratio) * 3 / 4)
+        assert figures["tower_saving_ceiling"] == pytest.approx((1 - floor) * 3 / 4)

@@ -1,0 +1,168 @@
+"""Which engines a bundle needs, and for which GPUs."""
+
+from __future__ import annotations
+
+import pytest
+
+from stc.engines.plan import Buckets, EngineSpec, choose_buckets, plan_engines, shape_at
+from stc.engines.targets import TARGETS, joined_name, parse_targets, target_of
+from stc.errors import EngineError, SettingsError
+from stc.manifest import DefaultSettings, FileEntry, GraphEntry, LanguageSpec, Manifest, PortEntry
+from stc.settings import PRESETS
+from tests.tiny_bundle import SPEC, provenance
+
+TOKENS = SPEC.tokens
+BUCKETS = Buckets(recomputed=(3, 6), kept=(2,))
+
+
+def port(name: str, *shape: int | str, dtype: str = "float16") -> PortEntry:
+    return PortEntry.model_validate({"name": name, "shape": shape, "dtype": dtype})
+
+
+def entry(inputs: tuple[PortEntry, ...], outputs: tuple[PortEntry, ...]) -> GraphEntry:
+    file = FileEntry(path="graphs/x.onnx", sha256="0" * 64, size_bytes=1)
+    return GraphEntry(file=file, inputs=inputs, outputs=outputs)
+
+
+def manifest(*, language: bool = False) -> Manifest:
+    hidden, count = port("hidden", TOKENS, 32), port("count", 1, dtype="int64")
+    graphs = {
+        "embed": entry((port("pixel_values", 3, 20, 20),), (hidden,)),
+        "select": entry((port("score", TOKENS), count), (port("indices", "M"),)),
+        "update_00": entry((hidden, port("indices", "M")), (port("hidden_out", TOKENS, 32),)),
+        "prune_gaussian": entry((hidden, count), (port("kept", "k", 16),)),
+    }
+    spec = None
+    if language:
+        graphs["attend_00"] = entry(
+            (port("hidden", "m", 16), port("keys", 1, "S", 8)), (port("hidden_out", "m", 16),)
+        )
+        spec = LanguageSpec(
+            width=16,
+            blocks=1,
+            query_heads=2,
+            key_heads=1,
+            head_width=8,
+            mlp_width=8,
+            vocabulary=9,
+            most_positions=600,
+            rotary_base=1e4,
+            rms_norm_eps=1e-6,
+            activation="silu",
+            tied_head=True,
+            video_token_id=8,
+            stop_token_ids=(7,),
+        )
+    return Manifest(
+        vision=SPEC,
+        language=spec,
+        graphs=graphs,
+        files=(),
+        settings=DefaultSettings(**vars(PRESETS["off"])),
+        provenance=provenance(),
+    )
+
+
+def of(specs: list[EngineSpec], graph: str) -> list[EngineSpec]:
+    return [spec for spec in specs if spec.graph == graph]
+
+
+def test_one_engine_holds_reference_and_reuse_frames_where_several_profiles_are_known_good() -> (
+    None
+):
+    specs = plan_engines(manifest(), BUCKETS, several_profiles=True)
+    assert [spec.graph for spec in specs] == [
+        "embed",
+        "select",
+        "select",
+        "update_00",
+        "prune_gaussian",
+    ]
+    (update,) = of(specs, "update_00")
+    assert update.profiles == ({"M": 3}, {"M": 6}, {"M": TOKENS})
+    assert update.stem == f"update_00-M3-M6-M{TOKENS}"
+    assert of(specs, "embed") == [EngineSpec("embed", ({},))]
+
+
+def test_each_size_has_an_engine_of_its_own_where_several_profiles_are_not_known_good() -> None:
+    specs = plan_engines(manifest(), BUCKETS, several_profiles=False)
+    sizes = [spec.profiles for spec in of(specs, "update_00")]
+    assert sizes == [({"M": 3},), ({"M": 6},), ({"M": TOKENS},)]
+
+
+def test_counts_are_baked_one_engine_each() -> None:
+    specs = plan_engines(manifest(), BUCKETS, several_profiles=True)
+    assert of(specs, "select") == [
+        EngineSpec("select", ({"M": 3},), 3),
+        EngineSpec("select", ({"M": 6},), 6),
+    ]
+    assert of(specs, "prune_gaussian") == [EngineSpec("prune_gaussian", ({"k": 2},), 2)]
+
+
+def test_language_blocks_get_a_decode_step_a_frame_and_text_within_the_context() -> None:
+    specs = plan_engines(manifest(language=True), BUCKETS, several_profiles=True)
+    (attend,) = of(specs, "attend_00")
+    assert attend.profiles == (
+        {"m": 1, "S": 384},
+        {"m": 2, "S": 384},
+        {"m": 32, "S": 384},
+    )
+
+
+def test_the_context_follows_the_budget_up_to_what_the_model_was_made_for() -> None:
+    buckets = Buckets(recomputed=(3,), kept=(1, 9))
+    (attend,) = of(
+        plan_engines(manifest(language=True), buckets, several_profiles=True), "attend_00"
+    )
+    assert {profile["S"] for profile in attend.profiles} == {64 + 256, 600}
+
+
+def test_buckets_follow_the_ratios_and_budgets_asked_for() -> None:
+    buckets = choose_buckets(manifest(), (0.5, 0.25, 0.25, 0.001), (4, 0))
+    assert buckets == Buckets(recomputed=(1, 6, 12), kept=(4, SPEC.pooled))
+    assert choose_buckets(manifest(), (1.0,), None).kept == (SPEC.pooled,)
+
+
+@pytest.mark.parametrize(("ratios", "budgets"), [((0.0,), None), ((0.25,), (SPEC.pooled + 1,))])
+def test_sizes_out_of_range_are_refused(
+    ratios: tuple[float, ...], budgets: tuple[int, ...] | None
+) -> None:
+    with pytest.raises(SettingsError):
+        choose_buckets(manifest(), ratios, budgets)
+
+
+def test_shapes_take_their_sizes() -> None:
+    assert shape_at((4, "M", 2), {"M": 7}) == (4, 7, 2)
+
+
+def test_targets_are_parsed_in_the_tables_order_each_once() -> None:
+    targets = parse_targets("sm120+sm86+sm86+sm89")
+    assert joined_name(targets) == "sm86+sm89+sm120"
+    assert [target.sm for target in targets] == ["SM86", "SM89", "SM120"]
+
+
+@pytest.mark.parametrize("names", ["sm90", "sm86+", "", "sm86,sm89"])
+def test_unknown_targets_are_refused_with_the_targets_there_are(names: str) -> None:
+    with pytest.raises(EngineError, match=r"expected this-device, orin-agx.*sm121"):
+        parse_targets(names)
+
+
+@pytest.mark.parametrize(
+    ("capability", "board", "name"),
+    [
+        ((8, 7), "NVIDIA Jetson AGX Orin Developer Kit", "orin-agx"),
+        ((8, 7), "NVIDIA Jetson Orin NX Engineering Reference Developer Kit", "orin-nx"),
+        ((8, 7), "NVIDIA Jetson Orin Nano Developer Kit Super", "orin-nano"),
+        ((8, 9), "", "sm89"),
+        ((12, 1), "NVIDIA DGX Spark", "sm121"),
+    ],
+)
+def test_a_gpu_is_recognised_by_capability_and_board(
+    capability: tuple[int, int], board: str, name: str
+) -> None:
+    assert target_of(capability, board) is TARGETS[name]
+
+
+@pytest.mark.parametrize(("capability", "board"), [((9, 0), ""), ((8, 7), "a carrier of ours")])
+def test_a_gpu_outside_the_table_is_no_target(capability: tuple[int, int], board: str) -> None:
+    assert target_of(capability, board) is None

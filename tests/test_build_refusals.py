@@ -1,0 +1,148 @@
+"""What cannot be built is one line that names the way out. No TensorRT is needed for these."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from stc.bundle import Bundle
+from stc.engines import build_command
+from stc.engines.build_target import (
+    check_native,
+    check_precision,
+    choose_flavour,
+    this_target,
+)
+from stc.engines.cuda import DeviceFacts
+from stc.engines.flavour import TensorRt, load_tensorrt, version_at_least
+from stc.engines.targets import TARGETS, parse_targets
+from stc.errors import EngineError
+from tests.tiny_bundle import write_bundle
+
+ORIN_NANO = DeviceFacts(
+    name="Orin",
+    compute_capability=(8, 7),
+    total_bytes=8 << 30,
+    free_bytes=6 << 30,
+    unified=True,
+    board="NVIDIA Jetson Orin Nano Developer Kit",
+)
+
+
+def native(version: str) -> TensorRt:
+    return TensorRt("tensorrt", SimpleNamespace(__version__=version))
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert build_command.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_an_fp32_bundle_is_refused_with_its_export_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    error = refused([str(bundle), "--target", "sm86"], capsys)
+    assert "holds fp32 graphs, expected fp16 for target sm86" in error
+    assert "stc-export --model demo --precision fp16" in error
+
+
+def test_an_fp16_bundle_suits_every_target(tmp_path: Path) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "bundle"))
+    half = bundle.manifest.provenance.model_copy(update={"precision": "fp16"})
+    manifest = bundle.manifest.model_copy(update={"provenance": half})
+    check_precision(replace(bundle, manifest=manifest), tuple(TARGETS.values()))
+
+
+def test_an_unknown_target_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused([str(tmp_path), "--target", "sm90"], capsys)
+    assert "--target: got 'sm90'" in error
+
+
+def test_rtx_does_not_build_for_orin() -> None:
+    with pytest.raises(EngineError, match=r"orin-nx: TensorRT-RTX does not run on .* 8\.7"):
+        choose_flavour(parse_targets("orin-nx"), "tensorrt-rtx")
+
+
+@pytest.mark.parametrize(
+    ("flavour", "mend"),
+    [
+        ("tensorrt", "--system-site-packages"),
+        ("tensorrt-rtx", r"pip install 'stc\[tensorrt-rtx\]'"),
+    ],
+)
+def test_a_missing_package_names_the_command_that_installs_it(
+    flavour: str, mend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("importlib.import_module", absent)
+    with pytest.raises(EngineError, match=f"package .* not found; .*{mend}"):
+        load_tensorrt(flavour)  # type: ignore[arg-type]
+
+
+def test_a_broken_package_is_told_from_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr("importlib.import_module", broken)
+    with pytest.raises(EngineError, match=r"cannot be loaded \(libnvinfer"):
+        load_tensorrt("tensorrt")
+
+
+def test_native_tensorrt_builds_for_the_gpu_it_sits_on() -> None:
+    check_native(native("10.3.0"), parse_targets("orin-nano"), ORIN_NANO, "")
+    assert this_target(ORIN_NANO) is TARGETS["orin-nano"]
+
+
+@pytest.mark.parametrize("target", ["orin-agx", "sm86"])
+def test_native_tensorrt_refuses_another_gpu(target: str) -> None:
+    with pytest.raises(EngineError, match=f"target {target}: this machine has Orin.*this-device"):
+        check_native(native("10.3.0"), parse_targets(target), ORIN_NANO, "")
+
+
+def test_native_tensorrt_refuses_a_machine_without_a_gpu() -> None:
+    with pytest.raises(EngineError, match=r"no GPU can be used here \(why\).*on the device$"):
+        check_native(native("10.3.0"), parse_targets("orin-nano"), None, "why")
+    with pytest.raises(EngineError, match="or use --backend tensorrt-rtx"):
+        check_native(native("10.3.0"), parse_targets("sm86"), None, "why")
+
+
+def test_native_tensorrt_refuses_several_targets() -> None:
+    with pytest.raises(EngineError, match="one GPU at a time"):
+        check_native(native("10.3.0"), parse_targets("sm86+sm89"), ORIN_NANO, "")
+
+
+@pytest.mark.parametrize(
+    ("target", "version"), [("orin-nano", "10.2.0"), ("orin-nano", "12.0"), ("sm120", "10.7.0.23")]
+)
+def test_a_version_outside_the_targets_range_is_refused(target: str, version: str) -> None:
+    with pytest.raises(EngineError, match=f"target {target}: TensorRT {version} is installed"):
+        check_native(native(version), parse_targets(target), ORIN_NANO, "")
+
+
+def test_a_gpu_outside_the_table_must_be_named() -> None:
+    hopper = replace(ORIN_NANO, name="H200", compute_capability=(9, 0), board="")
+    with pytest.raises(EngineError, match=r"H200 has compute capability 9\.0"):
+        this_target(hopper)
+
+
+@pytest.mark.parametrize(
+    ("version", "several"), [("10.3.0", False), ("10.7.0.23", False), ("10.8.0.43", True)]
+)
+def test_several_profiles_wait_for_the_version_that_computes_them_right(
+    version: str, several: bool
+) -> None:
+    assert native(version).several_profiles is several
+
+
+def test_versions_compare_by_number() -> None:
+    assert version_at_least("10.13.3.9", (10, 3))
+    assert not version_at_least("10.3.0", (10, 13))
+    assert version_at_least("11.0.0.114", (11,))

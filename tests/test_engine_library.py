@@ -1,0 +1,113 @@
+"""The engines of a bundle on disk: whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from stc.engines.library import LIST, EngineEntry, EngineLibrary, Stamp
+from stc.errors import EngineError
+
+CONTENT = memoryview(b"engine" * 100)
+STAMP = Stamp(
+    graph="embed",
+    graph_sha256="1" * 64,
+    weights_sha256="2" * 64,
+    flavour="tensorrt-rtx",
+    version="1.7.1",
+    targets=("sm86",),
+    precision="fp16",
+    profiles=({"M": 3},),
+    baked=None,
+)
+
+
+def filled(folder: Path) -> tuple[EngineLibrary, EngineEntry]:
+    library = EngineLibrary(folder / "engines" / "sm86")
+    entry = EngineEntry(stamp=STAMP, file=library.store("embed.engine", CONTENT), build_s=1.0)
+    library.write({"embed.engine": entry})
+    return library, entry
+
+
+def test_a_stored_engine_is_read_back_with_its_stamp(tmp_path: Path) -> None:
+    library, entry = filled(tmp_path)
+    assert EngineLibrary(library.folder).entries() == {"embed.engine": entry}
+    assert library.whole(entry)
+    assert library.read(entry) == CONTENT
+
+
+def test_a_library_never_built_is_empty(tmp_path: Path) -> None:
+    assert EngineLibrary(tmp_path / "nothing").entries() == {}
+
+
+@pytest.mark.parametrize("damage", [b"", b"engine", b"\x00" * 600])
+def test_a_damaged_engine_is_refused(tmp_path: Path, damage: bytes) -> None:
+    library, entry = filled(tmp_path)
+    (library.folder / "embed.engine").write_bytes(damage)
+    with pytest.raises(EngineError, match=r"embed\.engine: was altered or cut short.*stc-build"):
+        library.read(entry)
+
+
+def test_a_missing_or_short_engine_is_not_whole(tmp_path: Path) -> None:
+    library, entry = filled(tmp_path)
+    (library.folder / "embed.engine").write_bytes(b"short")
+    assert not library.whole(entry)
+    (library.folder / "embed.engine").unlink()
+    assert not library.whole(entry)
+    with pytest.raises(EngineError, match="cannot be read"):
+        library.read(entry)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema_version": 2, "engines": {}}', "[]"])
+def test_an_unreadable_list_is_one_line(tmp_path: Path, text: str) -> None:
+    library, _ = filled(tmp_path)
+    (library.folder / LIST).write_text(text)
+    with pytest.raises(EngineError, match=f"{LIST}: cannot be read.*delete.*stc-build") as caught:
+        library.entries()
+    assert "\n" not in str(caught.value)
+
+
+def test_an_engine_that_cannot_be_written_whole_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = EngineLibrary(tmp_path)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        library.store("embed.engine", CONTENT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_one_build_writes_a_library(tmp_path: Path) -> None:
+    library = EngineLibrary(tmp_path)
+    with (
+        library.locked(),
+        pytest.raises(EngineError, match="another stc-build is writing it"),
+        EngineLibrary(tmp_path).locked(),
+    ):
+        pytest.fail("locked twice")
+    with library.locked():
+        pass
+
+
+def test_a_lock_clears_what_a_killed_build_left_half_written(tmp_path: Path) -> None:
+    library, _ = filled(tmp_path)
+    leftover = library.folder / ".embed.engine.1.part"
+    leftover.write_bytes(b"half")
+    with library.locked():
+        assert not leftover.exists()
+    assert (library.folder / "embed.engine").exists()
+
+
+def test_sweeping_removes_engines_outside_the_list_and_no_others(tmp_path: Path) -> None:
+    library, _ = filled(tmp_path)
+    stray = library.folder / "stray.engine"
+    stray.write_bytes(b"stray")
+    library.sweep()
+    assert not stray.exists()
+    assert (library.folder / "embed.engine").exists()

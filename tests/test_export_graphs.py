@@ -1,0 +1,323 @@
+"""What an export leaves on disk: graphs that are portable, lean, alike every time, and proven
+equal to PyTorch, or nothing at all."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import external_data_helper
+from torch import Tensor, nn
+
+from stc import contracts
+from stc.bundle import Bundle
+from stc.errors import ExportError
+from stc.export import graphs
+from stc.export.graph import IR_VERSION, OPSET, PORTABLE_OPS, bind, trace
+from stc.export.modules import Keys, Update
+from stc.export.synthetic import RandomCheckpoint
+from stc.export.tensor_shapes import projector_shapes, vision_shapes
+from stc.export.tower import Tower
+from stc.export.weights_file import Span
+from stc.manifest import WEIGHTS, VisionSpec
+from stc.settings import SCORINGS
+from tests.own_process import ROOT, run_python
+from tests.vision_cases import GOLDEN, Exported, export, made_up
+
+Exporting = Callable[[str], Exported]
+
+ELEMENTS = {"float32": np.float32, "float16": np.float16, "int64": np.int64}
+
+
+@pytest.fixture(params=[GOLDEN[0], "so400m heads", "half", "demo"])
+def bundle(request: pytest.FixtureRequest, exported: Exporting, demo_bundle: Path) -> Bundle:
+    if request.param == "demo":
+        return Bundle.open(demo_bundle)
+    return exported(request.param).bundle
+
+
+def models(bundle: Bundle) -> Iterator[tuple[str, onnx.ModelProto]]:
+    for name in contracts.vision_graphs(bundle.manifest.vision.blocks):
+        yield name, onnx.load(bundle.graph_path(name), load_external_data=False)
+
+
+def spans(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
+    """Offset and length in the weights file of every parameter."""
+    found = {}
+    for initializer in model.graph.initializer:
+        if external_data_helper.uses_external_data(initializer):
+            held = external_data_helper.ExternalDataInfo(initializer)
+            assert held.location == Path(WEIGHTS).name
+            found[initializer.name] = (int(held.offset), int(held.length))
+    return found
+
+
+# What stands in a graph.
+
+
+def test_graphs_say_nothing_of_the_machine_that_made_them(bundle: Bundle) -> None:
+    secrets = (
+        str(ROOT),
+        str(Path.home()) + "/",
+        str(bundle.root.parent),
+        sys.prefix,
+        "site-packages",
+        ".py",
+        "File ",
+        "torch",
+    )
+    for name, model in models(bundle):
+        content = bundle.graph_path(name).read_bytes()
+        found = [secret for secret in secrets if secret.encode() in content]
+        assert not found, name
+        assert (model.producer_name, model.producer_version) == ("stc", "")
+        graph = model.graph
+        described = [model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output]
+        for part in described:
+            assert not part.doc_string, name
+            assert not part.metadata_props, name
+        assert not graph.value_info, name
+
+
+def test_graphs_are_of_the_portable_subset(bundle: Bundle) -> None:
+    for name, model in models(bundle):
+        assert [(item.domain, item.version) for item in model.opset_import] == [("", 18)], name
+        assert model.ir_version <= 10, name
+        assert not model.functions, name
+        assert {node.op_type for node in model.graph.node} <= PORTABLE_OPS, name
+        assert not any(node.domain for node in model.graph.node), name
+        onnx.checker.check_model(str(bundle.graph_path(name)), full_check=True)
+    assert (OPSET, IR_VERSION) == (18, 10)
+    assert bundle.manifest.provenance.opset == 18
+
+
+def test_every_graph_has_the_ports_of_contract_and_manifest(bundle: Bundle) -> None:
+    spec = bundle.manifest.vision
+    kinds = contracts.vision_graphs(spec.blocks)
+    for name, model in models(bundle):
+        contract, entry, graph = kinds[name], bundle.manifest.graphs[name], model.graph
+        assert model.graph.name == name
+        for ports, entries, values in (
+            (contract.inputs, entry.inputs, graph.input),
+            (contract.outputs, entry.outputs, graph.output),
+        ):
+            assert [port.name for port in ports] == [port.name for port in entries]
+            assert [port.name for port in ports] == [value.name for value in values]
+            for port, listed, value in zip(ports, entries, values, strict=True):
+                kind = value.type.tensor_type
+                axes = tuple(axis.dim_param or axis.dim_value for axis in kind.shape.dim)
+                assert axes == listed.shape, (name, port.name)
+                dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+                assert dtype == ELEMENTS[listed.dtype], (name, port.name)
+                sizes = sizes_of(spec, name)
+                expected = tuple(sizes.get(symbol, symbol) for symbol in port.shape)
+                assert axes == expected, (name, port.name)
+
+
+def sizes_of(spec: VisionSpec, graph: str) -> dict[str, int]:
+    """Sizes by symbol; P is that of the graph's scoring, M and k are free."""
+    memory = {
+        contracts.prune_graph(scoring): contracts.memory_width(scoring, spec.language_width)
+        for scoring in SCORINGS
+    }
+    return {
+        "1": 1,
+        "3": 3,
+        "Hpx": spec.image_size,
+        "Wpx": spec.image_size,
+        "T": (spec.image_size // spec.patch_size) ** 2,
+        "C": spec.width,
+        "H": spec.heads,
+        "d": spec.width // spec.heads,
+        "n": ((spec.image_size // spec.patch_size + 1) // 2) ** 2,
+        "D": spec.language_width,
+        "P": memory.get(graph, 0),
+    }
+
+
+def test_nothing_in_a_graph_is_left_unused(bundle: Bundle) -> None:
+    for name, model in models(bundle):
+        graph = model.graph
+        read = {port for node in graph.node for port in node.input}
+        stored = [initializer.name for initializer in graph.initializer]
+        assert len(set(stored)) == len(stored)
+        assert set(stored) <= read, name
+        wanted = read | {output.name for output in graph.output}
+        assert all(wanted.intersection(node.output) for node in graph.node), name
+
+
+# Weights.
+
+
+def test_every_parameter_is_stored_once_and_graphs_hold_none(bundle: Bundle) -> None:
+    spec = bundle.manifest.vision
+    size = (bundle.root / WEIGHTS).stat().st_size
+    used: set[tuple[int, int]] = set()
+    for _, model in models(bundle):
+        used |= set(spans(model).values())
+        for initializer in model.graph.initializer:
+            if not external_data_helper.uses_external_data(initializer):
+                assert np.prod(initializer.dims, dtype=int) <= max(4, spec.heads)
+    ends = [0]
+    for offset, length in sorted(used):
+        assert offset >= ends[-1], "overlap"
+        ends.append(offset + length)
+    assert ends[-1] == size
+
+    itemsize = {"fp32": 4, "fp16": 2}[bundle.manifest.provenance.precision]
+    shapes = {**vision_shapes(spec), **projector_shapes(spec)}
+    elements = sum(int(np.prod(shape)) for shape in shapes.values())
+    norms = sum(int(np.prod(shape)) for name, shape in shapes.items() if "layer_norm" in name)
+    pooling = spec.pooled * spec.tokens
+    # Norms stay in float32.
+    expected = (elements + pooling) * itemsize + norms * (4 - itemsize)
+    assert sum(length for _, length in used) == expected
+
+
+def test_the_weights_file_is_hardly_larger_than_the_parameters(demo_bundle: Path) -> None:
+    spec = Bundle.open(demo_bundle).manifest.vision
+    shapes = {**vision_shapes(spec), **projector_shapes(spec)}
+    parameters_bytes = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+    assert (demo_bundle / WEIGHTS).stat().st_size <= 1.05 * parameters_bytes
+
+
+def test_a_graph_holds_the_tensors_of_its_block(exported: Exporting) -> None:
+    one = exported(GOLDEN[0])
+    weights = np.memmap(one.bundle.root / WEIGHTS, np.uint8, "r")
+    for name, model in models(one.bundle):
+        if not name.startswith("update_"):
+            continue
+        block = f"encoder.layers.{int(name[-2:])}"
+        for ours, theirs in (("query", "self_attn.q_proj"), ("norm2", "layer_norm2")):
+            offset, length = spans(model)[f"{ours}.weight"]
+            stored = weights[offset : offset + length].view(np.float32)
+            tensor = one.weights.vision(f"{block}.{theirs}.weight").numpy()
+            np.testing.assert_array_equal(stored, tensor.T.reshape(-1))
+
+
+def test_tracing_merges_no_parameters_of_equal_values(checkpoint_bundle: Exported) -> None:
+    block = "encoder.layers.1"
+    norms = [checkpoint_bundle.weights.vision(f"{block}.layer_norm{i}.weight") for i in (1, 2)]
+    assert torch.equal(*norms), "transformers starts with norms of ones"
+    model = onnx.load(
+        checkpoint_bundle.bundle.graph_path(contracts.update_graph(1)), load_external_data=False
+    )
+    module = Tower(checkpoint_bundle.weights).update(1)
+    found = spans(model)
+    assert found.keys() == {name for name, _ in module.named_parameters()}
+    assert len(set(found.values())) == len(found)
+    read = [node.input[1] for node in model.graph.node if node.op_type == "LayerNormalization"]
+    assert sorted(read) == ["norm1.weight", "norm2.weight"]
+
+
+# Alike every time.
+
+
+def test_exports_of_one_checkpoint_are_equal_to_the_byte(
+    checkpoints: tuple[Path, Path], checkpoint_bundle: Exported, tmp_path: Path
+) -> None:
+    output = tmp_path / "again"
+    done = run_python(
+        *("-m", "stc.export.command", "--model", "llava-ov"),
+        *("--checkpoint", checkpoints[0], "--output", output),
+        *("--budget", 2, "--selection", "shared"),
+        PYTHONHASHSEED="1",
+    )
+    assert done.returncode == 0, done.stderr
+    assert digests(output) == digests(checkpoint_bundle.bundle.root)
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in root.rglob("*")
+        if file.is_file()
+    }
+
+
+# A graph that does not equal PyTorch.
+
+
+def trace_with(kind: type[nn.Module], change: Callable[[Any], None]) -> Callable[..., Any]:
+    """`trace`, but modules of `kind` are changed before."""
+
+    def trace_changed(module: nn.Module, *others: Any) -> onnx.ModelProto:
+        if isinstance(module, kind):
+            module = copy.deepcopy(module)
+            change(module)
+        return trace(module, *others)
+
+    return trace_changed
+
+
+def coarse_norm(module: Keys) -> None:
+    module.norm1.eps = 0.5
+
+
+def flat_attention(module: Update) -> None:
+    module.scale *= 0.5
+
+
+DIFFERENT: list[tuple[type[nn.Module], Callable[[Any], None], str]] = [
+    (Keys, coarse_norm, "keys_00: key"),
+    (Update, flat_attention, "update_00: hidden_out"),
+]
+
+
+@pytest.mark.parametrize(("kind", "change", "output"), DIFFERENT)
+def test_a_graph_that_differs_from_pytorch_fails_the_export(
+    kind: type[nn.Module],
+    change: Callable[[Any], None],
+    output: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(graphs, "trace", trace_with(kind, change))
+    told = rf"^{output}: differs from torch by \d[\d.e-]+ at most and \d[\d.e-]+ relative L2"
+    with pytest.raises(ExportError, match=told):
+        export(made_up(), tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_in_each_others_place_fail_the_export_and_leave_the_bundle_before_it(
+    exported: Exporting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = tmp_path / "bundle"
+    shutil.copytree(exported("half").bundle.root, before)
+    expected = digests(tmp_path)
+
+    def swapped(
+        template: onnx.ModelProto, name: str, spans: dict[str, Span], location: str
+    ) -> onnx.ModelProto:
+        if name == "update_01":
+            query, out = spans["query.weight"], spans["out.weight"]
+            spans = {**spans, "query.weight": out, "out.weight": query}
+        return bind(template, name, spans, location)
+
+    monkeypatch.setattr(graphs, "bind", swapped)
+    with pytest.raises(ExportError, match=r"^update_01: hidden_out: differs from torch"):
+        export(made_up(), before, force=True)
+    assert digests(tmp_path) == expected
+
+
+class TooLarge(RandomCheckpoint):
+    """Finite weights whose products are none in float16."""
+
+    def vision(self, name: str) -> Tensor:
+        return super().vision(name) * (1e4 if "mlp.fc" in name else 1.0)
+
+
+def test_a_tower_that_overflows_half_precision_fails_the_export(tmp_path: Path) -> None:
+    weights = TooLarge("too large", made_up().spec, 0, {})
+    with pytest.raises(ExportError, match=r"^update_00: hidden_out: NaN .*--precision fp32$"):
+        export(weights, tmp_path / "bundle", "fp16")
+    assert list(tmp_path.iterdir()) == []

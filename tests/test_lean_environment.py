@@ -1,0 +1,160 @@
+"""The device's environment: Python 3.10, ONNX Runtime, PyAV; no torch, transformers or onnx."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.as_user import CLIP, ROOT, frames_of
+
+ABSENT = ("torch", "transformers", "onnx", "safetensors", "huggingface_hub")
+
+# Prints the modules it imported, then those of ABSENT that were asked for, also in vain.
+IMPORT_ALL = f"""
+import importlib, pkgutil, sys
+
+class Absent:
+    asked = []
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT}:
+            self.asked.append(name)
+            raise ModuleNotFoundError(name, name=name)
+
+sys.meta_path.insert(0, Absent())
+imported = []
+for package in map(importlib.import_module, ("stc", "stc.engines", "stc.runtime")):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if module.name != "stc.export":
+            importlib.import_module(module.name)
+            imported.append(module.name)
+print(*imported)
+print(*Absent.asked)
+"""
+
+
+def import_all(python: Path | str) -> tuple[set[str], list[str]]:
+    """The modules imported, and the absent ones they asked for."""
+    ran = subprocess.run(
+        [str(python), "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr
+    imported, asked = ran.stdout.splitlines()
+    return set(imported.split()), asked.split()
+
+
+def every_module() -> set[str]:
+    """Each module of the folders that run on a device."""
+    return {
+        f"stc.{folder}.{path.stem}" if folder != "stc" else f"stc.{path.stem}"
+        for folder in ("stc", "engines", "runtime")
+        for path in (ROOT / folder).glob("*.py")
+        if path.stem != "__init__"
+    }
+
+
+def python310() -> str | None:
+    """A Python 3.10 that works, or None."""
+    found = [shutil.which("python3.10"), sys.executable]
+    found += sorted(map(str, Path.home().glob(".pyenv/versions/3.10*/bin/python")))
+    if uv := shutil.which("uv"):
+        find = subprocess.run([uv, "python", "find", "3.10"], capture_output=True, text=True)
+        found.append(find.stdout.strip())
+    for python in filter(None, found):
+        # pyenv's shims exist and fail.
+        asked = subprocess.run([python, "--version"], capture_output=True, text=True)
+        if asked.stdout.startswith("Python 3.10."):
+            return python
+    return None
+
+
+@pytest.fixture(scope="module")
+def device() -> Path:
+    """The bin folder of the device's environment; made once for each set of constraints."""
+    python = python310()
+    if python is None:
+        pytest.skip("no Python 3.10 in PATH, ~/.pyenv/versions or uv; install one to run this")
+    wanted = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+    stamp = f"{ROOT} {hashlib.sha256(wanted).hexdigest()}"
+    environment = ROOT / ".venv-lean"
+    made = environment / "stamp"
+    if not made.exists() or made.read_text() != stamp:
+        shutil.rmtree(environment, ignore_errors=True)
+        subprocess.run([python, "-m", "venv", str(environment)], check=True)
+        install = [environment / "bin" / "python", "-m", "pip", "install", "-qq"]
+        extras = ["--constraint", "constraints.txt", "--editable", ".[onnxruntime,video]"]
+        subprocess.run([*map(str, install), *extras], cwd=ROOT, check=True)
+        made.write_text(stamp)
+    return environment / "bin"
+
+
+def run_on(device: Path, folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    """A command of the device's environment, run in `folder`."""
+    name, *arguments = map(str, command)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [str(device / name), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_runtime_and_engines_ask_for_nothing_of_the_workstation() -> None:
+    imported, asked = import_all(sys.executable)
+    assert asked == []
+    assert imported >= every_module()
+
+
+def test_every_module_is_imported_on_the_device(device: Path) -> None:
+    imported, asked = import_all(device / "python")
+    assert asked == []
+    assert imported >= every_module()
+
+
+def test_the_device_has_the_tested_versions_and_nothing_heavy(device: Path) -> None:
+    listed = run_on(device, ROOT, "python", "-m", "pip", "list", "--format", "json")
+    versions = {item["name"].lower(): item["version"] for item in json.loads(listed.stdout)}
+    assert not versions.keys() & {name.replace("_", "-") for name in ABSENT}
+    # The last one for Python 3.10.
+    assert versions["onnxruntime"] == "1.23.2"
+
+
+def test_a_device_streams_a_bundle_made_elsewhere(
+    device: Path, demo_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(demo_bundle, tmp_path / "copied")
+    flags = ["--video", CLIP, "--frames", 8, "--overlay", "o.mp4", "--json", "o.json"]
+    ran = run_on(device, tmp_path, "stc-run", bundle, *flags)
+    assert ran.returncode == 0, ran.stderr
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert document["summary"]["frames"] == 8
+    assert document["machine"]["python"].startswith("3.10.")
+    assert document["machine"]["versions"]["onnxruntime"] == "1.23.2"
+    assert frames_of(tmp_path / "o.mp4") == 8
+    assert (tmp_path / "o.png").stat().st_size > 0
+
+
+def test_a_device_measures_itself(device: Path, demo_bundle: Path, tmp_path: Path) -> None:
+    ran = run_on(device, tmp_path, "stc-bench", demo_bundle, "--frames", 4)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout.splitlines()[-1])["reuse_over_reference"] > 0
+
+
+def test_what_needs_torch_says_so_on_a_device(
+    device: Path, demo_bundle: Path, tmp_path: Path
+) -> None:
+    for command in (["stc-parity", demo_bundle], ["stc-export", "--model", "demo"]):
+        ran = run_on(device, tmp_path, *command)
+        assert (ran.returncode, ran.stdout) == (2, "")
+        [line] = ran.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert "pip install 'stc[export]'" in line

@@ -1,0 +1,121 @@
+"""`stc-parity` says whether a bundle equals PyTorch, and what is wrong when it cannot say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stc import contracts
+from stc.settings import SELECTIONS
+from tests.own_process import run_python
+from tests.vision_cases import DATA, Exported
+
+STREET = DATA / "street.mp4"
+
+
+def stc_parity(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run_python("-m", "stc.runtime.parity_command", *arguments)
+
+
+def document_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The last line of stdout."""
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(f"{constant} is no JSON")
+
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1], parse_constant=refuse)
+    return document
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """What a user's mistake printed: one line, and nothing else."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_the_demo_bundle_equals_pytorch_on_a_video(demo_bundle: Path) -> None:
+    done = stc_parity(demo_bundle, "--video", STREET, "--json", "-")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "the bundle and PyTorch are equal" in done.stdout
+    document = document_of(done)
+    assert document["passed"] is True
+    assert document["precision"] == "fp32"
+    rows = document["rows"]
+    compared = {row["where"] for row in rows}
+    assert compared >= contracts.vision_graphs(6).keys() | {"dense", *SELECTIONS}
+    for row in rows:
+        assert row["passed"] is True
+        assert row["max_abs"] >= 0
+        assert row["limit"] > 0
+    chained = {row["tensor"] for row in rows if row["where"] == "layerwise"}
+    assert chained == {"hidden", "tokens", "indices"}
+    for name in (
+        "reference_ms_p50",
+        "reuse_ms_p50",
+        "torch_reference_ms_p50",
+        "torch_reuse_ms_p50",
+    ):
+        assert document["latency"][name] > 0
+    for where in ("keys_00", "layerwise"):
+        assert re.search(rf"│ {where} .*│ +pass │", done.stdout)
+
+
+def test_other_weights_than_the_bundles_do_not_equal_it(
+    checkpoint_bundle: Exported, checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "parity.json"
+    root = checkpoint_bundle.bundle.root
+    arguments = (root, "--frames", 2, "--json", output)
+    done = stc_parity(*arguments, "--checkpoint", checkpoints[0])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(output.read_text())["passed"] is True
+
+    done = stc_parity(*arguments, "--checkpoint", checkpoints[1])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stderr == ""
+    document = json.loads(output.read_text())
+    assert document["passed"] is False
+    failed = {row["where"] for row in document["rows"] if not row["passed"]}
+    assert failed >= {"embed", "keys_00", "update_02", "project", "dense", "layerwise", "shared"}
+    # Choosing and pruning have no weights.
+    assert not any(where.startswith(("select", "prune")) for where in failed)
+    assert "NOT equal" in done.stdout
+    assert "FAIL" in done.stdout
+
+
+def test_a_checkpoint_that_is_needed_and_not_given_is_one_line(
+    checkpoint_bundle: Exported,
+) -> None:
+    line = one_line(stc_parity(checkpoint_bundle.bundle.root))
+    assert "made of checkpoint first, which was not given; add --checkpoint" in line
+
+
+def test_a_checkpoint_of_another_model_is_one_line(
+    exported: Callable[[str], Exported], checkpoints: tuple[Path, Path]
+) -> None:
+    other = exported("half").bundle.root
+    line = one_line(stc_parity(other, "--checkpoint", checkpoints[0]))
+    assert "first: another model than the bundle's" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--frames", "1"], "--frames: got 1, expected at least 2"),
+        (["--video", "no.mp4"], "no.mp4"),
+        (["--recompute-ratio", "0"], "--recompute-ratio: got 0.0"),
+        (["--budget", "50"], "--budget: got 50, expected at most 49"),
+    ],
+)
+def test_a_mistake_is_one_line(demo_bundle: Path, arguments: list[str], told: str) -> None:
+    assert told in one_line(stc_parity(demo_bundle, *arguments))

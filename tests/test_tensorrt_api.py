@@ -1,0 +1,125 @@
+"""Every TensorRT name the engines touch exists from 10.3 to 11.4 and in TensorRT-RTX.
+
+The sources are read, not run: `trt.X.Y` is looked up as written, and a variable's attributes are
+those of the TensorRT class that its name stands for throughout the engines (VARIABLES).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENGINES = sorted((ROOT / "engines").glob("*.py"))
+API = {
+    file.stem: json.loads(file.read_text()) for file in (ROOT / "tests/data/trt-api").glob("*.json")
+}
+RTX = "tensorrt_rtx-1.7.1"
+
+VARIABLES: dict[str, tuple[str, ...]] = {
+    "builder": ("Builder",),
+    "network": ("INetworkDefinition",),
+    "config": ("IBuilderConfig",),
+    "profile": ("IOptimizationProfile",),
+    "layer": ("ILayer", "ITopKLayer"),
+    "product": ("ILayer",),
+    "narrow": ("ITensor",),
+    "output": ("ITensor",),
+    "timings": ("ITimingCache",),
+}
+"""What a variable of this name is, in the sources that speak TensorRT."""
+
+ONLY_RTX = {
+    "ComputeCapability",
+    "IBuilderConfig.num_compute_capabilities",
+    "IBuilderConfig.set_compute_capability",
+}
+"""Names used where the flavour was found to be TensorRT-RTX."""
+
+GUARDED = {"BuilderFlag.REQUIRE_USER_ALLOCATION"}
+"""Optional names, each behind a hasattr."""
+
+
+def speaks_tensorrt(tree: ast.Module) -> bool:
+    return any(
+        isinstance(node, ast.Name) and node.id in ("trt", "tensorrt") for node in ast.walk(tree)
+    )
+
+
+def dotted(node: ast.expr) -> str | None:
+    """`a.b.c` of an attribute chain that starts at a variable."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (before := dotted(node.value)) is not None:
+        return f"{before}.{node.attr}"
+    return None
+
+
+def touched(tree: ast.Module) -> Iterator[tuple[str, ...]]:
+    """TensorRT names in a source, each with the alternatives it may be."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Attribute) or (chain := dotted(node)) is None:
+            continue
+        first, *rest = chain.replace("tensorrt.module", "trt").split(".")
+        if first == "trt" and rest:
+            yield (".".join(rest[:2]),)
+        elif first in VARIABLES and rest and not rest[0].startswith("__"):
+            yield tuple(f"{kind}.{rest[0]}" for kind in VARIABLES[first])
+
+
+def exists(api: dict[str, list[str]], name: str) -> bool:
+    kind, _, member = name.partition(".")
+    return kind in api and (not member or member in api[kind])
+
+
+SOURCES = {
+    file.name: tree for file in ENGINES if speaks_tensorrt(tree := ast.parse(file.read_text()))
+}
+NAMES = sorted({names for tree in SOURCES.values() for names in touched(tree)})
+
+
+def test_the_names_are_found_where_they_are_used() -> None:
+    assert {"compile.py", "wide_attention.py"} <= set(SOURCES)
+    found = {name for names in NAMES for name in names}
+    assert {
+        "LayerType.TOPK",
+        "ITopKLayer.k",
+        "IBuilderConfig.set_compute_capability",
+        "IProgressMonitor",
+        "INetworkDefinition.add_cast",
+    } <= found
+    assert len(API) == 8
+
+
+@pytest.mark.parametrize("version", sorted(API))
+def test_every_name_exists_in_every_version(version: str) -> None:
+    missing = [names for names in NAMES if not any(exists(API[version], name) for name in names)]
+    optional = GUARDED | (set() if version == RTX else ONLY_RTX)
+    assert {name for names in missing for name in names} <= optional
+
+
+def test_every_optional_name_is_guarded_and_exists_somewhere() -> None:
+    guards = {
+        f"{(dotted(node.args[0]) or '').split('.')[-1]}.{node.args[1].value!s}"
+        for tree in SOURCES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and dotted(node.func) == "hasattr"
+        and isinstance(node.args[1], ast.Constant)
+    }
+    assert guards >= GUARDED
+    for name in GUARDED | ONLY_RTX:
+        assert any(exists(api, name) for api in API.values()), name
+        assert not all(exists(api, name) for api in API.values()), name
+
+
+def test_no_version_number_of_an_enumeration_is_written_down() -> None:
+    # STRONGLY_TYPED is 1 in TensorRT 10 and 0 in 11: Polygraphy asks the enumeration.
+    for name, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and (dotted(node.func) or "").endswith("create_network"):
+                pytest.fail(f"{name} creates a network itself")
