@@ -73,6 +73,12 @@ def _build(flags: argparse.Namespace) -> int:
     ]
     budgets = None if flags.budget is None else tuple(flags.budget)
     buckets = choose_buckets(bundle.manifest, tuple(ratios), budgets)
+    specs = plan_engines(bundle.manifest, buckets, several_profiles=tensorrt.several_profiles)
+    plan = plan_build(bundle, specs, tensorrt, targets)
+    what = f"{tensorrt.flavour} {tensorrt.version}, {joined_name(targets)}"
+    if not plan.missing:
+        print(f"{plan.library.folder}: all {plan.present} engines are there already ({what})")
+        return 0
     console = Console(stderr=True)
     for target in targets:
         here = device is not None and target_of(device.compute_capability, device.board) is target
@@ -82,13 +88,7 @@ def _build(flags: argparse.Namespace) -> int:
             kept=max(buckets.kept),
             copies=1 if tensorrt.several_profiles else 1 + len(buckets.recomputed),
         )
-        console.print(check_fits(demand, target.name, free), highlight=False)
-    specs = plan_engines(bundle.manifest, buckets, several_profiles=tensorrt.several_profiles)
-    plan = plan_build(bundle, specs, tensorrt, targets)
-    what = f"{tensorrt.flavour} {tensorrt.version}, {joined_name(targets)}"
-    if not plan.missing:
-        print(f"{plan.library.folder}: all {plan.present} engines are there already ({what})")
-        return 0
+        console.print(check_fits(demand, target.name, free), highlight=False, soft_wrap=True)
     workers = flags.jobs or default_workers(tensorrt.flavour)
     try:
         with BuildProgress(len(plan.missing), console) as progress:

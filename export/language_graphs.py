@@ -67,7 +67,7 @@ def _text_embed(writer: GraphWriter, model: Decoder, ids: Tensor) -> tuple[Tenso
     _give_rows(template, TEXT_EMBED_CONTRACT, weights.spec.vocabulary)
     name = contracts.TEXT_EMBED
     check = writer.finish(name, TEXT_EMBED_CONTRACT, template, {TABLE: span})
-    table = _Looked(model)
+    table = Looked(model)
     (hidden,) = check.compare(table, (ids,))
     check.compare(table, (ids[-1:],))
     writer.tick(name)
@@ -114,7 +114,7 @@ def _head(writer: GraphWriter, model: Decoder, hidden: Tensor, embedding: Span) 
         table = writer.weights.add_parts(HEAD, _stored(model, HEAD))
     spans = {TABLE: table, "norm.weight": writer.weights.add(decoder.NORM, norm.weight.numpy())}
     check = writer.finish(contracts.HEAD, HEAD_CONTRACT, template, spans)
-    check.compare(_Multiplied(model, norm), (hidden,))
+    check.compare(Multiplied(model, norm), (hidden,))
     writer.tick(contracts.HEAD)
 
 
@@ -140,8 +140,8 @@ def _give_rows(template: onnx.ModelProto, contract: Contract, rows: int) -> None
                 axis.dim_value = rows
 
 
-class _Looked(nn.Module):
-    """`TextEmbed` of a table that is never whole in memory."""
+class Looked(nn.Module):
+    """`TextEmbed` of a decoder's table, float32, which is never whole in memory."""
 
     def __init__(self, model: Decoder) -> None:
         super().__init__()
@@ -158,8 +158,8 @@ class _Looked(nn.Module):
         return hidden
 
 
-class _Multiplied(nn.Module):
-    """`Head` of a table that is never whole in memory."""
+class Multiplied(nn.Module):
+    """`Head` of a decoder's table, float32, which is never whole in memory."""
 
     def __init__(self, model: Decoder, norm: nn.Module) -> None:
         super().__init__()

@@ -32,6 +32,8 @@ class AnswerTimes:
 class Answer(Iterator[str]):
     """Yields the text of an answer, piece by piece.
 
+    logits: float32 [V], what the next token is, or the last was, chosen by.
+
     Each step takes the memory as it was when the question was asked. It may be left at any time:
     `cancel` gives back what it holds, and so does the end of the iteration.
     """
@@ -56,7 +58,7 @@ class Answer(Iterator[str]):
         self.token_ids: list[int] = []
         self.stopped: Stop = ""
         self.times = AnswerTimes()
-        self._logits = logits
+        self.logits = logits
         self._decode = decode
         self._release = release
         self._text_stream = text_stream
@@ -113,10 +115,10 @@ class Answer(Iterator[str]):
                 raise
             if logits is None:  # ended by another thread
                 return ""
-            self._logits = logits
+            self.logits = logits
             self.times.decode_ms += (time.perf_counter() - start) * 1e3
             self.times.decodes += 1
-        token = self._sampler(self._logits)
+        token = self._sampler(self.logits)
         if not self.token_ids:
             self.times.first_ms = (time.perf_counter() - self._asked_at) * 1e3
         if token in self._stop_token_ids:

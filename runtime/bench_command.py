@@ -19,14 +19,20 @@ from stc.command import Console
 from stc.errors import SettingsError
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
+from stc.runtime.bench_prefill import PrefillBench
 from stc.runtime.document_output import document_output
 from stc.runtime.machine import machine_facts
+from stc.runtime.open_language import open_model
 from stc.runtime.resident import peak_rss_bytes
 from stc.runtime.session import StreamSession
-from stc.runtime.torch_side import torch_side
+from stc.runtime.torch_side import torch_language_side, torch_side
 
 INTERVAL = 4
 """Reference interval measured by default: the paper's for the cacher alone."""
+CONTEXT = 1000
+"""Tokens before the frame whose prefill is measured."""
+WARM_UP = 2
+"""Rounds of the language side that do not count."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +50,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--json", default="-", metavar="OUT", help="file, or - for stdout (default)"
     )
+    parser.add_argument(
+        "--prefill", action="store_true", help="measure the language side instead of the tower"
+    )
+    parser.add_argument(
+        "--context", type=int, metavar="S", help="--prefill: tokens before the frame, default 1000"
+    )
     settings.add_flags(parser)
     return parser.parse_args(arguments)
 
@@ -51,9 +63,45 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _bench(flags: argparse.Namespace) -> int:
     if flags.frames < 1:
         raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
+    if flags.context is not None and not (flags.prefill and flags.context > 0):
+        raise SettingsError("--context", f"got {flags.context}", "--prefill, and at least 1")
+    if flags.prefill and flags.video is not None:
+        raise SettingsError("--video", "given", "--prefill alone: it runs no tower")
     with document_output(flags.json) as write:
-        write(_measured(flags))
+        write(_prefill(flags) if flags.prefill else _measured(flags))
     return 0
+
+
+def _prefill(flags: argparse.Namespace) -> dict[str, Any]:
+    start = time.perf_counter()
+    bundle = Bundle.open(flags.bundle)
+    pooled = bundle.manifest.vision.pooled
+    chosen = settings.from_flags(flags, bundle.manifest.default_settings, pooled)
+    model = open_model(bundle, opening.open_backend(bundle, flags.device))
+    load_s = time.perf_counter() - start
+    with ExitStack() as stack:
+        torch = None
+        if flags.against:
+            torch = stack.enter_context(torch_language_side(bundle, flags.checkpoint)).decoder
+        context = CONTEXT if flags.context is None else flags.context
+        bench = PrefillBench(model, pooled, chosen.kept(pooled), context, torch)
+        for _ in range(WARM_UP):
+            bench.measure()
+        bench.forget()
+        console = Console(stderr=True)
+        with Progress(console=console, disable=not console.is_terminal) as progress:
+            for _ in progress.track(range(flags.frames)):
+                bench.measure()
+    return {
+        "bundle": bundle.manifest.provenance.checkpoint,
+        "precision": bundle.manifest.provenance.precision,
+        "backend": model.backend.name,
+        "settings": asdict(chosen),
+        "load_s": load_s,
+        "peak_rss_bytes": peak_rss_bytes(),
+        **bench.figures(),
+        "machine": machine_facts(),
+    }
 
 
 def _measured(flags: argparse.Namespace) -> dict[str, Any]:

@@ -47,9 +47,9 @@ class HostPages:
         self._most = most_bytes // self.page_bytes
         if self._most < 1:
             raise SettingsError(
-                "--host-memory",
-                f"got {most_bytes:,} bytes",
-                f"at least {self.page_bytes:,}, one frame's page",
+                "--host-memory-mb",
+                f"got {most_bytes / 1e6:g} MB",
+                f"at least {self.page_bytes / 1e6:g}, one frame's page",
             )
         self._spill = spill
         self._free: list[int] = []

@@ -9,7 +9,8 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich import box
@@ -86,6 +87,16 @@ class LiveTable:
             self._live.stop()
         elif self._frames:
             self._console.print(self._picture())
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What the body prints stands between the table so far and the table from then on."""
+        if self._live:
+            self._live.update(self._picture(), refresh=True)
+            self._live.stop()
+        yield
+        if self._live:
+            self._live.start()
 
     def add(self, report: FrameReport) -> None:
         """`report` is the newest frame; it shows within a quarter of a second."""

@@ -10,7 +10,15 @@ from typing import Any
 
 from stc import __version__
 
-_DISTRIBUTIONS = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "av")
+_DISTRIBUTIONS = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "torch",
+    "av",
+)
 _CPUINFO = Path("/proc/cpuinfo")
 _BOARD = Path("/proc/device-tree/model")  # Jetson: its cpuinfo names no model
 

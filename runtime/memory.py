@@ -18,9 +18,6 @@ from stc.runtime.kv_rows import KvRows
 from stc.runtime.language import EMPTY, LanguageModel, Retrieve
 from stc.runtime.row_order import RowOrder
 
-RESERVE = 1024
-"""Positions of the model that a window leaves for a question and its answer."""
-
 
 @dataclass(frozen=True)
 class Context:

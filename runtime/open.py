@@ -29,10 +29,18 @@ def open_tower(bundle: Bundle, device: str) -> VisionTower:
 
     Raises EngineError when the device or a graph cannot be used.
     """
-    share_threads()
     manifest = bundle.manifest
-    backend = OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu")
+    backend = open_backend(bundle, device)
     return VisionTower(backend, manifest.vision, manifest.provenance.precision)
+
+
+def open_backend(bundle: Bundle, device: str) -> OnnxRuntimeBackend:
+    """ONNX Runtime for the graphs of `bundle`, in a process that belongs to the caller.
+
+    Raises EngineError when the device cannot be used.
+    """
+    share_threads()
+    return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu")
 
 
 def frames(video: str | None, count: int) -> list[Frame]:

@@ -75,6 +75,10 @@ class ParityReport:
         limit = self._tolerance.score_gap
         self._add(Row(where, tensor, gap, math.nan, math.nan, limit, gap <= limit))
 
+    def figure(self, where: str, tensor: str, value: float, limit: float) -> None:
+        """Judge any one figure by its own limit."""
+        self._add(Row(where, tensor, value, math.nan, math.nan, limit, value <= limit))
+
     def to_json(self) -> dict[str, Any]:
         """The same, of dicts, lists, strings and numbers; None where a figure has no meaning."""
         rows = [

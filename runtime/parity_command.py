@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from rich.progress import Progress
 from rich.table import Table
 
@@ -18,14 +19,18 @@ from stc.errors import SettingsError, VideoError
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
 from stc.runtime.document_output import document_output
+from stc.runtime.frame import Frame
 from stc.runtime.machine import machine_facts
+from stc.runtime.open_language import open_model
 from stc.runtime.parity import ParityReport
 from stc.runtime.parity_graphs import compare_graphs
+from stc.runtime.parity_language import compare_language
 from stc.runtime.parity_streams import compare_streams
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.session import StreamSession
-from stc.runtime.torch_side import torch_side
+from stc.runtime.torch_side import torch_language_side, torch_side
 from stc.runtime.tower import VisionTower
+from stc.settings import Settings
 
 MODES = 3
 """dense, layerwise, shared."""
@@ -86,6 +91,8 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
         for frame in frames:
             bench.measure(frame, torch.stream)
             tick()
+    if manifest.language is not None:
+        _compare_language(bundle, tower, flags, frames, chosen, report, console)
     latency = bench.figures()
     _show(Console(), report, latency, tower)
     return {
@@ -94,6 +101,29 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
         "latency": latency,
         "machine": machine_facts(),
     }
+
+
+def _compare_language(
+    bundle: Bundle,
+    tower: VisionTower,
+    flags: argparse.Namespace,
+    frames: list[Frame],
+    chosen: Settings,
+    report: ParityReport,
+    console: Console,
+) -> None:
+    """`report` has rows for the language side, behind the kept tokens of `frames`."""
+    session = StreamSession(tower, chosen)
+    video = np.concatenate([session.push(frame).tokens for frame in frames])
+    model = open_model(bundle, tower.backend)
+    with (
+        torch_language_side(bundle, flags.checkpoint) as torch,
+        Progress(console=console, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("comparing language", total=2 * model.spec.blocks + 3)
+        compare_language(
+            model, torch.run_graph, torch.decoder, video, report, lambda: progress.advance(task)
+        )
 
 
 def _show(

@@ -27,7 +27,9 @@ class FrameReport:
     tokens: float [k, D], the kept tokens, on the host.
     stage_ms: wall time by stage of STAGES.
     engine_ms: wall time inside engines; the rest of `total_ms` is the host's.
-    total_ms: wall time of the push.
+    total_ms: wall time of the push, up to the kept tokens.
+    prefill_ms: wall time of the language calls that followed; 0 when the tokens wait for more,
+        None without a language side.
     """
 
     index: int
@@ -39,3 +41,4 @@ class FrameReport:
     stage_ms: dict[str, float]
     engine_ms: float
     total_ms: float
+    prefill_ms: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -15,20 +16,25 @@ from stc import command, settings
 from stc.bundle import Bundle
 from stc.command import Console
 from stc.errors import SettingsError
+from stc.runtime import memory_settings, questions
 from stc.runtime import open as opening
+from stc.runtime.chat import HINT, Chat
 from stc.runtime.comparison import compare_with_dense
+from stc.runtime.conversation import Conversation
 from stc.runtime.document_output import document_output
 from stc.runtime.fidelity import Fidelity
 from stc.runtime.frame import Frame
 from stc.runtime.live_table import LiveTable
 from stc.runtime.metrics import StreamMetrics
+from stc.runtime.open_language import open_stream_language
 from stc.runtime.overlay import OverlayWriter
 from stc.runtime.run_document import run_document
 from stc.runtime.session import StreamSession
 from stc.runtime.summary import print_summary
+from stc.runtime.tower import VisionTower
 from stc.runtime.video import open_video
 from stc.runtime.video_source import VideoSource
-from stc.settings import PRESETS
+from stc.settings import PRESETS, Settings
 
 OVERLAY_FPS = 5.0
 """Frames per second of an overlay whose source names no rate."""
@@ -57,6 +63,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="run every frame dense as well, in turns, and compare time and tokens",
     )
     settings.add_flags(parser)
+    questions.add_flags(parser)
+    memory_settings.add_flags(parser)
     return parser.parse_args(arguments)
 
 
@@ -81,14 +89,24 @@ def _run(flags: argparse.Namespace) -> int:
                     )
                 )
             tower = opening.open_tower(bundle, flags.device)
-            session = StreamSession(tower, chosen)
+            conversation = _conversation(bundle, tower, chosen, flags, console)
+            chat = Chat() if flags.chat else None
+            if chat is not None:
+                console.print(HINT)
+            language = None if conversation is None else conversation.language
+            session = StreamSession(tower, chosen, language)
             metrics = StreamMetrics(spec.tokens, spec.pooled)
             dense = StreamSession(tower, PRESETS["off"]) if flags.compare_dense else None
             dense_metrics = StreamMetrics(spec.tokens, spec.pooled)
             fidelity = Fidelity()
             expected = _expected(source, flags)
             table = stack.enter_context(
-                LiveTable(spec.tokens, spec.pooled, expected=expected, console=console)
+                LiveTable(
+                    spec.tokens,
+                    spec.pooled,
+                    expected=expected,
+                    console=console if chat is None else Console(quiet=True, file=io.StringIO()),
+                )
             )
             start = time.perf_counter()
             try:
@@ -109,11 +127,22 @@ def _run(flags: argparse.Namespace) -> int:
                             fidelity.add(report, dense_report)
                         if overlay is not None:
                             overlay.add(frame, report)
+                        if conversation is not None:
+                            conversation.frame(report)
+                    if conversation is not None:
+                        _ask(conversation, chat, table)
             except KeyboardInterrupt:
                 if not metrics.summary().frames:
                     raise
                 console.print("interrupted; this is the stream so far")
             wall_s = time.perf_counter() - start
+        if conversation is not None:
+            try:
+                conversation.ask_rest()
+                for question in chat.rest() if chat is not None else ():
+                    conversation.ask(question)
+            except KeyboardInterrupt:
+                console.print("interrupted; these are the answers so far")
         if overlay is not None:
             overlay.save_still(flags.overlay.with_suffix(STILL))
         summary = metrics.summary(
@@ -126,12 +155,44 @@ def _run(flags: argparse.Namespace) -> int:
         print_summary(console, summary, comparison)
         if dense is not None:
             console.print(fidelity.line(), highlight=False, soft_wrap=True)
+        for line in conversation.lines() if conversation is not None else ():
+            console.print(line, highlight=False, soft_wrap=True)
         document = run_document(
             summary, settings=chosen, bundle=manifest.provenance.checkpoint, comparison=comparison
         )
         document["fidelity"] = fidelity.to_json() if dense is not None else None
+        document["language"] = conversation.to_json() if conversation is not None else None
         write(document)
-    return 0
+    return 2 if conversation is not None and conversation.failed else 0
+
+
+def _conversation(
+    bundle: Bundle,
+    tower: VisionTower,
+    chosen: Settings,
+    flags: argparse.Namespace,
+    console: Console,
+) -> Conversation | None:
+    """The questions of the run and the language side that answers them; None without any."""
+    asked, memory = questions.from_flags(flags), memory_settings.from_flags(flags)
+    if not asked.asked and not flags.chat:
+        for name in (*questions.ANSWERING, *memory_settings.NAMES):
+            if getattr(flags, name) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise SettingsError(flag, "given", "--ask, --ask-at or --chat beside it")
+        return None
+    kept = chosen.kept(bundle.manifest.vision.pooled)
+    language = open_stream_language(bundle, tower.backend, memory, kept)
+    return Conversation(language, asked, sys.stdout, lambda line: console.print(line, markup=False))
+
+
+def _ask(conversation: Conversation, chat: Chat | None, table: LiveTable) -> None:
+    """Questions that are due, and those typed meanwhile, are asked and answered."""
+    if conversation.due():
+        with table.aside():
+            conversation.ask_due()
+    for question in chat.waiting() if chat is not None else ():
+        conversation.ask(question)
 
 
 def _refuse_shared_paths(flags: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""A stream session: frames in, kept tokens out.
+"""A stream session: frames in, kept tokens and answers out.
 
 Knows the reference schedule and the pruner's memory; knows nothing of where frames come from or
 how results are shown.
@@ -24,11 +24,14 @@ from stc.contracts import (
     TOKENS,
 )
 from stc.engines.engine import Tensor
-from stc.errors import NonFiniteError
+from stc.errors import LanguageError, NonFiniteError
 from stc.pruner import PrunerMemory
+from stc.runtime.answer import Answer
 from stc.runtime.frame import Frame
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.report import FrameKind, FrameReport
+from stc.runtime.sampling import GREEDY, Sampling
+from stc.runtime.stream_language import MOST_NEW_TOKENS, StreamLanguage
 from stc.runtime.tower import VisionTower
 from stc.runtime.vision import StreamVision
 from stc.settings import Settings
@@ -38,13 +41,17 @@ class StreamSession:
     """One video stream through a tower; several sessions may share one tower.
 
     Memory is fixed when the session is made: the references (`references_bytes`), a few work
-    buffers and the pruner's memory.
+    buffers and the pruner's memory. With `language` kept tokens are remembered there, within its
+    own bounds, and questions can be asked.
 
     Raises SettingsError when the settings do not fit the model.
     """
 
-    def __init__(self, tower: VisionTower, settings: Settings) -> None:
+    def __init__(
+        self, tower: VisionTower, settings: Settings, language: StreamLanguage | None = None
+    ) -> None:
         spec = tower.spec
+        self.language = language
         self.tower = tower
         self.settings = settings
         self.recomputed = settings.recomputed(spec.tokens)
@@ -70,7 +77,8 @@ class StreamSession:
 
         Raises VideoError for pixels that are not an image, EngineError when a graph fails and
         NonFiniteError naming graph and frame when one yields NaN. After an error the session
-        can be used on: the next frame becomes a reference frame.
+        can be used on: the next frame becomes a reference frame. When only the language side
+        fails (LanguageError among others), the frame's tokens are not remembered.
         """
         index = self.frame_index
         self.frame_index += 1
@@ -97,6 +105,7 @@ class StreamSession:
             self._memory.push(frame_mean)
         marks.append(time.perf_counter())
         stages = np.diff(marks) * 1e3
+        prefill_ms = None if self.language is None else self.language.append(kept_tokens)
         return FrameReport(
             index=index,
             time_s=frame.time_s,
@@ -109,7 +118,23 @@ class StreamSession:
             ),
             engine_ms=self._vision.engine_ms,
             total_ms=(marks[-1] - marks[0]) * 1e3,
+            prefill_ms=prefill_ms,
         )
+
+    def ask(
+        self,
+        question: str,
+        max_new_tokens: int = MOST_NEW_TOKENS,
+        sampling: Sampling = GREEDY,
+    ) -> Answer:
+        """The answer to `question` about the frames pushed so far; see `StreamLanguage.ask`.
+
+        Frames can be pushed while it is read. Raises LanguageError when the session has no
+        language side.
+        """
+        if self.language is None:
+            raise LanguageError("question", "this session has no language side")
+        return self.language.ask(question, max_new_tokens, sampling)
 
     def _tower(
         self, pixel_values: NDArray[np.floating], kind: FrameKind

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class SpillFile:
         self._slots = 0
         try:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives with the object)
+            weakref.finalize(self, self._file.close)
         except OSError as error:
             raise SettingsError(
                 "--spill",

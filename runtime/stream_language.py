@@ -59,7 +59,7 @@ class StreamLanguage:
         everything else goes on.
         """
         with self._lock:
-            self._waiting.append(tokens)
+            self._waiting.append(np.array(tokens))
             if self._answer is not None and len(self._waiting) > MOST_WAITING:
                 self._answer.end("video")
             if self._answer is not None or len(self._waiting) < self._prefill_every:
@@ -86,11 +86,8 @@ class StreamLanguage:
         asked_at = time.perf_counter()
         if max_new_tokens < 1:
             raise SettingsError("--max-new-tokens", f"got {max_new_tokens}", "at least 1")
-        if self._prompt is None:
-            raise LanguageError(
-                "question", "no tokenizer in the bundle", mend="export from a checkpoint with one"
-            )
-        ids = self._prompt.after(question)
+        prompt = self._prompted()
+        ids = prompt.after(question)
         with self._lock:
             if self._answer is not None:
                 self._answer.end("superseded")
@@ -104,7 +101,7 @@ class StreamLanguage:
                 text.run(ids),
                 decode=lambda token: self._decode(text, token),
                 release=lambda ended: self._release(text, ended),
-                text_stream=self._prompt.text_stream(),
+                text_stream=prompt.text_stream(),
                 sampler=Sampler(sampling),
                 stop_token_ids=self.model.spec.stop_token_ids,
                 most=max_new_tokens,
@@ -113,6 +110,10 @@ class StreamLanguage:
             )
             self._answer = answer
             return answer
+
+    def check(self, question: str) -> None:
+        """Raise LanguageError when `question` could not be asked whatever is remembered."""
+        self._prompted().after(question)
 
     def facts(self) -> MemoryFacts:
         """What is remembered now."""
@@ -123,6 +124,13 @@ class StreamLanguage:
         """What the user should know and has not been told yet."""
         with self._lock:
             return self._memory.notices()
+
+    def _prompted(self) -> Prompt:
+        if self._prompt is None:
+            raise LanguageError(
+                "question", "no tokenizer in the bundle", mend="export from a checkpoint with one"
+            )
+        return self._prompt
 
     def _begin(self) -> None:
         """The text tokens before the video are remembered, once."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from stc.bundle import Bundle
 from stc.errors import CheckpointError, StcError
 from stc.runtime.parity_graphs import TorchRun
+from stc.runtime.parity_language import TorchDecoder
 from stc.runtime.parity_streams import TorchStream
 
 
@@ -30,9 +32,40 @@ def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchSide]:
     Raises CheckpointError when the checkpoint is needed and not given, or is another model;
     StcError when the export extra is not installed.
     """
-    try:
+    with _weights(bundle, checkpoint) as weights:
         from stc.export.reference import TorchVision
         from stc.export.torch_graphs import TorchGraphs
+
+        yield TorchSide(TorchGraphs(weights), TorchVision(weights))
+
+
+@dataclass(frozen=True)
+class TorchLanguageSide:
+    """PyTorch with a bundle's decoder: single graphs, and the whole of it."""
+
+    run_graph: TorchRun
+    decoder: TorchDecoder
+
+
+@contextmanager
+def torch_language_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchLanguageSide]:
+    """PyTorch with the decoder `bundle` was made of; raises as `torch_side`."""
+    with _weights(bundle, checkpoint) as weights:
+        from stc.export.torch_language import TorchLanguage, TorchLanguageGraphs
+
+        language = weights.language()
+        if language is None or language.spec != bundle.manifest.language:
+            raise CheckpointError(
+                weights.name,
+                "another decoder than the bundle's",
+                bundle.manifest.provenance.checkpoint,
+            )
+        yield TorchLanguageSide(TorchLanguageGraphs(language), TorchLanguage(language))
+
+
+@contextmanager
+def _weights(bundle: Bundle, checkpoint: str | None) -> Iterator[Any]:
+    try:
         from stc.export.weights import open_weights
     except ImportError as error:
         raise StcError(
@@ -51,4 +84,4 @@ def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchSide]:
             raise CheckpointError(
                 weights.name, "another model than the bundle's", provenance.checkpoint
             )
-        yield TorchSide(TorchGraphs(weights), TorchVision(weights))
+        yield weights

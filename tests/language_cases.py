@@ -63,7 +63,7 @@ class LanguageCase:
         return Prompt(self.bundle.root, self.bundle.manifest.language)
 
 
-def language_model(*, tied: bool = True) -> Any:  # noqa: ANN401
+def language_model(*, tied: bool = True) -> Any:
     """A model of 4 query heads on 2 key heads, every parameter random."""
     tokenizer = demo_tokenizer()
     vision = SiglipVisionConfig(

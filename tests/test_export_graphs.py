@@ -52,12 +52,12 @@ def models(bundle: Bundle) -> Iterator[tuple[str, onnx.ModelProto]]:
 
 def spans(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
     """Offset and length in the weights file of every parameter."""
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     for initializer in model.graph.initializer:
         if external_data_helper.uses_external_data(initializer):
-            held = external_data_helper.ExternalDataInfo(initializer)
-            assert held.location == Path(WEIGHTS).name
-            found[initializer.name] = (int(held.offset), int(held.length))
+            held = {entry.key: entry.value for entry in initializer.external_data}
+            assert held["location"] == Path(WEIGHTS).name
+            found[initializer.name] = (int(held["offset"]), int(held["length"]))
     return found
 
 

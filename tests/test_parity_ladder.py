@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stc import contracts, pruner
+from stc import cacher, contracts, pruner
 from stc.contracts import (
     COUNT,
     FRAME_MEAN,
@@ -47,7 +47,15 @@ from stc.runtime.tower import VisionTower
 from stc.settings import KEEP_ALL, SCORINGS, SELECTIONS, Selection, Settings
 from tests.following import Following, Leading
 from tests.rungs import RUNGS
-from tests.vision_cases import DATA, GOLDEN, PRECISIONS, WEIGHTS, Exported, moving_frames
+from tests.vision_cases import (
+    DATA,
+    GOLDEN,
+    PRECISIONS,
+    WEIGHTS,
+    Exported,
+    moving_frames,
+    numpy_weights,
+)
 
 Array = NDArray[Any]
 Exporting = Callable[[str], Exported]
@@ -57,7 +65,8 @@ PRUNER_GOLDEN = sorted(path.stem for path in DATA.glob("pruner_*.npz"))
 
 @dataclass(frozen=True)
 class Tolerance:
-    """golden_l2: relative L2 of every hidden state to the golden file's; indices are equal.
+    """golden_l2: relative L2 of hidden states to the golden file's and to the oracle's, where
+    indices are equal.
     dense_l2: relative L2 of recomputing every token to dense.
     """
 
@@ -196,6 +205,29 @@ def test_every_graph_and_every_stream_equals_pytorch(case: str, exported: Export
     assert compared == contracts.vision_graphs(tower.spec.blocks).keys() | {"dense", *SELECTIONS}
     worst = max(row.relative_l2 for row in report.rows.values() if row.tensor == TOKENS)
     assert (worst > HALF_L2) == (precision == "fp16")
+
+
+@pytest.mark.parametrize("rung", RUNGS)
+def test_every_rung_selects_as_the_oracle_does(rung: str, exported: Exporting) -> None:
+    one = exported("so400m heads")
+    spec, (weights, _) = one.weights.spec, numpy_weights(one.weights)
+    random = np.random.default_rng(0)
+    still = random.normal(size=(3, spec.image_size, spec.image_size))
+    # All of the picture changes: where only a part does, every block selects that part.
+    frames = [(still + 0.5 * random.normal(size=still.shape)).astype(np.float32) for _ in "1234"]
+    references = cacher.forward(weights, frames[0]).references
+    chosen = []
+    for selection in SELECTIONS:
+        settings = Settings(reference_interval=4, recompute_ratio=0.3, selection=selection)
+        count = settings.recomputed(spec.tokens)
+        passed = list(RUNGS[rung](one)(frames, settings))[1:]
+        for frame, got in zip(frames[1:], passed, strict=True):
+            expected = cacher.forward(weights, frame, references, count=count, selection=selection)
+            np.testing.assert_array_equal(got.indices, expected.indices)
+            last = expected.hidden_states[-1]
+            assert relative_l2(last, got.hidden_states[-1]) <= TOLERANCES[rung].golden_l2
+        chosen.append([one.indices[-1].tolist() for one in passed])
+    assert chosen[0] != chosen[1]
 
 
 @pytest.mark.parametrize("rung", RUNGS)

@@ -97,7 +97,7 @@ def _so400m_heads() -> VisionWeights:
         width=144,
         mlp_width=80,
         activation="gelu",
-        layer_norm_eps=1e-5,
+        layer_norm_eps=1e-3,
         projector_bias=False,
         projector_activation="gelu_pytorch_tanh",
         language_width=14,

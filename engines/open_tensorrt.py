@@ -1,0 +1,113 @@
+"""A bundle's engines for the GPU of this machine: found, checked against their stamps, opened."""
+
+from __future__ import annotations
+
+import shlex
+
+from stc.bundle import Bundle
+from stc.engines.build_target import this_target
+from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
+from stc.engines.device import Device
+from stc.engines.flavour import Flavour, TensorRt, load_tensorrt
+from stc.engines.library import EngineEntry, EngineLibrary, libraries_of, weights_sha256
+from stc.engines.preflight import Demand, check_fits
+from stc.engines.recording import Say
+from stc.engines.targets import JOINED, Target
+from stc.engines.tensorrt_backend import TensorRtBackend
+from stc.errors import EngineError
+
+Entries = dict[str, list[EngineEntry]]
+"""Usable engines by graph."""
+
+
+def open_tensorrt(
+    bundle: Bundle, flavour: Flavour, say: Say, *, kept: int, streams: int = 1
+) -> TensorRtBackend:
+    """The backend of the bundle's engines on this machine's GPU.
+
+    `kept` and `streams` are what will be run, for the check that it fits. Raises EngineError, one
+    line with the command that mends it.
+    """
+    tensorrt = load_tensorrt(flavour)
+    cuda = load_cuda()
+    facts = device_facts(cuda)
+    library, entries = find_engines(bundle, tensorrt, this_target(facts))
+    check_memory(bundle, entries, facts, kept=kept, streams=streams)
+    if count := sum(entry.acceptance is None for graph in entries.values() for entry in graph):
+        say(
+            f"{count} engines were never compared with ONNX Runtime on this device; "
+            f"compare them with: {build_again(bundle, flavour)}"
+        )
+    return TensorRtBackend(bundle, library, entries, tensorrt, Device(cuda), say)
+
+
+def find_engines(
+    bundle: Bundle, tensorrt: TensorRt, target: Target
+) -> tuple[EngineLibrary, Entries]:
+    """The library whose engines this machine, a `target`, can run now, and those engines.
+
+    Raises EngineError when there is none: never built, for another GPU, by another version, of
+    other graphs, or refused by the comparison with ONNX Runtime.
+    """
+    mend = f"build with: {build_again(bundle, tensorrt.flavour)}"
+    libraries = libraries_of(bundle)
+    if not libraries:
+        raise EngineError(bundle.root, "has no engines", f"engines for {target.name}", mend)
+    fitting = [library for library in libraries if target.name in library.folder.name.split(JOINED)]
+    if not fitting:
+        built = ", ".join(library.folder.name for library in libraries)
+        got = f"has engines for {built}"
+        raise EngineError(bundle.root, got, f"{target.name}, this GPU", mend)
+    refusal = None
+    for library in fitting:
+        try:
+            return library, _usable(bundle, library, tensorrt, mend)
+        except EngineError as error:
+            refusal = error
+    assert refusal is not None
+    raise refusal
+
+
+def check_memory(
+    bundle: Bundle, entries: Entries, facts: DeviceFacts, *, kept: int, streams: int
+) -> str:
+    """One line about the memory the engines will take. Raises EngineError when it is too much."""
+    size = sum(entry.file.size_bytes for graph in entries.values() for entry in graph)
+    demand = Demand(manifest=bundle.manifest, kept=kept, streams=streams, weights_bytes=size)
+    return check_fits(demand, facts.name, facts.free_bytes)
+
+
+def build_again(bundle: Bundle, flavour: Flavour) -> str:
+    """The command that builds engines for this machine."""
+    words = ["stc-build", str(bundle.root), "--target", "this-device", "--backend", flavour]
+    return shlex.join(words)
+
+
+def _usable(bundle: Bundle, library: EngineLibrary, tensorrt: TensorRt, mend: str) -> Entries:
+    """The library's engines of the flavour by graph, each checked against its stamp."""
+    usable: Entries = {}
+    weights, graphs = weights_sha256(bundle), bundle.manifest.graphs
+    for name, entry in library.entries().items():
+        stamp = entry.stamp
+        if stamp.flavour != tensorrt.flavour:
+            continue
+        if stamp.version != tensorrt.version:
+            got = f"built by {stamp.flavour} {stamp.version}"
+            raise EngineError(name, got, f"{tensorrt.version}, which is installed", mend)
+        if (
+            stamp.graph not in graphs
+            or stamp.graph_sha256 != graphs[stamp.graph].file.sha256
+            or stamp.weights_sha256 != weights
+        ):
+            raise EngineError(name, "built from other graphs or weights than these", "", mend)
+        if not library.whole(entry):
+            raise EngineError(name, "is missing or cut short", "", mend)
+        if entry.acceptance is not None and not entry.acceptance.passed:
+            cosine = entry.acceptance.min_cosine
+            raise EngineError(
+                name, f"strays from ONNX Runtime on this device, cosine {cosine:.4f}", "", mend
+            )
+        usable.setdefault(stamp.graph, []).append(entry)
+    if not usable:
+        raise EngineError(library.folder, f"has no engines of {tensorrt.flavour}", "", mend)
+    return usable

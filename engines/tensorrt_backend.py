@@ -1,0 +1,204 @@
+"""TensorRT and TensorRT-RTX as backends: a bundle's engines on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from stc.bundle import Bundle
+from stc.contracts import COUNT
+from stc.engines.device import Device
+from stc.engines.device_array import on_device, read_array
+from stc.engines.device_tensor import DeviceTensor
+from stc.engines.engine import Engine
+from stc.engines.flavour import TensorRt
+from stc.engines.library import EngineEntry, EngineLibrary
+from stc.engines.recording import Recording, Say
+from stc.engines.tensorrt_engine import (
+    EngineFile,
+    Sinks,
+    TensorRtEngine,
+    Variant,
+    Workspace,
+    engine_ports,
+)
+from stc.errors import EngineError
+
+
+class TensorRtBackend:
+    """Engines of `library` for `bundle`, on `device`; see `stc.engines.engine.Backend`.
+
+    Calls are enqueued, `to_host` waits. Tensors are DeviceTensors. `say` is told, once each, what
+    a user should know but can go on with. A context manager: closing frees the device.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        library: EngineLibrary,
+        entries: dict[str, list[EngineEntry]],
+        tensorrt: TensorRt,
+        device: Device,
+        say: Say,
+    ) -> None:
+        self.name: str = tensorrt.flavour
+        self.device = device
+        self.tensorrt = tensorrt
+        self._bundle = bundle
+        self._library = library
+        self._entries = entries
+        self._say = say
+        self._said: set[str] = set()
+        self._log = _logger(tensorrt.module)
+        self._runtime = tensorrt.module.Runtime(self._log)
+        self._workspace = Workspace(device)
+        self._sinks = Sinks(device)
+        self._engines: list[TensorRtEngine] = []
+
+    def __enter__(self) -> TensorRtBackend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def load(self, graph: str) -> Engine:
+        """The engine of `graph`, of all its sizes. Raises EngineError when it cannot be loaded."""
+        if graph not in self._entries:
+            raise EngineError(graph, "has no engine", "", "build it with stc-build")
+        described = self._bundle.manifest.graphs[graph]
+        files = [
+            (EngineFile(partial(self._deserialize, graph, entry)), entry.stamp.profiles)
+            for entry in self._entries[graph]
+        ]
+        # One is loaded now, to fail early; engines of further sizes when they are needed.
+        files[0][0].engine()
+        variants = [
+            Variant(file, index, sizes)
+            for file, profiles in files
+            for index, sizes in enumerate(profiles)
+        ]
+        loaded = TensorRtEngine(
+            graph, described, variants, self.tensorrt, self.device, self._workspace, self._sinks
+        )
+        self._engines.append(loaded)
+        return loaded
+
+    def to_device(self, array: NDArray[np.generic]) -> DeviceTensor:
+        """A tensor with the values of `array`: a host array, or one that lies on this GPU."""
+        if on_device(array):
+            found = read_array(array, self.device)
+            tensor = DeviceTensor(self.device, found.shape, found.dtype)
+            self.device.copy(tensor.address, found.address, tensor.size_bytes)
+            self.device.synchronize()  # its owner may reuse it from here on
+            return tensor
+        host = np.ascontiguousarray(array)
+        constant = int(host[0]) if host.dtype == np.int64 and host.shape == (1,) else None
+        tensor = DeviceTensor(self.device, host.shape, host.dtype, constant)
+        self.device.upload(tensor.address, host)
+        self.device.synchronize()
+        return tensor
+
+    def to_host(self, tensor: DeviceTensor) -> NDArray[Any]:
+        array = np.empty(tensor.shape, tensor.dtype)
+        self.device.download(array, tensor.address)
+        self.device.synchronize()
+        return array
+
+    def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> DeviceTensor:
+        return DeviceTensor(self.device, shape, dtype)
+
+    def write_rows(
+        self,
+        buffer: DeviceTensor,
+        start: int,
+        rows: DeviceTensor,
+        first: int = 0,
+        count: int | None = None,
+    ) -> None:
+        heads, held, width = buffer.shape
+        given = rows.shape[1]
+        row_bytes = width * buffer.dtype.itemsize
+        self.device.copy_rows(
+            buffer.address + start * row_bytes,
+            held * row_bytes,
+            rows.address + first * row_bytes,
+            given * row_bytes,
+            row_bytes=(given - first if count is None else count) * row_bytes,
+            rows=heads,
+        )
+
+    def read_rows(self, tensor: DeviceTensor, start: int, count: int) -> NDArray[Any]:
+        *heads, held, width = tensor.shape
+        found = DeviceTensor(self.device, (*heads, count, width), tensor.dtype)
+        row_bytes = width * tensor.dtype.itemsize
+        self.device.copy_rows(
+            found.address,
+            count * row_bytes,
+            tensor.address + start * row_bytes,
+            held * row_bytes,
+            row_bytes=count * row_bytes,
+            rows=int(np.prod(heads)),
+        )
+        return self.to_host(found)
+
+    def recording(self, name: str, body: Callable[[], None]) -> Recording:
+        """What repeats the device work that `body` enqueues; see Recording."""
+        return Recording(self.device, name, body, self._say_once)
+
+    def close(self) -> None:
+        """Engines and memory are given back; tensors of this backend are of no use any more."""
+        for engine in self._engines:
+            engine.close()
+        self._engines.clear()
+        self._runtime = None
+        self.device.close()
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._say(line)
+
+    def _deserialize(self, graph: str, entry: EngineEntry) -> Any:
+        engine = self._runtime.deserialize_cuda_engine(self._library.read(entry))
+        if engine is None:
+            raise EngineError(
+                graph,
+                f"{self.name} {self.tensorrt.version} cannot load {entry.file.path} "
+                f"({self._log.last})",
+                "",
+                f"build again with: stc-build {self._bundle.root} --target this-device",
+            )
+        self._check_ports(graph, engine)
+        return engine
+
+    def _check_ports(self, graph: str, engine: Any) -> None:
+        """The engine's tensors are those of the manifest, all in device memory."""
+        described = self._bundle.manifest.graphs[graph]
+        expected = {
+            (port.name, port in described.inputs, port.dtype, True)
+            for port in [*described.inputs, *described.outputs]
+            if port.name != COUNT
+        }
+        found = set(engine_ports(self.tensorrt.module, engine))
+        if found != expected:
+            odd = sorted(found ^ expected)[0]
+            raise EngineError(graph, f"its engine disagrees with the manifest on {odd[0]}")
+
+
+def _logger(trt: Any) -> Any:
+    """Keeps the last error TensorRT told of, and prints nothing."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = ""
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self.last = " ".join(msg.split())
+
+    return Logger()

@@ -1,0 +1,157 @@
+"""How a stream remembers and prefills: one frozen value, and the flags that set it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+from stc.engines.cuda import available_host_bytes
+from stc.errors import SettingsError
+from stc.runtime.host_pages import HostPages
+from stc.runtime.language import LanguageModel
+from stc.runtime.memory import AllMemory, Memory, WindowMemory
+from stc.runtime.memory_rekv import RekvMemory
+from stc.runtime.spill_file import SpillFile
+
+Policy = Literal["window", "rekv", "all"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+
+WINDOW = 4096
+"""Tokens of a window nobody asked for: 70 frames of 58. ReKV's own setting is 15,000."""
+SINKS = 4
+"""First tokens a window keeps at least, whatever they are (attention sinks)."""
+RESERVE = 1024
+"""Positions of the model that a window leaves for a question and its answer, at most."""
+MB = 1_000_000
+
+_REKV_ONLY = ("top_pages", "host_memory_mb", "spill", "spill_mb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemorySettings:
+    """memory: the policy. window: tokens, None for as many as fit up to WINDOW. top_pages: pages
+    each block fetches for a question. host_memory_mb: of pages that left the window. spill: folder
+    for the file that takes what host memory cannot, spill_mb its size. prefill_every: frames per
+    language call.
+
+    Raises SettingsError naming the flag.
+    """
+
+    memory: Policy = "window"
+    window: int | None = None
+    top_pages: int = 64
+    host_memory_mb: int = 2000
+    spill: Path | None = None
+    spill_mb: int = 16000
+    prefill_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.memory not in POLICIES:
+            raise SettingsError("--memory", f"got {self.memory!r}", " or ".join(POLICIES))
+        for name in ("window", "top_pages", "host_memory_mb", "spill_mb", "prefill_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(_flag(name), f"got {value}", "at least 1")
+        if self.memory == "all" and self.window is not None:
+            raise SettingsError("--window", "has no effect with --memory all", mend="leave it out")
+
+    def make(self, model: LanguageModel, before: int, page: int) -> Memory:
+        """An empty memory for a prompt of `before` text tokens and frames of `page` kept tokens.
+
+        Raises SettingsError when a frame does not fit the window, or the window the model or the
+        machine.
+        """
+        if self.memory == "all":
+            return AllMemory(model, fixed=before)
+        fixed = before if self.memory == "rekv" else max(before, SINKS)
+        window = self._window(model, fixed)
+        call = page * self.prefill_every
+        if window < call:
+            raise SettingsError(
+                "--window",
+                f"{window} tokens",
+                f"at least the {call} of one language call",
+                "enlarge it, or use a smaller --budget or --prefill-every",
+            )
+        if self.memory == "window":
+            return WindowMemory(model, fixed=fixed, window=window)
+        spec = model.spec
+        shape = (spec.blocks, 2, spec.key_heads, page, spec.head_width)
+        spill = None
+        if self.spill is not None:
+            spill = SpillFile(self.spill, shape, model.dtype, self.spill_mb * MB)
+        host = HostPages(shape, model.dtype, self.host_memory_mb * MB, spill)
+        return RekvMemory(
+            model, fixed=fixed, window=window, page=page, top=self.top_pages, host=host
+        )
+
+    def _window(self, model: LanguageModel, fixed: int) -> int:
+        positions = model.spec.most_positions
+        longest = positions - fixed - min(RESERVE, positions // 4)
+        # On a device of its own the backend knows what fits, not this process's memory.
+        fitting = longest
+        if model.backend.name in ("onnxruntime-cpu", "oracle"):
+            fitting = available_host_bytes() // 2 // model.token_bytes
+        if self.window is None:
+            return max(1, min(WINDOW, longest, fitting))
+        if self.window > longest:
+            raise SettingsError(
+                "--window",
+                f"got {self.window}",
+                f"at most {longest}, the model's {positions} positions less question and answer",
+            )
+        if self.window > fitting:
+            raise SettingsError(
+                "--window",
+                f"got {self.window}, {self.window * model.token_bytes / MB:,.0f} MB",
+                f"at most {fitting}, half of the memory that is free",
+            )
+        return self.window
+
+
+NAMES = tuple(field.name for field in fields(MemorySettings))
+"""Of the fields, and of their flags."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag per field of `MemorySettings`; read them with `from_flags`."""
+    group = parser.add_argument_group("language memory")
+    group.add_argument("--memory", metavar="|".join(POLICIES), help="default window")
+    group.add_argument(
+        "--window", type=int, metavar="W", help=f"last tokens seen, default {WINDOW}"
+    )
+    group.add_argument(
+        "--top-pages", type=int, metavar="K", help="rekv: frames fetched, default 64"
+    )
+    group.add_argument(
+        "--host-memory-mb", type=int, metavar="MB", help="rekv: of older frames, default 2000"
+    )
+    group.add_argument("--spill", type=Path, metavar="DIR", help="rekv: beyond that, into a file")
+    group.add_argument("--spill-mb", type=int, metavar="MB", help="its size, default 16000")
+    group.add_argument("--prefill-every", type=int, metavar="F", help="frames per language call")
+
+
+def from_flags(flags: argparse.Namespace) -> MemorySettings:
+    """The settings a user asked for.
+
+    Raises SettingsError for a value out of range, or a flag that the policy does not use.
+    """
+    given = {
+        field.name: value
+        for field in fields(MemorySettings)
+        if (value := getattr(flags, field.name)) is not None
+    }
+    chosen = MemorySettings(**given)
+    if chosen.memory != "rekv":
+        for name in _REKV_ONLY:
+            if name in given:
+                raise SettingsError(_flag(name), "given", "--memory rekv beside it")
+    if "spill_mb" in given and chosen.spill is None:
+        raise SettingsError("--spill-mb", "given", "--spill DIR beside it")
+    return chosen
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

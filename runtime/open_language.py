@@ -1,0 +1,43 @@
+"""A bundle's language side, opened for a stream."""
+
+from __future__ import annotations
+
+from stc.bundle import Bundle, export_again
+from stc.engines.engine import Backend
+from stc.errors import LanguageError
+from stc.manifest import LanguageSpec
+from stc.runtime.language import LanguageModel
+from stc.runtime.memory_settings import MemorySettings
+from stc.runtime.prompt import Prompt
+from stc.runtime.stream_language import StreamLanguage
+
+
+def open_model(bundle: Bundle, backend: Backend) -> LanguageModel:
+    """The decoder of `bundle`.
+
+    Raises LanguageError when it was exported without one, EngineError when a graph cannot be
+    loaded.
+    """
+    return LanguageModel(backend, _spec(bundle), bundle.manifest.provenance.precision)
+
+
+def open_stream_language(
+    bundle: Bundle, backend: Backend, settings: MemorySettings, kept: int
+) -> StreamLanguage:
+    """The language side of one stream that keeps `kept` = k tokens per frame, able to answer.
+
+    Raises LanguageError when the bundle has no language side or no prompt of its own,
+    SettingsError when `settings` do not fit, EngineError when a graph cannot be loaded.
+    """
+    prompt = Prompt(bundle.root, _spec(bundle))
+    model = open_model(bundle, backend)
+    memory = settings.make(model, len(prompt.before), kept)
+    return StreamLanguage(model, memory, prompt, settings.prefill_every)
+
+
+def _spec(bundle: Bundle) -> LanguageSpec:
+    spec = bundle.manifest.language
+    if spec is None:
+        again = export_again(bundle.root, bundle.manifest.provenance)
+        raise LanguageError(bundle.root, "has no language side", mend=again)
+    return spec

@@ -1,0 +1,175 @@
+"""The language side: every graph, the logits and a whole greedy answer against PyTorch's.
+
+Knows nothing of PyTorch: it compares arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.contracts import (
+    HIDDEN,
+    HIDDEN_OUT,
+    IDS,
+    KEY,
+    KEY_POSITIONS,
+    KEYS,
+    LOGITS,
+    QUERY,
+    QUERY_POSITIONS,
+    VALUE,
+    VALUES,
+    language_graphs,
+)
+from stc.engines.engine import Engine
+from stc.manifest import Precision
+from stc.runtime.kv_rows import KvRows
+from stc.runtime.language import EMPTY, LanguageModel
+from stc.runtime.parity import ParityReport
+
+Arrays = dict[str, NDArray[Any]]
+TorchRun = Callable[[str, Mapping[str, NDArray[Any]]], Arrays]
+
+PROMPT = 24
+"""Text tokens before the answer."""
+ANSWER = 16
+"""Text tokens of the greedy answer."""
+EMPTY_ROWS = 8
+"""Empty rows among the cached ones."""
+LIMITS: dict[Precision, tuple[float, float, float]] = {
+    "fp32": (1e-3, 1e-6, 1e-3),
+    "fp16": (3e-1, 1e-2, 3e-1),
+}
+"""Largest absolute difference of logits; of their distributions, KL in nats; and by how much the
+logit of PyTorch's next token may fall short of the highest one, where rounding decides."""
+
+
+class TorchDecoder(Protocol):
+    """See `stc.export.torch_language.TorchLanguage`."""
+
+    def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
+
+    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def generate(
+        self, hidden: NDArray[np.float32], most: int, stop: tuple[int, ...]
+    ) -> list[int]: ...
+
+    def forget(self, kept: int) -> None: ...
+
+    def prefill(self, hidden: NDArray[np.float32]) -> None: ...
+
+    def decode(self, token: int) -> NDArray[np.float32]: ...
+
+
+def compare_language(
+    model: LanguageModel,
+    torch_run: TorchRun,
+    torch_decoder: TorchDecoder,
+    video: NDArray[Any],
+    report: ParityReport,
+    tick: Callable[[], None],
+) -> None:
+    """`report` has rows for every language graph, for logits and for a greedy answer.
+
+    `video` [m, D] are kept tokens; they stand before PROMPT text tokens in the whole chain.
+    """
+    ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, PROMPT)
+    _compare_graphs(model, torch_run, ids, report, tick)
+    hidden = np.concatenate([video.astype(np.float32), torch_decoder.embed(ids)])
+    expected = torch_decoder.generate(hidden, ANSWER, ())
+    logits = _answer(model, hidden, expected)
+    _compare_logits(report, "whole decoder", torch_decoder.logits(hidden), logits[0])
+    # PyTorch's answer is given token by token, so that one tie broken the other way does not
+    # make the rest another text; where no token falls short the answers are equal.
+    gaps = [float(row.max() - row[token]) for token, row in zip(expected, logits, strict=True)]
+    report.figure("greedy answer", "gap", max(gaps), LIMITS[report.precision][2])
+    tick()
+
+
+def _compare_logits(
+    report: ParityReport, where: str, expected: NDArray[np.float32], got: NDArray[np.float32]
+) -> None:
+    most, divergence, gap = LIMITS[report.precision]
+    report.figure(where, LOGITS, float(np.abs(expected - got).max()), most)
+    report.figure(where, "KL", kl(expected, got), divergence)
+    report.figure(where, "top-1 gap", float(got.max() - got[expected.argmax()]), gap)
+
+
+def _compare_graphs(
+    model: LanguageModel,
+    torch_run: TorchRun,
+    ids: NDArray[np.int64],
+    report: ParityReport,
+    tick: Callable[[], None],
+) -> None:
+    """Every graph from equal inputs; PyTorch's outputs are the next graph's inputs."""
+    contracts = language_graphs(model.spec.blocks)
+    backend = model.backend
+
+    def both(engine: Engine, inputs: Arrays) -> Arrays:
+        expected = torch_run(engine.name, inputs)
+        tensors = {}
+        for port in contracts[engine.name].inputs:
+            array = inputs[port.name]
+            network = port.dtype == "network"
+            tensors[port.name] = backend.to_device(array.astype(model.dtype) if network else array)
+        for name, value in engine(tensors).items():
+            report.graph(engine.name, name, expected[name], backend.to_host(value))
+        tick()
+        return expected
+
+    m, rows = len(ids), len(ids) + EMPTY_ROWS
+    places = np.random.default_rng(1).permutation(rows)[:m]
+    positions = np.arange(m)
+    key_positions = np.full(rows, EMPTY, np.int64)
+    key_positions[places] = positions
+    hidden = both(model.text_embed, {IDS: ids})[HIDDEN]
+    for qkv, attend in zip(model.qkv, model.attend, strict=True):
+        fresh = both(qkv, {HIDDEN: hidden})
+        shape = (model.spec.key_heads, rows, model.spec.head_width)
+        cached = {name: np.zeros(shape, np.float32) for name in (KEY, VALUE)}
+        for name, buffer in cached.items():
+            buffer[:, places] = fresh[name]
+        inputs = {
+            HIDDEN: hidden,
+            QUERY: fresh[QUERY],
+            KEYS: cached[KEY],
+            VALUES: cached[VALUE],
+            QUERY_POSITIONS: positions,
+            KEY_POSITIONS: key_positions,
+        }
+        hidden = both(attend, inputs)[HIDDEN_OUT]
+    expected = torch_run(model.head.name, {HIDDEN: hidden[-1:]})[LOGITS]
+    last = backend.to_device(hidden[-1:].astype(model.dtype))
+    got = backend.to_host(model.head({HIDDEN: last})[LOGITS])
+    _compare_logits(report, model.head.name, expected[0], got[0])
+    tick()
+
+
+def _answer(
+    model: LanguageModel, hidden: NDArray[Any], answer: list[int]
+) -> list[NDArray[np.float32]]:
+    """Logits [V] before every token of `answer`, which follows the tokens `hidden` [m, D]."""
+    rows = KvRows(model, model.spec.most_positions)
+    rows.reserve(len(hidden) + len(answer))
+    key_positions = np.full(rows.capacity, EMPTY, np.int64)
+    logits, count = [], 0
+    for tokens in [hidden, *(model.embed(np.array([token])) for token in answer[:-1])]:
+        places = count + np.arange(len(tokens))
+        key_positions[places] = places
+        logits.append(model.logits(tokens, places, rows, places, key_positions))
+        count += len(tokens)
+    return logits
+
+
+def kl(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    """Kullback-Leibler divergence of the next-token distributions of two rows of logits [V]."""
+    a, b = (x.astype(np.float64) - x.max() for x in (expected, got))
+    log_p, log_q = (x - math.log(float(np.exp(x).sum())) for x in (a, b))
+    return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum()))

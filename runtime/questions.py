@@ -1,0 +1,92 @@
+"""Questions of a run: what is asked when, as a command line has it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from stc.errors import SettingsError
+from stc.runtime.sampling import GREEDY, Sampling
+from stc.runtime.stream_language import MOST_NEW_TOKENS
+
+
+@dataclass(frozen=True)
+class Question:
+    """`text`, to be asked when the stream reaches `at_s` seconds; at its end when None."""
+
+    text: str
+    at_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What a run asks, and how it is answered: at most `most` new text tokens each.
+
+    Raises SettingsError for a `most` below 1.
+    """
+
+    asked: tuple[Question, ...] = ()
+    most: int = MOST_NEW_TOKENS
+    sampling: Sampling = GREEDY
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise SettingsError("--max-new-tokens", f"got {self.most}", "at least 1")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `Questions`; read them with `from_flags`."""
+    group = parser.add_argument_group("questions")
+    group.add_argument(
+        "--ask", action="append", default=[], metavar="TEXT", help="at the end; repeatable"
+    )
+    group.add_argument(
+        "--ask-at",
+        action="append",
+        default=[],
+        metavar="SECONDS:TEXT",
+        help="when the stream gets there; repeatable",
+    )
+    group.add_argument(
+        "--chat", action="store_true", help="ask at a prompt while the stream runs and after it"
+    )
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="of an answer, default 128")
+    group.add_argument("--temperature", type=float, metavar="T", help="default 0: greedy")
+    group.add_argument("--top-p", type=float, metavar="P", help="default 1: no token left out")
+    group.add_argument("--seed", type=int, metavar="N", help="of the draws, default 0")
+
+
+def from_flags(flags: argparse.Namespace) -> Questions:
+    """What the user asks, in order of time.
+
+    Raises SettingsError for a flag out of range, or without anything that it could act on.
+    """
+    timed = sorted((_timed(text) for text in flags.ask_at), key=lambda one: one.at_s or 0.0)
+    drawing = {
+        name: value
+        for name in ("temperature", "top_p", "seed")
+        if (value := getattr(flags, name)) is not None
+    }
+    sampling = Sampling(**drawing)
+    for name in ("top_p", "seed"):
+        if name in drawing and not sampling.temperature:
+            flag = f"--{name.replace('_', '-')}"
+            raise SettingsError(flag, "given", "--temperature above 0 beside it")
+    most = MOST_NEW_TOKENS if flags.max_new_tokens is None else flags.max_new_tokens
+    asked = (*timed, *(Question(text) for text in flags.ask))
+    return Questions(asked=asked, most=most, sampling=sampling)
+
+
+ANSWERING = ("max_new_tokens", "temperature", "top_p", "seed")
+"""Flags that say how questions are answered, so that they need one."""
+
+
+def _timed(text: str) -> Question:
+    seconds, colon, question = text.partition(":")
+    try:
+        at_s = float(seconds)
+    except ValueError:
+        at_s = -1.0
+    if not colon or not 0.0 <= at_s < float("inf"):
+        raise SettingsError("--ask-at", f"got {text!r}", "SECONDS:TEXT, such as 12.5:What is it?")
+    return Question(question, at_s)

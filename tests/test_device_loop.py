@@ -1,0 +1,496 @@
+"""The device loop on doubles of CUDA and TensorRT: each guard has a test that fails without it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stc.contracts import (
+    COUNT,
+    HIDDEN,
+    INDICES,
+    KEY,
+    PIXEL_VALUES,
+    REF_KEY,
+    REF_RESIDUAL,
+    REF_VALUE,
+    SCORE,
+)
+from stc.engines.device_tensor import DeviceTensor
+from stc.engines.flavour import FLAVOURS, Flavour
+from stc.errors import DeviceError, EngineError, NonFiniteError
+from stc.runtime.report import FrameReport
+from stc.runtime.session import StreamSession
+from stc.settings import Settings
+from tests.device_cases import SETTINGS, SPEC, Rig, frames, numpy_graphs, oracle_session
+
+RigMaker = Callable[..., Rig]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+def assert_equal(got: FrameReport, expected: FrameReport) -> None:
+    where = f"frame {got.index}, {got.kind}"
+    assert got.kind == expected.kind, where
+    np.testing.assert_array_equal(got.recomputed, expected.recomputed, where)
+    np.testing.assert_array_equal(got.kept, expected.kept, where)
+    np.testing.assert_array_equal(got.tokens, expected.tokens, where)
+
+
+def assert_same_stream(
+    session: StreamSession, settings: Settings, count: int, seed: int = 0
+) -> None:
+    oracle = oracle_session(settings)
+    for frame in frames(count, seed):
+        assert_equal(session.push(frame), oracle.push(frame))
+
+
+def refusing(graph: str, where: str) -> Callable[[str, str], bool]:
+    return lambda asked, when: (asked, when) == (graph, where)
+
+
+# What is computed.
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("selection", ["shared", "layerwise"])
+@pytest.mark.parametrize("several_profiles", [True, False])
+def test_captured_frames_equal_the_oracle(
+    tmp_path: Path, flavour: Flavour, selection: Any, several_profiles: bool
+) -> None:
+    rig = Rig(tmp_path, flavour=flavour, several_profiles=several_profiles)
+    session = rig.session(replace(SETTINGS, selection=selection))
+    assert_same_stream(session, session.settings, 18)
+    assert session.captured == {"reference", "reuse"}
+    assert rig.said == []
+
+
+@pytest.mark.parametrize("pruner", ["dual-anchor", "gaussian", "gaussian-fixed"])
+def test_every_pruner_remembers_on_the_device_as_in_the_oracle(rig: Rig, pruner: Any) -> None:
+    settings = replace(SETTINGS, pruner=pruner)
+    assert_same_stream(rig.session(settings), settings, 10)
+
+
+def test_a_budget_of_all_tokens_keeps_them_all(rig: Rig) -> None:
+    settings = replace(SETTINGS, budget=0)
+    assert_same_stream(rig.session(settings), settings, 10)
+
+
+def test_every_frame_dense_needs_one_kind_of_graph(rig: Rig) -> None:
+    settings = replace(SETTINGS, reference_interval=1)
+    session = rig.session(settings)
+    assert_same_stream(session, settings, 8)
+    assert session.captured == {"reference"}
+
+
+# What a frame costs the host.
+
+
+def test_a_captured_frame_is_one_launch_and_one_wait_and_makes_no_memory(rig: Rig) -> None:
+    session = rig.session()
+    stream = frames(20)
+    for frame in stream[:16]:
+        session.push(frame)
+    for frame in stream[16:]:
+        rig.cuda.calls.clear()
+        ran = len(rig.trt.runs)
+        session.push(frame)
+        calls = Counter(rig.cuda.calls)
+        assert calls["cudaGraphLaunch"] == 1
+        assert calls["cudaStreamSynchronize"] == 1
+        assert not {"cudaMalloc", "cudaFree", "cudaHostAlloc", "cudaStreamBeginCapture"} & set(
+            calls
+        )
+        # The host waits last: everything was enqueued before.
+        order = [name for name in rig.cuda.calls if name != "cudaEventElapsedTime"]
+        assert order[-1] == "cudaStreamSynchronize"
+        assert len(rig.trt.runs) - ran >= 2 + 2 * SPEC.blocks
+
+
+def test_stage_times_are_the_devices(rig: Rig) -> None:
+    session = rig.session()
+    for frame in frames(12):
+        report = session.push(frame)
+        # The double's clock ticks once per piece of work.
+        assert report.stage_ms["vision"] > report.stage_ms["project"] > 0
+        assert report.engine_ms == sum(
+            report.stage_ms[name] for name in ("vision", "project", "prune")
+        )
+
+
+def test_nothing_is_left_on_the_gpu_after_closing(rig: Rig) -> None:
+    session = rig.session()
+    for frame in frames(12):
+        session.push(frame)
+    assert rig.cuda.executables
+    session.close()
+    rig.backend.close()
+    held = (rig.cuda.memory, rig.cuda.pinned, rig.cuda.streams, rig.cuda.events)
+    assert [len(one) for one in held] == [0, 0, 0, 0]
+
+
+# Guards.
+
+
+def test_graphs_are_captured_anew_when_memory_they_use_has_moved(rig: Rig) -> None:
+    first = rig.session()
+    oracle = oracle_session()
+    stream = frames(30)
+    for frame in stream[:18]:
+        assert_equal(first.push(frame), oracle.push(frame))
+    captures = rig.cuda.calls.count("cudaStreamBeginCapture")
+    # Another pruner's engine asks for more scratch memory than any so far: it moves.
+    second = rig.session(replace(SETTINGS, pruner="gaussian-fixed"))
+    second.push(stream[0])
+    assert first.captured == set()
+    for frame in stream[18:]:
+        assert_equal(first.push(frame), oracle.push(frame))
+    assert rig.cuda.calls.count("cudaStreamBeginCapture") > captures
+    assert first.captured == {"reference", "reuse"}
+
+
+def test_a_graph_is_not_replayed_on_a_closed_tensor(rig: Rig) -> None:
+    source, target = (DeviceTensor(rig.device, (4,), np.float32) for _ in range(2))
+
+    def body() -> None:
+        for tensor in (source, target):
+            rig.device.uses(tensor.address)
+        rig.device.copy(target.address, source.address, 16)
+
+    recording = rig.backend.recording("copy", body)
+    for _ in range(3):
+        recording.run()
+    assert recording.captured
+    source.close()
+    assert not recording.captured
+
+
+def test_an_engine_that_refuses_to_be_enqueued_fails_the_frame_and_not_the_next(rig: Rig) -> None:
+    session, stream = rig.session(), frames(4)
+    session.push(stream[0])
+    rig.trt.refuse = refusing("update_01", "run")
+    with pytest.raises(EngineError, match="update_01: TensorRT did not enqueue it"):
+        session.push(stream[1])
+    rig.trt.refuse = lambda *_: False
+    assert session.push(stream[2]).kind == "reference"
+
+
+def test_an_engine_that_refuses_a_capture_is_enqueued_plainly_and_that_is_said_once(
+    rig: Rig,
+) -> None:
+    rig.trt.refuse = refusing("update_01", "capture")
+    session = rig.session()
+    assert_same_stream(session, SETTINGS, 18)
+    assert session.captured == set()
+    # Two kinds of frame, each at two sets of references.
+    assert len(rig.said) == 2
+    assert all(
+        "no CUDA graph (update_01: TensorRT did not enqueue it)" in said for said in rig.said
+    )
+
+
+def test_rtx_is_asked_before_it_is_captured(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, flavour="tensorrt-rtx")
+    rig.trt.capturable = False
+    session = rig.session()
+    assert_same_stream(session, SETTINGS, 12)
+    assert session.captured == set()
+    assert "TensorRT cannot have it captured" in rig.said[0]
+
+
+def test_sessions_of_other_sizes_do_not_disturb_one_anothers_shapes(rig: Rig) -> None:
+    wide = replace(SETTINGS, recompute_ratio=0.5, budget=5)
+    sessions = [(rig.session(), oracle_session()), (rig.session(wide), oracle_session(wide))]
+    for frame in frames(20):
+        for session, oracle in sessions:
+            assert_equal(session.push(frame), oracle.push(frame))
+    assert all(session.captured == {"reference", "reuse"} for session, _ in sessions)
+
+
+def test_sessions_that_share_engines_keep_their_own_streams_apart(rig: Rig) -> None:
+    sessions = [(rig.session(), oracle_session()) for _ in range(3)]
+    streams = [frames(14, seed) for seed in range(3)]
+    for step in range(14):
+        for (session, oracle), stream in zip(sessions, streams, strict=True):
+            assert_equal(session.push(stream[step]), oracle.push(stream[step]))
+
+
+def test_a_failed_reference_frame_leaves_the_references_that_are_read(rig: Rig) -> None:
+    session, stream = rig.session(), frames(6)
+    for frame in stream[:4]:
+        session.push(frame)
+    front = session._frame.references[session._frame.front]
+    tensors = [*front.key, *front.value, *front.residual]
+    before = [rig.backend.to_host(tensor) for tensor in tensors]
+    rig.trt.refuse = refusing("project", "run")
+    with pytest.raises(EngineError, match="project"):
+        session.push(stream[4])
+    assert session._frame.references[session._frame.front] is front
+    for tensor, values in zip(tensors, before, strict=True):
+        np.testing.assert_array_equal(rig.backend.to_host(tensor), values)
+
+
+def test_outputs_nobody_wants_do_not_share_memory(rig: Rig) -> None:
+    backend = rig.backend
+    heads, rows = (SPEC.heads, SPEC.tokens, SPEC.head_width), (SPEC.tokens, SPEC.width)
+    random = np.random.default_rng(0)
+    arrays: dict[str, NDArray[Any]] = {
+        HIDDEN: random.standard_normal(rows).astype(np.float32),
+        KEY: random.standard_normal(heads).astype(np.float32),
+        REF_VALUE: random.standard_normal(heads).astype(np.float32),
+        REF_RESIDUAL: random.standard_normal(rows).astype(np.float32),
+        INDICES: np.arange(6, dtype=np.int64),
+    }
+    inputs = {name: backend.to_device(array) for name, array in arrays.items()}
+    got = rig.tower.updates[0](inputs, {"hidden_out": None})
+    expected = numpy_graphs()["update_00"](*arrays.values())[0]
+    np.testing.assert_array_equal(backend.to_host(got["hidden_out"]), expected)
+
+
+def test_an_output_may_not_be_one_of_the_inputs(rig: Rig) -> None:
+    heads = (SPEC.heads, SPEC.tokens, SPEC.head_width)
+    key = rig.backend.empty(heads, np.float32)
+    hidden = rig.backend.empty((SPEC.tokens, SPEC.width), np.float32)
+    with pytest.raises(EngineError, match="output key is one of its inputs"):
+        rig.tower.keys[0]({HIDDEN: hidden, REF_KEY: key}, {KEY: key})
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((3, 20, 21), np.float32), ((3, 20, 20), np.float16)])
+def test_a_tensor_of_another_shape_or_type_is_refused(rig: Rig, shape: Any, dtype: Any) -> None:
+    with pytest.raises(EngineError, match=r"embed: pixel_values is float.*expected float32"):
+        rig.tower.embed({PIXEL_VALUES: rig.backend.empty(shape, dtype)})
+
+
+def test_a_closed_tensor_is_refused(rig: Rig) -> None:
+    pixels = rig.backend.empty((3, 20, 20), np.float32)
+    pixels.close()
+    with pytest.raises(EngineError, match="pixel_values is closed or of another device"):
+        rig.tower.embed({PIXEL_VALUES: pixels})
+
+
+def test_a_size_without_an_engine_names_those_there_are(rig: Rig) -> None:
+    score = rig.backend.to_device(np.zeros(SPEC.tokens, np.float32))
+    count = rig.backend.to_device(np.array([7], np.int64))
+    with pytest.raises(
+        EngineError, match=r"select: no engine for M=7, expected M=6, M=12;.*stc-build"
+    ):
+        rig.tower.select({SCORE: score, COUNT: count})
+
+
+def test_a_capture_is_given_up_cleanly_when_its_body_fails(rig: Rig) -> None:
+    def body() -> None:
+        rig.backend.empty((1000,), np.float32)  # memory is not made inside a capture
+
+    with pytest.raises(EngineError, match="memory made before it"):
+        rig.device.capture(body)
+    assert not rig.device.capturing
+    assert_same_stream(rig.session(), SETTINGS, 6)
+
+
+def test_tensors_dropped_inside_a_capture_are_freed_after_it(rig: Rig) -> None:
+    doomed = [rig.backend.empty((10,), np.float32)]
+    address = doomed[0].address
+    graph = rig.device.capture(doomed.clear)
+    assert address not in rig.cuda.memory
+    rig.device.drop(graph)
+
+
+# Numbers that are none, and devices that fail.
+
+
+def test_a_graph_that_yields_nan_is_named(rig: Rig) -> None:
+    session, stream = rig.session(), frames(3)
+    session.push(stream[0])
+    whole = rig.trt.graphs["update_01"]
+
+    def broken(*arrays: Any) -> tuple[NDArray[Any], ...]:
+        return tuple(output * np.nan for output in whole(*arrays))
+
+    graphs = dict(rig.trt.graphs)
+    rig.trt.graphs = {**graphs, "update_01": broken}
+    with pytest.raises(NonFiniteError, match="graph update_01, frame 1"):
+        session.push(stream[1])
+    rig.trt.graphs = graphs
+    assert session.push(stream[2]).kind == "reference"
+
+
+@pytest.mark.parametrize(
+    "function", ["cudaMemcpyAsync", "cudaStreamSynchronize", "cudaGraphLaunch"]
+)
+def test_a_device_error_ends_the_session_frees_its_memory_and_spares_the_next(
+    rig: Rig, function: str
+) -> None:
+    before = rig.device.allocated_bytes
+    session, stream = rig.session(), frames(20)
+    for frame in stream[:16]:
+        session.push(frame)
+    rig.cuda.fail[function] = (0, 2)
+    with pytest.raises(DeviceError, match=f"{function}: cudaErrorMemoryAllocation"):
+        session.push(stream[16])
+    del session._vision
+    assert rig.device.allocated_bytes - before < 20_000  # scratch and sinks, which are the tower's
+    with pytest.raises(EngineError, match=f"session: was ended .*{function}.*open a new one"):
+        session.push(stream[17])
+    assert_same_stream(rig.session(), SETTINGS, 12)
+
+
+def test_a_lost_device_is_closed_and_opened_again(rig: Rig) -> None:
+    session, stream = rig.session(), frames(12)
+    for frame in stream[:8]:
+        session.push(frame)
+    rig.cuda.fail["cudaStreamSynchronize"] = (0, 700)
+    with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
+        session.push(stream[8])
+    assert rig.device.closed
+    assert rig.cuda.memory == {}
+    with pytest.raises(EngineError, match="was ended"):
+        session.push(stream[9])
+    rig.open()
+    assert_same_stream(rig.session(), SETTINGS, 12)
+
+
+def test_too_little_memory_is_a_device_error_and_nothing_stays(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    used = rig.device.allocated_bytes
+    rig.cuda.total_bytes = used + 30_000
+    with pytest.raises(DeviceError, match="cudaMalloc: cudaErrorMemoryAllocation"):
+        rig.session()
+    rig.cuda.total_bytes = 1 << 30
+    assert_same_stream(rig.session(), SETTINGS, 6)
+
+
+# Frames that lie on the device already.
+
+
+def prepared(session: StreamSession, index: int) -> tuple[NDArray[np.float32], Any]:
+    frame = frames(index + 1)[index]
+    return session._preprocess(frame.rgb).copy(), frame
+
+
+class Interface:
+    """An array of pycuda or CuPy, as far as it tells: its memory and the stream it was made on."""
+
+    def __init__(self, rig: Rig, values: NDArray[Any], **told: Any) -> None:
+        self.memory = DeviceTensor(rig.device, values.shape, values.dtype)
+        rig.cuda.at(self.memory.address, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
+        self.__cuda_array_interface__ = {
+            "shape": values.shape,
+            "typestr": values.dtype.str,
+            "data": (self.memory.address, True),
+            "version": 3,
+            **told,
+        }
+
+
+class Packed:
+    """An array of PyTorch: numpy's own capsule of memory on the GPU."""
+
+    def __init__(self, rig: Rig, values: NDArray[Any], device: tuple[int, int] = (2, 0)) -> None:
+        self.memory = DeviceTensor(rig.device, values.shape, values.dtype)
+        content = rig.cuda.at(self.memory.address, values.nbytes)
+        content[:] = values.reshape(-1).view(np.uint8)
+        self.view = content.view(values.dtype).reshape(values.shape)
+        self.device = device
+        self.stream: int | None = None
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+    def __dlpack__(self, *, stream: int) -> Any:
+        self.stream = stream
+        return self.view.__dlpack__()
+
+
+@pytest.mark.parametrize("kind", ["interface", "dlpack"])
+def test_frames_on_the_device_are_read_where_they_lie(rig: Rig, kind: str) -> None:
+    session, oracle, plain = rig.session(), oracle_session(), oracle_session()
+    for index in range(12):
+        values, frame = prepared(plain, index)
+        array = Interface(rig, values, stream=None) if kind == "interface" else Packed(rig, values)
+        uploads = rig.cuda.calls.count("cudaMemcpyAsync")
+        got = session.push(replace(frame, rgb=array))
+        assert_equal(got, oracle.push(frame))
+        assert rig.cuda.calls.count("cudaMemcpyAsync") > uploads
+        if isinstance(array, Packed):
+            assert array.stream == int(rig.device.stream)
+
+
+@pytest.mark.parametrize(("told", "waits"), [({}, 1), ({"stream": None}, 0), ({"stream": 7}, 1)])
+def test_work_of_the_library_that_made_the_frame_is_waited_for(
+    rig: Rig, told: dict[str, Any], waits: int
+) -> None:
+    session = rig.session()
+    values, frame = prepared(session, 0)
+    rig.cuda.calls.clear()
+    session.push(replace(frame, rgb=Interface(rig, values, **told)))
+    assert rig.cuda.calls.count("cudaStreamWaitEvent") == waits
+
+
+def test_frames_that_cannot_be_read_are_refused_and_the_session_goes_on(rig: Rig) -> None:
+    session = rig.session()
+    values, frame = prepared(session, 0)
+    bad = [
+        (
+            Interface(rig, values[:, :, :16]),
+            r"float32 \(3, 20, 16\), expected float32 \(3, 20, 20\)",
+        ),
+        (Interface(rig, values.astype(np.float16)), "is float16"),
+        (Interface(rig, values, strides=(1600, 4, 80)), "is not contiguous"),
+        (Packed(rig, values, device=(2, 1)), "lies on DLPack device 2:1"),
+    ]
+    for array, said in bad:
+        with pytest.raises(EngineError, match=said):
+            session.push(replace(frame, rgb=array))
+    assert session.push(frame).kind == "reference"
+
+
+def test_arrays_on_the_device_become_tensors_of_their_own(rig: Rig) -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    array = Interface(rig, values)
+    tensor = rig.backend.to_device(array)  # type: ignore[arg-type]
+    rig.cuda.at(array.memory.address, 4)[:] = 0
+    np.testing.assert_array_equal(rig.backend.to_host(tensor), values)
+
+
+def test_rows_are_written_and_read_on_the_device(rig: Rig) -> None:
+    backend = rig.backend
+    random = np.random.default_rng(0)
+    expected = random.standard_normal((2, 9, 4)).astype(np.float32)
+    rows = random.standard_normal((2, 5, 4)).astype(np.float32)
+    buffer = backend.to_device(expected)
+    backend.write_rows(buffer, 3, backend.to_device(rows))
+    backend.write_rows(buffer, 0, backend.to_device(rows), first=1, count=2)
+    expected[:, 3:8] = rows
+    expected[:, 0:2] = rows[:, 1:3]
+    np.testing.assert_array_equal(backend.to_host(buffer), expected)
+    np.testing.assert_array_equal(backend.read_rows(buffer, 2, 4), expected[:, 2:6])
+
+
+def test_tensors_tell_other_libraries_where_they_lie(rig: Rig) -> None:
+    tensor = rig.backend.to_device(np.zeros((2, 3), np.float16))
+    assert tensor.__cuda_array_interface__ == {
+        "shape": (2, 3),
+        "typestr": "<f2",
+        "data": (tensor.address, False),
+        "strides": None,
+        "stream": int(rig.device.stream),
+        "version": 3,
+    }
+
+
+def test_a_frame_on_another_kind_of_device_is_a_host_array(rig: Rig) -> None:
+    from stc.engines.device_array import on_device
+
+    assert not on_device(np.zeros(3))
+    assert not on_device(SimpleNamespace(__dlpack_device__=lambda: (1, 0)))

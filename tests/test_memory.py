@@ -1,0 +1,291 @@
+"""Memories of the language side: which tokens are held, where, and what a question sees of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from stc.errors import LanguageError, NonFiniteError, SettingsError
+from stc.runtime.host_pages import HostPages
+from stc.runtime.kv_buckets import KvBuckets
+from stc.runtime.kv_rows import runs
+from stc.runtime.language import LanguageModel
+from stc.runtime.memory import AllMemory, Memory, WindowMemory
+from stc.runtime.memory_rekv import RekvMemory, best
+from stc.runtime.row_order import RowOrder
+from stc.runtime.spill_file import SpillFile
+from stc.runtime.stream_language import StreamLanguage
+from tests.language_cases import POOLED, LanguageCase, frames, language_case
+from tests.language_reference import ReferenceRekv
+
+QUESTION = "How many objects are moving?"
+TOKENS = 12
+
+
+@given(
+    fixed=st.integers(0, 5),
+    ring=st.integers(1, 12),
+    calls=st.lists(st.tuples(st.integers(1, 12), st.booleans()), max_size=30),
+)
+def test_the_ring_holds_the_first_and_the_last_tokens_densely_numbered(
+    fixed: int, ring: int, calls: list[tuple[int, bool]]
+) -> None:
+    order = RowOrder(fixed, ring)
+    rows: dict[int, int] = {}  # row -> number of its token
+    count = 0
+    for tokens, succeeds in calls:
+        if tokens > ring:
+            continue
+        places = order.place(tokens)
+        assert len(set(places.tolist())) == tokens
+        for row in places.tolist():
+            rows.pop(row, None)
+        if succeeds:
+            assert np.array_equal(order.with_next(places)[places], _positions(rows, places, count))
+            order.hold(places)
+            rows |= dict(zip(places.tolist(), range(count, count + tokens), strict=True))
+            count += tokens
+        held = sorted(rows.values())
+        assert order.held == len(held)
+        assert held[:fixed] == list(range(min(fixed, count)))
+        positions = order.positions()
+        assert sorted(positions[positions >= 0].tolist()) == list(range(len(held)))
+        assert all(positions[row] == held.index(number) for row, number in rows.items())
+        assert order.used == max(rows, default=-1) + 1
+    if count >= fixed + ring and all(succeeds for _, succeeds in calls):
+        assert sorted(rows.values())[fixed:] == list(range(count - ring, count))
+
+
+def _positions(rows: dict[int, int], places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    numbers = sorted([*rows.values(), *range(count, count + len(places))])
+    return np.array([numbers.index(count + token) for token in range(len(places))])
+
+
+@given(st.lists(st.integers(0, 30), unique=True, max_size=20))
+def test_runs_cover_every_token_once(places: list[int]) -> None:
+    covered = [
+        (row + step, token + step)
+        for row, token, count in runs(np.array(places, np.int64))
+        for step in range(count)
+    ]
+    assert covered == [(row, token) for token, row in enumerate(places)]
+
+
+def test_contexts_grow_in_few_steps_and_waste_a_quarter_at_most() -> None:
+    sizes = {KvBuckets().context(rows, 32768) for rows in range(1, 32769)}
+    assert len(sizes) < 30
+    for rows in range(1024, 32769):
+        assert rows <= KvBuckets().context(rows, 32768) <= rows * 1.25 + 1
+
+
+def test_static_sizes_cover_any_chunk() -> None:
+    buckets = KvBuckets(chunks=(1, 32, 58))
+    for count in (1, 2, 32, 33, 58, 59, 100, 200):
+        pieces = list(buckets.pieces(count))
+        assert [first for first, _, _ in pieces] == list(
+            np.cumsum([0, *(tokens for _, tokens, _ in pieces)])[:-1]
+        )
+        assert sum(tokens for _, tokens, _ in pieces) == count
+        assert all(tokens <= size and size in (1, 32, 58) for _, tokens, size in pieces)
+
+
+def test_a_context_longer_than_the_engines_allow_is_refused() -> None:
+    with pytest.raises(LanguageError, match="at most 64, the longest its engines were built for"):
+        KvBuckets(contexts=(32, 64)).context(65, 400)
+
+
+def _rekv(
+    case: LanguageCase, model: LanguageModel, *, window: int, top: int, host: HostPages
+) -> tuple[StreamLanguage, RekvMemory]:
+    prompt = case.prompt()
+    memory = RekvMemory(
+        model, fixed=len(prompt.before), window=window * POOLED, page=POOLED, top=top, host=host
+    )
+    return StreamLanguage(model, memory, prompt), memory
+
+
+def _host(model: LanguageModel, most: int = 1000, spill: SpillFile | None = None) -> HostPages:
+    spec = model.spec
+    shape = (spec.blocks, 2, spec.key_heads, POOLED, spec.head_width)
+    page = int(np.prod(shape)) * 4 + spec.blocks * spec.key_heads * spec.head_width * 4
+    return HostPages(shape, np.dtype(np.float32), most * page, spill)
+
+
+@pytest.mark.parametrize(
+    ("count", "window", "top"),
+    [(0, 3, 2), (1, 3, 2), (3, 3, 2), (4, 3, 2), (17, 3, 4), (17, 5, 1), (23, 4, 30), (17, 1, 16)],
+)
+def test_rekv_equals_the_reference(count: int, window: int, top: int) -> None:
+    case = language_case()
+    model = case.language()
+    language, memory = _rekv(case, model, window=window, top=top, host=_host(model))
+    prompt = case.prompt()
+    reference = ReferenceRekv(case.model, prompt.before, window=window, top=top)
+    for tokens in frames(count):
+        language.append(tokens)
+        reference.frame(tokens)
+    asked = prompt.after(QUESTION)
+    for _ in range(2):  # the first answer leaves nothing the second could see
+        answer = language.ask(QUESTION, TOKENS)
+        list(answer)
+        expected, chosen = reference.answer(asked, TOKENS)
+        assert answer.token_ids == expected
+        assert answer.prompt_tokens == len(prompt.before) + len(chosen[0]) * POOLED + len(asked)
+    if top >= count:
+        assert chosen == [list(range(count))] * model.spec.blocks
+    assert memory.facts().host_pages == max(0, count - window)
+
+
+def test_blocks_retrieve_different_pages() -> None:
+    """Otherwise the comparison with the reference would say little about retrieval per block."""
+    case = language_case()
+    prompt = case.prompt()
+    reference = ReferenceRekv(case.model, prompt.before, window=3, top=4)
+    for tokens in frames(17):
+        reference.frame(tokens)
+    _, chosen = reference.answer(prompt.after(QUESTION), 1)
+    assert len({tuple(numbers) for numbers in chosen}) > 1
+
+
+def test_best_takes_the_older_of_equals_and_gives_order_of_time() -> None:
+    query = np.ones((4, 2), np.float32)
+    representatives = np.array([1, 3, 2, 3, 0], np.float32)[:, None, None] * np.ones((5, 2, 2))
+    assert best(query, representatives.astype(np.float32), 2) == [1, 3]
+    assert best(query, representatives.astype(np.float32), 3) == [1, 2, 3]
+
+
+def test_host_memory_is_bounded_and_drops_the_oldest() -> None:
+    case = language_case()
+    model = case.language()
+    language, memory = _rekv(case, model, window=2, top=100, host=_host(model, most=5))
+    video = frames(20)
+    for tokens in video:
+        language.append(tokens)
+    facts = memory.facts()
+    assert (facts.host_pages, facts.spilled_pages, facts.dropped_pages) == (5, 0, 13)
+    assert facts.host_bytes == 5 * memory.host.page_bytes
+    reference = ReferenceRekv(case.model, case.prompt().before, window=2, top=100)
+    for tokens in video:
+        reference.frame(tokens)
+    for pages in reference.pages:
+        del pages[:13]
+    answer = language.ask(QUESTION, TOKENS)
+    list(answer)
+    assert answer.token_ids == reference.answer(case.prompt().after(QUESTION), TOKENS)[0]
+
+
+def test_spilled_pages_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stc.runtime.spill_file.SEGMENT_BYTES", 1)  # a segment per page
+    case = language_case()
+    model = case.language()
+    spill = SpillFile(tmp_path, _host(model)._shape, np.dtype(np.float32), 1 << 20)
+    language, memory = _rekv(case, model, window=2, top=4, host=_host(model, 3, spill))
+    reference = ReferenceRekv(case.model, case.prompt().before, window=2, top=4)
+    for tokens in frames(20):
+        language.append(tokens)
+        reference.frame(tokens)
+    facts = memory.facts()
+    assert (facts.host_pages, facts.spilled_pages, facts.dropped_pages) == (3, 15, 0)
+    answer = language.ask(QUESTION, TOKENS)
+    list(answer)
+    assert answer.token_ids == reference.answer(case.prompt().after(QUESTION), TOKENS)[0]
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+
+
+def test_a_full_disk_stops_the_spilling_and_not_the_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated = 0
+
+    def allocate(_: int, start: int, length: int) -> None:
+        nonlocal allocated
+        if allocated >= 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocated += 1
+        os.truncate(_, start + length)
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
+    monkeypatch.setattr("stc.runtime.spill_file.SEGMENT_BYTES", 1)
+    case = language_case()
+    model = case.language()
+    spill = SpillFile(tmp_path, _host(model)._shape, np.dtype(np.float32), 1 << 20)
+    language, memory = _rekv(case, model, window=2, top=100, host=_host(model, 3, spill))
+    for tokens in frames(20):
+        language.append(tokens)
+    facts = memory.facts()
+    assert (facts.host_pages, facts.spilled_pages, facts.dropped_pages) == (3, 4, 11)
+    (notice,) = language.notices()
+    assert "No space left on device after 4 pages" in notice
+    assert language.notices() == []
+    answer = language.ask(QUESTION, TOKENS)
+    list(answer)
+    reference = ReferenceRekv(case.model, case.prompt().before, window=2, top=100)
+    for tokens in frames(20):
+        reference.frame(tokens)
+    for pages in reference.pages:
+        del pages[:11]
+    assert answer.token_ids == reference.answer(case.prompt().after(QUESTION), TOKENS)[0]
+
+
+def test_a_spill_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--spill: .*cannot be written"):
+        SpillFile(tmp_path / "missing", (1, 2, 1, 1, 1), np.dtype(np.float32), 100)
+
+
+def test_host_memory_below_one_page_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--host-memory-mb: got 1e-05 MB, expected at least"):
+        HostPages((2, 2, 1, 4, 8), np.dtype(np.float32), 10)
+
+
+def test_all_refuses_more_than_the_model_takes_and_goes_on_answering() -> None:
+    case = language_case()
+    model, prompt = case.language(), case.prompt()
+    memory = AllMemory(model, fixed=len(prompt.before))
+    language = StreamLanguage(model, memory, prompt)
+    most = model.spec.most_positions
+    language.append(np.concatenate(frames(90)))
+    with pytest.raises(LanguageError, match=f"364 tokens .* 40 more, expected at most {most}, "):
+        language.append(np.concatenate(frames(10)))
+    language.append(frames(1)[0])
+    assert memory.facts().tokens == 368
+    with pytest.raises(LanguageError, match="question: 368 tokens of context"):
+        language.ask(QUESTION, 100)
+    answer = language.ask(QUESTION, TOKENS)
+    list(answer)
+    assert len(answer.token_ids) == TOKENS
+
+
+def _memory(policy: str, model: LanguageModel, fixed: int) -> Memory:
+    if policy == "rekv":
+        return RekvMemory(
+            model, fixed=fixed, window=3 * POOLED, page=POOLED, top=4, host=_host(model)
+        )
+    return WindowMemory(model, fixed=fixed, window=3 * POOLED)
+
+
+@pytest.mark.parametrize("policy", ["window", "rekv"])
+@pytest.mark.parametrize("seen", [0, 2, 3, 7])
+def test_a_frame_that_yields_nan_is_left_out_and_nothing_else(policy: str, seen: int) -> None:
+    case = language_case()
+    model, prompt = case.language(), case.prompt()
+    video = frames(12)
+    answers = []
+    for broken in (False, True):
+        language = StreamLanguage(model, _memory(policy, model, len(prompt.before)), prompt)
+        for index, tokens in enumerate(video):
+            if broken and index == seen:
+                with pytest.raises(NonFiniteError, match="NaN or infinity"):
+                    language.append(np.full_like(tokens, np.nan))
+            language.append(tokens)
+        answer = language.ask(QUESTION, TOKENS)
+        list(answer)
+        answers.append(answer.token_ids)
+        assert np.isfinite(answer.logits).all()
+    assert answers[0] == answers[1]

@@ -1,0 +1,159 @@
+"""What the README shows works: every command in it and its Python are run, every path exists.
+
+Commands of the full-size model are run by `tests.test_full_size`, `./scripts/demo` by the slow test
+here; for these the quick tests check that the command takes the flags.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from stc import contracts
+from tests.as_user import MODULES, ROOT, frames_of, run
+
+README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/log.md"]
+
+SLOW = {
+    "stc-export --model llava-ov --random-weights --vision-only --output out/full",
+    "stc-bench out/full --video tests/data/street.mp4 --against torch",
+    "stc-parity out/full --video tests/data/street.mp4",
+}
+"""Commands of the README that take minutes."""
+
+SCRIPTS = {"./scripts/demo", "./scripts/test"}
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    """The fenced blocks of `language`."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str = README) -> list[str]:
+    """Every command of the shell blocks, without its comment."""
+    lines = "".join(blocks("bash", text)).replace("\\\n", " ").splitlines()
+    return [" ".join(shlex.split(line, comments=True)) for line in lines if line.strip()]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, demo_bundle: Path) -> Path:
+    """A folder in which the README's commands find what they name, the demo's bundle too."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "data").symlink_to(ROOT / "tests" / "data")
+    shutil.copytree(demo_bundle, tmp_path / "out" / "demo" / "bundle")
+    return tmp_path
+
+
+def test_every_command_is_run_by_some_test() -> None:
+    known = SLOW | SCRIPTS
+    quick = {line for line in commands() if line not in known}
+    assert quick
+    assert {line.split()[0] for line in quick} <= set(MODULES)
+    assert known <= set(commands())
+
+
+def test_quick_commands_run_in_the_order_they_are_shown(checkout: Path) -> None:
+    for line in commands():
+        if line in SLOW | SCRIPTS:
+            continue
+        command, *arguments = shlex.split(line)
+        result = run(checkout, command, *arguments)
+        assert result.returncode == 0, f"{line}\n{result.stderr}"
+    demo = checkout / "out" / "demo"
+    frames = json.loads((demo / "report.json").read_text())["summary"]["frames"]
+    assert frames == frames_of(demo / "overlay.mp4") == 200
+    assert (demo / "overlay.png").exists()
+
+
+@pytest.mark.parametrize("line", sorted(SLOW))
+def test_slow_commands_take_their_flags(line: str) -> None:
+    command, *arguments = shlex.split(line)
+    import_module(MODULES[command])._parse(arguments)
+
+
+def test_the_python_runs(checkout: Path) -> None:
+    [code] = blocks("python")
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 40  # a frame a second
+    assert lines[0].split()[:2] == ["0", "reference"]
+    assert lines[1].split()[:2] == ["1", "reuse"]
+
+
+def test_every_path_in_the_tree_exists() -> None:
+    [tree] = [block for block in blocks("") if block.startswith("stc/")]
+    folder = ""
+    for line in tree.splitlines():
+        names = re.match(r"( *)((?:[\w.]+/? )+)", line + " ")
+        assert names, line
+        if not names[1]:
+            folder = names[2].split()[0]
+        for name in names[2].split():
+            path = ROOT / name if not names[1] else ROOT / folder / name
+            assert path.exists(), f"{path} of line {line!r}"
+            assert path.is_dir() == name.endswith("/")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
+        if not target.startswith("https://"):
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_every_letter_of_a_shape_is_explained() -> None:
+    graphs = contracts.vision_graphs(1) | contracts.language_graphs(1)
+    ports = [port for graph in graphs.values() for port in (*graph.inputs, *graph.outputs)]
+    letters = {axis for port in ports for axis in port.shape if len(axis) == 1 and axis.isalpha()}
+    explained = set(re.findall(r"\*\*(\w)\*\*", README))
+    assert letters <= explained, letters - explained
+
+
+def test_the_picture_is_small_enough_to_show() -> None:
+    picture = ROOT / "docs" / "images" / "overlay.png"
+    assert f"](docs/images/{picture.name})" in README
+    assert picture.stat().st_size < 500_000
+
+
+def test_no_figure_is_missing() -> None:
+    for page in PAGES:
+        assert "TBD" not in (ROOT / page).read_text(), page
+
+
+def test_scripts_can_be_run_and_name_no_registry() -> None:
+    for script in [*(ROOT / "scripts").iterdir(), ROOT / ".ci" / "run"]:
+        assert os.access(script, os.X_OK), script
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        assert "://" not in script.read_text(), script
+
+
+@pytest.mark.slow
+def test_the_demo_runs_in_a_fresh_clone(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    for _ in ("fresh", "again"):
+        ran = subprocess.run(["./scripts/demo"], cwd=clone, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        report = json.loads((clone / "out" / "demo" / "report.json").read_text())
+        assert report["against_dense"]["basis"] == "dense run"
+        assert report["against_dense"]["prefill_tokens_saving"] > 0.7
+        assert frames_of(clone / "out" / "demo" / "overlay.mp4") == 200
+        assert (clone / "out" / "demo" / "overlay.png").exists()
+    assert subprocess.check_output(["git", "status", "--porcelain"], cwd=clone) == b""
