@@ -12,12 +12,14 @@ from rich.console import Console
 
 from stc import command
 from stc.bundle import Bundle
-from stc.engines.build import default_workers, plan_build, run_build
+from stc.engines.accept_here import accept_here, waiting
+from stc.engines.build import BuildPlan, default_workers, plan_build, run_build
 from stc.engines.build_progress import BuildProgress
 from stc.engines.build_target import check_native, check_precision, choose_flavour, this_target
 from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
-from stc.engines.flavour import FLAVOURS
-from stc.engines.plan import choose_buckets, plan_engines
+from stc.engines.flavour import FLAVOURS, TensorRt
+from stc.engines.library import EngineLibrary
+from stc.engines.plan import Buckets, choose_buckets, plan_engines
 from stc.engines.preflight import Demand, check_fits
 from stc.engines.targets import THIS_DEVICE, Target, joined_name, parse_targets, target_of
 from stc.errors import EngineError, SettingsError
@@ -76,10 +78,30 @@ def _build(flags: argparse.Namespace) -> int:
     specs = plan_engines(bundle.manifest, buckets, several_profiles=tensorrt.several_profiles)
     plan = plan_build(bundle, specs, tensorrt, targets)
     what = f"{tensorrt.flavour} {tensorrt.version}, {joined_name(targets)}"
-    if not plan.missing:
-        print(f"{plan.library.folder}: all {plan.present} engines are there already ({what})")
-        return 0
     console = Console(stderr=True)
+    try:
+        if plan.missing:
+            built = _build_missing(flags, bundle, plan, tensorrt, targets, device, buckets, console)
+            print(f"{built}, {time.perf_counter() - start:.1f} s ({what})")
+        else:
+            print(f"{plan.library.folder}: all {plan.present} engines are there already ({what})")
+        return _accept(bundle, plan.library, tensorrt, targets, device, console)
+    except KeyboardInterrupt:
+        print("interrupted; finished engines are kept, run it again to go on", file=sys.stderr)
+        return 130
+
+
+def _build_missing(
+    flags: argparse.Namespace,
+    bundle: Bundle,
+    plan: BuildPlan,
+    tensorrt: TensorRt,
+    targets: tuple[Target, ...],
+    device: DeviceFacts | None,
+    buckets: Buckets,
+    console: Console,
+) -> str:
+    """What was built, for a person."""
     for target in targets:
         here = device is not None and target_of(device.compute_capability, device.board) is target
         free = device.free_bytes if here and device is not None else target.memory_bytes
@@ -90,18 +112,47 @@ def _build(flags: argparse.Namespace) -> int:
         )
         console.print(check_fits(demand, target.name, free), highlight=False, soft_wrap=True)
     workers = flags.jobs or default_workers(tensorrt.flavour)
-    try:
-        with BuildProgress(len(plan.missing), console) as progress:
-            figures = run_build(bundle, plan, tensorrt.flavour, targets, progress, workers=workers)
-    except KeyboardInterrupt:
-        print("interrupted; finished engines are kept, run it again to go on", file=sys.stderr)
-        return 130
-    print(
+    with BuildProgress(len(plan.missing), console) as progress:
+        figures = run_build(bundle, plan, tensorrt.flavour, targets, progress, workers=workers)
+    return (
         f"{plan.library.folder}: {figures.engines} engines built, {plan.present} were there, "
-        f"{figures.size_bytes / 1e6:,.0f} MB, {time.perf_counter() - start:.1f} s, "
-        f"builders of at most {figures.peak_rss_bytes / 1e6:,.0f} MB ({what})"
+        f"{figures.size_bytes / 1e6:,.0f} MB, "
+        f"builders of at most {figures.peak_rss_bytes / 1e6:,.0f} MB"
     )
-    return 0
+
+
+def _accept(
+    bundle: Bundle,
+    library: EngineLibrary,
+    tensorrt: TensorRt,
+    targets: tuple[Target, ...],
+    device: DeviceFacts | None,
+    console: Console,
+) -> int:
+    """0 when every engine is accepted, or cannot be judged on this machine, which is said."""
+    if not waiting(library, tensorrt):
+        return 0
+    here = None if device is None else target_of(device.compute_capability, device.board)
+    if here not in targets:
+        print(
+            f"not compared with ONNX Runtime: this machine is no {joined_name(targets)}; "
+            "run the same command on the device"
+        )
+        return 0
+    with BuildProgress(len(bundle.manifest.graphs), console) as progress:
+        report = accept_here(
+            bundle, library, tensorrt, targets, load_cuda(), progress, progress.compared
+        )
+    for name, (before, after) in report.widened.items():
+        print(f"{name}: rebuilt with float32 attention, cosine {before:.4f} -> {after:.4f}")
+    for name, cosine in report.refused.items():
+        print(f"{name}: REFUSED, cosine {cosine:.4f} to ONNX Runtime")
+    verdict = "accepted" if report.passed else "NOT accepted"
+    print(
+        f"{report.compared} engines compared with ONNX Runtime on {device.name if device else ''}: "
+        f"{verdict}, end to end cosine {report.chain_cosine:.4f}"
+    )
+    return 0 if report.passed else 1
 
 
 def _device() -> tuple[DeviceFacts | None, str]:

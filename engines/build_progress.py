@@ -61,3 +61,7 @@ class BuildProgress:
     def finished(self, engine: str) -> None:
         self._progress.remove_task(self._lines.pop(engine))
         self._progress.advance(self._all)
+
+    def compared(self, graph: str) -> None:
+        """`graph` was compared with ONNX Runtime."""
+        self._progress.update(self._all, advance=1, description=f"compared {graph}"[:60])

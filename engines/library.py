@@ -52,8 +52,9 @@ class Acceptance(_Entry):
     """How an engine compared with ONNX Runtime on equal inputs, on the device it runs on."""
 
     passed: bool
-    min_cosine: float = Field(description="of all outputs and all tokens; NaN counts as -1")
+    min_cosine: float = Field(description="of a token, over all outputs; NaN counts as -1")
     outputs: dict[str, float] = Field(description="the same, per output")
+    relative_l2: float = Field(0.0, description="the largest of all outputs")
 
 
 class EngineEntry(_Entry):
@@ -69,6 +70,7 @@ class EngineEntry(_Entry):
 class _List(_Entry):
     schema_version: Literal[1] = LIST_SCHEMA
     engines: dict[str, EngineEntry]
+    chain_cosine: dict[Flavour, float] = Field({}, description="of the whole tower, as accepted")
 
 
 class EngineLibrary:
@@ -82,15 +84,14 @@ class EngineLibrary:
 
         Raises EngineError when the list cannot be read.
         """
-        file = self.folder / LIST
-        try:
-            return dict(_List.model_validate_json(file.read_bytes()).engines)
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
-            mend = f"delete {self.folder} and build again with stc-build"
-            raise EngineError(file, f"cannot be read ({reason})", "", mend) from error
+        return dict(self._list().engines)
+
+    def chain_cosine(self, flavour: Flavour) -> float | None:
+        """How the whole tower compared with ONNX Runtime, None before that or since a change.
+
+        Raises EngineError when the list cannot be read.
+        """
+        return self._list().chain_cosine.get(flavour)
 
     def whole(self, entry: EngineEntry) -> bool:
         """Whether the engine's file is there with its size."""
@@ -106,9 +107,11 @@ class EngineLibrary:
         digest = hashlib.sha256(content).hexdigest()
         return FileEntry(path=name, sha256=digest, size_bytes=content.nbytes)
 
-    def write(self, entries: dict[str, EngineEntry]) -> None:
-        """The list is `entries`."""
-        text = _List(engines=entries).model_dump_json(indent=1)
+    def write(
+        self, entries: dict[str, EngineEntry], chain_cosine: dict[Flavour, float] | None = None
+    ) -> None:
+        """The list is `entries`; what is known of the whole tower is `chain_cosine`."""
+        text = _List(engines=entries, chain_cosine=chain_cosine or {}).model_dump_json(indent=1)
         self.folder.mkdir(parents=True, exist_ok=True)
         _replace(self.folder / LIST, memoryview(text.encode()))
 
@@ -130,6 +133,17 @@ class EngineLibrary:
         if hashlib.sha256(content).hexdigest() != entry.file.sha256:
             raise EngineError(file, "was altered or cut short", entry.file.sha256[:12], mend)
         return content
+
+    def _list(self) -> _List:
+        file = self.folder / LIST
+        try:
+            return _List.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            return _List(engines={})
+        except (OSError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            mend = f"delete {self.folder} and build again with stc-build"
+            raise EngineError(file, f"cannot be read ({reason})", "", mend) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:

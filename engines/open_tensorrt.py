@@ -10,6 +10,7 @@ from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
 from stc.engines.device import Device
 from stc.engines.flavour import Flavour, TensorRt, load_tensorrt
 from stc.engines.library import EngineEntry, EngineLibrary, libraries_of, weights_sha256
+from stc.engines.likeness import CHAIN_COSINE
 from stc.engines.preflight import Demand, check_fits
 from stc.engines.recording import Say
 from stc.engines.targets import JOINED, Target
@@ -110,4 +111,8 @@ def _usable(bundle: Bundle, library: EngineLibrary, tensorrt: TensorRt, mend: st
         usable.setdefault(stamp.graph, []).append(entry)
     if not usable:
         raise EngineError(library.folder, f"has no engines of {tensorrt.flavour}", "", mend)
+    chain = library.chain_cosine(tensorrt.flavour)
+    if chain is not None and chain < CHAIN_COSINE:
+        got = f"the whole tower strays from ONNX Runtime on this device, cosine {chain:.4f}"
+        raise EngineError(library.folder, got, f"{CHAIN_COSINE}", mend)
     return usable

@@ -151,8 +151,8 @@ class TensorRtBackend:
 
     def close(self) -> None:
         """Engines and memory are given back; tensors of this backend are of no use any more."""
-        for engine in self._engines:
-            engine.close()
+        for loaded in self._engines:
+            loaded.close()
         self._engines.clear()
         self._runtime = None
         self.device.close()

@@ -202,8 +202,8 @@ class TensorRtEngine:
         return context
 
     def _scratch(self, variant: Variant) -> None:
-        size = int(variant.file.engine().device_memory_size_v2)
-        scratch = self._workspace.at_least(size)
+        engine = variant.file.engine()
+        scratch = self._workspace.at_least(int(engine.device_memory_size_v2))
         self._device.uses(scratch[0])
         if variant.scratch != scratch:
             variant.context.set_device_memory(*scratch)

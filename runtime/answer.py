@@ -110,8 +110,8 @@ class Answer(Iterator[str]):
             start = time.perf_counter()
             try:
                 logits = self._decode(self.token_ids[-1])
-            except BaseException:
-                self.end("error")
+            except BaseException as error:
+                self.end("error" if isinstance(error, Exception) else "cancelled")
                 raise
             if logits is None:  # ended by another thread
                 return ""

@@ -43,6 +43,7 @@ class Conversation:
         self._due = deque(questions.asked)
         self._time_s = 0.0
         self._frames = 0
+        self._interrupted = False
         self._prefill = Reservoir()
         self._answers: list[dict[str, Any]] = []
 
@@ -57,7 +58,8 @@ class Conversation:
         """The frame of `report` has been pushed."""
         self._time_s = report.time_s
         self._frames += 1
-        self._prefill.add(report.prefill_ms or 0.0)
+        if report.prefill_ms:
+            self._prefill.add(report.prefill_ms / self.language.prefill_every)
         for notice in self.language.notices():
             self._say(notice)
 
@@ -76,24 +78,29 @@ class Conversation:
         self._out.write(f"[{self._time_s:.1f} s] {question}\n> ")
         record: dict[str, Any] = {"time_s": self._time_s, "frames": self._frames}
         try:
-            answer = self.language.ask(question, self._questions.most, self._questions.sampling)
-            try:
-                for piece in answer:
-                    self._out.write(piece)
-                    self._out.flush()
-            except BaseException:
-                answer.cancel()
-                raise
-            finally:
-                record |= answer.to_json()
+            record |= self._answered(question)
         except StcError as error:
             self.failed += 1
             record |= {"question": question, "error": str(error)}
             self._say(f"error: {error}")
         self._out.write("\n")
         self._out.flush()
-        record["memory"] = asdict(self.language.facts())
-        self._answers.append(record)
+        self._answers.append({**record, "memory": asdict(self.language.facts())})
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt
+
+    def _answered(self, question: str) -> dict[str, Any]:
+        """The answer to `question`, written piece by piece; Ctrl-C ends it, and then the run."""
+        answer = self.language.ask(question, self._questions.most, self._questions.sampling)
+        try:
+            for piece in answer:
+                self._out.write(piece)
+                self._out.flush()
+        except KeyboardInterrupt:
+            answer.cancel()
+            self._interrupted = True
+        return answer.to_json()
 
     def to_json(self) -> dict[str, Any]:
         """Every question with its answer, what prefill took, and the memory as it is now."""

@@ -45,7 +45,7 @@ class StreamLanguage:
         self.model = model
         self._memory = memory
         self._prompt = prompt
-        self._prefill_every = prefill_every
+        self.prefill_every = prefill_every
         self._waiting: list[NDArray[Any]] = []
         self._begun = False
         self._answer: Answer | None = None
@@ -62,7 +62,7 @@ class StreamLanguage:
             self._waiting.append(np.array(tokens))
             if self._answer is not None and len(self._waiting) > MOST_WAITING:
                 self._answer.end("video")
-            if self._answer is not None or len(self._waiting) < self._prefill_every:
+            if self._answer is not None or len(self._waiting) < self.prefill_every:
                 return 0.0
             return self._flush()
 
@@ -145,8 +145,8 @@ class StreamLanguage:
         if self._waiting:
             self._begin()
         while self._waiting:
-            frames = self._waiting[: self._prefill_every]
-            del self._waiting[: self._prefill_every]
+            frames = self._waiting[: self.prefill_every]
+            del self._waiting[: self.prefill_every]
             self._memory.remember(np.concatenate(frames))
         return (time.perf_counter() - start) * 1e3
 

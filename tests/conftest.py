@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,3 +73,25 @@ def checkpoint_bundle(
 
     output = tmp_path_factory.mktemp("checkpoint") / "bundle"
     return export(open_checkpoint(str(checkpoints[0])), output)
+
+
+@pytest.fixture
+def run_main(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command's `main` in this process: it does not take the process's threads for itself,
+    which could not be taken back."""
+    from stc.runtime import open as opening
+
+    monkeypatch.setattr(opening, "share_threads", lambda: None)
+
+    def run(
+        main: Callable[[Sequence[str]], int], *arguments: object
+    ) -> subprocess.CompletedProcess[str]:
+        words = list(map(str, arguments))
+        capsys.readouterr()
+        code = main(words)
+        written = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, written.out, written.err)
+
+    return run

@@ -104,9 +104,13 @@ def language_model(*, tied: bool = True) -> Any:
     return model.eval()
 
 
-@cache
 def language_case(*, tied: bool = True, precision: Precision = "fp32") -> LanguageCase:
     """The model and its bundle, made once per process."""
+    return _made(tied, precision)
+
+
+@cache
+def _made(tied: bool, precision: Precision) -> LanguageCase:
     folder = tempfile.TemporaryDirectory(prefix="stc-language-")
     atexit.register(folder.cleanup)
     model = language_model(tied=tied)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from stc import cost
+from stc.runtime import bench_command
 from stc.runtime.bench import Bench
 from stc.runtime.session import StreamSession
 from stc.settings import Settings
@@ -32,19 +35,22 @@ AGAINST_TORCH = {
 }
 
 
-def stc_bench(*arguments: object) -> dict[str, Any]:
-    """The document `stc-bench` prints."""
-    done = run_python("-m", "stc.runtime.bench_command", *arguments)
+def document_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The last line of stdout."""
     assert (done.returncode, done.stderr) == (0, "")
     document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return document
 
 
 def test_the_last_line_has_every_figure(demo_bundle: Path) -> None:
-    document = stc_bench(demo_bundle, "--frames", 8, "--video", DATA / "street.mp4")
+    arguments = (demo_bundle, "--frames", 8, "--video", DATA / "street.mp4")
+    document = document_of(run_python("-m", "stc.runtime.bench_command", *arguments))
     assert document.keys() >= FIGURES
     assert not document.keys() & AGAINST_TORCH
-    assert all(document[name] > 0 for name in FIGURES)
+    # A busy machine may make a reuse frame the slower one.
+    assert all(document[name] > 0 for name in FIGURES - {"tower_saving"})
+    saved = (1 - document["reuse_over_reference"]) * 3 / 4
+    assert document["tower_saving"] == pytest.approx(saved)
     assert document["frames"] == 8
     assert document["settings"]["reference_interval"] == 4
     assert document["peak_rss_bytes"] > 50e6
@@ -52,19 +58,18 @@ def test_the_last_line_has_every_figure(demo_bundle: Path) -> None:
     assert document["references_bytes"] == 6 * 3 * 196 * 192 * 4
 
 
-def test_pytorch_is_measured_beside_it(demo_bundle: Path) -> None:
-    document = stc_bench(
-        *(demo_bundle, "--frames", 3, "--against", "torch"),
-        *("--reference-interval", 2, "--recompute-ratio", 0.5, "--selection", "layerwise"),
-    )
+def test_pytorch_is_measured_beside_it(
+    demo_bundle: Path, run_main: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    arguments = (demo_bundle, "--frames", 3, "--against", "torch")
+    settings = ("--reference-interval", 2, "--recompute-ratio", 0.5, "--selection", "layerwise")
+    document = document_of(run_main(bench_command.main, *arguments, *settings))
     assert document.keys() >= FIGURES | AGAINST_TORCH
-    assert all(document[name] > 0 for name in FIGURES | AGAINST_TORCH)
+    assert all(document[name] > 0 for name in AGAINST_TORCH)
     assert document["settings"]["recompute_ratio"] == 0.5
     for kind in ("reference", "reuse"):
         torch_ms, bundle_ms = document[f"torch_{kind}_ms_p50"], document[f"{kind}_ms_p50"]
         assert document[f"speedup_{kind}"] == pytest.approx(torch_ms / bundle_ms)
-    saved = (1 - document["reuse_over_reference"]) / 2
-    assert document["tower_saving"] == pytest.approx(saved)
 
 
 @pytest.mark.parametrize("interval", [1, 4])

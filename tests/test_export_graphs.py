@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from stc import contracts
 from stc.bundle import Bundle
+from stc.contracts import Contract
 from stc.errors import ExportError
 from stc.export import graphs
 from stc.export.graph import IR_VERSION, OPSET, PORTABLE_OPS, bind, trace
@@ -28,7 +29,7 @@ from stc.export.synthetic import RandomCheckpoint
 from stc.export.tensor_shapes import projector_shapes, vision_shapes
 from stc.export.tower import Tower
 from stc.export.weights_file import Span
-from stc.manifest import WEIGHTS, VisionSpec
+from stc.manifest import WEIGHTS
 from stc.settings import SCORINGS
 from tests.own_process import ROOT, run_python
 from tests.vision_cases import GOLDEN, Exported, export, made_up
@@ -45,9 +46,23 @@ def bundle(request: pytest.FixtureRequest, exported: Exporting, demo_bundle: Pat
     return exported(request.param).bundle
 
 
+def contracts_of(bundle: Bundle) -> dict[str, Contract]:
+    """Every graph the bundle must have; the demo has a language side."""
+    language = bundle.manifest.language
+    blocks = {} if language is None else contracts.language_graphs(language.blocks)
+    return contracts.vision_graphs(bundle.manifest.vision.blocks) | blocks
+
+
 def models(bundle: Bundle) -> Iterator[tuple[str, onnx.ModelProto]]:
-    for name in contracts.vision_graphs(bundle.manifest.vision.blocks):
+    """Every graph of the bundle, without its weights."""
+    for name in bundle.manifest.graphs:
         yield name, onnx.load(bundle.graph_path(name), load_external_data=False)
+
+
+def vision_models(bundle: Bundle) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The graphs of the vision side."""
+    names = contracts.vision_graphs(bundle.manifest.vision.blocks)
+    return ((name, model) for name, model in models(bundle) if name in names)
 
 
 def spans(model: onnx.ModelProto) -> dict[str, tuple[int, int]]:
@@ -101,8 +116,8 @@ def test_graphs_are_of_the_portable_subset(bundle: Bundle) -> None:
 
 
 def test_every_graph_has_the_ports_of_contract_and_manifest(bundle: Bundle) -> None:
-    spec = bundle.manifest.vision
-    kinds = contracts.vision_graphs(spec.blocks)
+    kinds = contracts_of(bundle)
+    assert bundle.manifest.graphs.keys() == kinds.keys()
     for name, model in models(bundle):
         contract, entry, graph = kinds[name], bundle.manifest.graphs[name], model.graph
         assert model.graph.name == name
@@ -118,18 +133,19 @@ def test_every_graph_has_the_ports_of_contract_and_manifest(bundle: Bundle) -> N
                 assert axes == listed.shape, (name, port.name)
                 dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
                 assert dtype == ELEMENTS[listed.dtype], (name, port.name)
-                sizes = sizes_of(spec, name)
+                sizes = sizes_of(bundle, name)
                 expected = tuple(sizes.get(symbol, symbol) for symbol in port.shape)
                 assert axes == expected, (name, port.name)
 
 
-def sizes_of(spec: VisionSpec, graph: str) -> dict[str, int]:
-    """Sizes by symbol; P is that of the graph's scoring, M and k are free."""
+def sizes_of(bundle: Bundle, graph: str) -> dict[str, int]:
+    """Sizes by symbol; P is that of the graph's scoring. M, k, m and S are free."""
+    spec, language = bundle.manifest.vision, bundle.manifest.language
     memory = {
         contracts.prune_graph(scoring): contracts.memory_width(scoring, spec.language_width)
         for scoring in SCORINGS
     }
-    return {
+    sizes = {
         "1": 1,
         "3": 3,
         "Hpx": spec.image_size,
@@ -142,6 +158,14 @@ def sizes_of(spec: VisionSpec, graph: str) -> dict[str, int]:
         "D": spec.language_width,
         "P": memory.get(graph, 0),
     }
+    if language is not None:
+        sizes |= {
+            "Q": language.query_heads,
+            "G": language.key_heads,
+            "e": language.head_width,
+            "V": language.vocabulary,
+        }
+    return sizes
 
 
 def test_nothing_in_a_graph_is_left_unused(bundle: Bundle) -> None:
@@ -162,7 +186,7 @@ def test_every_parameter_is_stored_once_and_graphs_hold_none(bundle: Bundle) -> 
     spec = bundle.manifest.vision
     size = (bundle.root / WEIGHTS).stat().st_size
     used: set[tuple[int, int]] = set()
-    for _, model in models(bundle):
+    for _, model in vision_models(bundle):
         used |= set(spans(model).values())
         for initializer in model.graph.initializer:
             if not external_data_helper.uses_external_data(initializer):
@@ -193,7 +217,7 @@ def test_the_weights_file_is_hardly_larger_than_the_parameters(demo_bundle: Path
 def test_a_graph_holds_the_tensors_of_its_block(exported: Exporting) -> None:
     one = exported(GOLDEN[0])
     weights = np.memmap(one.bundle.root / WEIGHTS, np.uint8, "r")
-    for name, model in models(one.bundle):
+    for name, model in vision_models(one.bundle):
         if not name.startswith("update_"):
             continue
         block = f"encoder.layers.{int(name[-2:])}"
@@ -229,7 +253,7 @@ def test_exports_of_one_checkpoint_are_equal_to_the_byte(
     done = run_python(
         *("-m", "stc.export.command", "--model", "llava-ov"),
         *("--checkpoint", checkpoints[0], "--output", output),
-        *("--budget", 2, "--selection", "shared"),
+        *("--budget", 2, "--selection", "shared", "--vision-only"),
         PYTHONHASHSEED="1",
     )
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from stc import contracts
+from stc.runtime import parity_command
 from stc.settings import SELECTIONS
 from tests.own_process import run_python
 from tests.vision_cases import DATA, Exported
@@ -19,11 +20,16 @@ from tests.vision_cases import DATA, Exported
 STREET = DATA / "street.mp4"
 
 
-def stc_parity(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return run_python("-m", "stc.runtime.parity_command", *arguments)
+Outcome = subprocess.CompletedProcess[str]
 
 
-def document_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+@pytest.fixture
+def stc_parity(run_main: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """`stc-parity`, in this process."""
+    return lambda *arguments: run_main(parity_command.main, *arguments)
+
+
+def document_of(done: Outcome) -> dict[str, Any]:
     """The last line of stdout."""
 
     def refuse(constant: str) -> float:
@@ -33,7 +39,7 @@ def document_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return document
 
 
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
+def one_line(done: Outcome) -> str:
     """What a user's mistake printed: one line, and nothing else."""
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
@@ -43,7 +49,8 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_the_demo_bundle_equals_pytorch_on_a_video(demo_bundle: Path) -> None:
-    done = stc_parity(demo_bundle, "--video", STREET, "--json", "-")
+    arguments = (demo_bundle, "--video", STREET, "--json", "-")
+    done = run_python("-m", "stc.runtime.parity_command", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "the bundle and PyTorch are equal" in done.stdout
@@ -71,7 +78,10 @@ def test_the_demo_bundle_equals_pytorch_on_a_video(demo_bundle: Path) -> None:
 
 
 def test_other_weights_than_the_bundles_do_not_equal_it(
-    checkpoint_bundle: Exported, checkpoints: tuple[Path, Path], tmp_path: Path
+    checkpoint_bundle: Exported,
+    checkpoints: tuple[Path, Path],
+    tmp_path: Path,
+    stc_parity: Callable[..., Outcome],
 ) -> None:
     output = tmp_path / "parity.json"
     root = checkpoint_bundle.bundle.root
@@ -94,14 +104,16 @@ def test_other_weights_than_the_bundles_do_not_equal_it(
 
 
 def test_a_checkpoint_that_is_needed_and_not_given_is_one_line(
-    checkpoint_bundle: Exported,
+    checkpoint_bundle: Exported, stc_parity: Callable[..., Outcome]
 ) -> None:
     line = one_line(stc_parity(checkpoint_bundle.bundle.root))
     assert "made of checkpoint first, which was not given; add --checkpoint" in line
 
 
 def test_a_checkpoint_of_another_model_is_one_line(
-    exported: Callable[[str], Exported], checkpoints: tuple[Path, Path]
+    exported: Callable[[str], Exported],
+    checkpoints: tuple[Path, Path],
+    stc_parity: Callable[..., Outcome],
 ) -> None:
     other = exported("half").bundle.root
     line = one_line(stc_parity(other, "--checkpoint", checkpoints[0]))
@@ -117,5 +129,7 @@ def test_a_checkpoint_of_another_model_is_one_line(
         (["--budget", "50"], "--budget: got 50, expected at most 49"),
     ],
 )
-def test_a_mistake_is_one_line(demo_bundle: Path, arguments: list[str], told: str) -> None:
+def test_a_mistake_is_one_line(
+    demo_bundle: Path, arguments: list[str], told: str, stc_parity: Callable[..., Outcome]
+) -> None:
     assert told in one_line(stc_parity(demo_bundle, *arguments))

@@ -201,7 +201,7 @@ def test_an_interrupted_demo_does_not_open(
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stc.export.demo.save_file", fail)
+    monkeypatch.setattr("stc.export.demo.save", fail)
     with pytest.raises(KeyboardInterrupt):
         write_demo_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="no weights"):

@@ -29,18 +29,27 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "product": ("ILayer",),
     "narrow": ("ITensor",),
     "output": ("ITensor",),
+    "engine": ("ICudaEngine",),
+    "context": ("IExecutionContext",),
+    "runtime_config": ("IRuntimeConfig",),
+    "_runtime": ("Runtime",),
     "timings": ("ITimingCache",),
 }
 """What a variable of this name is, in the sources that speak TensorRT."""
 
 ONLY_RTX = {
     "ComputeCapability",
+    "DynamicShapesKernelSpecializationStrategy",
+    "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "ICudaEngine.create_runtime_config",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "IRuntimeConfig.set_execution_context_allocation_strategy",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
 }
 """Names used where the flavour was found to be TensorRT-RTX."""
 
-GUARDED = {"BuilderFlag.REQUIRE_USER_ALLOCATION"}
+GUARDED = {"BuilderFlag.REQUIRE_USER_ALLOCATION", "IExecutionContext.is_stream_capturable"}
 """Optional names, each behind a hasattr."""
 
 
@@ -64,11 +73,14 @@ def touched(tree: ast.Module) -> Iterator[tuple[str, ...]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute) or (chain := dotted(node)) is None:
             continue
-        first, *rest = chain.replace("tensorrt.module", "trt").split(".")
-        if first == "trt" and rest:
-            yield (".".join(rest[:2]),)
-        elif first in VARIABLES and rest and not rest[0].startswith("__"):
-            yield tuple(f"{kind}.{rest[0]}" for kind in VARIABLES[first])
+        parts = chain.replace("tensorrt.module", "trt").split(".")
+        if len(parts) < 2:
+            continue
+        if parts[0] == "trt":
+            yield (".".join(parts[1:3]),)
+        owner, member = parts[-2:]
+        if owner in VARIABLES and not member.startswith("__"):
+            yield tuple(f"{kind}.{member}" for kind in VARIABLES[owner])
 
 
 def exists(api: dict[str, list[str]], name: str) -> bool:
@@ -83,7 +95,7 @@ NAMES = sorted({names for tree in SOURCES.values() for names in touched(tree)})
 
 
 def test_the_names_are_found_where_they_are_used() -> None:
-    assert {"compile.py", "wide_attention.py"} <= set(SOURCES)
+    assert {"compile.py", "tensorrt_engine.py", "wide_attention.py"} <= set(SOURCES)
     found = {name for names in NAMES for name in names}
     assert {
         "LayerType.TOPK",
@@ -91,6 +103,10 @@ def test_the_names_are_found_where_they_are_used() -> None:
         "IBuilderConfig.set_compute_capability",
         "IProgressMonitor",
         "INetworkDefinition.add_cast",
+        "ICudaEngine.device_memory_size_v2",
+        "IExecutionContext.execute_async_v3",
+        "IExecutionContext.set_device_memory",
+        "Runtime.deserialize_cuda_engine",
     } <= found
     assert len(API) == 8
 
@@ -104,12 +120,13 @@ def test_every_name_exists_in_every_version(version: str) -> None:
 
 def test_every_optional_name_is_guarded_and_exists_somewhere() -> None:
     guards = {
-        f"{(dotted(node.args[0]) or '').split('.')[-1]}.{node.args[1].value!s}"
+        f"{VARIABLES.get(owner, (owner,))[0]}.{node.args[1].value!s}"
         for tree in SOURCES.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and dotted(node.func) == "hasattr"
         and isinstance(node.args[1], ast.Constant)
+        for owner in [(dotted(node.args[0]) or "").split(".")[-1]]
     }
     assert guards >= GUARDED
     for name in GUARDED | ONLY_RTX:

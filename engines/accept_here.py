@@ -1,0 +1,79 @@
+"""Engines compared with ONNX Runtime on this machine's GPU, and rebuilt where they stray."""
+
+from __future__ import annotations
+
+from stc import contracts
+from stc.bundle import Bundle
+from stc.engines.acceptance import AcceptanceReport, Comparison, accept_engines, compared_buckets
+from stc.engines.both import Both
+from stc.engines.build import BuildPlan, run_build
+from stc.engines.builders import BuildObserver
+from stc.engines.chain import chain_cosine
+from stc.engines.comparison import Tick, compare_vision
+from stc.engines.comparison_language import compare_language
+from stc.engines.cuda import Cuda
+from stc.engines.device import Device
+from stc.engines.flavour import TensorRt, import_or_mend
+from stc.engines.library import EngineEntry, EngineLibrary
+from stc.engines.plan import EngineSpec
+from stc.engines.targets import Target
+from stc.engines.tensorrt_backend import TensorRtBackend
+
+
+def waiting(library: EngineLibrary, tensorrt: TensorRt) -> bool:
+    """Whether an engine of this flavour was never compared."""
+    own = _own(library, tensorrt)
+    return any(entry.acceptance is None for entry in own.values())
+
+
+def accept_here(
+    bundle: Bundle,
+    library: EngineLibrary,
+    tensorrt: TensorRt,
+    targets: tuple[Target, ...],
+    cuda: Cuda,
+    observer: BuildObserver,
+    tick: Tick,
+) -> AcceptanceReport:
+    """What became of the library's engines; `observer` is told of rebuilds, `tick` of graphs.
+
+    Raises EngineError when onnxruntime is missing or an engine cannot be run.
+    """
+    mend = "install it with: pip install onnxruntime"
+    import_or_mend("onnxruntime", "comparison with ONNX Runtime", mend)
+    from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
+
+    def compare() -> Comparison:
+        own = _own(library, tensorrt)
+        by_graph: dict[str, list[EngineEntry]] = {}
+        for entry in own.values():
+            by_graph.setdefault(entry.stamp.graph, []).append(entry)
+        buckets = compared_buckets(own.values())
+        language = contracts.language_graphs(
+            bundle.manifest.language.blocks if bundle.manifest.language else 0
+        )
+        specs = [_spec(entry) for entry in own.values() if entry.stamp.graph in language]
+        device = Device(cuda)
+        with TensorRtBackend(bundle, library, by_graph, tensorrt, device, tick) as candidate:
+            both = Both(OnnxRuntimeBackend(bundle), candidate, bundle.manifest)
+            graphs = [*compare_vision(both, buckets, tick), *compare_language(both, specs, tick)]
+            return Comparison(graphs, chain_cosine(both, buckets.recomputed[0]))
+
+    def rebuild(names: list[str]) -> None:
+        own = _own(library, tensorrt)
+        plan = BuildPlan(library, {name: (_spec(own[name]), own[name].stamp) for name in names}, 0)
+        run_build(bundle, plan, tensorrt.flavour, targets, observer, workers=1, wide_attention=True)
+
+    return accept_engines(library, tensorrt.flavour, compare, rebuild)
+
+
+def _own(library: EngineLibrary, tensorrt: TensorRt) -> dict[str, EngineEntry]:
+    return {
+        name: entry
+        for name, entry in library.entries().items()
+        if entry.stamp.flavour == tensorrt.flavour and entry.stamp.version == tensorrt.version
+    }
+
+
+def _spec(entry: EngineEntry) -> EngineSpec:
+    return EngineSpec(entry.stamp.graph, entry.stamp.profiles, entry.stamp.baked)

@@ -1,0 +1,329 @@
+"""Engines that stray from ONNX Runtime are found, rebuilt or refused; never silently accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stc.contracts import FRAME_MEAN, HIDDEN_OUT, INDICES, KEPT, KEPT_INDICES
+from stc.engines.acceptance import Comparison, accept_engines, compared_buckets
+from stc.engines.both import Both
+from stc.engines.chain import chain_cosine
+from stc.engines.comparison import compare_vision
+from stc.engines.comparison_language import compare_language
+from stc.engines.engine import Engine, Tensor
+from stc.engines.library import EngineEntry, EngineLibrary, Stamp
+from stc.engines.likeness import CHAIN_COSINE, Compared, lowest_cosine, relative_l2
+from stc.engines.oracle_backend import OracleBackend
+from stc.engines.plan import Buckets, EngineSpec
+from stc.manifest import LanguageSpec
+from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
+
+Outputs = dict[str, Tensor]
+Spoil = Callable[[Outputs], Outputs]
+
+
+class Spoiled(OracleBackend):
+    """The oracle with the outputs of some graphs changed."""
+
+    def __init__(self, spoils: Mapping[str, Spoil]) -> None:
+        super().__init__(*weights())
+        self._spoils = spoils
+
+    def load(self, graph: str) -> Engine:
+        whole = super().load(graph)
+        spoil = self._spoils.get(graph)
+
+        class Spoiling:
+            name = graph
+
+            def __call__(self, inputs: Any, outputs: Any = None) -> Outputs:
+                found = whole(inputs, outputs)
+                return found if spoil is None else spoil(found)
+
+        return Spoiling()
+
+
+def noisy(amount: float, *, only: str | None = None) -> Spoil:
+    """Outputs with noise of `amount` times their own size."""
+
+    def spoil(outputs: Outputs) -> Outputs:
+        random = np.random.default_rng(0)
+        return {
+            name: value + amount * value.std() * random.standard_normal(value.shape)
+            if value.dtype.kind == "f" and name in (only or name)
+            else value
+            for name, value in outputs.items()
+        }
+
+    return spoil
+
+
+def changed(name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Spoil:
+    return lambda outputs: {**outputs, name: change(outputs[name])}
+
+
+def compared(**spoils: Spoil) -> list[Compared]:
+    both = Both(OracleBackend(*weights()), Spoiled(spoils), manifest())
+    return list(compare_vision(both, BUCKETS, lambda _: None))
+
+
+def strayed(found: list[Compared]) -> set[str]:
+    return {one.graph for one in found if not one.passed}
+
+
+def test_equal_backends_pass_at_every_graph_and_size() -> None:
+    ticks: list[str] = []
+    both = Both(OracleBackend(*weights()), OracleBackend(*weights()), manifest())
+    found = list(compare_vision(both, BUCKETS, ticks.append))
+    assert strayed(found) == set()
+    assert set(ticks) == {one.graph for one in found} == set(manifest().graphs)
+    assert len(ticks) == len(set(ticks))
+    sizes = [one.sizes for one in found if one.graph == "update_01"]
+    assert sizes == [{"M": SPEC.tokens}, {"M": 6}, {"M": 12}]
+    assert [one.sizes for one in found if one.graph == "select"] == [{"M": 6}, {"M": 12}]
+    assert chain_cosine(both, 6) == pytest.approx(1.0)
+
+
+def test_engines_on_the_device_are_compared_like_any_other(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    both = Both(OracleBackend(*weights()), rig.backend, rig.manifest)
+    assert strayed(list(compare_vision(both, BUCKETS, lambda _: None))) == set()
+    assert chain_cosine(both, 6) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("graph", "spoil"),
+    [
+        ("embed", noisy(0.1)),
+        ("keys_01", noisy(0.1)),
+        ("update_02", noisy(0.1)),
+        ("update_00", changed(HIDDEN_OUT, lambda value: value * np.nan)),
+        ("update_00", changed(HIDDEN_OUT, lambda value: value * 2)),
+        ("update_00", changed(HIDDEN_OUT, np.zeros_like)),
+        ("project", noisy(0.1)),
+        ("select", changed(INDICES, lambda value: value[::-1].copy())),
+        ("select", changed(INDICES, lambda value: np.arange(len(value)))),
+        ("select", changed(INDICES, lambda value: value + SPEC.tokens)),
+        ("prune_gaussian", changed(KEPT_INDICES, lambda value: np.arange(len(value)))),
+        ("prune_dual_anchor", changed(KEPT, lambda value: value[::-1].copy())),
+        ("prune_gaussian_fixed", changed(FRAME_MEAN, lambda value: value + value.std())),
+    ],
+)
+def test_an_engine_that_strays_is_found_and_no_other(graph: str, spoil: Spoil) -> None:
+    assert strayed(compared(**{graph: spoil})) == {graph}
+
+
+def test_rounding_of_half_precision_passes() -> None:
+    half = noisy(2e-3)
+    spoils = {name: half for name in manifest().graphs if name.startswith(("keys", "update"))}
+    assert strayed(compared(**spoils)) == set()
+
+
+def test_errors_that_add_up_show_at_the_end_of_the_chain() -> None:
+    both = Both(OracleBackend(*weights()), Spoiled({"update_00": noisy(0.5)}), manifest())
+    assert chain_cosine(both, 6) < CHAIN_COSINE
+
+
+@pytest.mark.parametrize(
+    ("got", "cosine"),
+    [
+        ([[1.0, 0.0], [0.0, 1.0]], 1.0),
+        ([[0.0, 1.0], [0.0, 1.0]], 0.0),
+        ([[0.0, 0.0], [0.0, 1.0]], 0.0),
+        ([[np.nan, 0.0], [0.0, 1.0]], -1.0),
+        ([[1.0, 0.0, 0.0]], -1.0),
+    ],
+)
+def test_the_lowest_cosine_of_a_token_is_told(got: Any, cosine: float) -> None:
+    assert lowest_cosine(np.eye(2), np.array(got)) == cosine
+
+
+def test_two_tokens_of_zeros_are_alike_and_a_length_off_shows_in_the_error() -> None:
+    assert lowest_cosine(np.zeros((1, 3)), np.zeros((1, 3))) == 1.0
+    assert relative_l2(np.ones(4), 2 * np.ones(4)) == 1.0
+    assert relative_l2(np.ones(4), np.ones(5)) == np.inf
+
+
+# What follows from it.
+
+
+def library(tmp_path: Path, graphs: list[str]) -> EngineLibrary:
+    made = EngineLibrary(tmp_path)
+    entries = {}
+    for graph in graphs:
+        stamp = Stamp(
+            graph=graph,
+            graph_sha256="0" * 64,
+            weights_sha256="0" * 64,
+            flavour="tensorrt",
+            version="10.3.0",
+            targets=("orin-nano",),
+            precision="fp16",
+            profiles=({},),
+            baked=None,
+        )
+        name = f"{graph}.engine"
+        file = made.store(name, memoryview(graph.encode()))
+        entries[name] = EngineEntry(stamp=stamp, file=file, build_s=1.0)
+    made.write(entries)
+    return made
+
+
+class Bench:
+    """Comparisons whose cosines the test sets, and rebuilds that mend some of them."""
+
+    def __init__(self, made: EngineLibrary, cosines: dict[str, float], mended: list[str]) -> None:
+        self.library, self.cosines, self.mended = made, cosines, mended
+        self.rebuilt: list[str] = []
+        self.chain = 1.0
+
+    def compare(self) -> Comparison:
+        found = [Compared(name, {}, {"hidden_out": c}, 0.0) for name, c in self.cosines.items()]
+        return Comparison(found, self.chain)
+
+    def rebuild(self, names: list[str]) -> None:
+        self.rebuilt += names
+        entries = self.library.entries()
+        for name in names:
+            entries[name] = entries[name].model_copy(
+                update={"wide_attention": True, "acceptance": None}
+            )
+            if entries[name].stamp.graph in self.mended:
+                self.cosines[entries[name].stamp.graph] = 0.9999
+        self.library.write(entries)
+
+
+def test_engines_that_pass_are_accepted_with_their_cosines(tmp_path: Path) -> None:
+    made = library(tmp_path, ["keys_00", "update_00"])
+    bench = Bench(made, {"keys_00": 0.9999, "update_00": 0.9995}, [])
+    report = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    assert (report.passed, report.compared, bench.rebuilt) == (True, 2, [])
+    acceptance = made.entries()["update_00.engine"].acceptance
+    assert acceptance is not None
+    assert (acceptance.passed, acceptance.outputs) == (True, {"hidden_out": 0.9995})
+    assert made.chain_cosine("tensorrt") == 1.0
+
+
+def test_a_block_that_strays_is_rebuilt_wider_and_listed(tmp_path: Path) -> None:
+    made = library(tmp_path, ["update_00", "update_01"])
+    bench = Bench(made, {"update_00": 0.99, "update_01": 0.9999}, ["update_00"])
+    report = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    assert bench.rebuilt == ["update_00.engine"]
+    assert report.passed
+    assert report.widened == {"update_00.engine": (0.99, 0.9999)}
+    entry = made.entries()["update_00.engine"]
+    assert entry.wide_attention
+    assert entry.acceptance is not None
+    assert entry.acceptance.passed
+
+
+def test_a_block_that_strays_even_when_wider_is_refused_and_not_rebuilt_again(
+    tmp_path: Path,
+) -> None:
+    made = library(tmp_path, ["update_00"])
+    bench = Bench(made, {"update_00": 0.99}, [])
+    report = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    assert not report.passed
+    assert report.refused == {"update_00.engine": 0.99}
+    again = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    assert bench.rebuilt == ["update_00.engine"]
+    assert not again.passed
+    acceptance = made.entries()["update_00.engine"].acceptance
+    assert acceptance is not None
+    assert not acceptance.passed
+
+
+def test_a_graph_without_attention_is_refused_at_once(tmp_path: Path) -> None:
+    made = library(tmp_path, ["keys_00"])
+    bench = Bench(made, {"keys_00": -1.0}, [])
+    report = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    assert (bench.rebuilt, report.refused) == ([], {"keys_00.engine": -1.0})
+
+
+def test_a_chain_that_strays_is_not_passed_though_every_graph_is(tmp_path: Path) -> None:
+    made = library(tmp_path, ["keys_00"])
+    bench = Bench(made, {"keys_00": 1.0}, [])
+    bench.chain = 0.98
+    assert not accept_engines(made, "tensorrt", bench.compare, bench.rebuild).passed
+    assert made.chain_cosine("tensorrt") == 0.98
+
+
+def test_what_was_not_compared_is_not_accepted(tmp_path: Path) -> None:
+    made = library(tmp_path, ["keys_00", "keys_01"])
+    bench = Bench(made, {"keys_00": 1.0}, [])
+    assert accept_engines(made, "tensorrt", bench.compare, bench.rebuild).compared == 1
+    assert made.entries()["keys_01.engine"].acceptance is None
+
+
+def test_the_sizes_compared_are_those_baked_into_the_engines(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    entries = [entry for some in rig._library()[1].values() for entry in some]
+    assert compared_buckets(entries) == Buckets(recomputed=(6, 12), kept=(3, 5))
+
+
+def test_language_graphs_are_compared_at_every_size_they_are_built_for() -> None:
+    spec = LanguageSpec(
+        width=4,
+        blocks=1,
+        query_heads=2,
+        key_heads=1,
+        head_width=2,
+        mlp_width=4,
+        vocabulary=9,
+        most_positions=64,
+        rotary_base=1e4,
+        rms_norm_eps=1e-6,
+        activation="silu",
+        tied_head=True,
+        video_token_id=8,
+        stop_token_ids=(7,),
+    )
+    from stc import contracts
+    from stc.export.ports import language_sizes, port_entries
+    from stc.manifest import FileEntry, GraphEntry
+
+    graphs = {
+        name: GraphEntry(
+            file=FileEntry(path=f"graphs/{name}.onnx", sha256="0" * 64, size_bytes=1),
+            inputs=port_entries(contract.inputs, language_sizes(spec), "fp32"),
+            outputs=port_entries(contract.outputs, language_sizes(spec), "fp32"),
+        )
+        for name, contract in contracts.language_graphs(1).items()
+    }
+    whole = manifest().model_copy(update={"language": spec, "graphs": graphs})
+    seen: list[dict[str, tuple[int, ...]]] = []
+
+    class Sums:
+        """Every output is the sum of the inputs, so that equal inputs give equal outputs."""
+
+        name = "sums"
+        to_device = to_host = staticmethod(np.array)
+
+        def load(self, graph: str) -> Engine:
+            def run(inputs: Mapping[str, NDArray[Any]], outputs: Any = None) -> Outputs:
+                seen.append({name: array.shape for name, array in inputs.items()})
+                total = sum(float(array.sum()) for array in inputs.values())
+                return {port.name: np.full(3, total) for port in graphs[graph].outputs}
+
+            return run  # type: ignore[return-value]
+
+    specs = [
+        EngineSpec("text_embed", ({"m": 1}, {"m": 5})),
+        EngineSpec("attend_00", ({"m": 5, "S": 8},)),
+        EngineSpec("head", ({},)),
+    ]
+    both = Both(Sums(), Sums(), whole)  # type: ignore[arg-type]
+    found = list(compare_language(both, specs, lambda _: None))
+    assert [(one.graph, one.sizes, one.passed) for one in found] == [
+        ("text_embed", {"m": 1}, True),
+        ("text_embed", {"m": 5}, True),
+        ("attend_00", {"m": 5, "S": 8}, True),
+        ("head", {}, True),
+    ]
+    assert seen[4]["keys"] == (1, 8, 2)

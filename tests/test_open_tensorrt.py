@@ -1,0 +1,157 @@
+"""Engines are used only on the GPU, by the version and for the graphs they were built for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stc.bundle import Bundle
+from stc.contracts import EMBED, SELECT
+from stc.engines.cuda import Cuda, DeviceFacts, device_facts
+from stc.engines.flavour import Flavour, TensorRt
+from stc.engines.library import (
+    Acceptance,
+    EngineEntry,
+    EngineLibrary,
+    Stamp,
+    library_of,
+    weights_sha256,
+)
+from stc.engines.open_tensorrt import check_memory, find_engines
+from stc.engines.targets import TARGETS
+from stc.errors import DeviceError, EngineError
+from tests.fake_cuda import FakeCuda
+from tests.tiny_bundle import write_bundle
+
+SM89 = TARGETS["sm89"]
+
+
+def installed(version: str = "1.7.1", flavour: Flavour = "tensorrt-rtx") -> TensorRt:
+    return TensorRt(flavour, SimpleNamespace(__version__=version))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return Bundle.open(write_bundle(tmp_path / "bundle"))
+
+
+def build(
+    bundle: Bundle,
+    targets: str = "sm89",
+    *,
+    acceptance: Acceptance | None = None,
+    **changed: Any,
+) -> EngineLibrary:
+    """Engines of both graphs in the library of `targets`, their stamps with fields `changed`."""
+    library = library_of(bundle, targets)
+    entries = library.entries()
+    for graph in (EMBED, SELECT):
+        stamp = Stamp(
+            **{
+                "graph": graph,
+                "graph_sha256": bundle.manifest.graphs[graph].file.sha256,
+                "weights_sha256": weights_sha256(bundle),
+                "flavour": "tensorrt-rtx",
+                "version": "1.7.1",
+                "targets": tuple(targets.split("+")),
+                "precision": "fp16",
+                "profiles": ({},),
+                "baked": None,
+                **changed,
+            }
+        )
+        file = library.store(f"{graph}.{stamp.flavour}.engine", memoryview(graph.encode() * 50))
+        entries[file.path] = EngineEntry(stamp=stamp, file=file, build_s=1.0, acceptance=acceptance)
+    library.write(entries)
+    return library
+
+
+def refused(bundle: Bundle, tensorrt: TensorRt | None = None) -> str:
+    with pytest.raises(EngineError) as caught:
+        find_engines(bundle, tensorrt or installed(), SM89)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert f"stc-build {bundle.root} --target this-device --backend" in line
+    return line
+
+
+def test_engines_of_this_gpu_are_found_by_graph(bundle: Bundle) -> None:
+    library = build(bundle)
+    found, entries = find_engines(bundle, installed(), SM89)
+    assert found.folder == library.folder
+    assert {graph: len(some) for graph, some in entries.items()} == {EMBED: 1, SELECT: 1}
+
+
+def test_engines_built_for_several_gpus_are_found_on_each(bundle: Bundle) -> None:
+    build(bundle, "sm86+sm89")
+    assert find_engines(bundle, installed(), SM89)[0].folder.name == "sm86+sm89"
+
+
+def test_a_bundle_without_engines_is_refused(bundle: Bundle) -> None:
+    assert "has no engines, expected engines for sm89" in refused(bundle)
+
+
+def test_engines_of_another_gpu_are_refused(bundle: Bundle) -> None:
+    build(bundle, "orin-nano", flavour="tensorrt")
+    build(bundle, "sm86")
+    assert "has engines for orin-nano, sm86, expected sm89, this GPU" in refused(bundle)
+
+
+def test_engines_of_the_other_flavour_are_not_taken(bundle: Bundle) -> None:
+    build(bundle)
+    assert "has no engines of tensorrt;" in refused(bundle, installed("10.16.2", "tensorrt"))
+
+
+def test_engines_of_another_version_are_refused(bundle: Bundle) -> None:
+    build(bundle)
+    line = refused(bundle, installed("1.8.0"))
+    assert "built by tensorrt-rtx 1.7.1, expected 1.8.0, which is installed" in line
+
+
+@pytest.mark.parametrize("changed", ["graph_sha256", "weights_sha256"])
+def test_engines_of_other_graphs_or_weights_are_refused(bundle: Bundle, changed: str) -> None:
+    build(bundle, **{changed: "0" * 64})  # type: ignore[arg-type]
+    assert "built from other graphs or weights than these" in refused(bundle)
+
+
+def test_a_missing_engine_is_refused(bundle: Bundle) -> None:
+    library = build(bundle)
+    (library.folder / f"{EMBED}.tensorrt-rtx.engine").unlink()
+    assert f"{EMBED}.tensorrt-rtx.engine: is missing or cut short" in refused(bundle)
+
+
+def test_engines_that_stray_from_onnx_runtime_are_refused(bundle: Bundle) -> None:
+    build(bundle, acceptance=Acceptance(passed=False, min_cosine=0.91, outputs={"hidden": 0.91}))
+    assert "strays from ONNX Runtime on this device, cosine 0.9100" in refused(bundle)
+
+
+def test_a_library_that_can_be_used_is_preferred_to_one_that_cannot(bundle: Bundle) -> None:
+    build(bundle, "sm80+sm89", version="1.6.0")
+    build(bundle, "sm89")
+    assert find_engines(bundle, installed(), SM89)[0].folder.name == "sm89"
+
+
+def test_engines_that_do_not_fit_are_refused_before_they_are_loaded(bundle: Bundle) -> None:
+    build(bundle)
+    _, entries = find_engines(bundle, installed(), SM89)
+    facts = DeviceFacts("GPU", (8, 9), 2 << 30, 1 << 30, False, "")
+    assert check_memory(bundle, entries, facts, kept=3, streams=1).startswith("GPU: needs 0.3")
+    with pytest.raises(EngineError, match=r"GPU: needs .* what is free"):
+        small = DeviceFacts("GPU", (8, 9), 2 << 30, 1 << 20, False, "")
+        check_memory(bundle, entries, small, kept=3, streams=1)
+
+
+def test_a_device_is_described_by_its_driver() -> None:
+    facts = device_facts(Cuda(FakeCuda(total_bytes=4096, capability=(12, 0))))
+    assert facts.compute_capability == (12, 0)
+    assert (facts.name, facts.total_bytes, facts.free_bytes) == ("Fake GPU", 4096, 4096)
+
+
+def test_a_failing_driver_is_one_line_with_function_and_status() -> None:
+    cuda = FakeCuda()
+    cuda.fail["cudaSetDevice"] = (0, 719)
+    with pytest.raises(DeviceError, match=r"^cudaSetDevice: cudaErrorLaunchFailure \(as the"):
+        device_facts(Cuda(cuda))

@@ -1,0 +1,324 @@
+"""`stc-run` with questions, `stc-bench --prefill` and the language side of `stc-parity`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
+from stc.errors import LanguageError
+from stc.runtime import bench_command, parity_command, run_command
+from stc.runtime.chat import Chat
+from stc.runtime.memory_settings import POLICIES
+from stc.runtime.session import StreamSession
+from stc.runtime.stream_language import StreamLanguage
+from stc.runtime.tower import VisionTower
+from stc.runtime.video import open_video
+from stc.settings import PRESETS
+from tests.language_cases import POOLED, language_case
+from tests.test_answers import stream
+
+VIDEO = str(Path(__file__).parent / "data" / "street.mp4")
+QUESTION = "What is moving?"
+
+
+def run(*arguments: str, video: str = VIDEO) -> int:
+    return run_command.main([str(language_case().bundle.root), "--video", video, *arguments])
+
+
+def test_questions_are_answered_when_they_are_due(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run.json"
+    code = run(
+        *("--frames", "8", "--fps", "2", "--preset", "off", "--max-new-tokens", "5"),
+        *("--ask", "Who is there?", "--ask-at", f"2:{QUESTION}", "--json", str(out)),
+    )
+    assert code == 0
+    language = json.loads(out.read_text())["language"]
+    first, second = language["questions"]
+    assert (first["question"], first["frames"], first["time_s"]) == (QUESTION, 5, 2.0)
+    assert (second["question"], second["frames"]) == ("Who is there?", 8)
+    for asked in (first, second):
+        assert asked["answer_tokens"] == 5
+        assert asked["stopped"] == "length"
+        assert asked["first_token_ms"] > 0
+        assert asked["memory"]["tokens"] == 4 + asked["frames"] * POOLED
+    assert language["prefill_ms_p50"] > 0
+    printed = capsys.readouterr().out
+    assert f"[2.0 s] {QUESTION}\n> {first['answer']}\n" in printed
+
+
+def test_the_answer_is_that_of_the_frames_seen(tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    run("--frames", "6", "--fps", "2", "--preset", "off", "--ask", QUESTION, "--json", str(out))
+    (asked,) = json.loads(out.read_text())["language"]["questions"]
+    case = language_case()
+    tower = VisionTower(OnnxRuntimeBackend(case.bundle), case.bundle.manifest.vision, "fp32")
+    session = StreamSession(tower, PRESETS["off"], stream(case))
+    with open_video(VIDEO, fps=2) as source:
+        for frame, _ in zip(source, range(6), strict=False):
+            session.push(frame)
+    answer = session.ask(QUESTION)
+    assert "".join(answer) == asked["answer"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    flags = ["--frames", "12", "--preset", "off", "--memory", policy, "--prefill-every", "3"]
+    if policy != "all":
+        flags += ["--window", "16"]
+    if policy == "rekv":
+        flags += ["--top-pages", "2", "--host-memory-mb", "1", "--spill", str(tmp_path)]
+    assert run(*flags, "--ask", QUESTION, "--json", str(out)) == 0
+    (asked,) = json.loads(out.read_text())["language"]["questions"]
+    memory = asked["memory"]
+    assert memory["policy"] == policy
+    assert memory["tokens"] == (4 + 12 * POOLED if policy == "all" else 4 + 16)
+    assert memory["host_pages"] == (8 if policy == "rekv" else 0)
+    prompt = asked["prompt_tokens"]
+    assert prompt == {"all": 52, "window": 20, "rekv": 12}[policy] + len(
+        language_case().prompt().after(QUESTION)
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--ask", " "], "question: empty"),
+        (["--ask", "a <video>"], "question: contains <video>"),
+        (["--ask-at", "soon:What?"], "--ask-at: got 'soon:What?', expected SECONDS:TEXT"),
+        (["--ask-at=-1:What?"], "--ask-at: got '-1:What?'"),
+        (["--ask", "a", "--max-new-tokens", "0"], "--max-new-tokens: got 0"),
+        (["--ask", "a", "--temperature", "-1"], "--temperature: got -1.0"),
+        (["--ask", "a", "--top-p", "0.5"], "--top-p: given, expected --temperature above 0"),
+        (["--ask", "a", "--memory", "some"], "--memory: got 'some'"),
+        (["--ask", "a", "--memory", "all", "--window", "9"], "--window: has no effect"),
+        (["--ask", "a", "--top-pages", "3"], "--top-pages: given, expected --memory rekv"),
+        (["--ask", "a", "--memory", "rekv", "--spill-mb", "3"], "expected --spill DIR"),
+        (["--ask", "a", "--window", "3", "--preset", "off"], "at least the 4 of one language"),
+        (["--ask", "a", "--window", "16", "--prefill-every", "5", "--preset", "off"], "the 20 of"),
+        (["--ask", "a", "--window", "390"], "at most 296, the model's 400 positions"),
+        (["--ask", "a", "--prefill-every", "0"], "--prefill-every: got 0"),
+        (["--window", "16"], "--window: given, expected --ask, --ask-at or --chat beside it"),
+        (["--max-new-tokens", "9"], "--max-new-tokens: given, expected --ask, --ask-at or --chat"),
+        (["--chat"], "--chat: stdin is no terminal; use --ask TEXT"),
+    ],
+)
+def test_mistakes_are_one_line(
+    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--frames", "1", *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert told in error
+
+
+def test_a_window_larger_than_free_memory_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token_bytes = language_case().language().token_bytes
+    monkeypatch.setattr(
+        "stc.runtime.memory_settings.available_host_bytes", lambda: 2 * 50 * token_bytes
+    )
+    assert run("--frames", "1", "--ask", "a", "--window", "51") == 2
+    assert "at most 50, half of the memory that is free" in capsys.readouterr().err
+    assert run("--frames", "1", "--ask", "a", "--max-new-tokens", "1") == 0
+
+
+def test_a_bundle_without_a_language_side_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = language_case()
+    root = tmp_path / "bundle"
+    root.mkdir()
+    for file in case.bundle.root.iterdir():
+        (root / file.name).symlink_to(file) if file.is_dir() else (root / file.name).write_bytes(
+            file.read_bytes()
+        )
+    (root / "graphs").unlink()
+    (root / "graphs").mkdir()
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["language"] = None
+    graphs = manifest["graphs"]
+    for name in [name for name in graphs if name.startswith(("qkv", "attend", "text", "head"))]:
+        del graphs[name]
+    manifest["files"] = [file for file in manifest["files"] if "language" not in file["path"]]
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    for path in [*(graph["file"]["path"] for graph in graphs.values()), "graphs/weights.bin"]:
+        (root / path).write_bytes((case.bundle.root / path).read_bytes())
+    assert run_command.main([str(root), "--video", VIDEO, "--frames", "1", "--ask", "a"]) == 2
+    error = capsys.readouterr().err
+    assert "has no language side; export again with: stc-export" in error
+
+
+def test_a_failed_question_is_told_and_the_stream_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NaN logits at the first question, as a broken checkpoint would yield."""
+    out = tmp_path / "run.json"
+    call = OnnxRuntimeEngine.__call__
+    broken = 1
+
+    def sick(self: OnnxRuntimeEngine, *arguments: Any) -> Any:
+        nonlocal broken
+        outputs = call(self, *arguments)
+        if self.name == "head" and broken:
+            broken -= 1
+            outputs["logits"].numpy()[:] = np.nan
+        return outputs
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "__call__", sick)
+    flags = ["--frames", "8", "--fps", "2", "--preset", "off", "--max-new-tokens", "3"]
+    code = run(*flags, "--ask-at", f"1:{QUESTION}", "--ask", QUESTION, "--json", str(out))
+    assert code == 2
+    first, second = json.loads(out.read_text())["language"]["questions"]
+    assert first["error"].startswith("head: NaN or infinity in logits")
+    assert second["answer_tokens"] == 3
+    assert second["memory"]["tokens"] == 4 + 8 * POOLED
+    assert "error: head: NaN or infinity in logits" in capsys.readouterr().err
+
+
+class Terminal:
+    """A terminal with lines typed at it."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def isatty(self) -> bool:
+        return True
+
+    def __iter__(self) -> Any:
+        return iter(self._lines)
+
+
+def test_typed_questions_are_asked_in_order_until_the_end() -> None:
+    chat = Chat(Terminal(["first\n", "\n", " second \n"]))  # type: ignore[arg-type]
+    assert list(chat.rest()) == ["first", "second"]
+    assert list(chat.waiting()) == []
+
+
+def test_chat_asks_what_is_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal([f"{QUESTION}\n"]))
+    assert run("--frames", "3", "--chat", "--max-new-tokens", "2") == 0
+    assert f"] {QUESTION}\n> " in capsys.readouterr().out
+
+
+def test_ctrl_c_during_an_answer_keeps_what_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run.json"
+    ask = StreamLanguage.ask
+
+    def interrupted(self: StreamLanguage, *arguments: Any) -> Any:
+        answer = ask(self, *arguments)
+        decode = answer._decode
+
+        def pressed(token: int) -> Any:
+            if len(answer.token_ids) == 3:
+                raise KeyboardInterrupt
+            return decode(token)
+
+        answer._decode = pressed
+        return answer
+
+    monkeypatch.setattr(StreamLanguage, "ask", interrupted)
+    assert run("--frames", "3", "--ask", QUESTION, "--json", str(out)) == 0
+    (asked,) = json.loads(out.read_text())["language"]["questions"]
+    assert (asked["answer_tokens"], asked["stopped"]) == (3, "cancelled")
+
+
+def test_prefill_is_measured_at_keep_all_and_at_the_preset(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case = language_case()
+    flags = ["--prefill", "--frames", "3", "--budget", "1", "--context", "60"]
+    code = bench_command.main(
+        [str(case.bundle.root), *flags, "--against", "torch", "--checkpoint", str(case.checkpoint)]
+    )
+    assert code == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for name in (
+        "prefill_keep_all_ms_p50",
+        "prefill_preset_ms_p50",
+        "decode_tokens_per_s",
+        "ttft_ms_p50",
+        "torch_decode_ms_p50",
+    ):
+        assert figures[name] > 0
+    assert figures["prefill_cut"] == pytest.approx(
+        1 - figures["prefill_preset_ms_p50"] / figures["prefill_keep_all_ms_p50"]
+    )
+    assert (figures["tokens_keep_all"], figures["tokens_preset"]) == (POOLED, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--context", "3"], "--context: got 3, expected --prefill"),
+        (["--prefill", "--context", "390"], "at most 380"),
+        (["--prefill", "--video", VIDEO], "--video: given, expected --prefill alone"),
+    ],
+)
+def test_prefill_mistakes_are_one_line(
+    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench_command.main([str(language_case().bundle.root), *flags]) == 2
+    assert told in capsys.readouterr().err
+
+
+def parity(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    case = language_case()
+    code = parity_command.main(
+        [str(case.bundle.root), "--checkpoint", str(case.checkpoint), "--json", "-"]
+    )
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_parity_covers_every_language_graph_logits_and_an_answer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, document = parity(capsys)
+    assert code == 0
+    rows = {(row["where"], row["tensor"]): row for row in document["rows"]}
+    for block in range(3):
+        assert ("qkv_0" + str(block), "key") in rows
+        assert ("attend_0" + str(block), "hidden_out") in rows
+    for figure in ("logits", "KL", "top-1 gap"):
+        assert rows["whole decoder", figure]["passed"]
+    assert rows["greedy answer", "gap"]["max_abs"] == 0.0
+
+
+def test_parity_fails_when_one_language_graph_is_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = OnnxRuntimeEngine.__call__
+
+    def off(self: OnnxRuntimeEngine, *arguments: Any) -> Any:
+        outputs = call(self, *arguments)
+        if self.name == "attend_01":
+            outputs["hidden_out"].numpy()[:] *= 1.01
+        return outputs
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "__call__", off)
+    code, document = parity(capsys)
+    assert code == 1
+    failed = {row["where"] for row in document["rows"] if not row["passed"]}
+    assert "attend_01" in failed
+    assert "attend_00" not in failed
+    assert "whole decoder" in failed
+
+
+def test_a_session_without_a_language_side_refuses_questions() -> None:
+    case = language_case()
+    tower = VisionTower(OnnxRuntimeBackend(case.bundle), case.bundle.manifest.vision, "fp32")
+    with pytest.raises(LanguageError, match="question: this session has no language side"):
+        StreamSession(tower, PRESETS["off"]).ask(QUESTION)
