@@ -24,7 +24,6 @@ from stc.runtime.document_output import document_output
 from stc.runtime.machine import machine_facts
 from stc.runtime.open_language import open_model
 from stc.runtime.resident import peak_rss_bytes
-from stc.runtime.session import StreamSession
 from stc.runtime.torch_side import torch_language_side, torch_side
 
 INTERVAL = 4
@@ -111,9 +110,9 @@ def _measured(flags: argparse.Namespace) -> dict[str, Any]:
     spec = bundle.manifest.vision
     default = replace(bundle.manifest.default_settings, reference_interval=INTERVAL)
     chosen = settings.from_flags(flags, default, spec.pooled)
-    tower = opening.open_tower(bundle, flags.device)
+    tower = opening.open_tower(bundle, flags.device, flags.backend, chosen)
     load_s = time.perf_counter() - start
-    session = StreamSession(tower, chosen)
+    session = opening.open_session(tower, chosen)
     bench = Bench(session)
     frames = cycle(shown)
     bench.warm_up(islice(frames, chosen.reference_interval))

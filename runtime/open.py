@@ -3,44 +3,109 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from stc.bundle import Bundle
-from stc.engines.onnxruntime_backend import PROVIDERS, OnnxRuntimeBackend, share_threads
+from stc.engines.engine import Backend
+from stc.engines.flavour import FLAVOURS, import_or_mend
+from stc.engines.tensorrt_backend import TensorRtBackend
+from stc.runtime.device_session import DeviceSession
 from stc.runtime.frame import Frame
+from stc.runtime.session import StreamSession
+from stc.runtime.stream_language import StreamLanguage
 from stc.runtime.tower import VisionTower
 from stc.runtime.video import open_video
+from stc.settings import Settings
+
+if TYPE_CHECKING:
+    from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
+
+BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags every command that runs a bundle has."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of stc-export")
+    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what computes")
     parser.add_argument(
-        "--device", choices=tuple(PROVIDERS), default="cpu", help="where ONNX Runtime computes"
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where ONNX Runtime computes"
     )
 
 
-def open_tower(bundle: Bundle, device: str) -> VisionTower:
-    """The bundle's tower on ONNX Runtime, in a process that belongs to the caller.
+def open_tower(
+    bundle: Bundle,
+    device: str,
+    backend: BackendName = "onnxruntime",
+    settings: Settings | None = None,
+    streams: int = 1,
+) -> VisionTower:
+    """The bundle's tower, in a process that belongs to the caller.
 
-    Raises EngineError when the device or a graph cannot be used.
+    TensorRT runs the engines that stc-build made for this GPU, after it was checked that
+    `streams` streams of `settings` (default the bundle's) fit. Raises EngineError when the device,
+    an engine or a graph cannot be used.
     """
     manifest = bundle.manifest
-    backend = open_backend(bundle, device)
-    return VisionTower(backend, manifest.vision, manifest.provenance.precision)
+    opened: Backend
+    if backend == "onnxruntime":
+        opened = open_backend(bundle, device)
+    else:
+        from stc.engines.open_tensorrt import open_tensorrt
+
+        kept = (settings or manifest.default_settings).kept(manifest.vision.pooled)
+        flavour = next(flavour for flavour in FLAVOURS if flavour == backend)
+        opened = open_tensorrt(bundle, flavour, _say, kept=kept, streams=streams)
+    return VisionTower(opened, manifest.vision, manifest.provenance.precision)
+
+
+def open_session(
+    tower: VisionTower, settings: Settings, language: StreamLanguage | None = None
+) -> StreamSession:
+    """A stream on `tower`; on TensorRT its frames are CUDA graphs.
+
+    Raises SettingsError when the settings do not fit the model, EngineError when there is no
+    engine for them or no memory.
+    """
+    on_device = isinstance(tower.backend, TensorRtBackend)
+    return (DeviceSession if on_device else StreamSession)(tower, settings, language)
 
 
 def open_backend(bundle: Bundle, device: str) -> OnnxRuntimeBackend:
     """ONNX Runtime for the graphs of `bundle`, in a process that belongs to the caller.
 
-    Raises EngineError when the device cannot be used.
+    Raises EngineError when it is not installed or the device cannot be used.
     """
+    mend = "install it with: pip install onnxruntime, or use --backend tensorrt"
+    import_or_mend("onnxruntime", "ONNX Runtime", mend)
+    from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
+
     share_threads()
     return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu")
+
+
+def language_backend(bundle: Bundle, tower: VisionTower, device: str) -> Backend:
+    """What runs the language side beside `tower`: the same backend, but not TensorRT.
+
+    Its engines have fixed sizes, and a conversation's tokens come in any number. Raises
+    EngineError when ONNX Runtime is not installed.
+    """
+    if isinstance(tower.backend, TensorRtBackend):
+        return open_backend(bundle, device)
+    return tower.backend
+
+
+def share_threads() -> None:
+    """ONNX Runtime's sessions of this process share one pool of threads."""
+    from stc.engines import onnxruntime_backend
+
+    onnxruntime_backend.share_threads()
 
 
 def frames(video: str | None, count: int) -> list[Frame]:
@@ -60,3 +125,7 @@ def _noise() -> Iterator[Frame]:
         rgb[128:256, left : left + 128] = random.integers(0, 256, (128, 128, 3), np.uint8)
         yield Frame(index=index, time_s=float(index), rgb=rgb.copy())
         index += 1
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -27,7 +27,6 @@ from stc.runtime.parity_graphs import compare_graphs
 from stc.runtime.parity_language import compare_language
 from stc.runtime.parity_streams import compare_streams
 from stc.runtime.preprocess import Preprocessor
-from stc.runtime.session import StreamSession
 from stc.runtime.torch_side import torch_language_side, torch_side
 from stc.runtime.tower import VisionTower
 from stc.settings import Settings
@@ -70,11 +69,11 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
     frames = opening.frames(flags.video, flags.frames)
     if len(frames) < 2:
         raise VideoError(flags.video, f"{len(frames)} frame", "at least 2 to compare")
-    tower = opening.open_tower(bundle, flags.device)
+    tower = opening.open_tower(bundle, flags.device, flags.backend, chosen)
     preprocess = Preprocessor(manifest.vision)
     pixels = [preprocess(frame.rgb).copy() for frame in frames]
     report = ParityReport(manifest.provenance.precision)
-    bench = Bench(StreamSession(tower, chosen))
+    bench = Bench(opening.open_session(tower, chosen))
     steps = len(contracts.vision_graphs(manifest.vision.blocks)) + (MODES + 1) * len(frames)
     console = Console(stderr=True)
     with (
@@ -113,9 +112,9 @@ def _compare_language(
     console: Console,
 ) -> None:
     """`report` has rows for the language side, behind the kept tokens of `frames`."""
-    session = StreamSession(tower, chosen)
+    session = opening.open_session(tower, chosen)
     video = np.concatenate([session.push(frame).tokens for frame in frames])
-    model = open_model(bundle, tower.backend)
+    model = open_model(bundle, opening.language_backend(bundle, tower, flags.device))
     with (
         torch_language_side(bundle, flags.checkpoint) as torch,
         Progress(console=console, disable=not console.is_terminal) as progress,

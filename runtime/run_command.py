@@ -29,7 +29,6 @@ from stc.runtime.metrics import StreamMetrics
 from stc.runtime.open_language import open_stream_language
 from stc.runtime.overlay import OverlayWriter
 from stc.runtime.run_document import run_document
-from stc.runtime.session import StreamSession
 from stc.runtime.summary import print_summary
 from stc.runtime.tower import VisionTower
 from stc.runtime.video import open_video
@@ -88,15 +87,16 @@ def _run(flags: argparse.Namespace) -> int:
                         flags.overlay, spec.side, spec.pooled_side, rate, covered=spec.covered
                     )
                 )
-            tower = opening.open_tower(bundle, flags.device)
+            streams = 2 if flags.compare_dense else 1
+            tower = opening.open_tower(bundle, flags.device, flags.backend, chosen, streams)
             conversation = _conversation(bundle, tower, chosen, flags, console)
             chat = Chat() if flags.chat else None
             if chat is not None:
                 console.print(HINT)
             language = None if conversation is None else conversation.language
-            session = StreamSession(tower, chosen, language)
+            session = opening.open_session(tower, chosen, language)
             metrics = StreamMetrics(spec.tokens, spec.pooled)
-            dense = StreamSession(tower, PRESETS["off"]) if flags.compare_dense else None
+            dense = opening.open_session(tower, PRESETS["off"]) if flags.compare_dense else None
             dense_metrics = StreamMetrics(spec.tokens, spec.pooled)
             fidelity = Fidelity()
             expected = _expected(source, flags)
@@ -182,7 +182,8 @@ def _conversation(
                 raise SettingsError(flag, "given", "--ask, --ask-at or --chat beside it")
         return None
     kept = chosen.kept(bundle.manifest.vision.pooled)
-    language = open_stream_language(bundle, tower.backend, memory, kept)
+    backend = opening.language_backend(bundle, tower, flags.device)
+    language = open_stream_language(bundle, backend, memory, kept)
     return Conversation(language, asked, sys.stdout, lambda line: console.print(line, markup=False))
 
 

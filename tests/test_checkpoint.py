@@ -28,12 +28,12 @@ from tests.tiny_checkpoint import (
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:  # noqa: ANN401
+def model() -> Any:
     return tiny_model()
 
 
 @pytest.fixture(scope="module")
-def pristine(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN401
+def pristine(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"), model)
 
 
@@ -46,7 +46,7 @@ def directory(pristine: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_vision_and_projector_tensor_is_transformers(
     layout: Layout,
-    model: Any,  # noqa: ANN401
+    model: Any,
     tmp_path: Path,
 ) -> None:
     checkpoint = open_checkpoint(str(write_checkpoint(tmp_path, model, layout)))
@@ -64,14 +64,14 @@ def test_every_vision_and_projector_tensor_is_transformers(
 
 
 def test_language_tensors_are_never_read(
-    model: Any,  # noqa: ANN401
+    model: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read: list[str] = []
 
     class Recorder:
-        def __init__(self, *arguments: Any, **named: Any) -> None:  # noqa: ANN401
+        def __init__(self, *arguments: Any, **named: Any) -> None:
             self.opened: Any = safe_open(*arguments, **named)
 
         def __enter__(self) -> Recorder:
@@ -84,10 +84,10 @@ def test_language_tensors_are_never_read(
         def keys(self) -> list[str]:
             return list(self.opened.keys())
 
-        def get_slice(self, name: str) -> Any:  # noqa: ANN401
+        def get_slice(self, name: str) -> Any:
             return self.opened.get_slice(name)
 
-        def get_tensor(self, name: str) -> Any:  # noqa: ANN401
+        def get_tensor(self, name: str) -> Any:
             read.append(name)
             return self.opened.get_tensor(name)
 
@@ -108,7 +108,7 @@ def test_half_precision_weights_are_given_as_float32(tmp_path: Path) -> None:
     assert torch.equal(tensor, model.model.multi_modal_projector.linear_1.weight.float())
 
 
-def test_any_tensor_is_read_by_its_name_on_disk(pristine: Path, model: Any) -> None:  # noqa: ANN401
+def test_any_tensor_is_read_by_its_name_on_disk(pristine: Path, model: Any) -> None:
     tensor = open_checkpoint(str(pristine)).tensor("language_model.model.norm.weight")
     assert torch.equal(tensor, model.model.language_model.norm.weight)
 
@@ -152,7 +152,7 @@ def test_switched_off_normalisation_changes_nothing_of_a_frame(directory: Path) 
 def test_blocks_that_run_end_at_transformers_feature_layer(
     layer: int,
     directory: Path,
-    model: Any,  # noqa: ANN401
+    model: Any,
 ) -> None:
     change_json(directory / "config.json", vision_feature_layer=layer)
     blocks = open_checkpoint(str(directory)).spec.blocks

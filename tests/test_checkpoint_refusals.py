@@ -24,12 +24,12 @@ from tests.tiny_checkpoint import (
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:  # noqa: ANN401
+def model() -> Any:
     return tiny_model()
 
 
 @pytest.fixture(scope="module")
-def pristine(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN401
+def pristine(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("tiny"), model)
 
 
@@ -112,7 +112,7 @@ def test_damage_is_found_before_any_tensor_is_read(damage: str, directory: Path)
 
 
 @pytest.fixture
-def sharded(model: Any, tmp_path: Path) -> Path:  # noqa: ANN401
+def sharded(model: Any, tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "sharded", model, "5.x sharded")
 
 

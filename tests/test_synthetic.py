@@ -44,7 +44,7 @@ def load(directory: Path) -> tuple[Any, dict[str, Any]]:
     return model.eval(), loading
 
 
-def tower(spec: VisionSpec) -> Any:  # noqa: ANN401
+def tower(spec: VisionSpec) -> Any:
     """transformers' tower with the made-up weights of seed 0."""
     config = SiglipVisionConfig(
         image_size=spec.image_size,

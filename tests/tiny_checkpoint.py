@@ -29,7 +29,7 @@ FC1 = "vision_tower.encoder.layers.1.mlp.fc1.weight"
 """A tensor's name on disk."""
 
 
-def tiny_model(dtype: torch.dtype = torch.float32) -> Any:  # noqa: ANN401
+def tiny_model(dtype: torch.dtype = torch.float32) -> Any:
     """A model of 16 px, 16 tokens, 3 blocks; every parameter random, norms and biases too."""
     vision = SiglipVisionConfig(
         image_size=16,
@@ -63,7 +63,7 @@ def tiny_model(dtype: torch.dtype = torch.float32) -> Any:  # noqa: ANN401
     return model.to(dtype).eval()
 
 
-def write_checkpoint(directory: Path, model: Any, layout: Layout = "5.x") -> Path:  # noqa: ANN401
+def write_checkpoint(directory: Path, model: Any, layout: Layout = "5.x") -> Path:
     """`model` saved in `directory` with the names and files of `layout`."""
     shard_size = "10KB" if layout == "5.x sharded" else "1GB"
     model.save_pretrained(directory, max_shard_size=shard_size)
