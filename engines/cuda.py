@@ -52,7 +52,10 @@ class DeviceFacts:
 
 def load_cuda() -> Cuda:
     """The CUDA runtime. Raises EngineError with the command that installs its bindings."""
-    mend = "install it with: pip install cuda-bindings (the CUDA major version of your driver)"
+    mend = (
+        "install it with: pip install cuda-bindings, of the driver's CUDA major version "
+        "('cuda-bindings<13' on JetPack 6)"
+    )
     return Cuda(import_or_mend("cuda.bindings.runtime", "CUDA", mend))
 
 

@@ -228,14 +228,19 @@ class Device:
         try:
             return self.cuda.call(function, *arguments)
         except DeviceError:
-            self._runtime.cudaGetLastError()  # forgets an error that was only this call's
-            status, *_ = self._runtime.cudaMemGetInfo()
-            self.lost = self.lost or int(status) != 0
+            if not self.capturing:
+                self._look_for_loss()
             raise
+
+    def _look_for_loss(self) -> None:
+        """Whether the device still answers once an error that was only one call's is forgotten."""
+        self._runtime.cudaGetLastError()
+        status, *_ = self._runtime.cudaMemGetInfo()
+        self.lost = self.lost or int(status) != 0
 
     def _abandon_capture(self) -> None:
         """End a capture that is of no use; its status is that of what broke it."""
         result = self._runtime.cudaStreamEndCapture(self.stream)
         if int(result[0]) == 0:
             self._runtime.cudaGraphDestroy(result[1])
-        self._runtime.cudaGetLastError()
+        self._look_for_loss()

@@ -1,9 +1,9 @@
 """ONNX Runtime as a backend: CPU by default, CUDA by option.
 
 A tower is some fifty small sessions; with a spinning thread pool each they slow one another down
-up to 2.4 times (docs/log.md). So sessions either share the process's pool, which only the owner
+up to 2.5 times (docs/log.md). So sessions either share the process's pool, which only the owner
 of the process may decide (`share_threads`: from then on every session in it must use that pool),
-or they have pools of their own that sleep instead of spin, 3% slower. They share one arena in
+or they have pools of their own that sleep instead of spin, some 10% slower. They share one arena in
 either case: with an arena each, every session keeps its largest attention map, 5 GB in a tower of
 SigLIP-so400m. Inputs and outputs are bound, so that tensors stay where they are and big outputs
 are written into buffers that live on.
@@ -34,12 +34,10 @@ PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExec
 class OnnxRuntimeEngine:
     """A session on one graph; see `stc.engines.engine.Engine`."""
 
-    def __init__(self, name: str, path: Path, device: Device) -> None:
+    def __init__(self, name: str, path: Path, device: Device, *, prepack: bool = True) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        if name in (TEXT_EMBED, HEAD):
-            # A row at a time the head is as fast from the mapped file, which both graphs share:
-            # no copy of the vocabulary's gigabytes in another layout.
+        if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.use_env_allocators", "1")
         if _threads_shared:
@@ -84,11 +82,12 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeBackend:
     """Loads a bundle's graphs with ONNX Runtime; see `stc.engines.engine.Backend`.
 
-    Tensors are OrtValues. Raises EngineError when `device` needs a provider that the installed
-    ONNX Runtime lacks.
+    Tensors are OrtValues. With `int4` the graphs that have four-bit matrices as well are loaded
+    with those. Raises EngineError when `device` needs a provider that the installed ONNX Runtime
+    lacks, or when the bundle has no four-bit graphs.
     """
 
-    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
+    def __init__(self, bundle: Bundle, device: Device = "cpu", *, int4: bool = False) -> None:
         available = onnxruntime.get_available_providers()
         if PROVIDERS[device] not in available:
             raise EngineError(
@@ -97,13 +96,23 @@ class OnnxRuntimeBackend:
                 PROVIDERS[device],
                 "install it with: pip install onnxruntime-gpu",
             )
+        if int4 and not bundle.manifest.int4_graphs:
+            raise EngineError("--int4", f"{bundle.root} was exported without --int4 32 or 128")
+        self._int4 = bundle.manifest.int4_graphs if int4 else {}
         _share_arena()
         self.name = f"onnxruntime-{device}"
         self._bundle = bundle
         self._device = device
 
     def load(self, graph: str) -> Engine:
-        return OnnxRuntimeEngine(graph, self._bundle.graph_path(graph), self._device)
+        if graph in self._int4:
+            path = self._bundle.root / self._int4[graph].file.path
+            return OnnxRuntimeEngine(graph, path, self._device)
+        # A row at a time the head is as fast from the mapped file, which both graphs share: no
+        # copy of the vocabulary's gigabytes in another layout.
+        prepack = graph not in (TEXT_EMBED, HEAD)
+        path = self._bundle.graph_path(graph)
+        return OnnxRuntimeEngine(graph, path, self._device, prepack=prepack)
 
     def to_device(self, array: NDArray[np.generic]) -> Tensor:
         # On the CPU an OrtValue may alias the array it was made from.
@@ -150,8 +159,8 @@ _threads_shared = False
 def share_threads() -> None:
     """All later sessions of this process share one pool with a thread per usable core.
 
-    For programs that own their process, before their first session; where another session came
-    first ONNX Runtime refuses, and sessions keep pools of their own.
+    For programs that own their process. Sessions made before keep their own pools; a shared pool
+    that something else in the process made before stays as it is, and is used.
     """
     global _threads_shared
     if _threads_shared:
@@ -159,9 +168,9 @@ def share_threads() -> None:
     try:
         onnxruntime.set_global_thread_pool_sizes(usable_cores(), 1)
     except Exception as error:
+        # From then on ONNX Runtime takes no session with a pool of its own.
         if "already been created" not in str(error):
             raise
-        return
     _threads_shared = True
 
 

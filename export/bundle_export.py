@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from stc.export.checkpoint import VisionWeights
 from stc.export.decoder import Decoder
 from stc.export.graph import OPSET, FreeAxis
 from stc.export.graphs import GraphWriter, Tick, write_graphs
+from stc.export.int4 import Group
+from stc.export.int4_graphs import Int4Writer
 from stc.export.language_graphs import write_language_graphs
 from stc.export.language_weights import LanguageWeights
 from stc.export.ports import language_sizes, port_entries, vision_sizes
@@ -24,6 +27,7 @@ from stc.export.tower import Tower
 from stc.export.weights_file import WeightsFile
 from stc.manifest import (
     GRAPHS,
+    INT4_WEIGHTS,
     LANGUAGE_WEIGHTS,
     WEIGHTS,
     DefaultSettings,
@@ -43,6 +47,7 @@ def export_bundle(
     output: Path,
     *,
     language: LanguageWeights | None = None,
+    int4: Group | None = None,
     model: str,
     kind: Weights,
     precision: Precision,
@@ -52,8 +57,9 @@ def export_bundle(
 ) -> Manifest:
     """A bundle of `weights` stands at `output`, every graph equal to torch; returns its manifest.
 
-    Without `language` it has no language side. Nothing is left at `output` when it fails. Raises
-    ExportError, CheckpointError, BundleError, SettingsError.
+    Without `language` it has no language side; with `int4` that stands there a second time, its
+    matrices in four bits, `int4` values to a scale. Nothing is left at `output` when it fails.
+    Raises ExportError, CheckpointError, BundleError, SettingsError.
     """
     settings.kept(weights.spec.pooled)
     with BundleWriter(output, force=force) as writer:
@@ -72,9 +78,8 @@ def export_bundle(
         stored = [WEIGHTS]
         entries = _graph_entries(root, weights, precision)
         if language is not None:
-            _write_language(root, language, precision, tick)
+            stored += _write_language(root, language, precision, int4, tick)
             entries |= _language_entries(root, language, precision)
-            stored.append(LANGUAGE_WEIGHTS)
         companions = weights.companions()
         for name, content in companions.items():
             (root / name).write_bytes(content)
@@ -82,6 +87,8 @@ def export_bundle(
             vision=weights.spec,
             language=language.spec if language is not None else None,
             graphs=entries,
+            int4_graphs=_int4_entries(root, language, precision) if int4 else {},
+            int4_group=int4,
             files=tuple(file_entry(root, path) for path in [*stored, *companions]),
             settings=DefaultSettings(**vars(settings)),
             provenance=Provenance(
@@ -114,18 +121,26 @@ def _graph_entries(
 
 
 def _write_language(
-    root: Path, language: LanguageWeights, precision: Precision, tick: Tick
-) -> None:
+    root: Path, language: LanguageWeights, precision: Precision, int4: Group | None, tick: Tick
+) -> list[str]:
+    """The language graphs stand in `root`; returns their weights files."""
     most = language.spec.most_positions
-    with WeightsFile(root / LANGUAGE_WEIGHTS) as weights_file:
+    stored = [LANGUAGE_WEIGHTS]
+    with ExitStack() as stack:
         writer = GraphWriter(
             folder=root / GRAPHS,
-            weights=weights_file,
+            weights=stack.enter_context(WeightsFile(root / LANGUAGE_WEIGHTS)),
             precision=precision,
             free=(FreeAxis("m", most), FreeAxis("S", most)),
             tick=tick,
         )
-        write_language_graphs(writer, Decoder(language, DTYPES[precision]))
+        int4_writer = None
+        if int4 is not None:
+            stored.append(INT4_WEIGHTS)
+            int4_weights = stack.enter_context(WeightsFile(root / INT4_WEIGHTS))
+            int4_writer = Int4Writer(root / GRAPHS, int4_weights, precision, int4)
+        write_language_graphs(writer, Decoder(language, DTYPES[precision]), int4_writer)
+    return stored
 
 
 def _language_entries(
@@ -138,11 +153,31 @@ def _language_entries(
     }
 
 
+def _int4_entries(
+    root: Path, language: LanguageWeights | None, precision: Precision
+) -> dict[str, GraphEntry]:
+    if language is None:
+        return {}
+    sizes = language_sizes(language.spec)
+    graphs = contracts.language_graphs(language.spec.blocks)
+    # The embedding is looked up, not multiplied with.
+    del graphs[contracts.TEXT_EMBED]
+    return {
+        name: _entry(root, name, contract, sizes, precision, "_int4")
+        for name, contract in graphs.items()
+    }
+
+
 def _entry(
-    root: Path, name: str, contract: Contract, sizes: Mapping[str, int], precision: Precision
+    root: Path,
+    name: str,
+    contract: Contract,
+    sizes: Mapping[str, int],
+    precision: Precision,
+    ending: str = "",
 ) -> GraphEntry:
     return GraphEntry(
-        file=file_entry(root, f"{GRAPHS}/{name}.onnx"),
+        file=file_entry(root, f"{GRAPHS}/{name}{ending}.onnx"),
         inputs=port_entries(contract.inputs, sizes, precision),
         outputs=port_entries(contract.outputs, sizes, precision),
     )

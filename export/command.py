@@ -42,6 +42,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--vision-only", action="store_true", help="no language graphs: kept tokens, no answers"
     )
+    parser.add_argument(
+        "--int4",
+        type=int,
+        choices=(32, 128),
+        metavar="32|128",
+        help="language matrices in four bits as well, so many values to a scale",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     settings.add_flags(parser)
     return parser.parse_args(arguments)
@@ -54,6 +61,8 @@ def _export(flags: argparse.Namespace) -> int:
         )
     if flags.model == "demo" and (flags.checkpoint or flags.random_weights):
         raise SettingsError("--model demo", "got other weights", "none, the model is built in")
+    if flags.int4 and flags.vision_only:
+        raise SettingsError("--int4", "given", "no --vision-only beside it")
     precision: Precision = flags.precision
     output = flags.output or Path("out") / flags.model
 
@@ -84,6 +93,7 @@ def _export(flags: argparse.Namespace) -> int:
                 weights,
                 output,
                 language=language,
+                int4=flags.int4,
                 model=flags.model,
                 kind=kind,
                 precision=precision,

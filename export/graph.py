@@ -123,11 +123,16 @@ def free_count(model: onnx.ModelProto, contract: Contract, default: int) -> None
 
 
 def bind(
-    template: onnx.ModelProto, name: str, spans: Mapping[str, Span], location: str
+    template: onnx.ModelProto,
+    name: str,
+    spans: Mapping[str, Span],
+    location: str,
+    *,
+    allowed: frozenset[str] = PORTABLE_OPS,
 ) -> onnx.ModelProto:
     """A copy of `template` called `name`, its parameters read from `location` at `spans`.
 
-    Raises ExportError for an operator outside PORTABLE_OPS.
+    Raises ExportError for an operator outside `allowed`.
     """
     model = onnx.ModelProto()
     model.CopyFrom(template)
@@ -148,7 +153,7 @@ def bind(
     stored = {initializer.name for initializer in model.graph.initializer}
     if lost := set(spans) - stored:
         raise ExportError(name, f"the trace lost parameters {sorted(lost)}")
-    if unknown := {node.op_type for node in model.graph.node} - PORTABLE_OPS:
+    if unknown := {node.op_type for node in model.graph.node} - allowed:
         raise ExportError(name, f"operators {sorted(unknown)}", "the portable subset")
     return model
 

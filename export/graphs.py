@@ -71,6 +71,10 @@ class GraphWriter:
         module.float()
         return self.finish(name, contract, self._templates[kind], spans)
 
+    def template(self, kind: str) -> onnx.ModelProto:
+        """What graphs of `kind` are bound from, once one was written."""
+        return self._templates[kind]
+
     def finish(
         self, name: str, contract: Contract, template: onnx.ModelProto, spans: Mapping[str, Span]
     ) -> GraphCheck:

@@ -28,6 +28,7 @@ from stc.export import decoder
 from stc.export.decoder import Decoder
 from stc.export.graph import trace
 from stc.export.graphs import GraphWriter
+from stc.export.int4_graphs import Int4Writer
 from stc.export.language_modules import Head, TextEmbed
 from stc.export.language_weights import EMBED, HEAD
 from stc.export.weights_file import Span
@@ -42,8 +43,11 @@ EMPTY = 8
 """Empty rows among the cached ones."""
 
 
-def write_language_graphs(writer: GraphWriter, model: Decoder) -> None:
-    """Every graph of the decoder stands in the writer's folder and equals torch.
+def write_language_graphs(
+    writer: GraphWriter, model: Decoder, int4: Int4Writer | None = None
+) -> None:
+    """Every graph of the decoder stands in the writer's folder and equals torch; with `int4` those
+    with matrices stand there a second time.
 
     Raises ExportError naming graph, output and difference.
     """
@@ -54,8 +58,8 @@ def write_language_graphs(writer: GraphWriter, model: Decoder) -> None:
     hidden, embedding = _text_embed(writer, model, ids)
     places = torch.randperm(CHUNK + EMPTY, generator=generator)[:CHUNK]
     for block in range(spec.blocks):
-        hidden = _block(writer, model, block, hidden, places)
-    _head(writer, model, hidden[-1:], embedding)
+        hidden = _block(writer, model, block, hidden, places, int4)
+    _head(writer, model, hidden[-1:], embedding, int4)
 
 
 def _text_embed(writer: GraphWriter, model: Decoder, ids: Tensor) -> tuple[Tensor, Span]:
@@ -75,7 +79,12 @@ def _text_embed(writer: GraphWriter, model: Decoder, ids: Tensor) -> tuple[Tenso
 
 
 def _block(
-    writer: GraphWriter, model: Decoder, block: int, hidden: Tensor, places: Tensor
+    writer: GraphWriter,
+    model: Decoder,
+    block: int,
+    hidden: Tensor,
+    places: Tensor,
+    int4: Int4Writer | None,
 ) -> Tensor:
     """hidden [m, D] after the block; its rows are cached at `places`, all others are empty."""
     name = contracts.qkv_graph(block)
@@ -84,6 +93,9 @@ def _block(
     check = writer.write(name, qkv, QKV_CONTRACT, (hidden,), kind="qkv", keys=tensors)
     query, key, value = check.compare(qkv, (hidden,))
     check.compare(qkv, (hidden[-1:],))
+    if int4 is not None:
+        template, inputs = writer.template("qkv"), ((hidden,), (hidden[-1:],))
+        int4.write(name, qkv, QKV_CONTRACT, template, inputs, kind="qkv", keys=tensors)
     writer.tick(name)
 
     name = contracts.attend_graph(block)
@@ -97,13 +109,24 @@ def _block(
     (after,) = check.compare(attend, full)
     last = (hidden[-1:], query[:, -1:], keys, values, positions[-1:], key_positions)
     check.compare(attend, last)
+    if int4 is not None:
+        template = writer.template("attend")
+        int4.write(
+            name, attend, ATTEND_CONTRACT, template, (full, last), kind="attend", keys=tensors
+        )
     if not bool(torch.isfinite(after).all()):
         raise ExportError(name, "NaN or infinite output", "finite numbers", "check the weights")
     writer.tick(name)
     return after
 
 
-def _head(writer: GraphWriter, model: Decoder, hidden: Tensor, embedding: Span) -> None:
+def _head(
+    writer: GraphWriter,
+    model: Decoder,
+    hidden: Tensor,
+    embedding: Span,
+    int4: Int4Writer | None,
+) -> None:
     spec = model.weights.spec
     stand_in = Head(spec, STAND_IN_ROWS, model.dtype)
     template = trace(stand_in, HEAD_CONTRACT, (hidden.to(model.dtype),), writer.free)
@@ -115,6 +138,9 @@ def _head(writer: GraphWriter, model: Decoder, hidden: Tensor, embedding: Span) 
     spans = {TABLE: table, "norm.weight": writer.weights.add(decoder.NORM, norm.weight.numpy())}
     check = writer.finish(contracts.HEAD, HEAD_CONTRACT, template, spans)
     check.compare(Multiplied(model, norm), (hidden,))
+    if int4 is not None:
+        parts = (part.numpy() for part in _rounded(model, HEAD))
+        int4.write_head(template, norm, parts, hidden)
     writer.tick(contracts.HEAD)
 
 

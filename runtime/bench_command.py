@@ -20,10 +20,13 @@ from stc.errors import SettingsError
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
 from stc.runtime.bench_prefill import PrefillBench
+from stc.runtime.device_session import DeviceSession
 from stc.runtime.document_output import document_output
+from stc.runtime.gpu_facts import gpu_facts
 from stc.runtime.machine import machine_facts
 from stc.runtime.open_language import open_model
 from stc.runtime.resident import peak_rss_bytes
+from stc.runtime.session import StreamSession
 from stc.runtime.torch_side import torch_language_side, torch_side
 
 INTERVAL = 4
@@ -55,6 +58,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--context", type=int, metavar="S", help="--prefill: tokens before the frame, default 1000"
     )
+    opening.add_int4_flag(parser)
     settings.add_flags(parser)
     return parser.parse_args(arguments)
 
@@ -64,6 +68,8 @@ def _bench(flags: argparse.Namespace) -> int:
         raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
     if flags.context is not None and not (flags.prefill and flags.context > 0):
         raise SettingsError("--context", f"got {flags.context}", "--prefill, and at least 1")
+    if flags.int4 and not flags.prefill:
+        raise SettingsError("--int4", "given", "--prefill beside it: the tower has no such graphs")
     if flags.prefill and flags.video is not None:
         raise SettingsError("--video", "given", "--prefill alone: it runs no tower")
     with document_output(flags.json) as write:
@@ -76,7 +82,7 @@ def _prefill(flags: argparse.Namespace) -> dict[str, Any]:
     bundle = Bundle.open(flags.bundle)
     pooled = bundle.manifest.vision.pooled
     chosen = settings.from_flags(flags, bundle.manifest.default_settings, pooled)
-    model = open_model(bundle, opening.open_backend(bundle, flags.device))
+    model = open_model(bundle, opening.open_backend(bundle, flags.device, int4=flags.int4))
     load_s = time.perf_counter() - start
     with ExitStack() as stack:
         torch = None
@@ -96,6 +102,7 @@ def _prefill(flags: argparse.Namespace) -> dict[str, Any]:
         "precision": bundle.manifest.provenance.precision,
         "backend": model.backend.name,
         "settings": asdict(chosen),
+        "int4_group": bundle.manifest.int4_group if flags.int4 else None,
         "load_s": load_s,
         "peak_rss_bytes": peak_rss_bytes(),
         **bench.figures(),
@@ -115,7 +122,8 @@ def _measured(flags: argparse.Namespace) -> dict[str, Any]:
     session = opening.open_session(tower, chosen)
     bench = Bench(session)
     frames = cycle(shown)
-    bench.warm_up(islice(frames, chosen.reference_interval))
+    intervals = DeviceSession.WARM_UP_INTERVALS if isinstance(session, DeviceSession) else 1
+    bench.warm_up(islice(frames, intervals * chosen.reference_interval))
     rss = peak_rss_bytes()
     with ExitStack() as stack:
         stream = None
@@ -137,7 +145,19 @@ def _measured(flags: argparse.Namespace) -> dict[str, Any]:
         "load_s": load_s,
         "peak_rss_bytes": rss,
         **bench.figures(),
+        **_gpu(session),
         "machine": machine_facts(),
+    }
+
+
+def _gpu(session: StreamSession) -> dict[str, Any]:
+    """The GPU, and the kinds of frame that were one CUDA graph; nothing on other backends."""
+    if not isinstance(session, DeviceSession):
+        return {}
+    device = session.device
+    return {
+        "captured": sorted(session.captured),
+        "gpu": gpu_facts(device.cuda, device.allocated_bytes),
     }
 
 

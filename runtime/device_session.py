@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stc.engines.device import Device
 from stc.engines.device_array import on_device
 from stc.engines.engine import Tensor
 from stc.engines.tensorrt_backend import TensorRtBackend
@@ -28,6 +29,10 @@ class DeviceSession(StreamSession):
     Reports give GPU time by stage in `stage_ms` and in all in `engine_ms`. A DeviceError ends the
     session: its memory is given back, and whatever is asked of it later is refused with the cause.
     """
+
+    WARM_UP_INTERVALS = 4
+    """Reference intervals after which every frame is a replay: two runs of each kind of frame at
+    each of the two sets of references."""
 
     def __init__(
         self,
@@ -50,6 +55,11 @@ class DeviceSession(StreamSession):
     def references_bytes(self) -> int:
         """Bytes both sets of references hold."""
         return sum(one.size_bytes for one in self._sets)
+
+    @property
+    def device(self) -> Device:
+        """The device it runs on."""
+        return self._backend.device
 
     @property
     def captured(self) -> set[FrameKind]:

@@ -37,8 +37,8 @@ class KvBuckets:
     def context(self, rows: int, most: int) -> int:
         """S for a context of `rows` rows that never needs more than `most`.
 
-        Without buckets it is at most a quarter, or LEAST_STEP, larger than `rows`, and takes four
-        values per doubling. Raises LanguageError when no bucket is large enough.
+        Without buckets it is at most an eighth, or LEAST_STEP, larger than `rows`, and takes
+        eight values per doubling. Raises LanguageError when no bucket is large enough.
         """
         if self.contexts:
             fitting = [context for context in self.contexts if context >= rows]
@@ -50,5 +50,5 @@ class KvBuckets:
                 f"at most {self.contexts[-1]}, the longest its engines were built for",
                 "use a smaller --window, or build longer engines",
             )
-        step = max(LEAST_STEP, (1 << rows.bit_length()) // 8)
+        step = max(LEAST_STEP, (1 << rows.bit_length()) // 16)
         return max(rows, min(-(-rows // step) * step, most))

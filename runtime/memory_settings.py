@@ -18,8 +18,9 @@ from stc.runtime.spill_file import SpillFile
 Policy = Literal["window", "rekv", "all"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
-WINDOW = 4096
-"""Tokens of a window nobody asked for: 70 frames of 58. ReKV's own setting is 15,000."""
+WINDOW = 3840
+"""Tokens of a window nobody asked for: 66 frames of 58, and 4,096 rows with a question and its
+answer. ReKV's own setting is 15,000."""
 SINKS = 4
 """First tokens a window keeps at least, whatever they are (attention sinks)."""
 RESERVE = 1024

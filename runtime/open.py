@@ -39,6 +39,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_int4_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--int4`, which chooses the language graphs with four-bit matrices."""
+    help_text = "language matrices in four bits (a bundle of stc-export --int4)"
+    parser.add_argument("--int4", action="store_true", help=help_text)
+
+
 def open_tower(
     bundle: Bundle,
     device: str,
@@ -77,27 +83,30 @@ def open_session(
     return (DeviceSession if on_device else StreamSession)(tower, settings, language)
 
 
-def open_backend(bundle: Bundle, device: str) -> OnnxRuntimeBackend:
+def open_backend(bundle: Bundle, device: str, *, int4: bool = False) -> OnnxRuntimeBackend:
     """ONNX Runtime for the graphs of `bundle`, in a process that belongs to the caller.
 
-    Raises EngineError when it is not installed or the device cannot be used.
+    With `int4` the language graphs are those with four-bit matrices. Raises EngineError when it
+    is not installed, the device cannot be used, or the bundle has no such graphs.
     """
     mend = "install it with: pip install onnxruntime, or use --backend tensorrt"
     import_or_mend("onnxruntime", "ONNX Runtime", mend)
     from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 
     share_threads()
-    return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu")
+    return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu", int4=int4)
 
 
-def language_backend(bundle: Bundle, tower: VisionTower, device: str) -> Backend:
+def language_backend(
+    bundle: Bundle, tower: VisionTower, device: str, *, int4: bool = False
+) -> Backend:
     """What runs the language side beside `tower`: the same backend, but not TensorRT.
 
     Its engines have fixed sizes, and a conversation's tokens come in any number. Raises
-    EngineError when ONNX Runtime is not installed.
+    EngineError when ONNX Runtime is not installed, or as `open_backend` for `int4`.
     """
-    if isinstance(tower.backend, TensorRtBackend):
-        return open_backend(bundle, device)
+    if int4 or isinstance(tower.backend, TensorRtBackend):
+        return open_backend(bundle, device, int4=int4)
     return tower.backend
 
 

@@ -64,6 +64,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     settings.add_flags(parser)
     questions.add_flags(parser)
     memory_settings.add_flags(parser)
+    opening.add_int4_flag(parser)
     return parser.parse_args(arguments)
 
 
@@ -176,13 +177,13 @@ def _conversation(
     """The questions of the run and the language side that answers them; None without any."""
     asked, memory = questions.from_flags(flags), memory_settings.from_flags(flags)
     if not asked.asked and not flags.chat:
-        for name in (*questions.ANSWERING, *memory_settings.NAMES):
-            if getattr(flags, name) is not None:
+        for name in (*questions.ANSWERING, *memory_settings.NAMES, "int4"):
+            if getattr(flags, name) not in (None, False):
                 flag = f"--{name.replace('_', '-')}"
                 raise SettingsError(flag, "given", "--ask, --ask-at or --chat beside it")
         return None
     kept = chosen.kept(bundle.manifest.vision.pooled)
-    backend = opening.language_backend(bundle, tower, flags.device)
+    backend = opening.language_backend(bundle, tower, flags.device, int4=flags.int4)
     language = open_stream_language(bundle, backend, memory, kept)
     return Conversation(language, asked, sys.stdout, lambda line: console.print(line, markup=False))
 

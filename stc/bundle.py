@@ -47,8 +47,8 @@ class Bundle:
         root = Path(path)
         manifest = _read_manifest(root)
         mend = f"copy the bundle again, or {export_again(root, manifest.provenance)}"
-        graphs = (graph.file for graph in manifest.graphs.values())
-        entries = list(dict.fromkeys([*graphs, *manifest.files]))
+        graphs = [*manifest.graphs.values(), *manifest.int4_graphs.values()]
+        entries = list(dict.fromkeys([*(graph.file for graph in graphs), *manifest.files]))
         try:
             for entry in entries:
                 _verify_size(root, entry, mend)

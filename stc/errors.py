@@ -26,6 +26,8 @@ class StcError(Exception):
     """
 
     def __init__(self, subject: object, got: str, expected: str = "", mend: str = "") -> None:
+        self.got = got
+        self.mend = mend
         line = f"{subject}: {got}"
         if expected:
             line += f", expected {expected}"

@@ -17,6 +17,7 @@ GRAPHS = "graphs"
 WEIGHTS = f"{GRAPHS}/weights.bin"
 LANGUAGE_WEIGHTS = f"{GRAPHS}/language.bin"
 """Of the language graphs alone: a device that only watches does without."""
+INT4_WEIGHTS = f"{GRAPHS}/language_int4.bin"
 
 Precision = Literal["fp32", "fp16"]
 
@@ -166,6 +167,10 @@ class Manifest(_Entry):
     vision: VisionSpec
     language: LanguageSpec | None = Field(None, description="None: the bundle has no language side")
     graphs: dict[str, GraphEntry]
+    int4_graphs: dict[str, GraphEntry] = Field(
+        {}, description="language graphs a second time, with four-bit matrices, ONNX Runtime's own"
+    )
+    int4_group: int | None = Field(None, description="values that share a scale in int4_graphs")
     files: tuple[FileEntry, ...] = Field(description="weights and the checkpoint's own files")
     settings: DefaultSettings
     provenance: Provenance

@@ -75,15 +75,19 @@ def checkpoint_bundle(
     return export(open_checkpoint(str(checkpoints[0])), output)
 
 
-@pytest.fixture
-def run_main(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a command's `main` in this process: it does not take the process's threads for itself,
-    which could not be taken back."""
+@pytest.fixture(autouse=True)
+def threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command run in this process does not take its threads, which could not be taken back."""
     from stc.runtime import open as opening
 
     monkeypatch.setattr(opening, "share_threads", lambda: None)
+
+
+@pytest.fixture
+def run_main(
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a command's `main` in this process."""
 
     def run(
         main: Callable[[Sequence[str]], int], *arguments: object

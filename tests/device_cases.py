@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc import contracts
-from stc.bundle import Bundle
+from stc.bundle import Bundle, file_entry
+from stc.bundle_writer import BundleWriter
 from stc.engines.cuda import Cuda
 from stc.engines.device import Device
 from stc.engines.flavour import Flavour
@@ -19,9 +20,10 @@ from stc.engines.oracle_backend import OracleBackend
 from stc.engines.plan import Buckets, plan_engines
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.export.ports import port_entries, vision_sizes
-from stc.manifest import DefaultSettings, FileEntry, GraphEntry, Manifest
+from stc.manifest import GRAPHS, DefaultSettings, FileEntry, GraphEntry, Manifest
 from stc.runtime.device_session import DeviceSession
 from stc.runtime.frame import Frame
+from stc.runtime.report import FrameReport
 from stc.runtime.session import StreamSession
 from stc.runtime.tower import VisionTower
 from stc.settings import Settings
@@ -89,6 +91,20 @@ def manifest() -> Manifest:
         settings=DefaultSettings(**vars(SETTINGS)),
         provenance=provenance(),
     )
+
+
+def write_device_bundle(path: Path) -> Path:
+    """A bundle of SPEC's tower stands at `path`; its graphs are placeholders."""
+    with BundleWriter(path) as writer:
+        (writer.root / GRAPHS).mkdir()
+        described = manifest()
+        graphs = {}
+        for name, graph in described.graphs.items():
+            (writer.root / graph.file.path).write_bytes(name.encode())
+            file = file_entry(writer.root, graph.file.path)
+            graphs[name] = graph.model_copy(update={"file": file})
+        writer.finish(described.model_copy(update={"graphs": graphs}))
+    return path
 
 
 def numpy_graphs(seed: int = 0) -> dict[str, Any]:
@@ -179,3 +195,19 @@ def frames(count: int, seed: int = 0) -> list[Frame]:
         rgb[top : top + 6, 3:12] = random.integers(0, 256, (6, 9, 3), np.uint8)
         result.append(Frame(index=index, time_s=index / 2, rgb=rgb.copy()))
     return result
+
+
+def assert_equal(got: FrameReport, expected: FrameReport) -> None:
+    where = f"frame {got.index}, {got.kind}"
+    assert got.kind == expected.kind, where
+    np.testing.assert_array_equal(got.recomputed, expected.recomputed, where)
+    np.testing.assert_array_equal(got.kept, expected.kept, where)
+    np.testing.assert_array_equal(got.tokens, expected.tokens, where)
+
+
+def assert_same_stream(
+    session: StreamSession, settings: Settings, count: int, seed: int = 0
+) -> None:
+    oracle = oracle_session(settings)
+    for frame in frames(count, seed):
+        assert_equal(session.push(frame), oracle.push(frame))

@@ -1,15 +1,17 @@
 """Streams a few decoded frames over and over, as `stc-run` does, and measures itself.
 
 Run as a program, in a process that does nothing else: BUNDLE FRAMES. Prints one JSON object;
-`rss_bytes` (the largest) and `fastest_ms` (the quickest frame's processor time in this thread,
+`rss_bytes` (the median) and `fastest_ms` (the quickest frame's processor time in this thread,
 which other processes disturb least) are of each quarter of the stream.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
+from array import array
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -30,8 +32,8 @@ def main(bundle_path: str, count: int) -> None:
     spec, settings = bundle.manifest.vision, bundle.manifest.default_settings
     session = StreamSession(opening.open_tower(bundle, "cpu"), settings)
     metrics = StreamMetrics(spec.tokens, spec.pooled)
-    # Room for the measurements themselves, before the first is taken.
-    resident, times = [0] * count, [0.0] * count
+    # Room for the measurements themselves, touched before the first is taken.
+    resident, times = array("q", bytes(8 * count)), array("d", bytes(8 * count))
     frames = cycle(opening.frames(str(STREET), 8))
     with LiveTable(spec.tokens, spec.pooled, expected=count) as table:
         for index, frame in enumerate(islice(frames, count)):
@@ -47,7 +49,7 @@ def main(bundle_path: str, count: int) -> None:
     quarters = [slice(count * part // 4, count * (part + 1) // 4) for part in range(4)]
     figures = {
         "frames": document["summary"]["frames"],
-        "rss_bytes": [max(resident[quarter]) for quarter in quarters],
+        "rss_bytes": [statistics.median(resident[quarter]) for quarter in quarters],
         "fastest_ms": [min(times[quarter]) for quarter in quarters],
     }
     print(json.dumps(figures))

@@ -305,6 +305,12 @@ class FakeCuda:
     def cudaGetDeviceProperties(self, index: int) -> tuple[Any, ...]:
         return 0, SimpleNamespace(name=b"Fake GPU")
 
+    def cudaDriverGetVersion(self) -> tuple[Any, ...]:
+        return 0, 12060
+
+    def cudaRuntimeGetVersion(self) -> tuple[Any, ...]:
+        return 0, 12060
+
     def cudaDeviceReset(self) -> tuple[Any, ...]:
         self.sticky = 0
         self._freed += self.memory.values()

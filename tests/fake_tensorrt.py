@@ -46,6 +46,7 @@ class FakeTensorRt:
     """The module `tensorrt` or `tensorrt_rtx`: `graphs` are the functions, `entries` their ports.
 
     refuse: called with graph and "capture" or "run"; True makes the context return False.
+    read: what an engine file says; the double's own are JSON.
     """
 
     cuda: FakeCuda
@@ -53,6 +54,7 @@ class FakeTensorRt:
     entries: Mapping[str, GraphEntry]
     refuse: Callable[[str, str], bool] = lambda graph, where: False
     capturable: bool = True
+    read: Callable[[bytes], Plan] = lambda content: Plan(**json.loads(content))
     runs: list[str] = field(default_factory=list)
     __version__: str = VERSION
 
@@ -99,7 +101,7 @@ class FakeRuntime:
 
     def deserialize_cuda_engine(self, content: bytes) -> FakeEngine | None:
         try:
-            return FakeEngine(self._trt, Plan(**json.loads(content)))
+            return FakeEngine(self._trt, self._trt.read(content))
         except ValueError:
             self._logger.log(FakeTensorRt.ILogger.Severity.ERROR, "Magic tag does not match")
             return None

@@ -24,6 +24,7 @@ from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.export.bundle_export import export_bundle
 from stc.export.checkpoint import open_checkpoint
 from stc.export.demo_tokenizer import demo_tokenizer
+from stc.export.int4 import Group
 from stc.manifest import Precision
 from stc.runtime.kv_buckets import KvBuckets
 from stc.runtime.language import LanguageModel
@@ -46,12 +47,12 @@ class LanguageCase:
     checkpoint: Path
     bundle: Bundle
 
-    def language(self, buckets: KvBuckets | None = None) -> LanguageModel:
+    def language(self, buckets: KvBuckets | None = None, *, int4: bool = False) -> LanguageModel:
         """The bundle's decoder on ONNX Runtime."""
         manifest = self.bundle.manifest
         assert manifest.language is not None
         return LanguageModel(
-            OnnxRuntimeBackend(self.bundle),
+            OnnxRuntimeBackend(self.bundle, int4=int4),
             manifest.language,
             manifest.provenance.precision,
             buckets,
@@ -104,13 +105,15 @@ def language_model(*, tied: bool = True) -> Any:
     return model.eval()
 
 
-def language_case(*, tied: bool = True, precision: Precision = "fp32") -> LanguageCase:
+def language_case(
+    *, tied: bool = True, precision: Precision = "fp32", int4: Group | None = None
+) -> LanguageCase:
     """The model and its bundle, made once per process."""
-    return _made(tied, precision)
+    return _made(tied, precision, int4)
 
 
 @cache
-def _made(tied: bool, precision: Precision) -> LanguageCase:
+def _made(tied: bool, precision: Precision, int4: Group | None) -> LanguageCase:
     folder = tempfile.TemporaryDirectory(prefix="stc-language-")
     atexit.register(folder.cleanup)
     model = language_model(tied=tied)
@@ -124,6 +127,7 @@ def _made(tied: bool, precision: Precision) -> LanguageCase:
         weights,
         bundle,
         language=weights.language(),
+        int4=int4,
         model="llava-ov",
         kind="checkpoint",
         precision=precision,

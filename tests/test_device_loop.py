@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,17 @@ from stc.contracts import (
 )
 from stc.engines.device_tensor import DeviceTensor
 from stc.engines.flavour import FLAVOURS, Flavour
-from stc.errors import DeviceError, EngineError, NonFiniteError
-from stc.runtime.report import FrameReport
-from stc.runtime.session import StreamSession
-from stc.settings import Settings
-from tests.device_cases import SETTINGS, SPEC, Rig, frames, numpy_graphs, oracle_session
+from stc.errors import EngineError
+from tests.device_cases import (
+    SETTINGS,
+    SPEC,
+    Rig,
+    assert_equal,
+    assert_same_stream,
+    frames,
+    numpy_graphs,
+    oracle_session,
+)
 
 RigMaker = Callable[..., Rig]
 
@@ -38,22 +43,6 @@ RigMaker = Callable[..., Rig]
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
     return Rig(tmp_path)
-
-
-def assert_equal(got: FrameReport, expected: FrameReport) -> None:
-    where = f"frame {got.index}, {got.kind}"
-    assert got.kind == expected.kind, where
-    np.testing.assert_array_equal(got.recomputed, expected.recomputed, where)
-    np.testing.assert_array_equal(got.kept, expected.kept, where)
-    np.testing.assert_array_equal(got.tokens, expected.tokens, where)
-
-
-def assert_same_stream(
-    session: StreamSession, settings: Settings, count: int, seed: int = 0
-) -> None:
-    oracle = oracle_session(settings)
-    for frame in frames(count, seed):
-        assert_equal(session.push(frame), oracle.push(frame))
 
 
 def refusing(graph: str, where: str) -> Callable[[str, str], bool]:
@@ -304,193 +293,3 @@ def test_tensors_dropped_inside_a_capture_are_freed_after_it(rig: Rig) -> None:
     graph = rig.device.capture(doomed.clear)
     assert address not in rig.cuda.memory
     rig.device.drop(graph)
-
-
-# Numbers that are none, and devices that fail.
-
-
-def test_a_graph_that_yields_nan_is_named(rig: Rig) -> None:
-    session, stream = rig.session(), frames(3)
-    session.push(stream[0])
-    whole = rig.trt.graphs["update_01"]
-
-    def broken(*arrays: Any) -> tuple[NDArray[Any], ...]:
-        return tuple(output * np.nan for output in whole(*arrays))
-
-    graphs = dict(rig.trt.graphs)
-    rig.trt.graphs = {**graphs, "update_01": broken}
-    with pytest.raises(NonFiniteError, match="graph update_01, frame 1"):
-        session.push(stream[1])
-    rig.trt.graphs = graphs
-    assert session.push(stream[2]).kind == "reference"
-
-
-@pytest.mark.parametrize(
-    "function", ["cudaMemcpyAsync", "cudaStreamSynchronize", "cudaGraphLaunch"]
-)
-def test_a_device_error_ends_the_session_frees_its_memory_and_spares_the_next(
-    rig: Rig, function: str
-) -> None:
-    before = rig.device.allocated_bytes
-    session, stream = rig.session(), frames(20)
-    for frame in stream[:16]:
-        session.push(frame)
-    rig.cuda.fail[function] = (0, 2)
-    with pytest.raises(DeviceError, match=f"{function}: cudaErrorMemoryAllocation"):
-        session.push(stream[16])
-    del session._vision
-    assert rig.device.allocated_bytes - before < 20_000  # scratch and sinks, which are the tower's
-    with pytest.raises(EngineError, match=f"session: was ended .*{function}.*open a new one"):
-        session.push(stream[17])
-    assert_same_stream(rig.session(), SETTINGS, 12)
-
-
-def test_a_lost_device_is_closed_and_opened_again(rig: Rig) -> None:
-    session, stream = rig.session(), frames(12)
-    for frame in stream[:8]:
-        session.push(frame)
-    rig.cuda.fail["cudaStreamSynchronize"] = (0, 700)
-    with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
-        session.push(stream[8])
-    assert rig.device.closed
-    assert rig.cuda.memory == {}
-    with pytest.raises(EngineError, match="was ended"):
-        session.push(stream[9])
-    rig.open()
-    assert_same_stream(rig.session(), SETTINGS, 12)
-
-
-def test_too_little_memory_is_a_device_error_and_nothing_stays(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
-    used = rig.device.allocated_bytes
-    rig.cuda.total_bytes = used + 30_000
-    with pytest.raises(DeviceError, match="cudaMalloc: cudaErrorMemoryAllocation"):
-        rig.session()
-    rig.cuda.total_bytes = 1 << 30
-    assert_same_stream(rig.session(), SETTINGS, 6)
-
-
-# Frames that lie on the device already.
-
-
-def prepared(session: StreamSession, index: int) -> tuple[NDArray[np.float32], Any]:
-    frame = frames(index + 1)[index]
-    return session._preprocess(frame.rgb).copy(), frame
-
-
-class Interface:
-    """An array of pycuda or CuPy, as far as it tells: its memory and the stream it was made on."""
-
-    def __init__(self, rig: Rig, values: NDArray[Any], **told: Any) -> None:
-        self.memory = DeviceTensor(rig.device, values.shape, values.dtype)
-        rig.cuda.at(self.memory.address, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
-        self.__cuda_array_interface__ = {
-            "shape": values.shape,
-            "typestr": values.dtype.str,
-            "data": (self.memory.address, True),
-            "version": 3,
-            **told,
-        }
-
-
-class Packed:
-    """An array of PyTorch: numpy's own capsule of memory on the GPU."""
-
-    def __init__(self, rig: Rig, values: NDArray[Any], device: tuple[int, int] = (2, 0)) -> None:
-        self.memory = DeviceTensor(rig.device, values.shape, values.dtype)
-        content = rig.cuda.at(self.memory.address, values.nbytes)
-        content[:] = values.reshape(-1).view(np.uint8)
-        self.view = content.view(values.dtype).reshape(values.shape)
-        self.device = device
-        self.stream: int | None = None
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.device
-
-    def __dlpack__(self, *, stream: int) -> Any:
-        self.stream = stream
-        return self.view.__dlpack__()
-
-
-@pytest.mark.parametrize("kind", ["interface", "dlpack"])
-def test_frames_on_the_device_are_read_where_they_lie(rig: Rig, kind: str) -> None:
-    session, oracle, plain = rig.session(), oracle_session(), oracle_session()
-    for index in range(12):
-        values, frame = prepared(plain, index)
-        array = Interface(rig, values, stream=None) if kind == "interface" else Packed(rig, values)
-        uploads = rig.cuda.calls.count("cudaMemcpyAsync")
-        got = session.push(replace(frame, rgb=array))
-        assert_equal(got, oracle.push(frame))
-        assert rig.cuda.calls.count("cudaMemcpyAsync") > uploads
-        if isinstance(array, Packed):
-            assert array.stream == int(rig.device.stream)
-
-
-@pytest.mark.parametrize(("told", "waits"), [({}, 1), ({"stream": None}, 0), ({"stream": 7}, 1)])
-def test_work_of_the_library_that_made_the_frame_is_waited_for(
-    rig: Rig, told: dict[str, Any], waits: int
-) -> None:
-    session = rig.session()
-    values, frame = prepared(session, 0)
-    rig.cuda.calls.clear()
-    session.push(replace(frame, rgb=Interface(rig, values, **told)))
-    assert rig.cuda.calls.count("cudaStreamWaitEvent") == waits
-
-
-def test_frames_that_cannot_be_read_are_refused_and_the_session_goes_on(rig: Rig) -> None:
-    session = rig.session()
-    values, frame = prepared(session, 0)
-    bad = [
-        (
-            Interface(rig, values[:, :, :16]),
-            r"float32 \(3, 20, 16\), expected float32 \(3, 20, 20\)",
-        ),
-        (Interface(rig, values.astype(np.float16)), "is float16"),
-        (Interface(rig, values, strides=(1600, 4, 80)), "is not contiguous"),
-        (Packed(rig, values, device=(2, 1)), "lies on DLPack device 2:1"),
-    ]
-    for array, said in bad:
-        with pytest.raises(EngineError, match=said):
-            session.push(replace(frame, rgb=array))
-    assert session.push(frame).kind == "reference"
-
-
-def test_arrays_on_the_device_become_tensors_of_their_own(rig: Rig) -> None:
-    values = np.arange(12, dtype=np.float32).reshape(3, 4)
-    array = Interface(rig, values)
-    tensor = rig.backend.to_device(array)  # type: ignore[arg-type]
-    rig.cuda.at(array.memory.address, 4)[:] = 0
-    np.testing.assert_array_equal(rig.backend.to_host(tensor), values)
-
-
-def test_rows_are_written_and_read_on_the_device(rig: Rig) -> None:
-    backend = rig.backend
-    random = np.random.default_rng(0)
-    expected = random.standard_normal((2, 9, 4)).astype(np.float32)
-    rows = random.standard_normal((2, 5, 4)).astype(np.float32)
-    buffer = backend.to_device(expected)
-    backend.write_rows(buffer, 3, backend.to_device(rows))
-    backend.write_rows(buffer, 0, backend.to_device(rows), first=1, count=2)
-    expected[:, 3:8] = rows
-    expected[:, 0:2] = rows[:, 1:3]
-    np.testing.assert_array_equal(backend.to_host(buffer), expected)
-    np.testing.assert_array_equal(backend.read_rows(buffer, 2, 4), expected[:, 2:6])
-
-
-def test_tensors_tell_other_libraries_where_they_lie(rig: Rig) -> None:
-    tensor = rig.backend.to_device(np.zeros((2, 3), np.float16))
-    assert tensor.__cuda_array_interface__ == {
-        "shape": (2, 3),
-        "typestr": "<f2",
-        "data": (tensor.address, False),
-        "strides": None,
-        "stream": int(rig.device.stream),
-        "version": 3,
-    }
-
-
-def test_a_frame_on_another_kind_of_device_is_a_host_array(rig: Rig) -> None:
-    from stc.engines.device_array import on_device
-
-    assert not on_device(np.zeros(3))
-    assert not on_device(SimpleNamespace(__dlpack_device__=lambda: (1, 0)))

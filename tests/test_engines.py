@@ -256,6 +256,7 @@ def test_a_device_without_its_provider_is_refused(case: Exported) -> None:
 
 SHARING = """
 import json, sys
+import onnxruntime
 from stc.bundle import Bundle
 from stc.engines.onnxruntime_backend import share_threads
 from stc.runtime.session import StreamSession
@@ -273,6 +274,8 @@ outcomes = []
 if order == "session first":
     earlier = onnxruntime_tower(bundle)
     outcomes.append(tokens(earlier))
+elif order == "others share first":
+    onnxruntime.set_global_thread_pool_sizes(1, 1)
 share_threads()
 share_threads()
 outcomes.append(tokens(onnxruntime_tower(bundle)))
@@ -282,11 +285,11 @@ print(json.dumps(outcomes))
 """
 
 
-def test_threads_can_be_shared_before_and_after_the_first_session(case: Exported) -> None:
+def test_threads_can_be_shared_whatever_came_first(case: Exported) -> None:
     outcomes = []
-    for order in ("share first", "session first"):
+    for order in ("share first", "session first", "others share first"):
         done = run_python("-c", SHARING, order, case.bundle.root)
         assert (done.returncode, done.stderr) == (0, "")
         outcomes += json.loads(done.stdout)
-    assert len(outcomes) == 4
+    assert len(outcomes) == 5
     assert all(outcome == outcomes[0] for outcome in outcomes)

@@ -39,7 +39,9 @@ def test_ctrl_c_during_an_export_leaves_nothing(tmp_path: Path) -> None:
         assert standing(tmp_path)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # CPython dies of the signal itself when what was interrupted is a string given to exec, as in
+    # torch's tracing. To a shell both are 130.
+    assert process.returncode in {130, -signal.SIGINT}
     assert stderr == "interrupted; nothing was written\n"
     assert standing(tmp_path) == {}
 

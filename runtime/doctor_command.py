@@ -1,0 +1,54 @@
+"""`stc-doctor`: what is installed here, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from stc import command
+from stc.runtime.doctor import Diagnosis, diagnose
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 when a bundle can be run here, 1 when none can."""
+    return command.run(lambda: _doctor(_parse(arguments)))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.Parser(prog="stc-doctor", description=__doc__)
+    parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="look at it as well")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of lines")
+    return parser.parse_args(arguments)
+
+
+def _doctor(flags: argparse.Namespace) -> int:
+    diagnosis = diagnose(flags.bundle)
+    if flags.json:
+        print(json.dumps(asdict(diagnosis)))
+    else:
+        _show(diagnosis)
+    return 0 if diagnosis.backends else 1
+
+
+def _show(diagnosis: Diagnosis) -> None:
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for finding in diagnosis.findings:
+        sign = "ok     " if finding.fine else "missing"
+        console.print(f"{sign}  {finding.subject}: {finding.found}")
+        if not finding.fine:
+            needed = f" (for {finding.needed_for})" if finding.needed_for else ""
+            console.print(f"         mend: {finding.mend}{needed}")
+    if diagnosis.backends:
+        console.print(f"bundles can be run here with: {', '.join(diagnosis.backends)}")
+    else:
+        console.print("no bundle can be run here yet; onnxruntime is the quickest remedy")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

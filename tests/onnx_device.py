@@ -1,0 +1,72 @@
+"""A machine whose GPU is the double and whose engines compute with ONNX Runtime.
+
+Engines are built by the real compiler and found by their real stamps; only what runs them is a
+double. So the whole way from stc-build to a captured frame is walked without a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from stc.bundle import Bundle
+from stc.engines import build_command, build_target, open_tensorrt
+from stc.engines.cuda import Cuda
+from stc.engines.flavour import Flavour, TensorRt, load_tensorrt
+from stc.engines.library import EngineLibrary
+from tests.fake_cuda import FakeCuda
+from tests.fake_tensorrt import FakeTensorRt, Graph, Plan
+
+SCRATCH_BYTES = 4096
+
+
+class OnnxGraphs(dict[str, Graph]):
+    """The graphs of a bundle as functions of their inputs in order."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__({name: self._graph(bundle, name) for name in bundle.manifest.graphs})
+
+    @staticmethod
+    def _graph(bundle: Bundle, name: str) -> Graph:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(
+            bundle.graph_path(name), options, providers=["CPUExecutionProvider"]
+        )
+        inputs = [port.name for port in bundle.manifest.graphs[name].inputs]
+        outputs = [port.name for port in bundle.manifest.graphs[name].outputs]
+
+        def run(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+            given: Mapping[str, NDArray[Any]] = dict(zip(inputs, arrays, strict=True))
+            return tuple(session.run(outputs, given))
+
+        return run
+
+
+def double_machine(monkeypatch: pytest.MonkeyPatch, path: Path, targets: str) -> Cuda:
+    """This machine has the double's GPU, and engines of the bundle at `path` run on it."""
+    bundle, cuda = Bundle.open(path), Cuda(FakeCuda(total_bytes=8 << 30))
+
+    def read(content: bytes) -> Plan:
+        digest = hashlib.sha256(content).hexdigest()
+        entries = EngineLibrary(path / "engines" / targets).entries().values()
+        (stamp,) = (entry.stamp for entry in entries if entry.file.sha256 == digest)
+        return Plan(stamp.graph, list(stamp.profiles), stamp.baked, SCRATCH_BYTES)
+
+    double = FakeTensorRt(cuda.runtime, OnnxGraphs(bundle), bundle.manifest.graphs, read=read)
+
+    def load(flavour: Flavour) -> TensorRt:
+        double.__version__ = load_tensorrt(flavour).version
+        return double.flavoured(flavour)
+
+    for module in (open_tensorrt, build_target):
+        monkeypatch.setattr(module, "load_tensorrt", load)
+    for module in (open_tensorrt, build_command):
+        monkeypatch.setattr(module, "load_cuda", lambda: cuda)
+    return cuda

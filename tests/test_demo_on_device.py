@@ -1,0 +1,183 @@
+"""The demo bundle, built and run on the device: on a GPU where there is one, and on a double.
+
+Every engine is compared with ONNX Runtime, and a stream of captured frames is held against the
+same bundle on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stc.bundle import Bundle
+from stc.engines import build_command
+from stc.engines.accept_here import waiting
+from stc.engines.build_target import choose_flavour, this_target
+from stc.engines.cuda import device_facts
+from stc.engines.flavour import Flavour
+from stc.engines.library import library_of
+from stc.engines.likeness import CHAIN_COSINE, lowest_cosine
+from stc.engines.targets import TARGETS, Target
+from stc.errors import EngineError
+from stc.runtime import bench_command, run_command
+from stc.runtime import open as opening
+from stc.runtime.device_session import DeviceSession
+from stc.runtime.report import FrameKind, FrameReport
+from stc.runtime.session import StreamSession
+from stc.runtime.tower import VisionTower
+from stc.settings import Settings
+from tests.test_device import real_cuda
+
+CLIP = Path(__file__).parent / "data" / "street.mp4"
+SETTINGS = Settings(reference_interval=4, budget=14)
+Run = Callable[..., "CompletedProcess[str]"]
+
+
+@dataclass(frozen=True)
+class Built:
+    """The demo bundle with engines of `flavour` for this machine's GPU, a `target`."""
+
+    bundle: Bundle
+    flavour: Flavour
+    target: Target
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "double",
+        pytest.param("tensorrt", marks=pytest.mark.gpu),
+        pytest.param("tensorrt-rtx", marks=pytest.mark.gpu),
+    ],
+)
+def built(
+    request: pytest.FixtureRequest,
+    half_demo_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Built]:
+    path = tmp_path_factory.mktemp("device") / "bundle"
+    shutil.copytree(half_demo_bundle, path)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        flavour: Flavour = request.param if request.param != "double" else "tensorrt-rtx"
+        if request.param == "double":
+            pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
+            from tests.onnx_device import double_machine
+
+            target = TARGETS["sm89"]
+            double_machine(monkeypatch, path, target.name)
+        else:
+            target = _usable(flavour)
+        arguments = [str(path), "--target", "this-device", "--backend", flavour]
+        assert build_command.main(arguments) == 0
+        yield Built(Bundle.open(path), flavour, target)
+
+
+def _usable(flavour: Flavour) -> Target:
+    """This GPU's target; skips the test where the flavour is not installed or does not run."""
+    try:
+        target = this_target(device_facts(real_cuda()))
+        choose_flavour((target,), flavour)
+    except EngineError as error:
+        pytest.skip(str(error))
+    return target
+
+
+@pytest.fixture
+def tower(built: Built) -> Iterator[VisionTower]:
+    opened = opening.open_tower(built.bundle, "cpu", built.flavour, SETTINGS)
+    yield opened
+    opened.backend.close()  # type: ignore[attr-defined]
+
+
+def assert_alike(got: FrameReport, expected: FrameReport) -> None:
+    """Of tokens that are alike float16 may choose others: compare what both kept."""
+    common, ours, theirs = np.intersect1d(got.kept, expected.kept, return_indices=True)
+    assert len(common) >= 0.8 * len(expected.kept)
+    assert lowest_cosine(expected.tokens[theirs], got.tokens[ours]) > 0.97
+
+
+def test_every_engine_is_accepted_against_onnx_runtime(built: Built) -> None:
+    library = library_of(built.bundle, built.target.name)
+    assert not waiting(library, choose_flavour((built.target,), built.flavour))
+    chain = library.chain_cosine(built.flavour)
+    assert chain is not None
+    assert chain >= CHAIN_COSINE
+
+
+def test_accepted_engines_are_not_compared_again(
+    built: Built, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--target", "this-device", "--backend", built.flavour]
+    assert build_command.main([str(built.bundle.root), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "engines are there already" in printed
+    assert "compared" not in printed
+
+
+def test_captured_frames_equal_the_same_bundle_on_the_cpu(built: Built, tower: VisionTower) -> None:
+    session = DeviceSession(tower, SETTINGS)
+    cpu = StreamSession(opening.open_tower(built.bundle, "cpu"), SETTINGS)
+    for frame in opening.frames(str(CLIP), 24):
+        got, expected = session.push(frame), cpu.push(frame)
+        assert got.kind == expected.kind
+        assert_alike(got, expected)
+    assert session.captured == {"reference", "reuse"}
+
+
+def test_graphs_give_the_same_bits_as_plain_calls(tower: VisionTower) -> None:
+    captured, plain = DeviceSession(tower, SETTINGS), DeviceSession(tower, SETTINGS)
+    kinds: tuple[FrameKind, ...] = ("reference", "reuse")
+    for front, kind in product((0, 1), kinds):
+        plain._frame.front = front
+        plain._frame._recording(kind).plain = True
+    plain._frame.front = 0
+    for frame in opening.frames(str(CLIP), 20):
+        one, other = captured.push(frame), plain.push(frame)
+        np.testing.assert_array_equal(one.recomputed, other.recomputed)
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+    assert captured.captured == {"reference", "reuse"}
+    assert plain.captured == set()
+
+
+def test_two_sessions_share_engines(tower: VisionTower) -> None:
+    frames = opening.frames(str(CLIP), 16)
+    alone = DeviceSession(tower, SETTINGS)
+    expected = [alone.push(frame).tokens for frame in frames]
+    first, second = DeviceSession(tower, SETTINGS), DeviceSession(tower, SETTINGS)
+    for frame, tokens in zip(frames, expected, strict=True):
+        np.testing.assert_array_equal(first.push(frame).tokens, tokens)
+        np.testing.assert_array_equal(second.push(frame).tokens, tokens)
+
+
+def test_commands_run_on_the_device(built: Built, run_main: Run) -> None:
+    backend = ["--backend", built.flavour]
+    ran = run_main(bench_command.main, built.bundle.root, *backend, "--frames", "16")
+    assert ran.returncode == 0, ran.stderr
+    figures: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    print(json.dumps(figures, indent=1))
+    assert figures["captured"] == ["reference", "reuse"]
+    assert figures["reuse_ms_p50"] > 0
+    clip = ["--video", CLIP, "--frames", "8", "--json", "-"]
+    assert run_main(run_command.main, built.bundle.root, *backend, *clip).returncode == 0
+
+
+@pytest.mark.gpu
+def test_onnx_runtime_computes_on_the_gpu(half_demo_bundle: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    real_cuda()
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime without its CUDA provider")
+    bundle = Bundle.open(half_demo_bundle)
+    device = StreamSession(opening.open_tower(bundle, "cuda"), SETTINGS)
+    cpu = StreamSession(opening.open_tower(bundle, "cpu"), SETTINGS)
+    for frame in opening.frames(str(CLIP), 8):
+        assert_alike(device.push(frame), cpu.push(frame))

@@ -1,0 +1,79 @@
+"""Numbers that are none, and devices that fail: the session ends and frees its memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from stc.errors import DeviceError, EngineError, NonFiniteError
+from tests.device_cases import SETTINGS, Rig, assert_same_stream, frames
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+def test_a_graph_that_yields_nan_is_named(rig: Rig) -> None:
+    session, stream = rig.session(), frames(3)
+    session.push(stream[0])
+    whole = rig.trt.graphs["update_01"]
+
+    def broken(*arrays: Any) -> tuple[NDArray[Any], ...]:
+        return tuple(output * np.nan for output in whole(*arrays))
+
+    graphs = dict(rig.trt.graphs)
+    rig.trt.graphs = {**graphs, "update_01": broken}
+    with pytest.raises(NonFiniteError, match="graph update_01, frame 1"):
+        session.push(stream[1])
+    rig.trt.graphs = graphs
+    assert session.push(stream[2]).kind == "reference"
+
+
+@pytest.mark.parametrize(
+    "function", ["cudaMemcpyAsync", "cudaStreamSynchronize", "cudaGraphLaunch"]
+)
+def test_a_device_error_ends_the_session_frees_its_memory_and_spares_the_next(
+    rig: Rig, function: str
+) -> None:
+    before = rig.device.allocated_bytes
+    session, stream = rig.session(), frames(20)
+    for frame in stream[:16]:
+        session.push(frame)
+    rig.cuda.fail[function] = (0, 2)
+    with pytest.raises(DeviceError, match=f"{function}: cudaErrorMemoryAllocation"):
+        session.push(stream[16])
+    del session._vision
+    assert rig.device.allocated_bytes - before < 20_000  # scratch and sinks, which are the tower's
+    with pytest.raises(EngineError, match=f"session: was ended .*{function}.*open a new one"):
+        session.push(stream[17])
+    assert_same_stream(rig.session(), SETTINGS, 12)
+
+
+def test_a_lost_device_is_closed_and_opened_again(rig: Rig) -> None:
+    session, stream = rig.session(), frames(12)
+    for frame in stream[:8]:
+        session.push(frame)
+    rig.cuda.fail["cudaStreamSynchronize"] = (0, 700)
+    with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
+        session.push(stream[8])
+    assert rig.device.closed
+    assert rig.cuda.memory == {}
+    with pytest.raises(EngineError, match="was ended"):
+        session.push(stream[9])
+    rig.open()
+    assert_same_stream(rig.session(), SETTINGS, 12)
+
+
+def test_too_little_memory_is_a_device_error_and_nothing_stays(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    used = rig.device.allocated_bytes
+    rig.cuda.total_bytes = used + 30_000
+    with pytest.raises(DeviceError, match="cudaMalloc: cudaErrorMemoryAllocation"):
+        rig.session()
+    rig.cuda.total_bytes = 1 << 30
+    assert_same_stream(rig.session(), SETTINGS, 6)

@@ -1,0 +1,164 @@
+"""stc-doctor names what is missing and the command that mends it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from stc.engines.cuda import DeviceFacts
+from stc.errors import DeviceError
+from stc.runtime import doctor, doctor_command
+from stc.runtime.doctor import Finding, diagnose
+from tests.tiny_bundle import write_bundle
+
+ORIN = DeviceFacts(
+    name="Orin",
+    compute_capability=(8, 7),
+    total_bytes=8 << 30,
+    free_bytes=5 << 30,
+    unified=True,
+    board="NVIDIA Jetson Orin Nano Developer Kit",
+)
+GEFORCE = DeviceFacts("GeForce", (8, 9), 16 << 30, 15 << 30, False, "")
+
+
+class Machine:
+    """What can be imported and which GPU there is; everything else is absent."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+        self.root = root
+        self.packages: dict[str, Any] = {}
+        self.device: DeviceFacts | Exception = DeviceError("cudaSetDevice", "no driver")
+        whole = importlib.import_module
+
+        def find(name: str, package: str | None = None) -> ModuleType | Any:
+            if name in ("stc", "rich", "numpy") or name.startswith("stc."):
+                return whole(name, package)
+            if name not in self.packages:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return self.packages[name]
+
+        monkeypatch.setattr(importlib, "import_module", find)
+        monkeypatch.setattr(doctor, "device_facts", lambda _: self._facts())
+        (root / "proc").mkdir()
+        self.swap(0)
+
+    def install(self, name: str, version: str, **more: Any) -> None:
+        self.packages[name] = SimpleNamespace(__version__=version, **more)
+
+    def swap(self, gib: int) -> None:
+        (self.root / "proc/meminfo").write_text(f"MemTotal: 1 kB\nSwapTotal: {gib << 20} kB\n")
+
+    def _facts(self) -> DeviceFacts:
+        if isinstance(self.device, Exception):
+            raise self.device
+        return self.device
+
+    def found(self, subject: str, bundle: Path | None = None) -> Finding:
+        (finding,) = [f for f in diagnose(bundle, self.root).findings if f.subject == subject]
+        return finding
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
+    return Machine(monkeypatch, tmp_path)
+
+
+def test_a_bare_machine_is_told_a_command_for_everything(machine: Machine) -> None:
+    diagnosis = diagnose(None, machine.root)
+    assert diagnosis.backends == []
+    missing = {finding.subject: finding.mend for finding in diagnosis.findings if not finding.fine}
+    assert "pip install cuda-bindings" in missing["GPU"]
+    assert "--system-site-packages" in missing["tensorrt"]
+    assert "pip install 'stc[tensorrt-rtx]'" in missing["tensorrt-rtx"]
+    assert missing["onnxruntime"] == "pip install onnxruntime"
+    assert missing["polygraphy"] == "pip install polygraphy"
+    assert missing["video (PyAV)"] == "pip install 'stc[video]'"
+
+
+def test_a_complete_jetson_can_run_native_engines_only(machine: Machine) -> None:
+    machine.install("cuda.bindings.runtime", "12.9")
+    machine.install("tensorrt", "10.3.0")
+    machine.install("tensorrt_rtx", "1.7.1")
+    machine.device = ORIN
+    machine.swap(8)
+    assert diagnose(None, machine.root).backends == ["tensorrt"]
+    assert machine.found("GPU").found.endswith("target orin-nano")
+    assert machine.found("tensorrt") == Finding(
+        "tensorrt", "10.3.0, one engine per size (before 10.8)"
+    )
+    assert machine.found("tensorrt-rtx").found == "1.7.1, does not run on orin-nano"
+    assert machine.found("swap").fine
+
+
+def test_a_small_board_without_swap_is_told_to_add_some(machine: Machine) -> None:
+    machine.install("cuda.bindings.runtime", "12.9")
+    machine.device = ORIN
+    assert machine.found("swap").mend == "add 8 GiB of swap on the NVMe disk, docs/jetson.md"
+
+
+def test_a_jetson_release_is_shown(machine: Machine) -> None:
+    (machine.root / "etc").mkdir()
+    (machine.root / "etc/nv_tegra_release").write_text("# R36 (release), REVISION: 4.3\nmore\n")
+    assert machine.found("Jetson Linux").found == "R36 (release), REVISION: 4.3"
+
+
+def test_a_desktop_runs_both_flavours_and_onnx_runtime(machine: Machine) -> None:
+    machine.install("cuda.bindings.runtime", "13.0")
+    machine.install("tensorrt", "10.16.1")
+    machine.install("tensorrt_rtx", "1.7.1")
+    machine.install(
+        "onnxruntime", "1.31.1", get_available_providers=lambda: ["CPUExecutionProvider"]
+    )
+    machine.device = GEFORCE
+    diagnosis = diagnose(None, machine.root)
+    assert diagnosis.backends == ["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    assert machine.found("onnxruntime").found == "1.31.1, CPU"
+
+
+def test_a_gpu_outside_the_table_says_how_to_name_it(machine: Machine) -> None:
+    machine.install("cuda.bindings.runtime", "13.0")
+    machine.install("tensorrt", "10.16.1")
+    machine.device = DeviceFacts("H200", (9, 0), 1 << 30, 1 << 30, False, "")
+    assert "engines/targets.py" in machine.found("GPU").mend
+    assert machine.found("tensorrt").found == "10.16.1, this GPU is no target"
+    assert diagnose(None, machine.root).backends == []
+
+
+def test_a_bundle_without_engines_says_how_to_build_them(machine: Machine, tmp_path: Path) -> None:
+    machine.install("cuda.bindings.runtime", "13.0")
+    machine.install("tensorrt", "10.16.1")
+    machine.device = GEFORCE
+    bundle = write_bundle(tmp_path / "bundle")
+    assert machine.found("bundle", bundle).found == "demo, fp32"
+    engines = machine.found("engines, tensorrt", bundle)
+    assert engines.found == "has no engines"
+    assert engines.mend.startswith("build with: stc-build")
+
+
+def test_a_damaged_bundle_is_a_finding_and_no_failure(machine: Machine, tmp_path: Path) -> None:
+    finding = machine.found("bundle", tmp_path / "nothing")
+    assert (finding.found, finding.fine) == ("no such directory", False)
+
+
+def test_the_command_prints_lines_and_ends_in_one_when_nothing_can_run(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor_command.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "missing  onnxruntime: No module named 'onnxruntime'\n" in printed
+    assert "mend: pip install onnxruntime" in printed
+    assert "no bundle can be run here yet" in printed
+
+
+def test_the_command_prints_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+    machine.install("onnxruntime", "1.31.1", get_available_providers=list)
+    assert doctor_command.main(["--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["backends"] == ["onnxruntime"]
+    assert {"subject", "found", "mend", "needed_for"} == set(document["findings"][0])
