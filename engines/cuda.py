@@ -29,10 +29,11 @@ class Cuda:
         """
         status, *values = getattr(self.runtime, function)(*arguments)
         if int(status) != 0:
-            raise DeviceError(function, self._told(status))
+            raise DeviceError(function, self.told(status))
         return values[0] if len(values) == 1 else tuple(values) or None
 
-    def _told(self, status: Any) -> str:
+    def told(self, status: Any) -> str:
+        """Name and meaning of a status."""
         _, name = self.runtime.cudaGetErrorName(status)
         _, text = self.runtime.cudaGetErrorString(status)
         return f"{name.decode()} ({text.decode()})"

@@ -5,42 +5,41 @@ only `synchronize` waits. The device's primary context is used, so that arrays o
 pycuda can be read. One thread at a time.
 
 A device lives until `close`, or until an error that CUDA cannot recover from (`lost`): then nothing
-on it works any more, its memory is gone, and a new Device must be opened.
+on it works any more and its memory is gone. Whether a new Device can be opened in the same process
+depends on whether the driver could reset the context; CUDA promises it for no such error.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from stc.engines.cuda import Cuda
+from stc.engines.device_graph import DeviceGraph
 from stc.errors import DeviceError
 
 
 class Device:
     """GPU `index` through `cuda`.
 
-    epoch: grows whenever memory that a captured graph may use is freed: what was captured in an
-        earlier epoch must not be replayed.
+    lost: why nothing works on it any more, "" while it does.
     """
 
     def __init__(self, cuda: Cuda, index: int = 0) -> None:
         self.cuda = cuda
         self.index = index
-        self.epoch = 0
-        self.lost = False
+        self.lost = ""
         self.closed = False
         self._runtime = cuda.runtime
         self._allocated: dict[int, int] = {}
         self._pinned: set[int] = set()
         self._events: list[Any] = []
-        self._captured: set[int] = set()
+        self._graphs: list[DeviceGraph] = []
         self._capturing: set[int] | None = None
-        self._waiting: list[int] = []
+        self._waiting: list[Callable[[], None]] = []
         self._call("cudaSetDevice", index)
         self.stream = self._call("cudaStreamCreateWithFlags", self._runtime.cudaStreamNonBlocking)
 
@@ -66,31 +65,35 @@ class Device:
         return address
 
     def free(self, address: int) -> None:
-        """The memory at `address` is given back, after all work that was enqueued."""
-        if self.closed or address not in self._allocated:
+        """The memory at `address` is given back, after all work that was enqueued.
+
+        Graphs that use it are stale from then on, and no others.
+        """
+        if self._gone or address not in self._allocated:
             return
         if self.capturing:
-            self._waiting.append(address)  # freeing now would break the capture
+            self._waiting.append(partial(self.free, address))  # now it would break the capture
             return
-        if address in self._captured:
-            self._captured.discard(address)
-            self.epoch += 1
+        for graph in self._graphs:
+            graph.stale = graph.stale or address in graph.addresses
         del self._allocated[address]
         self._call("cudaFree", address)
 
-    def pinned(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """A host array in memory that the device copies from and to without staging.
+    def allocate_pinned(self, size_bytes: int) -> int:
+        """The address of `size_bytes` of page-locked host memory; see PinnedArray."""
+        address = self._call("cudaHostAlloc", size_bytes, self._runtime.cudaHostAllocDefault)
+        self._pinned.add(int(address))
+        return int(address)
 
-        It lives until the device is closed.
-        """
-        kind = np.dtype(dtype)
-        items = int(np.prod(shape))
-        size = max(1, items * kind.itemsize)
-        address = int(self._call("cudaHostAlloc", size, self._runtime.cudaHostAllocDefault))
-        self._pinned.add(address)
-        memory = memoryview((ctypes.c_byte * size).from_address(address)).cast("B")
-        array: NDArray[Any] = np.frombuffer(memory, dtype=kind, count=items).reshape(shape)
-        return array
+    def free_pinned(self, address: int) -> None:
+        """Page-locked memory is given back; no copy of it may be under way."""
+        if self._gone or address not in self._pinned:
+            return
+        if self.capturing:
+            self._waiting.append(partial(self.free_pinned, address))
+            return
+        self._pinned.discard(address)
+        self._call("cudaFreeHost", address)
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Enqueue a copy of the host's `array` to `address`; it must not change until then."""
@@ -145,10 +148,16 @@ class Device:
         self._call("cudaStreamSynchronize", self.stream)
 
     def event(self) -> Any:
-        """A point in the stream that can be marked and timed; it lives until `close`."""
+        """A point in the stream that can be marked and timed, until `free_event` or `close`."""
         event = self._call("cudaEventCreate")
         self._events.append(event)
         return event
+
+    def free_event(self, event: Any) -> None:
+        """An event is given back."""
+        if not self._gone and event in self._events:
+            self._events.remove(event)
+            self._call("cudaEventDestroy", event)
 
     def mark(self, event: Any) -> None:
         """Enqueue: `event` takes the time when the stream gets here."""
@@ -168,51 +177,53 @@ class Device:
         if self._capturing is not None:
             self._capturing.add(address)
 
-    def capture(self, body: Callable[[], None]) -> Any:
-        """The work `body` enqueues, as an executable graph; none of it is run.
+    def capture(self, body: Callable[[], None]) -> DeviceGraph:
+        """The work `body` enqueues; none of it is run.
 
-        Raises what `body` raises, or DeviceError when its work cannot be captured; the stream is
-        as before then.
+        Raises what `body` raises, or DeviceError when its work cannot be captured or the device
+        was lost; the stream is as before then.
         """
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
         used = self._capturing = set()
         try:
-            body()
-            graph = self._call("cudaStreamEndCapture", self.stream)
-        except BaseException:
-            self._abandon_capture()
-            raise
+            graph = self._end_capture(body)
+            try:
+                executable = self._call("cudaGraphInstantiate", graph, 0)
+            finally:
+                self._call("cudaGraphDestroy", graph)
+            made = DeviceGraph(executable, frozenset(used))
+            self._graphs.append(made)
+            return made
         finally:
-            self._capturing = None
-            self._captured |= used
+            # Only now: a graph that uses what was dropped meanwhile is stale.
             waiting, self._waiting = self._waiting, []
-            for address in waiting:
-                self.free(address)
-        try:
-            return self._call("cudaGraphInstantiate", graph, 0)
-        finally:
-            self._call("cudaGraphDestroy", graph)
+            for free in waiting:
+                free()
 
-    def launch(self, executable: Any) -> None:
+    def launch(self, graph: DeviceGraph) -> None:
         """Enqueue a captured graph."""
-        self._call("cudaGraphLaunch", executable, self.stream)
+        self._call("cudaGraphLaunch", graph.executable, self.stream)
 
-    def drop(self, executable: Any) -> None:
+    def drop(self, graph: DeviceGraph) -> None:
         """A captured graph is gone."""
-        if not self.closed:
-            self._call("cudaGraphExecDestroy", executable)
+        if not self._gone and graph in self._graphs:
+            self._graphs.remove(graph)
+            self._call("cudaGraphExecDestroy", graph.executable)
 
     def close(self) -> None:
-        """Memory, events and stream are given back. A lost device gives back all it can."""
+        """Graphs, memory, events and stream are given back. A lost device gives back all it can."""
         if self.closed:
             return
         self.closed = True
         if self.lost:
             # Nothing but a reset ends a sticky error; it frees what the process has on the device.
+            # Where the driver cannot reset it, the next Device says what to do.
             self._runtime.cudaDeviceReset()
             return
         self._runtime.cudaStreamSynchronize(self.stream)
+        for graph in self._graphs:
+            self._runtime.cudaGraphExecDestroy(graph.executable)
         for address in self._allocated:
             self._runtime.cudaFree(address)
         for address in self._pinned:
@@ -222,9 +233,25 @@ class Device:
         self._runtime.cudaStreamDestroy(self.stream)
         self._allocated.clear()
 
-    def _call(self, function: str, *arguments: Any) -> Any:
+    @property
+    def _gone(self) -> bool:
+        """Whether there is nothing left that could be given back one by one."""
+        return self.closed or bool(self.lost)
+
+    def refuse_closed(self) -> None:
+        """Raises DeviceError when it was closed, with the cause when it was lost."""
         if self.closed:
-            raise DeviceError("device", "is closed", "", "open it again")
+            got = f"was lost ({self.lost})" if self.lost else "is closed"
+            raise DeviceError("device", got, "", "open the tower again")
+
+    def refuse_lost(self) -> None:
+        """Raises DeviceError when it does not answer; for failures that no CUDA call told of."""
+        self._look_for_loss()
+        if self.lost:
+            raise DeviceError("device", f"was lost ({self.lost})", "", "open the tower again")
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        self.refuse_closed()
         try:
             return self.cuda.call(function, *arguments)
         except DeviceError:
@@ -236,11 +263,20 @@ class Device:
         """Whether the device still answers once an error that was only one call's is forgotten."""
         self._runtime.cudaGetLastError()
         status, *_ = self._runtime.cudaMemGetInfo()
-        self.lost = self.lost or int(status) != 0
+        if int(status) != 0:
+            self.lost = self.lost or self.cuda.told(status)
 
-    def _abandon_capture(self) -> None:
-        """End a capture that is of no use; its status is that of what broke it."""
-        result = self._runtime.cudaStreamEndCapture(self.stream)
-        if int(result[0]) == 0:
-            self._runtime.cudaGraphDestroy(result[1])
-        self._look_for_loss()
+    def _end_capture(self, body: Callable[[], None]) -> Any:
+        """The graph of the work that `body` enqueues. Ends the capture whatever happens."""
+        try:
+            body()
+            return self._call("cudaStreamEndCapture", self.stream)
+        except BaseException:
+            # A capture that is of no use; its status is that of what broke it.
+            result = self._runtime.cudaStreamEndCapture(self.stream)
+            if int(result[0]) == 0:
+                self._runtime.cudaGraphDestroy(result[1])
+            self.refuse_lost()
+            raise
+        finally:
+            self._capturing = None

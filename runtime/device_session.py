@@ -90,6 +90,8 @@ class DeviceSession(StreamSession):
         if self._backend.device.lost:
             self._backend.close()
         self._frame.close()
+        for tensor in (*self._vision.tensors, self._kept_count):
+            tensor.close()
         if self._ended is None:
             self._ended = EngineError("session", "was closed")
 

@@ -26,3 +26,8 @@ class References:
         self.residual = buffers(rows)
         self.valid = False
         self.size_bytes = 3 * spec.blocks * spec.tokens * spec.width * tower.dtype.itemsize
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All its buffers."""
+        return [*self.key, *self.value, *self.residual]

@@ -58,6 +58,12 @@ class StreamVision:
         self._no_rows = backend.to_device(np.zeros(rows, tower.dtype))
         self._all_tokens = backend.to_device(np.arange(spec.tokens, dtype=np.int64))
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds on the backend's device, references included."""
+        work = [*self._hidden, self._key, self._no_heads, self._no_rows, self._all_tokens]
+        return [*self.references.tensors, *work]
+
     def reference(self, pixel_values: NDArray[np.floating]) -> Tensor:
         """hidden [T, C] after the last block, every token computed; references renewed."""
         references = self.references

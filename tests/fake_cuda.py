@@ -4,7 +4,9 @@
 Work is only enqueued; it runs, in stream order, when somebody waits. A capture runs nothing and
 keeps the addresses it saw. Memory that was freed is gone, its address never comes back, and work
 that touches it breaks the device for good, as on a GPU. Pinned host memory is read when the copy
-runs, not when it is enqueued. Calls return (status, values...) and never raise.
+runs, not when it is enqueued, and who writes to it once it was freed is found out. Whether a reset
+mends a device that broke is the test's choice: CUDA does not promise it. Calls return (status,
+values...) and never raise.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ NAMES = {
     901: "cudaErrorStreamCaptureInvalidated",
 }
 STICKY = (700, 719)
+FREED = 0xEE
+"""What freed pinned memory is filled with."""
 Bytes = NDArray[np.uint8]
 Work = Callable[[], None]
 
@@ -48,8 +52,8 @@ class FakeEvent:
 class FakeStream:
     """Work in order, and whether it is being captured."""
 
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
+    def __init__(self, handle: int, flags: int) -> None:
+        self.handle, self.flags = handle, flags
         self.work: list[Work] = []
         self.captured: list[Work] | None = None
         self.broken = False
@@ -63,6 +67,8 @@ class FakeCuda:
 
     fail: function name -> how many calls to let pass before one returns `status`.
     calls: every function called, in order.
+    reset_mends: whether cudaDeviceReset ends a sticky error.
+    pageable_copies: copies from or to host memory that is not pinned.
     """
 
     cudaStreamNonBlocking = 1
@@ -89,7 +95,10 @@ class FakeCuda:
         self.calls: list[str] = []
         self.fail: dict[str, tuple[int, int]] = {}
         self.sticky = 0
+        self.reset_mends = True
+        self.pageable_copies = 0
         self._freed: list[Bytes] = []
+        self._freed_pinned: list[Any] = []
         self._graphs: dict[int, list[Work]] = {}
         self._next = 0x10_0000
         self._clock = 0
@@ -150,7 +159,19 @@ class FakeCuda:
         return 0, ctypes.addressof(buffer)
 
     def cudaFreeHost(self, address: int) -> tuple[Any, ...]:
-        return (0,) if self.pinned.pop(address, None) is not None else (1,)
+        if address not in self.pinned:
+            return (1,)
+        self._free_pinned(address)
+        return (0,)
+
+    def _free_pinned(self, address: int) -> None:
+        buffer = self.pinned.pop(address)
+        ctypes.memset(buffer, FREED, ctypes.sizeof(buffer))
+        self._freed_pinned.append(buffer)
+
+    def written_after_free(self) -> bool:
+        """Whether somebody wrote to pinned memory that was freed."""
+        return any(bytes(buffer).strip(bytes([FREED])) for buffer in self._freed_pinned)
 
     def cudaMemGetInfo(self) -> tuple[Any, ...]:
         return 0, self.total_bytes - sum(map(len, self.memory.values())), self.total_bytes
@@ -167,6 +188,7 @@ class FakeCuda:
     ) -> tuple[Any, ...]:
         if kind == 1:
             staged = None if self._is_pinned(source) else ctypes.string_at(source, size)
+            self.pageable_copies += staged is not None
             if staged is not None and stream.captured is not None:
                 return 900, None
 
@@ -174,6 +196,7 @@ class FakeCuda:
                 content = staged if staged is not None else ctypes.string_at(source, size)
                 self.at(target, size)[:] = np.frombuffer(content, np.uint8)
         elif kind == 2:
+            self.pageable_copies += not self._is_pinned(target)
 
             def copy() -> None:
                 ctypes.memmove(target, self.at(source, size).tobytes(), size)
@@ -208,7 +231,7 @@ class FakeCuda:
     # Streams and events.
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        stream = FakeStream(self._handle())
+        stream = FakeStream(self._handle(), flags)
         self.streams[stream.handle] = stream
         return 0, stream
 
@@ -312,9 +335,13 @@ class FakeCuda:
         return 0, 12060
 
     def cudaDeviceReset(self) -> tuple[Any, ...]:
+        if not self.reset_mends:
+            return (self.sticky,)
         self.sticky = 0
         self._freed += self.memory.values()
-        for held in (self.memory, self.pinned, self.streams, self.events, self._graphs):
+        for address in list(self.pinned):
+            self._free_pinned(address)
+        for held in (self.memory, self.streams, self.events, self._graphs):
             held.clear()
         self.executables.clear()
         return (0,)

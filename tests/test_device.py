@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from stc.engines.cuda import Cuda, device_facts, load_cuda
 from stc.engines.device import Device
 from stc.engines.device_tensor import DeviceTensor
+from stc.engines.pinned_array import PinnedArray
 from stc.engines.recording import Recording
 from stc.errors import DeviceError, EngineError
 from tests.fake_cuda import FakeCuda
@@ -71,11 +71,11 @@ def test_what_goes_up_comes_down(device: Device) -> None:
 
 
 def test_pinned_memory_is_read_when_the_copy_runs(device: Device) -> None:
-    host: NDArray[np.float32] = device.pinned((2,), np.float32)
-    host[:] = (1, 2)
+    host = PinnedArray(device, (2,), np.float32)
+    host.values[:] = (1, 2)
     made = tensor(device, [0, 0])
-    graph = device.capture(lambda: device.upload(made.address, host))
-    host[:] = (3, 4)
+    graph = device.capture(lambda: device.upload(made.address, host.values))
+    host.values[:] = (3, 4)
     device.launch(graph)
     assert values_of(made) == [3, 4]
     device.drop(graph)
@@ -143,7 +143,7 @@ def test_rows_a_pitch_apart_are_copied(device: Device) -> None:
     assert values_of(target) == [[2, 3, 0, 0], [8, 9, 0, 0]]
 
 
-def test_a_recording_is_plain_then_captured_and_anew_after_memory_was_freed(
+def test_a_recording_is_plain_then_captured_until_memory_it_uses_is_freed(
     device: Device,
 ) -> None:
     said: list[str] = []
@@ -160,12 +160,13 @@ def test_a_recording_is_plain_then_captured_and_anew_after_memory_was_freed(
     other = tensor(device, [0])
     graph = device.capture(copying(other, other))
     other.close()
-    assert not captured(recording)
-    recording.run()
-    recording.run()
+    assert graph.stale
+    # Nothing of the recording's was freed.
     assert captured(recording)
-    assert said == []
     device.drop(graph)
+    source.close()
+    assert not captured(recording)
+    assert said == []
 
 
 def test_a_recording_that_cannot_be_captured_says_so_and_goes_on(device: Device) -> None:
@@ -243,3 +244,21 @@ def test_two_devices_share_the_primary_context() -> None:
     first.close()
     assert values_of(target) == [1, 2]
     second.close()
+
+
+def test_pinned_memory_refuses_once_it_was_given_back(device: Device) -> None:
+    closed, with_device = (PinnedArray(device, (2,), np.float32) for _ in range(2))
+    closed.close()
+    with pytest.raises(DeviceError, match="pinned memory: was given back"):
+        _ = closed.values
+    device.close()
+    with pytest.raises(DeviceError, match="device: is closed"):
+        _ = with_device.values
+
+
+def test_the_stream_does_not_wait_for_the_default_stream() -> None:
+    cuda = FakeCuda()
+    device = Device(Cuda(cuda))
+    (stream,) = cuda.streams.values()
+    assert stream.flags == FakeCuda.cudaStreamNonBlocking
+    device.close()

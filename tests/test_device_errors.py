@@ -47,7 +47,6 @@ def test_a_device_error_ends_the_session_frees_its_memory_and_spares_the_next(
     rig.cuda.fail[function] = (0, 2)
     with pytest.raises(DeviceError, match=f"{function}: cudaErrorMemoryAllocation"):
         session.push(stream[16])
-    del session._vision
     assert rig.device.allocated_bytes - before < 20_000  # scratch and sinks, which are the tower's
     with pytest.raises(EngineError, match=f"session: was ended .*{function}.*open a new one"):
         session.push(stream[17])
@@ -77,3 +76,48 @@ def test_too_little_memory_is_a_device_error_and_nothing_stays(tmp_path: Path) -
         rig.session()
     rig.cuda.total_bytes = 1 << 30
     assert_same_stream(rig.session(), SETTINGS, 6)
+
+
+def test_a_session_beside_one_that_lost_the_device_touches_no_freed_memory(rig: Rig) -> None:
+    first, second = rig.session(), rig.session()
+    stream = frames(3)
+    for session in (first, second):
+        session.push(stream[0])
+    rig.cuda.fail["cudaStreamSynchronize"] = (0, 700)
+    with pytest.raises(DeviceError, match="cudaErrorIllegalAddress"):
+        first.push(stream[1])
+    with pytest.raises(DeviceError, match=r"device: was lost .*cudaErrorIllegalAddress.*open"):
+        second.push(stream[1])
+    assert not rig.cuda.written_after_free()
+    with pytest.raises(EngineError, match=r"was ended .*cudaErrorIllegalAddress"):
+        second.push(stream[2])
+
+
+def test_a_closed_session_leaves_nothing_of_its_own(rig: Rig) -> None:
+    warm = rig.session()
+    for frame in frames(12):
+        warm.push(frame)
+    warm.close()
+
+    def held() -> list[int]:
+        cuda = rig.cuda
+        return [len(one) for one in (cuda.memory, cuda.pinned, cuda.events, cuda.executables)]
+
+    before = held()
+    session = rig.session()
+    for frame in frames(12):
+        session.push(frame)
+    session.close()
+    assert held() == before
+    assert held()[1:] == [0, 0, 0]
+
+
+def test_a_closed_backend_leaves_no_graph(rig: Rig) -> None:
+    session = rig.session()
+    for frame in frames(12):
+        session.push(frame)
+    rig.backend.close()
+    cuda = rig.cuda
+    held = (cuda.memory, cuda.pinned, cuda.streams, cuda.events, cuda.executables)
+    assert [len(one) for one in held] == [0] * 5
+    del session

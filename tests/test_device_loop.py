@@ -125,8 +125,9 @@ def test_nothing_is_left_on_the_gpu_after_closing(rig: Rig) -> None:
     assert rig.cuda.executables
     session.close()
     rig.backend.close()
-    held = (rig.cuda.memory, rig.cuda.pinned, rig.cuda.streams, rig.cuda.events)
-    assert [len(one) for one in held] == [0, 0, 0, 0]
+    cuda = rig.cuda
+    held = (cuda.memory, cuda.pinned, cuda.streams, cuda.events, cuda.executables)
+    assert [len(one) for one in held] == [0] * 5
 
 
 # Guards.
@@ -147,6 +148,27 @@ def test_graphs_are_captured_anew_when_memory_they_use_has_moved(rig: Rig) -> No
         assert_equal(first.push(frame), oracle.push(frame))
     assert rig.cuda.calls.count("cudaStreamBeginCapture") > captures
     assert first.captured == {"reference", "reuse"}
+
+
+def test_closing_a_session_leaves_the_graphs_of_the_others(rig: Rig) -> None:
+    first, second = rig.session(), rig.session()
+    for frame in frames(16):
+        first.push(frame)
+        second.push(frame)
+    captures = rig.cuda.calls.count("cudaStreamBeginCapture")
+    second.close()
+    assert first.captured == {"reference", "reuse"}
+    for frame in frames(8):
+        first.push(frame)
+    assert rig.cuda.calls.count("cudaStreamBeginCapture") == captures
+
+
+def test_a_captured_frame_copies_from_and_to_pinned_memory_alone(rig: Rig) -> None:
+    session = rig.session()
+    before = rig.cuda.pageable_copies
+    for frame in frames(16):
+        session.push(frame)
+    assert rig.cuda.pageable_copies == before
 
 
 def test_a_graph_is_not_replayed_on_a_closed_tensor(rig: Rig) -> None:
