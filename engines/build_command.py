@@ -19,7 +19,7 @@ from stc.engines.build_target import check_native, check_precision, choose_flavo
 from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
 from stc.engines.flavour import FLAVOURS, TensorRt
 from stc.engines.library import EngineLibrary
-from stc.engines.plan import Buckets, choose_buckets, plan_engines
+from stc.engines.plan import CONTEXTS, Buckets, choose_buckets, plan_engines
 from stc.engines.preflight import Demand, check_fits
 from stc.engines.targets import THIS_DEVICE, Target, joined_name, parse_targets, target_of
 from stc.errors import EngineError, SettingsError
@@ -107,7 +107,7 @@ def _build_missing(
         free = device.free_bytes if here and device is not None else target.memory_bytes
         demand = Demand(
             manifest=bundle.manifest,
-            kept=max(buckets.kept),
+            context=CONTEXTS[-1] if bundle.manifest.language is not None else 0,
             copies=1 if tensorrt.several_profiles else 1 + len(buckets.recomputed),
         )
         console.print(check_fits(demand, target.name, free), highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 
 from stc.bundle import Bundle
+from stc.contracts import language_graphs
 from stc.engines.build_target import this_target
 from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
 from stc.engines.device import Device
@@ -22,18 +23,20 @@ Entries = dict[str, list[EngineEntry]]
 
 
 def open_tensorrt(
-    bundle: Bundle, flavour: Flavour, say: Say, *, kept: int, streams: int = 1
+    bundle: Bundle, flavour: Flavour, say: Say, *, context: int, streams: int = 1
 ) -> TensorRtBackend:
     """The backend of the bundle's engines on this machine's GPU.
 
-    `kept` and `streams` are what will be run, for the check that it fits. Raises EngineError, one
-    line with the command that mends it.
+    `context` and `streams` are what will be run (see Demand), for the check that it fits; with a
+    context of 0 the language model's engines are left alone. Raises EngineError, one line with the
+    command that mends it.
     """
     tensorrt = load_tensorrt(flavour)
     cuda = load_cuda()
     facts = device_facts(cuda)
-    library, entries = find_engines(bundle, tensorrt, this_target(facts))
-    check_memory(bundle, entries, facts, kept=kept, streams=streams)
+    target = this_target(facts)
+    library, entries = find_engines(bundle, tensorrt, target, language=context > 0)
+    check_memory(bundle, entries, facts, context=context, streams=streams)
     if count := sum(entry.acceptance is None for graph in entries.values() for entry in graph):
         say(
             f"{count} engines were never compared with ONNX Runtime on this device; "
@@ -43,12 +46,13 @@ def open_tensorrt(
 
 
 def find_engines(
-    bundle: Bundle, tensorrt: TensorRt, target: Target
+    bundle: Bundle, tensorrt: TensorRt, target: Target, *, language: bool
 ) -> tuple[EngineLibrary, Entries]:
     """The library whose engines this machine, a `target`, can run now, and those engines.
 
-    Raises EngineError when there is none: never built, for another GPU, by another version, of
-    other graphs, or refused by the comparison with ONNX Runtime.
+    Those of the language model count only with `language`. Raises EngineError when there is none:
+    never built, for another GPU, by another version, of other graphs, or refused by the comparison
+    with ONNX Runtime.
     """
     mend = f"build with: {build_again(bundle, tensorrt.flavour)}"
     libraries = libraries_of(bundle)
@@ -62,7 +66,7 @@ def find_engines(
     refusal = None
     for library in fitting:
         try:
-            return library, _usable(bundle, library, tensorrt, mend)
+            return library, _usable(bundle, library, tensorrt, mend, language=language)
         except EngineError as error:
             refusal = error
     assert refusal is not None
@@ -70,11 +74,11 @@ def find_engines(
 
 
 def check_memory(
-    bundle: Bundle, entries: Entries, facts: DeviceFacts, *, kept: int, streams: int
+    bundle: Bundle, entries: Entries, facts: DeviceFacts, *, context: int, streams: int
 ) -> str:
     """One line about the memory the engines will take. Raises EngineError when it is too much."""
     size = sum(entry.file.size_bytes for graph in entries.values() for entry in graph)
-    demand = Demand(manifest=bundle.manifest, kept=kept, streams=streams, weights_bytes=size)
+    demand = Demand(manifest=bundle.manifest, context=context, streams=streams, weights_bytes=size)
     return check_fits(demand, facts.name, facts.free_bytes)
 
 
@@ -84,13 +88,17 @@ def build_again(bundle: Bundle, flavour: Flavour) -> str:
     return shlex.join(words)
 
 
-def _usable(bundle: Bundle, library: EngineLibrary, tensorrt: TensorRt, mend: str) -> Entries:
+def _usable(
+    bundle: Bundle, library: EngineLibrary, tensorrt: TensorRt, mend: str, *, language: bool
+) -> Entries:
     """The library's engines of the flavour by graph, each checked against its stamp."""
     usable: Entries = {}
+    decoder = bundle.manifest.language
+    ignored = language_graphs(decoder.blocks) if decoder is not None and not language else {}
     weights, graphs = weights_sha256(bundle), bundle.manifest.graphs
     for name, entry in library.entries().items():
         stamp = entry.stamp
-        if stamp.flavour != tensorrt.flavour:
+        if stamp.flavour != tensorrt.flavour or stamp.graph in ignored:
             continue
         if stamp.version != tensorrt.version:
             got = f"built by {stamp.flavour} {stamp.version}"

@@ -19,12 +19,10 @@ from stc.settings import Settings
 Sizes = dict[str, int]
 """Sizes of free axes by their symbol."""
 
-TEXT_TOKENS = 32
-"""Text tokens of one prefill call; shorter text is padded."""
-
-CONTEXT_FRAMES = 64
-CONTEXT_TEXT = 256
-"""Frames and text tokens whose keys and values the language model's buffers hold."""
+CHUNKS = (1, 16, 64)
+"""Tokens of one language call, besides the k of a frame; what is shorter is padded."""
+CONTEXTS = (1024, 4096)
+"""Rows of the language model's buffers; unused ones have position -1."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,13 @@ def plan_engines(
     # A reference frame is `update` with all T tokens.
     free = {"M": tuple(sorted({*buckets.recomputed, tokens}))}
     if language is not None:
-        free["m"] = tuple(sorted({1, TEXT_TOKENS, *buckets.kept}))
-        rows = (min(context_rows(kept), language.most_positions) for kept in buckets.kept)
-        free["S"] = tuple(sorted(set(rows)))
+        chunks = {*CHUNKS, *buckets.kept}
+        contexts: tuple[int, ...] = CONTEXTS
+        if not several_profiles:
+            # Every size is an engine with weights of its own.
+            chunks, contexts = {min(CHUNKS), max(CHUNKS)}, CONTEXTS[-1:]
+        free["m"] = tuple(sorted(chunks))
+        free["S"] = tuple(sorted({min(rows, language.most_positions) for rows in contexts}))
     specs = []
     for name, graph in manifest.graphs.items():
         if any(port.name == COUNT for port in graph.inputs):
@@ -93,9 +95,15 @@ def plan_engines(
     return specs
 
 
-def context_rows(kept: int) -> int:
-    """Rows of the language model's buffers at a budget of `kept`; unused ones have position -1."""
-    return CONTEXT_FRAMES * kept + CONTEXT_TEXT
+def context_rows(window: int | None) -> int:
+    """The least of CONTEXTS that holds a window of `window` tokens, a question and its answer."""
+    fitting = (rows for rows in CONTEXTS if window is not None and window <= window_of(rows))
+    return next(fitting, CONTEXTS[-1])
+
+
+def window_of(rows: int) -> int:
+    """Tokens of a window in a context of `rows`: the rest is for a question and its answer."""
+    return rows * 3 // 4
 
 
 def shape_at(shape: tuple[int | str, ...], sizes: Sizes) -> tuple[int, ...]:

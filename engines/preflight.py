@@ -4,7 +4,7 @@ weights      once, whatever the number of streams
 references   key, value and residual of every block, two sets per stream: a reference frame
              writes one while the other still serves
 work         hidden states, outputs nobody reads, frame and kept tokens, per stream
-KV           keys and values of CONTEXT_FRAMES frames at the budget, per stream
+KV           keys and values of the language model's context, per stream
 workspace    scratch memory, once: engines run one after another and share it
 CUDA         the driver's context and the runtime's own code
 """
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from stc.engines.plan import context_rows
+from stc.engines.plan import CONTEXTS, window_of
 from stc.errors import EngineError
-from stc.manifest import GRAPHS, Manifest, Precision
+from stc.manifest import LANGUAGE_WEIGHTS, WEIGHTS, Manifest, Precision
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -33,6 +33,7 @@ ENGINE_OVERHEAD = 1.21
 class Demand:
     """What is to run.
 
+    context: rows of keys and values of a stream; 0 without questions, and without a decoder.
     weights_bytes: of the engines; None estimates them from the bundle's weights.
     workspace_bytes: of the engine that asks for most; None estimates an upper bound.
     copies: engines that hold one graph's weights, where several profiles are not known good.
@@ -40,7 +41,7 @@ class Demand:
     """
 
     manifest: Manifest
-    kept: int
+    context: int
     streams: int = 1
     weights_bytes: int | None = None
     workspace_bytes: int | None = None
@@ -56,7 +57,8 @@ class Demand:
         rows = spec.tokens * spec.width * element
         weights = self.weights_bytes
         if weights is None:
-            files = (file for file in self.manifest.files if file.path.startswith(GRAPHS))
+            wanted = (WEIGHTS, LANGUAGE_WEIGHTS) if self.context else (WEIGHTS,)
+            files = (file for file in self.manifest.files if file.path in wanted)
             size = sum(file.size_bytes for file in files) * element // ELEMENT_BYTES[stored]
             weights = int(size * ENGINE_OVERHEAD) * self.copies
         workspace = self.workspace_bytes
@@ -66,7 +68,7 @@ class Demand:
         keys_and_values = 0
         if language is not None:
             per_row = 2 * language.blocks * language.key_heads * language.head_width * element
-            keys_and_values = per_row * min(context_rows(self.kept), language.most_positions)
+            keys_and_values = per_row * min(self.context, language.most_positions)
         frame = 3 * spec.image_size**2 * element + 2 * spec.pooled * spec.language_width * element
         return {
             "weights": weights,
@@ -108,12 +110,13 @@ def _mend(demand: Demand, free_bytes: int) -> str:
     for streams in range(demand.streams - 1, 0, -1):
         if replace(demand, streams=streams).total_bytes <= free_bytes:
             return f"{streams} stream{'s' * (streams > 1)} would fit"
-    for kept in range(demand.kept - 1, 0, -1):
-        if replace(demand, kept=kept).total_bytes <= free_bytes:
-            return f"use --budget {kept} or less"
+    for rows in reversed(CONTEXTS):
+        if rows < demand.context and replace(demand, context=rows).total_bytes <= free_bytes:
+            return f"use --window {window_of(rows)} or less"
     if demand.manifest.provenance.precision == "fp32":
         half = replace(demand, precision="fp16", weights_bytes=None, streams=1)
         if half.total_bytes <= free_bytes:
             return "export with --precision fp16"
-    lacking = (replace(demand, streams=1, kept=1).total_bytes - free_bytes) / GIB
+    least = replace(demand, streams=1, context=min(demand.context, CONTEXTS[0]))
+    lacking = (least.total_bytes - free_bytes) / GIB
     return f"no setting makes it fit: free {lacking:.2f} GiB, or use a larger device"

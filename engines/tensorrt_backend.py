@@ -87,6 +87,16 @@ class TensorRtBackend:
         self._engines.append(loaded)
         return loaded
 
+    def sizes(self, graph: str, symbol: str) -> tuple[int, ...]:
+        """The sizes of the free axis `symbol` that engines of `graph` are built for, ascending.
+
+        Raises EngineError when there is no engine.
+        """
+        if graph not in self._entries:
+            raise EngineError(graph, "has no engine", "", "build it with stc-build")
+        profiles = (profile for entry in self._entries[graph] for profile in entry.stamp.profiles)
+        return tuple(sorted({profile[symbol] for profile in profiles}))
+
     def to_device(self, array: NDArray[np.generic]) -> DeviceTensor:
         """A tensor with the values of `array`: a host array, or one that lies on this GPU."""
         if on_device(array):

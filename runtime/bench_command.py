@@ -16,6 +16,7 @@ from rich.progress import Progress
 from stc import command, settings
 from stc.bundle import Bundle
 from stc.command import Console
+from stc.engines.plan import context_rows
 from stc.errors import SettingsError
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
@@ -82,13 +83,20 @@ def _prefill(flags: argparse.Namespace) -> dict[str, Any]:
     bundle = Bundle.open(flags.bundle)
     pooled = bundle.manifest.vision.pooled
     chosen = settings.from_flags(flags, bundle.manifest.default_settings, pooled)
-    model = open_model(bundle, opening.open_backend(bundle, flags.device, int4=flags.int4))
+    context = CONTEXT if flags.context is None else flags.context
+    backend = opening.open_backend(
+        bundle,
+        flags.device,
+        flags.backend,
+        int4=flags.int4,
+        context=context_rows(context + pooled),
+    )
+    model = open_model(bundle, backend)
     load_s = time.perf_counter() - start
     with ExitStack() as stack:
         torch = None
         if flags.against:
             torch = stack.enter_context(torch_language_side(bundle, flags.checkpoint)).decoder
-        context = CONTEXT if flags.context is None else flags.context
         bench = PrefillBench(model, pooled, chosen.kept(pooled), context, torch)
         for _ in range(WARM_UP):
             bench.measure()
@@ -117,7 +125,7 @@ def _measured(flags: argparse.Namespace) -> dict[str, Any]:
     spec = bundle.manifest.vision
     default = replace(bundle.manifest.default_settings, reference_interval=INTERVAL)
     chosen = settings.from_flags(flags, default, spec.pooled)
-    tower = opening.open_tower(bundle, flags.device, flags.backend, chosen)
+    tower = opening.open_tower(bundle, flags.device, flags.backend)
     load_s = time.perf_counter() - start
     session = opening.open_session(tower, chosen)
     bench = Bench(session)

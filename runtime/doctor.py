@@ -15,6 +15,7 @@ from stc.engines.build_target import this_target
 from stc.engines.cuda import DeviceFacts, available_host_bytes, device_facts, load_cuda
 from stc.engines.flavour import FLAVOURS, Flavour, load_tensorrt
 from stc.engines.open_tensorrt import check_memory, find_engines
+from stc.engines.plan import context_rows
 from stc.errors import DeviceError, EngineError, StcError
 
 GIB = 1 << 30
@@ -178,11 +179,12 @@ def _bundle(path: Path, backends: list[str], device: DeviceFacts | None) -> list
             continue
         subject = f"engines, {flavour}"
         try:
-            _, entries = find_engines(bundle, load_tensorrt(flavour), this_target(device))
-            kept = bundle.manifest.default_settings.kept(bundle.manifest.vision.pooled)
-            findings.append(
-                Finding(subject, check_memory(bundle, entries, device, kept=kept, streams=1))
-            )
+            asks = bundle.manifest.language is not None
+            target = this_target(device)
+            _, entries = find_engines(bundle, load_tensorrt(flavour), target, language=asks)
+            context = context_rows(None) if asks else 0
+            fits = check_memory(bundle, entries, device, context=context, streams=1)
+            findings.append(Finding(subject, fits))
         except StcError as error:
             mend = error.mend or "build again with stc-build"
             findings.append(Finding(subject, error.got, mend, f"--backend {flavour}"))

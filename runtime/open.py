@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from stc.bundle import Bundle
 from stc.engines.engine import Backend
 from stc.engines.flavour import FLAVOURS, import_or_mend
 from stc.engines.tensorrt_backend import TensorRtBackend
+from stc.errors import SettingsError
 from stc.runtime.device_session import DeviceSession
 from stc.runtime.frame import Frame
 from stc.runtime.session import StreamSession
@@ -22,9 +23,6 @@ from stc.runtime.stream_language import StreamLanguage
 from stc.runtime.tower import VisionTower
 from stc.runtime.video import open_video
 from stc.settings import Settings
-
-if TYPE_CHECKING:
-    from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
@@ -49,25 +47,13 @@ def open_tower(
     bundle: Bundle,
     device: str,
     backend: BackendName = "onnxruntime",
-    settings: Settings | None = None,
+    *,
     streams: int = 1,
+    context: int = 0,
 ) -> VisionTower:
-    """The bundle's tower, in a process that belongs to the caller.
-
-    TensorRT runs the engines that stc-build made for this GPU, after it was checked that
-    `streams` streams of `settings` (default the bundle's) fit. Raises EngineError when the device,
-    an engine or a graph cannot be used.
-    """
+    """The bundle's tower on what `open_backend` opens, which raises as that does."""
     manifest = bundle.manifest
-    opened: Backend
-    if backend == "onnxruntime":
-        opened = open_backend(bundle, device)
-    else:
-        from stc.engines.open_tensorrt import open_tensorrt
-
-        kept = (settings or manifest.default_settings).kept(manifest.vision.pooled)
-        flavour = next(flavour for flavour in FLAVOURS if flavour == backend)
-        opened = open_tensorrt(bundle, flavour, _say, kept=kept, streams=streams)
+    opened = open_backend(bundle, device, backend, streams=streams, context=context)
     return VisionTower(opened, manifest.vision, manifest.provenance.precision)
 
 
@@ -83,12 +69,29 @@ def open_session(
     return (DeviceSession if on_device else StreamSession)(tower, settings, language)
 
 
-def open_backend(bundle: Bundle, device: str, *, int4: bool = False) -> OnnxRuntimeBackend:
-    """ONNX Runtime for the graphs of `bundle`, in a process that belongs to the caller.
+def open_backend(
+    bundle: Bundle,
+    device: str,
+    backend: BackendName = "onnxruntime",
+    *,
+    int4: bool = False,
+    streams: int = 1,
+    context: int = 0,
+) -> Backend:
+    """What computes the graphs of `bundle`, in a process that belongs to the caller.
 
-    With `int4` the language graphs are those with four-bit matrices. Raises EngineError when it
-    is not installed, the device cannot be used, or the bundle has no such graphs.
+    TensorRT runs the engines that stc-build made for this GPU, after it was checked that
+    `streams` streams fit, each with `context` rows of keys and values for questions. With `int4`
+    the language graphs are those with four-bit matrices, which only ONNX Runtime has. Raises
+    EngineError when the device, an engine or a graph cannot be used.
     """
+    if backend != "onnxruntime":
+        from stc.engines.open_tensorrt import open_tensorrt
+
+        if int4:
+            raise SettingsError("--int4", f"--backend {backend}", "--backend onnxruntime")
+        flavour = next(flavour for flavour in FLAVOURS if flavour == backend)
+        return open_tensorrt(bundle, flavour, _say, context=context, streams=streams)
     mend = "install it with: pip install onnxruntime, or use --backend tensorrt"
     import_or_mend("onnxruntime", "ONNX Runtime", mend)
     from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
@@ -100,14 +103,11 @@ def open_backend(bundle: Bundle, device: str, *, int4: bool = False) -> OnnxRunt
 def language_backend(
     bundle: Bundle, tower: VisionTower, device: str, *, int4: bool = False
 ) -> Backend:
-    """What runs the language side beside `tower`: the same backend, but not TensorRT.
+    """What runs the language side beside `tower`: the same backend, but ONNX Runtime for `int4`.
 
-    Its engines have fixed sizes, and a conversation's tokens come in any number. Raises
-    EngineError when ONNX Runtime is not installed, or as `open_backend` for `int4`.
+    Raises EngineError as `open_backend`.
     """
-    if int4 or isinstance(tower.backend, TensorRtBackend):
-        return open_backend(bundle, device, int4=int4)
-    return tower.backend
+    return open_backend(bundle, device, int4=True) if int4 else tower.backend
 
 
 def share_threads() -> None:

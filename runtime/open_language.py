@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from stc import contracts
 from stc.bundle import Bundle, export_again
 from stc.engines.engine import Backend
+from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import LanguageError
 from stc.manifest import LanguageSpec
+from stc.runtime.kv_buckets import KvBuckets
 from stc.runtime.language import LanguageModel
 from stc.runtime.memory_settings import MemorySettings
 from stc.runtime.prompt import Prompt
@@ -13,12 +16,19 @@ from stc.runtime.stream_language import StreamLanguage
 
 
 def open_model(bundle: Bundle, backend: Backend) -> LanguageModel:
-    """The decoder of `bundle`.
+    """The decoder of `bundle`; where engines have static sizes, its context is their longest.
 
     Raises LanguageError when it was exported without one, EngineError when a graph cannot be
     loaded.
     """
-    return LanguageModel(backend, _spec(bundle), bundle.manifest.provenance.precision)
+    spec, precision = _spec(bundle), bundle.manifest.provenance.precision
+    if not isinstance(backend, TensorRtBackend):
+        return LanguageModel(backend, spec, precision)
+    attend = contracts.attend_graph(0)
+    buckets = KvBuckets(backend.sizes(attend, "m"), backend.sizes(attend, "S"))
+    longest = min(spec.most_positions, buckets.contexts[-1])
+    spec = spec.model_copy(update={"most_positions": longest})
+    return LanguageModel(backend, spec, precision, buckets)
 
 
 def open_stream_language(

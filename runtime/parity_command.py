@@ -69,7 +69,7 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
     frames = opening.frames(flags.video, flags.frames)
     if len(frames) < 2:
         raise VideoError(flags.video, f"{len(frames)} frame", "at least 2 to compare")
-    tower = opening.open_tower(bundle, flags.device, flags.backend, chosen)
+    tower = opening.open_tower(bundle, flags.device, flags.backend)
     preprocess = Preprocessor(manifest.vision)
     pixels = [preprocess(frame.rgb).copy() for frame in frames]
     report = ParityReport(manifest.provenance.precision)

@@ -15,6 +15,7 @@ from pathlib import Path
 from stc import command, settings
 from stc.bundle import Bundle
 from stc.command import Console
+from stc.engines.plan import context_rows
 from stc.errors import SettingsError
 from stc.runtime import memory_settings, questions
 from stc.runtime import open as opening
@@ -89,7 +90,9 @@ def _run(flags: argparse.Namespace) -> int:
                     )
                 )
             streams = 2 if flags.compare_dense else 1
-            tower = opening.open_tower(bundle, flags.device, flags.backend, chosen, streams)
+            tower = opening.open_tower(
+                bundle, flags.device, flags.backend, streams=streams, context=_context(flags)
+            )
             conversation = _conversation(bundle, tower, chosen, flags, console)
             chat = Chat() if flags.chat else None
             if chat is not None:
@@ -165,6 +168,13 @@ def _run(flags: argparse.Namespace) -> int:
         document["language"] = conversation.to_json() if conversation is not None else None
         write(document)
     return 2 if conversation is not None and conversation.failed else 0
+
+
+def _context(flags: argparse.Namespace) -> int:
+    """Rows of keys and values on the device; 0 where nothing is asked of it."""
+    if flags.int4 or not (flags.chat or questions.from_flags(flags).asked):
+        return 0
+    return context_rows(memory_settings.from_flags(flags).window)
 
 
 def _conversation(

@@ -99,22 +99,17 @@ def test_counts_are_baked_one_engine_each() -> None:
     assert of(specs, "prune_gaussian") == [EngineSpec("prune_gaussian", ({"k": 2},), 2)]
 
 
-def test_language_blocks_get_a_decode_step_a_frame_and_text_within_the_context() -> None:
+def test_language_blocks_get_a_decode_step_text_and_a_frame_at_every_context() -> None:
     specs = plan_engines(manifest(language=True), BUCKETS, several_profiles=True)
     (attend,) = of(specs, "attend_00")
-    assert attend.profiles == (
-        {"m": 1, "S": 384},
-        {"m": 2, "S": 384},
-        {"m": 32, "S": 384},
-    )
+    # The model's longest context is 600.
+    assert attend.profiles == tuple({"m": m, "S": 600} for m in (1, 2, 16, 64))
 
 
-def test_the_context_follows_the_budget_up_to_what_the_model_was_made_for() -> None:
-    buckets = Buckets(recomputed=(3,), kept=(1, 9))
-    (attend,) = of(
-        plan_engines(manifest(language=True), buckets, several_profiles=True), "attend_00"
-    )
-    assert {profile["S"] for profile in attend.profiles} == {64 + 256, 600}
+def test_language_blocks_are_few_where_each_size_holds_the_weights_anew() -> None:
+    specs = plan_engines(manifest(language=True), BUCKETS, several_profiles=False)
+    sizes = [spec.profiles for spec in of(specs, "attend_00")]
+    assert sizes == [({"m": 1, "S": 600},), ({"m": 64, "S": 600},)]
 
 
 def test_buckets_follow_the_ratios_and_budgets_asked_for() -> None:

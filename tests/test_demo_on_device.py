@@ -27,10 +27,13 @@ from stc.engines.flavour import Flavour
 from stc.engines.library import library_of
 from stc.engines.likeness import CHAIN_COSINE, lowest_cosine
 from stc.engines.targets import TARGETS, Target
+from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError
 from stc.runtime import bench_command, run_command
 from stc.runtime import open as opening
 from stc.runtime.device_session import DeviceSession
+from stc.runtime.memory_settings import MemorySettings, Policy
+from stc.runtime.open_language import open_stream_language
 from stc.runtime.report import FrameKind, FrameReport
 from stc.runtime.session import StreamSession
 from stc.runtime.tower import VisionTower
@@ -93,7 +96,7 @@ def _usable(flavour: Flavour) -> Target:
 
 @pytest.fixture
 def tower(built: Built) -> Iterator[VisionTower]:
-    opened = opening.open_tower(built.bundle, "cpu", built.flavour, SETTINGS)
+    opened = opening.open_tower(built.bundle, "cpu", built.flavour)
     yield opened
     opened.backend.close()  # type: ignore[attr-defined]
 
@@ -168,6 +171,43 @@ def test_commands_run_on_the_device(built: Built, run_main: Run) -> None:
     assert figures["reuse_ms_p50"] > 0
     clip = ["--video", CLIP, "--frames", "8", "--json", "-"]
     assert run_main(run_command.main, built.bundle.root, *backend, *clip).returncode == 0
+
+
+@pytest.mark.parametrize("policy", ["window", "rekv"])
+def test_questions_are_answered_by_engines(built: Built, policy: Policy) -> None:
+    """Of a question of another length than engines have, behind a window that has wrapped."""
+    memory = MemorySettings(memory=policy, window=56, top_pages=3)
+    tokens = np.random.default_rng(0).standard_normal((8, SETTINGS.budget, 128))
+    answers = []
+    for name in (built.flavour, "onnxruntime"):
+        backend = opening.open_backend(built.bundle, "cpu", name, context=1024)
+        language = open_stream_language(built.bundle, backend, memory, SETTINGS.budget)
+        for kept in tokens.astype(np.float16):
+            language.append(kept)
+        answer = language.ask("What is moving in the street?", 4)
+        answers.append((answer.logits, language.facts().tokens, answer.prompt_tokens))
+        assert "".join(answer)
+        if isinstance(backend, TensorRtBackend):
+            assert language.model.buckets.chunks[0] == 1
+            assert language.model.spec.most_positions == 4096
+            backend.close()
+    (device, *held), (cpu, *expected) = answers
+    assert held == expected
+    assert lowest_cosine(cpu[None], device[None]) > 0.99
+
+
+def test_a_run_answers_on_the_device(built: Built, run_main: Run) -> None:
+    arguments = ["--video", CLIP, "--frames", 4, "--ask", "Who?", "--max-new-tokens", 4]
+    ran = run_main(
+        run_command.main, built.bundle.root, "--backend", built.flavour, *arguments, "--json", "-"
+    )
+    assert ran.returncode == 0, ran.stderr
+    (question,) = json.loads(ran.stdout.splitlines()[-1])["language"]["questions"]
+    assert question["answer"]
+    assert question["answer_tokens"] <= 4
+    backend = ["--backend", built.flavour]
+    ran = run_main(bench_command.main, built.bundle.root, *backend, "--prefill", "--frames", 2)
+    assert json.loads(ran.stdout.splitlines()[-1])["backend"] == built.flavour
 
 
 @pytest.mark.gpu

@@ -30,9 +30,9 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, An
     asked: list[dict[str, Any]] = []
 
     def open_double(
-        bundle: Bundle, flavour: Flavour, say: Say, *, kept: int, streams: int
+        bundle: Bundle, flavour: Flavour, say: Say, *, context: int, streams: int
     ) -> TensorRtBackend:
-        asked.append({"flavour": flavour, "kept": kept, "streams": streams})
+        asked.append({"flavour": flavour, "context": context, "streams": streams})
         return Rig(tmp_path / "rig", flavour=flavour).backend
 
     monkeypatch.setattr(open_tensorrt, "open_tensorrt", open_double)
@@ -56,7 +56,7 @@ def test_bench_measures_frames_that_are_one_graph_each(
 ) -> None:
     arguments = [bundle, "--backend", flavour, "--frames", "8", "--budget", "5"]
     figures = document(run_main(bench_command.main, *arguments))
-    assert opened == [{"flavour": flavour, "kept": 5, "streams": 1}]
+    assert opened == [{"flavour": flavour, "context": 0, "streams": 1}]
     assert figures["backend"] == flavour
     assert figures["captured"] == ["reference", "reuse"]
     assert figures["gpu"]["name"] == "Fake GPU"
@@ -70,7 +70,7 @@ def test_run_streams_a_clip_beside_a_dense_stream(
 ) -> None:
     arguments = [bundle, "--backend", "tensorrt", "--video", CLIP, "--frames", "6"]
     ran = run_main(run_command.main, *arguments, "--compare-dense", "--json", "-")
-    assert opened == [{"flavour": "tensorrt", "kept": 3, "streams": 2}]
+    assert opened == [{"flavour": "tensorrt", "context": 0, "streams": 2}]
     assert document(ran)["fidelity"] is not None
 
 

@@ -71,7 +71,7 @@ def build(
 
 def refused(bundle: Bundle, tensorrt: TensorRt | None = None) -> str:
     with pytest.raises(EngineError) as caught:
-        find_engines(bundle, tensorrt or installed(), SM89)
+        find_engines(bundle, tensorrt or installed(), SM89, language=True)
     line = str(caught.value)
     assert "\n" not in line
     assert f"stc-build {bundle.root} --target this-device --backend" in line
@@ -80,14 +80,14 @@ def refused(bundle: Bundle, tensorrt: TensorRt | None = None) -> str:
 
 def test_engines_of_this_gpu_are_found_by_graph(bundle: Bundle) -> None:
     library = build(bundle)
-    found, entries = find_engines(bundle, installed(), SM89)
+    found, entries = find_engines(bundle, installed(), SM89, language=True)
     assert found.folder == library.folder
     assert {graph: len(some) for graph, some in entries.items()} == {EMBED: 1, SELECT: 1}
 
 
 def test_engines_built_for_several_gpus_are_found_on_each(bundle: Bundle) -> None:
     build(bundle, "sm86+sm89")
-    assert find_engines(bundle, installed(), SM89)[0].folder.name == "sm86+sm89"
+    assert find_engines(bundle, installed(), SM89, language=True)[0].folder.name == "sm86+sm89"
 
 
 def test_a_bundle_without_engines_is_refused(bundle: Bundle) -> None:
@@ -131,17 +131,17 @@ def test_engines_that_stray_from_onnx_runtime_are_refused(bundle: Bundle) -> Non
 def test_a_library_that_can_be_used_is_preferred_to_one_that_cannot(bundle: Bundle) -> None:
     build(bundle, "sm80+sm89", version="1.6.0")
     build(bundle, "sm89")
-    assert find_engines(bundle, installed(), SM89)[0].folder.name == "sm89"
+    assert find_engines(bundle, installed(), SM89, language=True)[0].folder.name == "sm89"
 
 
 def test_engines_that_do_not_fit_are_refused_before_they_are_loaded(bundle: Bundle) -> None:
     build(bundle)
-    _, entries = find_engines(bundle, installed(), SM89)
+    _, entries = find_engines(bundle, installed(), SM89, language=True)
     facts = DeviceFacts("GPU", (8, 9), 2 << 30, 1 << 30, False, "")
-    assert check_memory(bundle, entries, facts, kept=3, streams=1).startswith("GPU: needs 0.3")
+    assert check_memory(bundle, entries, facts, context=0, streams=1).startswith("GPU: needs 0.3")
     with pytest.raises(EngineError, match=r"GPU: needs .* what is free"):
         small = DeviceFacts("GPU", (8, 9), 2 << 30, 1 << 20, False, "")
-        check_memory(bundle, entries, small, kept=3, streams=1)
+        check_memory(bundle, entries, small, context=0, streams=1)
 
 
 def test_a_device_is_described_by_its_driver() -> None:

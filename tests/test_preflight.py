@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from stc.engines.plan import context_rows
 from stc.engines.preflight import GIB, Demand, check_fits
 from stc.errors import EngineError
 from stc.manifest import (
+    LANGUAGE_WEIGHTS,
     WEIGHTS,
     DefaultSettings,
     FileEntry,
@@ -65,7 +67,7 @@ def manifest(precision: Precision = "fp16", language: LanguageSpec | None = None
     )
 
 
-DEMAND = Demand(manifest=manifest(), kept=58)
+DEMAND = Demand(manifest=manifest(), context=0)
 
 
 def refused(demand: Demand, free_gib: float) -> str:
@@ -107,17 +109,39 @@ def test_fewer_streams_are_named_first() -> None:
     assert refused(replace(DEMAND, streams=4), 1.68) == "1 stream would fit"
 
 
-def test_a_smaller_budget_is_named_where_keys_and_values_are_too_many() -> None:
-    demand = Demand(manifest=manifest(language=QWEN), kept=196)
+def test_a_smaller_window_is_named_where_keys_and_values_are_too_many() -> None:
+    demand = Demand(manifest=manifest(language=QWEN), context=4096)
     need = demand.total_bytes / GIB
-    mend = refused(demand, need - 0.05)
-    budget = int(mend.removeprefix("use --budget ").removesuffix(" or less"))
-    assert replace(demand, kept=budget).total_bytes <= (need - 0.05) * GIB
-    assert replace(demand, kept=budget + 1).total_bytes > (need - 0.05) * GIB
+    assert refused(demand, need - 0.03) == "use --window 768 or less"
+    assert refused(demand, need - 0.06).startswith("no setting makes it fit")
+
+
+def test_without_questions_the_language_side_takes_nothing() -> None:
+    asking = Demand(manifest=manifest(language=QWEN), context=context_rows(None))
+    watching = replace(asking, context=0)
+    assert watching.parts["KV"] == 0
+    # 4,096 rows of 24 blocks' keys and values, 2 heads of 64, float16
+    assert asking.parts["KV"] == 4096 * 24 * 2 * 2 * 64 * 2
+    half = WEIGHTS_BYTES // 2
+    files = (*manifest().files, FileEntry(path=LANGUAGE_WEIGHTS, sha256="0" * 64, size_bytes=half))
+    both = asking.manifest.model_copy(update={"files": files})
+    more = replace(asking, manifest=both).parts["weights"]
+    assert more == pytest.approx(1.5 * asking.parts["weights"], rel=1e-6)
+    assert replace(watching, manifest=both).parts["weights"] == watching.parts["weights"]
+
+
+def test_contexts_follow_the_window() -> None:
+    assert [context_rows(window) for window in (None, 100, 768, 769, 3840)] == [
+        4096,
+        1024,
+        1024,
+        4096,
+        4096,
+    ]
 
 
 def test_half_precision_is_named_where_it_helps() -> None:
-    assert refused(Demand(manifest=manifest("fp32"), kept=58), 2.0) == (
+    assert refused(Demand(manifest=manifest("fp32"), context=0), 2.0) == (
         "export with --precision fp16"
     )
 
