@@ -18,6 +18,7 @@ from stc.manifest import Precision, Weights
 from stc.settings import PRESETS
 
 MODELS = ("llava-ov", "demo")
+SIZES = ("0.5b", "7b")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +35,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     source.add_argument(
         "--random-weights",
-        action="store_true",
-        help="full-size 0.5b architecture with seeded weights, to measure speed",
+        nargs="?",
+        choices=SIZES,
+        const=SIZES[0],
+        metavar="0.5b|7b",
+        help="full-size architecture with seeded weights, to measure speed; 0.5b if not said",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default out/MODEL")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
@@ -67,8 +71,11 @@ def _export(flags: argparse.Namespace) -> int:
     output = flags.output or Path("out") / flags.model
 
     kind: Weights = "demo"
-    if flags.model == "llava-ov":
-        kind = "checkpoint" if flags.checkpoint else "random"
+    source: str | None = None
+    if flags.checkpoint:
+        kind, source = "checkpoint", flags.checkpoint
+    elif flags.random_weights:
+        kind, source = "random", f"llava-ov-{flags.random_weights}"
 
     # torch takes seconds to import: after the flags are known to be right.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -80,7 +87,7 @@ def _export(flags: argparse.Namespace) -> int:
             "stc-export", f"{error.name} is not installed", mend="pip install 'stc[export]'"
         ) from error
 
-    with open_weights(kind, flags.checkpoint) as weights:
+    with open_weights(kind, source) as weights:
         pooled = weights.spec.pooled
         default = settings.scaled(PRESETS[settings.DEFAULT_PRESET], pooled)
         chosen = settings.from_flags(flags, default, pooled)

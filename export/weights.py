@@ -9,23 +9,24 @@ from pathlib import Path
 
 from stc.export.checkpoint import Checkpoint, open_checkpoint
 from stc.export.demo import write_demo_checkpoint
-from stc.export.synthetic import RandomCheckpoint, random_checkpoint
+from stc.export.synthetic import SIZES, RandomCheckpoint, random_checkpoint
 from stc.manifest import Weights
 
 
 @contextmanager
 def open_weights(
-    kind: Weights, checkpoint: str | None = None
+    kind: Weights, source: str | None = None
 ) -> Iterator[Checkpoint | RandomCheckpoint]:
     """Weights of `kind`, readable inside the `with`.
 
-    `checkpoint` is the directory or hub id for kind `checkpoint`. Raises CheckpointError.
+    `source` is the directory or hub id for kind `checkpoint`, the size for `random` (also with the
+    rest of such a checkpoint's name behind it). Raises CheckpointError.
     """
     if kind == "checkpoint":
-        assert checkpoint is not None
-        yield open_checkpoint(checkpoint)
+        assert source is not None
+        yield open_checkpoint(source)
     elif kind == "random":
-        yield random_checkpoint("llava-ov-0.5b")
+        yield random_checkpoint(next(size for size in SIZES if str(source).startswith(size)))
     else:
         with tempfile.TemporaryDirectory(prefix="stc-demo-") as folder:
             directory = Path(folder) / "demo"

@@ -48,7 +48,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     opening.add_flags(parser)
     parser.add_argument("--frames", type=int, default=24, metavar="N", help="frames measured")
     parser.add_argument("--video", metavar="FILE", help="default: seeded noise")
-    parser.add_argument("--against", choices=("torch",), help="measure PyTorch beside it")
+    parser.add_argument(
+        "--against",
+        action="append",
+        choices=("torch", "int4"),
+        help="measure PyTorch, or --prefill with four-bit matrices, beside it; repeatable",
+    )
     parser.add_argument("--checkpoint", metavar="DIR_OR_ID", help="weights for --against torch")
     parser.add_argument(
         "--json", default="-", metavar="OUT", help="file, or - for stdout (default)"
@@ -71,6 +76,8 @@ def _bench(flags: argparse.Namespace) -> int:
         raise SettingsError("--context", f"got {flags.context}", "--prefill, and at least 1")
     if flags.int4 and not flags.prefill:
         raise SettingsError("--int4", "given", "--prefill beside it: the tower has no such graphs")
+    if "int4" in (flags.against or ()) and (flags.int4 or not flags.prefill):
+        raise SettingsError("--against int4", "given", "--prefill beside it, without --int4")
     if flags.prefill and flags.video is not None:
         raise SettingsError("--video", "given", "--prefill alone: it runs no tower")
     with document_output(flags.json) as write:
@@ -94,10 +101,13 @@ def _prefill(flags: argparse.Namespace) -> dict[str, Any]:
     model = open_model(bundle, backend)
     load_s = time.perf_counter() - start
     with ExitStack() as stack:
-        torch = None
-        if flags.against:
+        torch, int4 = None, None
+        against = flags.against or ()
+        if "int4" in against:
+            int4 = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
+        if "torch" in against:
             torch = stack.enter_context(torch_language_side(bundle, flags.checkpoint)).decoder
-        bench = PrefillBench(model, pooled, chosen.kept(pooled), context, torch)
+        bench = PrefillBench(model, pooled, chosen.kept(pooled), context, torch, int4)
         for _ in range(WARM_UP):
             bench.measure()
         bench.forget()
@@ -110,7 +120,7 @@ def _prefill(flags: argparse.Namespace) -> dict[str, Any]:
         "precision": bundle.manifest.provenance.precision,
         "backend": model.backend.name,
         "settings": asdict(chosen),
-        "int4_group": bundle.manifest.int4_group if flags.int4 else None,
+        "int4_group": bundle.manifest.int4_group if flags.int4 or int4 else None,
         "load_s": load_s,
         "peak_rss_bytes": peak_rss_bytes(),
         **bench.figures(),

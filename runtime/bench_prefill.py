@@ -3,8 +3,8 @@
 The floor: multiply-accumulates of the tokens computed. Prefill is linear in them but for attention
 to the context, so keeping 58 of 196 tokens cannot cut it by more than 1 - 58/196 = 70%; a decoded
 token must read every weight once, so its floor is their bytes over the memory's bandwidth. All
-are measured in turns in one run, PyTorch's beside them where asked for, so that a noisy machine is
-noisy for all of them alike.
+are measured in turns in one run, with PyTorch and four-bit matrices beside them where asked for,
+so that a noisy machine is noisy for all of them alike.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class PrefillBench:
     """Times in milliseconds, measured in rounds by `measure`.
 
     pooled, kept: n and k, tokens of a frame's prefill at keep-all and at the preset.
+    int4: the same decoder with four-bit matrices, measured beside it.
     """
 
     model: LanguageModel
@@ -80,11 +81,13 @@ class PrefillBench:
     kept: int
     context: int
     torch: TorchDecoder | None = None
+    int4: LanguageModel | None = None
     times: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         most = max(self.pooled, QUESTION + DECODES)
         self._filled = Filled(self.model, self.context, most)
+        self._int4 = None if self.int4 is None else Filled(self.int4, self.context, most)
         random = np.random.default_rng(1)
         width = self.model.spec.width
         self._frame = random.standard_normal((self.pooled, width)).astype(self.model.dtype)
@@ -94,16 +97,21 @@ class PrefillBench:
 
     def measure(self) -> None:
         """One round: both prefills, a question and a few tokens decoded, here and in PyTorch."""
-        filled, frame = self._filled, self._frame
-        self._time("prefill_keep_all", partial(filled.prefill, frame))
-        self._time("prefill_preset", partial(filled.prefill, frame[: self.kept]))
-        self._time("ttft", partial(filled.text, self._ids))
-        for number in range(DECODES):
-            self._time("decode", partial(filled.text, self._ids[:1], QUESTION + number))
+        self._measure(self._filled)
+        if self._int4 is not None:
+            self._measure(self._int4, "int4_")
         if self.torch is not None:
             time.sleep(PAUSE_S)
             self._measure_torch(self.torch)
             time.sleep(PAUSE_S)
+
+    def _measure(self, filled: Filled, prefix: str = "") -> None:
+        frame = self._frame
+        self._time(f"{prefix}prefill_keep_all", partial(filled.prefill, frame))
+        self._time(f"{prefix}prefill_preset", partial(filled.prefill, frame[: self.kept]))
+        self._time(f"{prefix}ttft", partial(filled.text, self._ids))
+        for number in range(DECODES):
+            self._time(f"{prefix}decode", partial(filled.text, self._ids[:1], QUESTION + number))
 
     def forget(self) -> None:
         """What was measured so far was warm-up."""
@@ -130,12 +138,23 @@ class PrefillBench:
             "decode_tokens_per_s": 1e3 / decode,
             "kv_bytes_per_token": self.model.token_bytes,
         }
+        if self.int4 is not None:
+            int4_decode = self._p50("int4_decode")
+            figures |= {
+                "int4_prefill_keep_all_ms_p50": self._p50("int4_prefill_keep_all"),
+                "int4_prefill_preset_ms_p50": self._p50("int4_prefill_preset"),
+                "int4_ttft_ms_p50": self._p50("int4_ttft"),
+                "int4_decode_ms_p50": int4_decode,
+                "int4_decode_ms_min": min(self.times["int4_decode"]),
+                "int4_decode_speedup": decode / int4_decode,
+            }
         if self.torch is not None:
             torch_decode = self._p50("torch_decode")
             figures |= {
                 "torch_prefill_keep_all_ms_p50": self._p50("torch_prefill_keep_all"),
                 "torch_prefill_preset_ms_p50": self._p50("torch_prefill_preset"),
                 "torch_decode_ms_p50": torch_decode,
+                "torch_decode_ms_min": min(self.times["torch_decode"]),
                 "speedup_prefill_keep_all": self._p50("torch_prefill_keep_all") / keep_all,
                 "speedup_prefill_preset": self._p50("torch_prefill_preset") / preset,
                 "speedup_decode": torch_decode / decode,

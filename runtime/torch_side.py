@@ -79,7 +79,7 @@ def _weights(bundle: Bundle, checkpoint: str | None) -> Iterator[Any]:
             mend="add --checkpoint DIR_OR_ID",
         )
     kind = "checkpoint" if checkpoint is not None else provenance.weights
-    with open_weights(kind, checkpoint) as weights:
+    with open_weights(kind, checkpoint or provenance.checkpoint) as weights:
         if weights.spec != bundle.manifest.vision:
             raise CheckpointError(
                 weights.name, "another model than the bundle's", provenance.checkpoint

@@ -91,7 +91,7 @@ def export_again(root: Path, made: Provenance | None = None) -> str:
         words.append(made.model)
         source: dict[Weights, list[str]] = {
             "checkpoint": ["--checkpoint", made.checkpoint],
-            "random": ["--random-weights"],
+            "random": ["--random-weights", made.checkpoint.split()[0].removeprefix("llava-ov-")],
             "demo": [],
         }
         words += [*source[made.weights], "--precision", made.precision]

@@ -274,7 +274,7 @@ def test_unreadable_file_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatc
         ),
         (
             provenance("llava-ov", "llava-ov-0.5b random-weights seed 0", "random"),
-            "stc-export --model llava-ov --random-weights --precision fp32",
+            "stc-export --model llava-ov --random-weights 0.5b --precision fp32",
         ),
     ],
 )

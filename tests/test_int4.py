@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import onnx
@@ -26,6 +29,9 @@ from stc.runtime.memory import AllMemory
 from stc.runtime.stream_language import StreamLanguage
 from tests.language_cases import frames, language_case
 from tests.test_run_questions import QUESTION, VIDEO
+
+
+Run = Callable[..., "CompletedProcess[str]"]
 
 
 @given(
@@ -148,6 +154,18 @@ def test_an_altered_four_bit_file_is_refused(tmp_path: Path) -> None:
         Bundle.open(root)
 
 
+def test_four_bits_are_measured_beside_full_precision(run_main: Run) -> None:
+    bundle = language_case(int4=32).bundle.root
+    flags = ["--prefill", "--frames", 2, "--budget", 1, "--context", 40, "--against", "int4"]
+    ran = run_main(bench_command.main, bundle, *flags)
+    assert ran.returncode == 0, ran.stderr
+    figures = json.loads(ran.stdout.splitlines()[-1])
+    assert figures["int4_group"] == 32
+    times = figures["decode_ms_p50"], figures["int4_decode_ms_p50"]
+    assert figures["int4_decode_speedup"] == pytest.approx(times[0] / times[1])
+    assert figures["int4_ttft_ms_p50"] > 0
+
+
 def test_int4_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     bundle = language_case().bundle
     with pytest.raises(EngineError, match="was exported without --int4 32 or 128"):
@@ -156,6 +174,7 @@ def test_int4_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str])
     for main, arguments, told in (
         (run_command.main, [root, "--video", VIDEO, "--int4"], "--int4: given, expected --ask"),
         (bench_command.main, [root, "--int4"], "--int4: given, expected --prefill beside it"),
+        (bench_command.main, [root, "--against", "int4"], "--against int4: given, expected"),
         (command.main, ["--model", "demo", "--vision-only", "--int4", "32"], "no --vision-only"),
     ):
         assert main(arguments) == 2
