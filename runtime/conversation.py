@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import IO, Any
 
 from stc.errors import StcError
+from stc.runtime.prefill import Prefill
 from stc.runtime.questions import Questions
 from stc.runtime.report import FrameReport
 from stc.runtime.reservoir import Reservoir
@@ -21,7 +22,9 @@ class Conversation:
     """Asks `language` the questions of a run and writes the answers to `out` as they come.
 
     failed: questions that could not be asked or answered; each was one line in `out`'s place
-        and the stream went on. `say` is told what else the user should know.
+        and the stream went on.
+    left_out: frames that could not be remembered; the first error was told.
+    `say` is told what else the user should know.
 
     Raises LanguageError for a question that cannot be asked at any time, before anything runs.
     """
@@ -36,6 +39,7 @@ class Conversation:
         for question in questions.asked:
             language.check(question.text)
         self.failed = 0
+        self.left_out = 0
         self.language = language
         self._questions = questions
         self._out = out
@@ -44,7 +48,8 @@ class Conversation:
         self._time_s = 0.0
         self._frames = 0
         self._interrupted = False
-        self._prefill = Reservoir()
+        self._prefilled = Prefill()
+        self._prefill_ms = Reservoir()
         self._answers: list[dict[str, Any]] = []
 
     def due(self) -> bool:
@@ -58,8 +63,8 @@ class Conversation:
         """The frame of `report` has been pushed."""
         self._time_s = report.time_s
         self._frames += 1
-        if report.prefill_ms:
-            self._prefill.add(report.prefill_ms / self.language.prefill_every)
+        if report.prefill is not None:
+            self._count(report.prefill)
         for notice in self.language.notices():
             self._say(notice)
 
@@ -81,14 +86,24 @@ class Conversation:
             record |= self._answered(question)
         except StcError as error:
             self.failed += 1
-            record |= {"question": question, "error": str(error)}
+            record |= {"question": question, "answer": "", "error": str(error)}
             self._say(f"error: {error}")
         self._out.write("\n")
         self._out.flush()
+        self._count(self.language.prefilled())
         self._answers.append({**record, "memory": asdict(self.language.facts())})
         if self._interrupted:
             self._interrupted = False
             raise KeyboardInterrupt
+
+    def _count(self, prefill: Prefill) -> None:
+        """`prefill` is part of the figures; the first error of all is told."""
+        if prefill.error is not None and not self.left_out:
+            self._say(f"error: {prefill.error}")
+        self.left_out += prefill.left_out
+        self._prefilled += prefill
+        if prefill.frames:
+            self._prefill_ms.add(prefill.ms / prefill.frames)
 
     def _answered(self, question: str) -> dict[str, Any]:
         """The answer to `question`, written piece by piece; Ctrl-C ends it, and then the run."""
@@ -102,12 +117,18 @@ class Conversation:
             self._interrupted = True
         return answer.to_json()
 
+    @property
+    def _prefill_ms_per_frame(self) -> float:
+        return self._prefilled.ms / max(1, self._prefilled.frames)
+
     def to_json(self) -> dict[str, Any]:
         """Every question with its answer, what prefill took, and the memory as it is now."""
         return {
-            "prefill_ms_per_frame": self._prefill.mean,
-            "prefill_ms_p50": self._prefill.quantile(0.5),
-            "prefill_ms_p95": self._prefill.quantile(0.95),
+            "frames_prefilled": self._prefilled.frames,
+            "frames_left_out": self.left_out,
+            "prefill_ms_per_frame": self._prefill_ms_per_frame,
+            "prefill_ms_p50": self._prefill_ms.quantile(0.5),
+            "prefill_ms_p95": self._prefill_ms.quantile(0.95),
             "memory": asdict(self.language.facts()),
             "questions": self._answers,
         }
@@ -121,11 +142,13 @@ class Conversation:
                 f", {facts.host_pages} frames in {facts.host_bytes / 1e6:,.0f} MB of the host, "
                 f"{facts.spilled_pages} spilled, {facts.dropped_pages} dropped"
             )
-        p95 = self._prefill.quantile(0.95)
+        p95 = self._prefill_ms.quantile(0.95)
         lines = [
-            f"prefill {self._prefill.mean:.1f} ms per frame (p95 {p95:.1f})",
+            f"prefill {self._prefill_ms_per_frame:.1f} ms per frame (p95 {p95:.1f})",
             f"memory {facts.policy}: {kept}",
         ]
+        if self.left_out:
+            lines.append(f"{self.left_out} frames could not be remembered")
         first = [one["first_token_ms"] for one in self._answers if "first_token_ms" in one]
         if first:
             rates = [one["tokens_per_s"] for one in self._answers if one.get("tokens_per_s")]

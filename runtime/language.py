@@ -149,20 +149,27 @@ class LanguageModel:
         """hidden [1, D] after the last token, on the device; None unless `whole`."""
         pieces = self._pieces(hidden, positions)
         seen = self.backend.to_device(key_positions)
+        ends: list[NDArray[Any]] = []
         for block in range(self.spec.blocks):
+            last = block == self.spec.blocks - 1
             for piece in pieces:
                 fresh = self.qkv[block]({HIDDEN: piece.hidden})
                 piece.query = fresh[QUERY]
                 here = places[piece.first : piece.first + piece.count]
                 rows.write(block, here, fresh[KEY], fresh[VALUE])
+                if last and not whole:
+                    ends += [
+                        self.backend.read_rows(fresh[name], 0, piece.count) for name in (KEY, VALUE)
+                    ]
+            if last and not whole:
+                break
             if retrieve is not None:
                 retrieve(block, self._mean_query(pieces))
-            if block == self.spec.blocks - 1 and not whole:
-                break
             for piece in pieces:
                 piece.hidden = self._attend(block, piece, rows, seen)
-        # Whatever was not finite in any block has reached the last one's input.
-        ends = [self.backend.read_rows(piece.hidden, 0, piece.count) for piece in pieces]
+                if last:
+                    ends.append(self.backend.read_rows(piece.hidden, 0, piece.count))
+        # Whatever was not finite in any block has reached the last thing that was computed.
         if not all(np.isfinite(end).all() for end in ends):
             self._name_culprit(self._pieces(hidden, positions), rows, seen)
         return self.backend.to_device(ends[-1][-1:]) if whole else None

@@ -18,6 +18,9 @@ from stc.runtime.kv_rows import KvRows
 from stc.runtime.language import EMPTY, LanguageModel, Retrieve
 from stc.runtime.row_order import RowOrder
 
+RESERVE = 1024
+"""Positions of the model that a memory leaves for a question and its answer, at most."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -137,22 +140,28 @@ class WindowMemory:
 
 
 class AllMemory(WindowMemory):
-    """Every token, up to the model's maximum; beyond it nothing more is taken in."""
+    """Every token, while there is room for a question; beyond that nothing more is taken in."""
 
     policy = "all"
 
     def __init__(self, model: LanguageModel, *, fixed: int) -> None:
-        super().__init__(model, fixed=fixed, window=model.spec.most_positions - fixed)
+        super().__init__(model, fixed=fixed, window=most_remembered(model) - fixed)
 
     def _admit(self, count: int) -> None:
-        most = self.model.spec.most_positions
+        most = most_remembered(self.model)
         if self.order.count + count > most:
             raise LanguageError(
                 "--memory all",
                 f"{self.order.count} tokens remembered and {count} more",
-                f"at most {most}, the model's longest context",
+                f"at most {most}, the model's positions less question and answer",
                 "use --memory window or --memory rekv",
             )
+
+
+def most_remembered(model: LanguageModel) -> int:
+    """Positions there are for what is remembered; the others are a question's and its answer's."""
+    positions = model.spec.most_positions
+    return positions - min(RESERVE, positions // 4)
 
 
 def refuse_long(model: LanguageModel, held: int, count: int) -> None:

@@ -11,7 +11,7 @@ from stc.engines.cuda import available_host_bytes
 from stc.errors import SettingsError
 from stc.runtime.host_pages import HostPages
 from stc.runtime.language import LanguageModel
-from stc.runtime.memory import AllMemory, Memory, WindowMemory
+from stc.runtime.memory import AllMemory, Memory, WindowMemory, most_remembered
 from stc.runtime.memory_rekv import RekvMemory
 from stc.runtime.spill_file import SpillFile
 
@@ -23,8 +23,6 @@ WINDOW = 3840
 answer. ReKV's own setting is 15,000."""
 SINKS = 4
 """First tokens a window keeps at least, whatever they are (attention sinks)."""
-RESERVE = 1024
-"""Positions of the model that a window leaves for a question and its answer, at most."""
 MB = 1_000_000
 
 _REKV_ONLY = ("top_pages", "host_memory_mb", "spill", "spill_mb")
@@ -90,7 +88,7 @@ class MemorySettings:
 
     def _window(self, model: LanguageModel, fixed: int) -> int:
         positions = model.spec.most_positions
-        longest = positions - fixed - min(RESERVE, positions // 4)
+        longest = most_remembered(model) - fixed
         # On a device of its own the backend knows what fits, not this process's memory.
         fitting = longest
         if model.backend.name in ("onnxruntime-cpu", "oracle"):

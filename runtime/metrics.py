@@ -44,7 +44,8 @@ class StreamSummary:
     reference, reuse: the frames of either kind; None when there was none.
     tokens_recomputed, tokens_kept: means over all frames.
     host_overhead_fraction: share of the pushes' time that was not spent inside engines.
-    frames_per_second: of the pushes alone, without decoding and waiting.
+    frames_per_second: of the pushes and of prefill, without decoding the video, waiting and
+        answering.
     wall_s: time the stream took, decoding and waiting included; None when not measured.
     broken_frames, dropped_frames, reconnects: what befell the source.
     trend_ms: mean time of a push over equal stretches of the stream, in order.
@@ -91,12 +92,14 @@ class StreamMetrics:
             "reuse": _KindMetrics(),
         }
         self._engine_ms = 0.0
+        self._prefill_ms = 0.0
         self._trend = Trend()
 
     def add(self, report: FrameReport) -> None:
         """`report` counts; it is not held."""
         self._kinds[report.kind].add(report)
         self._engine_ms += report.engine_ms
+        self._prefill_ms += report.prefill.ms if report.prefill is not None else 0.0
         self._trend.add(report.total_ms)
 
     def summary(
@@ -111,6 +114,7 @@ class StreamMetrics:
         reference, reuse = self._kinds["reference"], self._kinds["reuse"]
         frames = reference.frames + reuse.frames
         total_ms = reference.total_ms + reuse.total_ms
+        computed_ms = total_ms + self._prefill_ms
         return StreamSummary(
             frames=frames,
             reference_frames=reference.frames,
@@ -122,7 +126,7 @@ class StreamMetrics:
             tokens_recomputed=(reference.recomputed + reuse.recomputed) / max(1, frames),
             tokens_kept=(reference.kept + reuse.kept) / max(1, frames),
             host_overhead_fraction=1.0 - self._engine_ms / total_ms if total_ms else 0.0,
-            frames_per_second=1e3 * frames / total_ms if total_ms else 0.0,
+            frames_per_second=1e3 * frames / computed_ms if computed_ms else 0.0,
             wall_s=wall_s,
             broken_frames=broken_frames,
             dropped_frames=dropped_frames,

@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from stc.runtime.prefill import Prefill
+
 FrameKind = Literal["reference", "reuse"]
 
 STAGES = ("preprocess", "vision", "project", "prune")
@@ -28,8 +30,8 @@ class FrameReport:
     stage_ms: wall time by stage of STAGES.
     engine_ms: wall time inside engines; the rest of `total_ms` is the host's.
     total_ms: wall time of the push, up to the kept tokens.
-    prefill_ms: wall time of the language calls that followed; 0 when the tokens wait for more,
-        None without a language side.
+    prefill: what was remembered since the report before, and what could not be; this frame's
+        tokens may wait for more. None without a language side.
     """
 
     index: int
@@ -41,4 +43,4 @@ class FrameReport:
     stage_ms: dict[str, float]
     engine_ms: float
     total_ms: float
-    prefill_ms: float | None = None
+    prefill: Prefill | None = None

@@ -167,7 +167,7 @@ def _run(flags: argparse.Namespace) -> int:
         document["fidelity"] = fidelity.to_json() if dense is not None else None
         document["language"] = conversation.to_json() if conversation is not None else None
         write(document)
-    return 2 if conversation is not None and conversation.failed else 0
+    return 2 if conversation is not None and (conversation.failed or conversation.left_out) else 0
 
 
 def _context(flags: argparse.Namespace) -> int:

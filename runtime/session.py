@@ -78,7 +78,7 @@ class StreamSession:
         Raises VideoError for pixels that are not an image, EngineError when a graph fails and
         NonFiniteError naming graph and frame when one yields NaN. After an error the session
         can be used on: the next frame becomes a reference frame. When only the language side
-        fails (LanguageError among others), the frame's tokens are not remembered.
+        fails, the report says so in `prefill`, and those tokens are not remembered.
         """
         index = self.frame_index
         self.frame_index += 1
@@ -105,7 +105,7 @@ class StreamSession:
             self._memory.push(frame_mean)
         marks.append(time.perf_counter())
         stages = np.diff(marks) * 1e3
-        prefill_ms = None if self.language is None else self.language.append(kept_tokens)
+        prefill = None if self.language is None else self.language.append(kept_tokens)
         return FrameReport(
             index=index,
             time_s=frame.time_s,
@@ -118,7 +118,7 @@ class StreamSession:
             ),
             engine_ms=self._vision.engine_ms,
             total_ms=(marks[-1] - marks[0]) * 1e3,
-            prefill_ms=prefill_ms,
+            prefill=prefill,
         )
 
     def ask(

@@ -4,8 +4,10 @@ The language forward over the kept tokens of a frame is its prefill; it runs whe
 frames have come together. A question is run behind what is remembered, in rows that are no part of
 the memory, and so is its answer: after it the memory is what it was before.
 
-While an answer is being given, frames wait; they are prefilled when it has ended. The answer sees
-the video as it was when it was asked. Every method may be called from any thread.
+While an answer is being given, frames wait. They are made up a few at a time with the frames that
+come after it, all of them before the next question: the end of an answer costs nothing and cannot
+fail. The answer sees the video as it was when it was asked. Every method may be called from any
+thread.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.errors import LanguageError, SettingsError
+from stc.errors import DeviceError, LanguageError, SettingsError, StcError
 from stc.runtime.answer import Answer, Logits
 from stc.runtime.language import EMPTY, LanguageModel
 from stc.runtime.memory import Context, Memory, MemoryFacts, refuse_long
+from stc.runtime.prefill import Prefill
 from stc.runtime.prompt import Prompt
 from stc.runtime.sampling import GREEDY, Sampler, Sampling
 
@@ -28,6 +31,8 @@ MOST_NEW_TOKENS = 128
 """Text tokens of an answer, unless the caller says otherwise."""
 MOST_WAITING = 64
 """Frames that may wait for an answer's end; one more ends it."""
+MOST_CALLS = 4
+"""Language calls that one more frame may cost while others have waited."""
 
 
 class StreamLanguage:
@@ -47,29 +52,40 @@ class StreamLanguage:
         self._prompt = prompt
         self.prefill_every = prefill_every
         self._waiting: list[NDArray[Any]] = []
+        self._untold = Prefill()
         self._begun = False
         self._answer: Answer | None = None
         self._lock = threading.RLock()
 
-    def append(self, tokens: NDArray[Any]) -> float:
+    def append(self, tokens: NDArray[Any]) -> Prefill:
         """The kept tokens [k, D] of the next frame are remembered, or wait for more frames.
 
-        Returns the milliseconds of language forward that took. Raises LanguageError, EngineError
-        or NonFiniteError when they cannot be remembered; those frames are then left out, and
-        everything else goes on.
+        Returns what has been remembered since this was last told. Frames that cannot be
+        (LanguageError, EngineError, NonFiniteError) are left out and everything else goes on: the
+        error is told, not raised. Raises DeviceError, after which nothing can go on.
         """
         with self._lock:
             self._waiting.append(np.array(tokens))
             if self._answer is not None and len(self._waiting) > MOST_WAITING:
                 self._answer.end("video")
-            if self._answer is not None or len(self._waiting) < self.prefill_every:
-                return 0.0
-            return self._flush()
+            if self._answer is None:
+                calls = min(MOST_CALLS, len(self._waiting) // self.prefill_every)
+                for _ in range(calls):
+                    self._remember_next()
+            return self.prefilled()
 
-    def flush(self) -> float:
-        """Frames that wait for more frames are remembered now; returns and raises as `append`."""
+    def flush(self) -> Prefill:
+        """Frames that wait are remembered now, unless for an answer; tells what `append` does."""
         with self._lock:
-            return 0.0 if self._answer is not None else self._flush()
+            if self._answer is None:
+                self._remember_waiting()
+            return self.prefilled()
+
+    def prefilled(self) -> Prefill:
+        """What has been remembered and left out since this was last told."""
+        with self._lock:
+            told, self._untold = self._untold, Prefill()
+            return told
 
     def ask(
         self,
@@ -79,7 +95,8 @@ class StreamLanguage:
     ) -> Answer:
         """The answer to `question`, about to be given; its first token is known.
 
-        An answer that is still being given ends. Raises LanguageError for a question that cannot
+        It sees every frame appended before, but those that could not be remembered. An answer
+        that is still being given ends. Raises LanguageError for a question that cannot
         be asked, SettingsError for a `max_new_tokens` below 1, EngineError or NonFiniteError when
         the model fails; the stream goes on in any case.
         """
@@ -91,7 +108,7 @@ class StreamLanguage:
         with self._lock:
             if self._answer is not None:
                 self._answer.end("superseded")
-            self._flush()
+            self._remember_waiting()
             self._begin()
             context = self._memory.context(len(ids))
             refuse_long(self.model, context.start_position, len(ids) + max_new_tokens)
@@ -140,15 +157,25 @@ class StreamLanguage:
             self._memory.remember(self.model.embed(self._prompt.before))
         self._begun = True
 
-    def _flush(self) -> float:
-        start = time.perf_counter()
-        if self._waiting:
-            self._begin()
+    def _remember_waiting(self) -> None:
         while self._waiting:
-            frames = self._waiting[: self.prefill_every]
-            del self._waiting[: self.prefill_every]
+            self._remember_next()
+
+    def _remember_next(self) -> None:
+        """The next frames that wait are remembered in one call, or left out."""
+        frames = self._waiting[: self.prefill_every]
+        del self._waiting[: self.prefill_every]
+        try:
+            self._begin()
+            start = time.perf_counter()
             self._memory.remember(np.concatenate(frames))
-        return (time.perf_counter() - start) * 1e3
+        except DeviceError:
+            raise
+        except StcError as error:
+            self._untold += Prefill(left_out=len(frames), error=error)
+        else:
+            took_ms = (time.perf_counter() - start) * 1e3
+            self._untold += Prefill(frames=len(frames), ms=took_ms)
 
     def _decode(self, text: _Text, token: int) -> Logits | None:
         """Logits after `token`; None when the answer has ended and its rows serve others."""
@@ -160,8 +187,6 @@ class StreamLanguage:
             text.closed = True
             if self._answer is ended:
                 self._answer = None
-                if ended.stopped != "superseded":
-                    self._flush()
 
 
 class _Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
+from stc.errors import NonFiniteError
 from stc.runtime.frame import Frame
 from stc.runtime.kv_buckets import KvBuckets
 from stc.runtime.memory import AllMemory, WindowMemory
+from stc.runtime.prefill import Prefill
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.session import StreamSession
-from stc.runtime.stream_language import StreamLanguage
+from stc.runtime.stream_language import MOST_CALLS, StreamLanguage
 from stc.runtime.tower import VisionTower
 from stc.settings import PRESETS
 from tests.language_cases import POOLED, LanguageCase, frames, language_case
@@ -123,7 +126,9 @@ def test_prefill_in_batches_gives_the_same_answer(prefill_every: int) -> None:
     case = language_case()
     language = stream(case, prefill_every=prefill_every)
     took = [language.append(tokens) for tokens in frames(9)]
-    assert [ms > 0 for ms in took] == [(n + 1) % prefill_every == 0 for n in range(9)]
+    whole_calls = [prefill_every if (n + 1) % prefill_every == 0 else 0 for n in range(9)]
+    assert [told.frames for told in took] == whole_calls
+    assert [told.ms > 0 for told in took] == [told.frames > 0 for told in took]
     answer = language.ask(QUESTION, TOKENS)
     list(answer)
     assert answer.token_ids == greedy(case, frames(9))
@@ -138,12 +143,64 @@ def test_frames_that_come_during_an_answer_do_not_change_it_and_are_seen_by_the_
     answer = language.ask(QUESTION, TOKENS)
     for tokens in video[3:]:
         next(answer)
-        assert language.append(tokens) == 0.0
+        assert language.append(tokens) == Prefill()
     list(answer)
     assert answer.token_ids == greedy(case, video[:3])
     after = language.ask(QUESTION, TOKENS)
     list(after)
     assert after.token_ids == greedy(case, video)
+    told = language.prefilled()
+    assert told.frames == 5
+    assert told.ms > 0
+
+
+def test_the_prompt_is_no_part_of_the_first_frames_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = language_case()
+    language = stream(case)
+    embed = language.model.embed
+
+    def slow(ids: NDArray[np.int64]) -> NDArray[Any]:
+        time.sleep(0.5)
+        return embed(ids)
+
+    monkeypatch.setattr(language.model, "embed", slow)
+    start = time.perf_counter()
+    told = language.append(frames(1)[0])
+    assert (time.perf_counter() - start) * 1e3 > 500
+    assert 0 < told.ms < 500
+
+
+def test_frames_that_waited_are_made_up_a_few_at_a_time() -> None:
+    case = language_case()
+    language = stream(case)
+    video = frames(20)
+    answer = language.ask(QUESTION, TOKENS)
+    for tokens in video[:12]:
+        language.append(tokens)
+    list(answer)
+    before = language.facts().tokens
+    assert before == len(case.prompt().before)
+    made_up = [language.append(tokens).frames for tokens in video[12:]]
+    assert made_up == [MOST_CALLS] * 4 + [1] * 4  # each call brings one frame of its own
+    assert language.facts().tokens == before + 20 * POOLED
+
+
+def test_an_error_of_frames_that_waited_is_no_error_of_the_answer() -> None:
+    case = language_case()
+    language = stream(case)
+    video = frames(4)
+    language.append(video[0])
+    answer = language.ask(QUESTION, TOKENS)
+    language.append(np.full_like(video[1], np.nan))
+    pieces = list(answer)
+    assert answer.stopped == "length"
+    assert "".join(pieces) == answer.text
+    told = language.append(video[2])
+    assert (told.frames, told.left_out) == (1, 1)
+    assert isinstance(told.error, NonFiniteError)
+    after = language.ask(QUESTION, TOKENS)
+    list(after)
+    assert after.token_ids == greedy(case, [video[0], video[2]])
 
 
 @pytest.mark.parametrize("end", ["cancel", "supersede"])

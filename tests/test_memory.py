@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from stc.contracts import KEY, VALUE
+from stc.engines.engine import Engine, Tensor
 from stc.errors import LanguageError, NonFiniteError, SettingsError
 from stc.runtime.host_pages import HostPages
 from stc.runtime.kv_buckets import KvBuckets
@@ -19,6 +22,7 @@ from stc.runtime.kv_rows import runs
 from stc.runtime.language import LanguageModel
 from stc.runtime.memory import AllMemory, Memory, WindowMemory
 from stc.runtime.memory_rekv import RekvMemory, best
+from stc.runtime.prefill import Prefill
 from stc.runtime.row_order import RowOrder
 from stc.runtime.spill_file import SpillFile
 from stc.runtime.stream_language import StreamLanguage
@@ -266,17 +270,37 @@ def test_all_refuses_more_than_the_model_takes_and_goes_on_answering() -> None:
     model, prompt = case.language(), case.prompt()
     memory = AllMemory(model, fixed=len(prompt.before))
     language = StreamLanguage(model, memory, prompt)
-    most = model.spec.most_positions
-    language.append(np.concatenate(frames(90)))
-    with pytest.raises(LanguageError, match=f"364 tokens .* 40 more, expected at most {most}, "):
-        language.append(np.concatenate(frames(10)))
-    language.append(frames(1)[0])
-    assert memory.facts().tokens == 368
-    with pytest.raises(LanguageError, match="question: 368 tokens of context"):
-        language.ask(QUESTION, 100)
+    assert model.spec.most_positions == 400
+    language.append(np.concatenate(frames(70)))
+    told = language.append(np.concatenate(frames(10)))
+    assert isinstance(told.error, LanguageError)
+    assert "284 tokens remembered and 40 more, expected at most 300, " in str(told.error)
+    assert language.append(frames(1)[0]).error is None
+    assert memory.facts().tokens == 288
+    with pytest.raises(LanguageError, match="question: 288 tokens of context"):
+        language.ask(QUESTION, 111)
     answer = language.ask(QUESTION, TOKENS)
     list(answer)
     assert len(answer.token_ids) == TOKENS
+
+
+@pytest.mark.parametrize("prefill_every", [1, 7])
+def test_all_answers_when_it_is_full(prefill_every: int) -> None:
+    """However many frames were refused, there is room for a question and its answer."""
+    case = language_case()
+    model, prompt = case.language(), case.prompt()
+    memory = AllMemory(model, fixed=len(prompt.before))
+    language = StreamLanguage(model, memory, prompt, prefill_every)
+    told = Prefill()
+    for tokens in frames(100):
+        told += language.append(tokens)
+    answer = language.ask(QUESTION, 80)
+    list(answer)
+    assert len(answer.token_ids) == 80
+    told += language.flush()
+    assert isinstance(told.error, LanguageError)
+    assert told.frames + told.left_out == 100
+    assert told.frames * POOLED == memory.facts().tokens - len(prompt.before)
 
 
 def _memory(policy: str, model: LanguageModel, fixed: int, most: int = 1000) -> Memory:
@@ -298,11 +322,62 @@ def test_a_frame_that_yields_nan_is_left_out_and_nothing_else(policy: str, seen:
         language = StreamLanguage(model, _memory(policy, model, len(prompt.before)), prompt)
         for index, tokens in enumerate(video):
             if broken and index == seen:
-                with pytest.raises(NonFiniteError, match="NaN or infinity"):
-                    language.append(np.full_like(tokens, np.nan))
-            language.append(tokens)
+                told = language.append(np.full_like(tokens, np.nan))
+                assert isinstance(told.error, NonFiniteError)
+                assert (told.frames, told.left_out) == (0, 1)
+            assert language.append(tokens).left_out == 0
         answer = language.ask(QUESTION, TOKENS)
         list(answer)
         answers.append(answer.token_ids)
         assert np.isfinite(answer.logits).all()
     assert answers[0] == answers[1]
+
+
+class Sick:
+    """An engine that yields NaN in `spoilt` while it is `armed`."""
+
+    def __init__(self, engine: Engine, spoilt: str) -> None:
+        self.name = engine.name
+        self.armed = True
+        self._engine, self._spoilt = engine, spoilt
+
+    def __call__(
+        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor | None] | None = None
+    ) -> dict[str, Tensor]:
+        results = self._engine(inputs, outputs)
+        if self.armed:
+            results[self._spoilt].numpy()[:, -1] = np.nan
+        return results
+
+
+@pytest.mark.parametrize("spoilt", [KEY, VALUE])
+def test_nan_in_what_the_last_block_remembers_is_noticed(spoilt: str) -> None:
+    """Nothing of the last block is read but keys and values, so nothing else could show it."""
+    case = language_case()
+    model, prompt = case.language(), case.prompt()
+    language = StreamLanguage(model, _memory("window", model, len(prompt.before)), prompt)
+    first, second = frames(2)
+    assert language.append(first).frames == 1
+    sick = Sick(model.qkv[-1], spoilt)
+    model.qkv[-1] = sick
+    told = language.append(second)
+    assert str(told.error).startswith(f"{sick.name}: NaN or infinity in {spoilt}")
+    sick.armed = False
+    answer = language.ask(QUESTION, 2)
+    assert np.isfinite(answer.logits).all()
+    assert answer.prompt_tokens == len(prompt.before) + POOLED + len(prompt.after(QUESTION))
+
+
+def test_frames_are_left_out_when_the_prompt_cannot_be_remembered() -> None:
+    case = language_case()
+    model, prompt = case.language(), case.prompt()
+    language = StreamLanguage(model, _memory("window", model, len(prompt.before)), prompt)
+    sick = Sick(model.qkv[0], KEY)
+    healthy, model.qkv[0] = model.qkv[0], sick
+    for tokens in frames(4):
+        told = language.append(tokens)
+        assert (told.frames, told.left_out) == (0, 1)
+    model.qkv[0] = healthy
+    told = language.append(frames(1)[0])
+    assert (told.frames, told.left_out) == (1, 0)
+    assert language.facts().tokens == len(prompt.before) + POOLED

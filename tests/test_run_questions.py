@@ -14,6 +14,7 @@ from stc.errors import LanguageError
 from stc.runtime import bench_command, parity_command, run_command
 from stc.runtime.chat import Chat
 from stc.runtime.memory_settings import POLICIES
+from stc.runtime.prefill import Prefill
 from stc.runtime.session import StreamSession
 from stc.runtime.stream_language import StreamLanguage
 from stc.runtime.tower import VisionTower
@@ -51,6 +52,27 @@ def test_questions_are_answered_when_they_are_due(
     assert language["prefill_ms_p50"] > 0
     printed = capsys.readouterr().out
     assert f"[2.0 s] {QUESTION}\n> {first['answer']}\n" in printed
+
+
+def test_prefill_figures_count_frames_that_were_not_a_whole_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run.json"
+    told: list[Prefill] = []
+    prefilled = StreamLanguage.prefilled
+
+    def watched(self: StreamLanguage) -> Prefill:
+        told.append(prefilled(self))
+        return told[-1]
+
+    monkeypatch.setattr(StreamLanguage, "prefilled", watched)
+    flags = ["--frames", "8", "--prefill-every", "3", "--max-new-tokens", "1", "--ask", QUESTION]
+    assert run(*flags, "--json", str(out)) == 0
+    language = json.loads(out.read_text())["language"]
+    assert [one.frames for one in told if one.frames] == [3, 3, 2]
+    assert language["frames_prefilled"] == 8
+    per_frame_ms = sum(one.ms for one in told) / 8
+    assert language["prefill_ms_per_frame"] == pytest.approx(per_frame_ms)
 
 
 def test_the_answer_is_that_of_the_frames_seen(tmp_path: Path) -> None:
@@ -180,9 +202,55 @@ def test_a_failed_question_is_told_and_the_stream_goes_on(
     assert code == 2
     first, second = json.loads(out.read_text())["language"]["questions"]
     assert first["error"].startswith("head: NaN or infinity in logits")
+    assert (first["question"], first["answer"]) == (QUESTION, "")
     assert second["answer_tokens"] == 3
     assert second["memory"]["tokens"] == 4 + 8 * POOLED
     assert "error: head: NaN or infinity in logits" in capsys.readouterr().err
+
+
+def test_frames_that_cannot_be_remembered_are_told_once_and_the_stream_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run.json"
+    flags = ["--frames", "80", "--preset", "off", "--memory", "all", "--max-new-tokens", "3"]
+    code = run(*flags, "--ask", QUESTION, "--ask", "Who is there?", "--json", str(out))
+    assert code == 2
+    document = json.loads(out.read_text())
+    assert document["summary"]["frames"] == 80
+    language = document["language"]
+    assert (language["frames_prefilled"], language["frames_left_out"]) == (74, 6)
+    assert [asked["answer_tokens"] for asked in language["questions"]] == [3, 3]
+    written = capsys.readouterr().err
+    errors = [line for line in written.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: --memory all: 300 tokens remembered and 4 more")
+    assert "6 frames could not be remembered" in written
+
+
+def test_nan_in_a_prefill_costs_those_frames_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run.json"
+    call = OnnxRuntimeEngine.__call__
+    calls = 0
+
+    def sick(self: OnnxRuntimeEngine, *arguments: Any) -> Any:
+        nonlocal calls
+        outputs = call(self, *arguments)
+        calls += self.name == "qkv_02"
+        if self.name == "qkv_02" and calls in (3, 4):  # once more to find the culprit
+            outputs["value"].numpy()[:] = np.nan
+        return outputs
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "__call__", sick)
+    flags = ["--frames", "8", "--preset", "off", "--max-new-tokens", "3", "--prefill-every", "2"]
+    assert run(*flags, "--ask", QUESTION, "--json", str(out)) == 2
+    language = json.loads(out.read_text())["language"]
+    assert (language["frames_prefilled"], language["frames_left_out"]) == (6, 2)
+    (asked,) = language["questions"]
+    assert asked["answer_tokens"] == 3
+    assert asked["memory"]["tokens"] == 4 + 6 * POOLED
+    assert "error: qkv_02: NaN or infinity in value" in capsys.readouterr().err
 
 
 class Terminal:
