@@ -13,7 +13,14 @@ from stc.engines.builders import Builders, BuildObserver
 from stc.engines.compile import Recipe
 from stc.engines.cuda import available_host_bytes
 from stc.engines.flavour import Flavour, TensorRt
-from stc.engines.library import EngineEntry, EngineLibrary, Stamp, library_of, weights_sha256
+from stc.engines.library import (
+    EngineEntry,
+    EngineLibrary,
+    Stamp,
+    library_of,
+    of_bundle,
+    weights_sha256,
+)
 from stc.engines.plan import EngineSpec
 from stc.engines.targets import Target, joined_name
 from stc.errors import EngineError
@@ -143,11 +150,7 @@ def default_workers(flavour: Flavour) -> int:
 
 def _usable(bundle: Bundle, entries: dict[str, EngineEntry]) -> dict[str, EngineEntry]:
     """The entries whose graph and weights are still those of the bundle."""
-    weights, graphs = weights_sha256(bundle), bundle.manifest.graphs
+    weights = weights_sha256(bundle)
     return {
-        name: entry
-        for name, entry in entries.items()
-        if entry.stamp.weights_sha256 == weights
-        and entry.stamp.graph in graphs
-        and entry.stamp.graph_sha256 == graphs[entry.stamp.graph].file.sha256
+        name: entry for name, entry in entries.items() if of_bundle(entry.stamp, bundle, weights)
     }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stc.bundle import Bundle
 from stc.engines.flavour import Flavour
+from stc.engines.targets import THIS_DEVICE
 from stc.errors import EngineError
 from stc.manifest import GRAPHS, FileEntry, Precision
 
@@ -92,6 +94,10 @@ class EngineLibrary:
         Raises EngineError when the list cannot be read.
         """
         return self._list().chain_cosine.get(flavour)
+
+    def targets(self) -> set[tuple[str, ...]]:
+        """The targets its engines say they were built for. Raises EngineError as `entries`."""
+        return {entry.stamp.targets for entry in self.entries().values()}
 
     def whole(self, entry: EngineEntry) -> bool:
         """Whether the engine's file is there with its size."""
@@ -174,6 +180,25 @@ def libraries_of(bundle: Bundle) -> list[EngineLibrary]:
     return [
         EngineLibrary(file.parent) for file in sorted((bundle.root / ENGINES).glob(f"*/{LIST}"))
     ]
+
+
+def build_again(bundle: Bundle, flavour: Flavour, targets: str = THIS_DEVICE) -> str:
+    """The command that builds the bundle's engines, for this machine if `targets` says no other."""
+    return shlex.join(["stc-build", str(bundle.root), "--target", targets, "--backend", flavour])
+
+
+def of_bundle(stamp: Stamp, bundle: Bundle, weights: str) -> bool:
+    """Whether the bundle's graph and weights are still those that `stamp` was built from.
+
+    `weights` is the bundle's `weights_sha256`.
+    """
+    graph = bundle.manifest.graphs.get(stamp.graph)
+    made = (stamp.weights_sha256, stamp.precision)
+    return (
+        graph is not None
+        and stamp.graph_sha256 == graph.file.sha256
+        and made == (weights, bundle.manifest.provenance.precision)
+    )
 
 
 def weights_sha256(bundle: Bundle) -> str:

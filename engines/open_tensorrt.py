@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
-
 from stc.bundle import Bundle
 from stc.contracts import language_graphs
 from stc.engines.build_target import this_target
 from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
 from stc.engines.device import Device
 from stc.engines.flavour import Flavour, TensorRt, load_tensorrt
-from stc.engines.library import EngineEntry, EngineLibrary, libraries_of, weights_sha256
+from stc.engines.library import (
+    EngineEntry,
+    EngineLibrary,
+    build_again,
+    libraries_of,
+    of_bundle,
+    weights_sha256,
+)
 from stc.engines.likeness import CHAIN_COSINE
 from stc.engines.preflight import Demand, check_fits
 from stc.engines.recording import Say
@@ -37,7 +42,7 @@ def open_tensorrt(
     target = this_target(facts)
     library, entries = find_engines(bundle, tensorrt, target, language=context > 0)
     check_memory(bundle, entries, facts, context=context, streams=streams)
-    if count := sum(entry.acceptance is None for graph in entries.values() for entry in graph):
+    if count := _uncompared(entries):
         say(
             f"{count} engines were never compared with ONNX Runtime on this device; "
             f"compare them with: {build_again(bundle, flavour)}"
@@ -58,19 +63,25 @@ def find_engines(
     libraries = libraries_of(bundle)
     if not libraries:
         raise EngineError(bundle.root, "has no engines", f"engines for {target.name}", mend)
-    fitting = [library for library in libraries if target.name in library.folder.name.split(JOINED)]
-    if not fitting:
-        built = ", ".join(library.folder.name for library in libraries)
-        got = f"has engines for {built}"
-        raise EngineError(bundle.root, got, f"{target.name}, this GPU", mend)
-    refusal = None
-    for library in fitting:
+    usable: list[tuple[EngineLibrary, Entries]] = []
+    refusals: list[EngineError] = []
+    others: list[str] = []
+    for library in libraries:
         try:
-            return library, _usable(bundle, library, tensorrt, mend, language=language)
+            built = library.targets()
+            if not any(target.name in targets for targets in built):
+                others += map(JOINED.join, sorted(built))
+                continue
+            usable.append((library, _usable(bundle, library, tensorrt, target, language=language)))
         except EngineError as error:
-            refusal = error
-    assert refusal is not None
-    raise refusal
+            refusals.append(error)
+    if usable:
+        # Engines that were compared on this device are better than any that were not.
+        return min(usable, key=lambda found: bool(_uncompared(found[1])))
+    if refusals:
+        raise refusals[-1]
+    got = f"has engines for {', '.join(others)}"
+    raise EngineError(bundle.root, got, f"{target.name}, this GPU", mend)
 
 
 def check_memory(
@@ -82,32 +93,32 @@ def check_memory(
     return check_fits(demand, facts.name, facts.free_bytes)
 
 
-def build_again(bundle: Bundle, flavour: Flavour) -> str:
-    """The command that builds engines for this machine."""
-    words = ["stc-build", str(bundle.root), "--target", "this-device", "--backend", flavour]
-    return shlex.join(words)
+def _uncompared(entries: Entries) -> int:
+    """How many engines were never compared with ONNX Runtime."""
+    return sum(entry.acceptance is None for graph in entries.values() for entry in graph)
 
 
 def _usable(
-    bundle: Bundle, library: EngineLibrary, tensorrt: TensorRt, mend: str, *, language: bool
+    bundle: Bundle, library: EngineLibrary, tensorrt: TensorRt, target: Target, *, language: bool
 ) -> Entries:
     """The library's engines of the flavour by graph, each checked against its stamp."""
     usable: Entries = {}
     decoder = bundle.manifest.language
     ignored = language_graphs(decoder.blocks) if decoder is not None and not language else {}
-    weights, graphs = weights_sha256(bundle), bundle.manifest.graphs
+    weights = weights_sha256(bundle)
+    (joined, *_) = (JOINED.join(built) for built in library.targets() if target.name in built)
+    mend = f"build with: {build_again(bundle, tensorrt.flavour, joined)}"
     for name, entry in library.entries().items():
         stamp = entry.stamp
         if stamp.flavour != tensorrt.flavour or stamp.graph in ignored:
             continue
+        if target.name not in stamp.targets:
+            got = f"built for {JOINED.join(stamp.targets)}"
+            raise EngineError(name, got, f"{target.name}, this GPU", mend)
         if stamp.version != tensorrt.version:
             got = f"built by {stamp.flavour} {stamp.version}"
             raise EngineError(name, got, f"{tensorrt.version}, which is installed", mend)
-        if (
-            stamp.graph not in graphs
-            or stamp.graph_sha256 != graphs[stamp.graph].file.sha256
-            or stamp.weights_sha256 != weights
-        ):
+        if not of_bundle(stamp, bundle, weights):
             raise EngineError(name, "built from other graphs or weights than these", "", mend)
         if not library.whole(entry):
             raise EngineError(name, "is missing or cut short", "", mend)

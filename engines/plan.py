@@ -14,7 +14,7 @@ from itertools import product
 
 from stc.contracts import COUNT
 from stc.manifest import Manifest, PortEntry
-from stc.settings import Settings
+from stc.settings import KEEP_ALL, PRESETS, Settings, scaled
 
 Sizes = dict[str, int]
 """Sizes of free axes by their symbol."""
@@ -56,12 +56,16 @@ def choose_buckets(
 ) -> Buckets:
     """The M of every recompute ratio in `ratios` and the k of every budget.
 
-    `budgets` None means the bundle's own. Raises SettingsError for a ratio or budget out of range.
+    `budgets` None means the bundle's own and those of every preset: an engine of `prune` is tiny.
+    Raises SettingsError for a ratio or budget out of range.
     """
     default, vision = manifest.default_settings, manifest.vision
     wanted = [Settings(recompute_ratio=ratio).recomputed(vision.tokens) for ratio in ratios]
-    chosen = (default.budget,) if budgets is None else budgets
-    kept = [Settings(budget=budget).kept(vision.pooled) for budget in chosen]
+    if budgets is None:
+        presets = [scaled(preset, vision.pooled) for preset in PRESETS.values()]
+        # A preset that keeps all prunes nothing.
+        budgets = (default.budget, *(one.budget for one in presets if one.budget != KEEP_ALL))
+    kept = [Settings(budget=budget).kept(vision.pooled) for budget in budgets]
     return Buckets(tuple(sorted(set(wanted))), tuple(sorted(set(kept))))
 
 

@@ -16,16 +16,11 @@ from stc.engines.device_array import on_device, read_array
 from stc.engines.device_tensor import DeviceTensor
 from stc.engines.engine import Engine
 from stc.engines.flavour import TensorRt
-from stc.engines.library import EngineEntry, EngineLibrary
+from stc.engines.library import EngineEntry, EngineLibrary, build_again
+from stc.engines.plan import Sizes
 from stc.engines.recording import Recording, Say
-from stc.engines.tensorrt_engine import (
-    EngineFile,
-    Sinks,
-    TensorRtEngine,
-    Variant,
-    Workspace,
-    engine_ports,
-)
+from stc.engines.shared import Shared, Sinks, Workspace, quiet_log
+from stc.engines.tensorrt_engine import EngineFile, TensorRtEngine, engine_ports
 from stc.errors import EngineError
 
 
@@ -53,10 +48,12 @@ class TensorRtBackend:
         self._entries = entries
         self._say = say
         self._said: set[str] = set()
-        self._log = _logger(tensorrt.module)
+        self._log = quiet_log(tensorrt.module)
         self._runtime = tensorrt.module.Runtime(self._log)
-        self._workspace = Workspace(device)
-        self._sinks = Sinks(device)
+        self._rebuild = build_again(bundle, tensorrt.flavour)
+        self._shared = Shared(
+            tensorrt, device, self._log, Workspace(device), Sinks(device), self._rebuild
+        )
         self._engines: list[TensorRtEngine] = []
 
     def __enter__(self) -> TensorRtBackend:
@@ -67,34 +64,34 @@ class TensorRtBackend:
 
     def load(self, graph: str) -> Engine:
         """The engine of `graph`, of all its sizes. Raises EngineError when it cannot be loaded."""
-        if graph not in self._entries:
-            raise EngineError(graph, "has no engine", "", "build it with stc-build")
-        described = self._bundle.manifest.graphs[graph]
         files = [
-            (EngineFile(partial(self._deserialize, graph, entry)), entry.stamp.profiles)
-            for entry in self._entries[graph]
+            EngineFile(partial(self._deserialize, graph, entry), entry.stamp.profiles)
+            for entry in self._entries_of(graph)
         ]
-        # One is loaded now, to fail early; engines of further sizes when they are needed.
-        files[0][0].engine()
-        variants = [
-            Variant(file, index, sizes)
-            for file, profiles in files
-            for index, sizes in enumerate(profiles)
-        ]
-        loaded = TensorRtEngine(
-            graph, described, variants, self.tensorrt, self.device, self._workspace, self._sinks
-        )
+        if len(files) == 1:
+            # To fail early. Which of several is needed, whoever knows the sizes says by `prepare`.
+            files[0].engine()
+        loaded = TensorRtEngine(graph, self._bundle.manifest.graphs[graph], files, self._shared)
         self._engines.append(loaded)
         return loaded
+
+    def prepare(self, graph: str, wanted: list[Sizes], flags: str) -> None:
+        """Engines of `graph`, loaded before, are ready for the sizes `wanted`.
+
+        Raises EngineError when there is none of a size; `flags` of stc-build would have it built.
+        """
+        for loaded in self._engines:
+            if loaded.name == graph:
+                loaded.prepare(wanted, flags)
 
     def sizes(self, graph: str, symbol: str) -> tuple[int, ...]:
         """The sizes of the free axis `symbol` that engines of `graph` are built for, ascending.
 
         Raises EngineError when there is no engine.
         """
-        if graph not in self._entries:
-            raise EngineError(graph, "has no engine", "", "build it with stc-build")
-        profiles = (profile for entry in self._entries[graph] for profile in entry.stamp.profiles)
+        profiles = (
+            profile for entry in self._entries_of(graph) for profile in entry.stamp.profiles
+        )
         return tuple(sorted({profile[symbol] for profile in profiles}))
 
     def to_device(self, array: NDArray[np.generic]) -> DeviceTensor:
@@ -167,6 +164,12 @@ class TensorRtBackend:
         self._runtime = None
         self.device.close()
 
+    def _entries_of(self, graph: str) -> list[EngineEntry]:
+        if graph not in self._entries:
+            mend = f"build it with: {self._rebuild}"
+            raise EngineError(graph, "has no engine", "", mend)
+        return self._entries[graph]
+
     def _say_once(self, line: str) -> None:
         if line not in self._said:
             self._said.add(line)
@@ -180,7 +183,7 @@ class TensorRtBackend:
                 f"{self.name} {self.tensorrt.version} cannot load {entry.file.path} "
                 f"({self._log.last})",
                 "",
-                f"build again with: stc-build {self._bundle.root} --target this-device",
+                f"build again with: {self._rebuild}",
             )
         self._check_ports(graph, engine)
         return engine
@@ -196,19 +199,5 @@ class TensorRtBackend:
         found = set(engine_ports(self.tensorrt.module, engine))
         if found != expected:
             odd = sorted(found ^ expected)[0]
-            raise EngineError(graph, f"its engine disagrees with the manifest on {odd[0]}")
-
-
-def _logger(trt: Any) -> Any:
-    """Keeps the last error TensorRT told of, and prints nothing."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last = ""
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.last = " ".join(msg.split())
-
-    return Logger()
+            got = f"its engine disagrees with the manifest on {odd[0]}"
+            raise EngineError(graph, got, "", f"build again with: {self._rebuild}")

@@ -9,66 +9,37 @@ caller's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from stc.contracts import COUNT
-from stc.engines.device import Device
 from stc.engines.device_tensor import DeviceTensor
-from stc.engines.flavour import TensorRt
 from stc.engines.plan import Sizes, free_symbols, shape_at
+from stc.engines.shared import Scratch, Shared
 from stc.errors import EngineError
 from stc.manifest import GraphEntry, PortEntry
 
-Scratch = tuple[int, int]
-"""Address and size of the scratch memory contexts work in."""
-
-
-class Workspace:
-    """Scratch memory for every context of a device, as large as the largest asks for."""
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._address = 0
-        self.size_bytes = 0
-
-    def at_least(self, size_bytes: int) -> Scratch:
-        """The memory, grown to `size_bytes` first; growing moves it."""
-        if size_bytes > self.size_bytes or not self._address:
-            address = self._device.allocate(size_bytes)
-            if self._address:
-                self._device.free(self._address)
-            self._address, self.size_bytes = address, size_bytes
-        return self._address, self.size_bytes
-
-
-class Sinks:
-    """Memory for outputs that nobody wants; TensorRT writes them all the same.
-
-    One per output name and shape, for all engines. Two outputs of one engine never share one: an
-    engine may read back what it wrote.
-    """
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-        self._tensors: dict[tuple[str, tuple[int, ...], str], DeviceTensor] = {}
-
-    def of(self, name: str, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
-        """The tensor that takes output `name`."""
-        key = (name, shape, dtype)
-        if key not in self._tensors:
-            self._tensors[key] = DeviceTensor(self._device, shape, dtype)
-        return self._tensors[key]
+SizesKey = tuple[tuple[str, int], ...]
+"""Sizes, to look things up by."""
 
 
 class EngineFile:
-    """An engine on disk, loaded by `load` when it is first needed."""
+    """An engine on disk, loaded by `load` when it is first needed.
 
-    def __init__(self, load: Callable[[], Any]) -> None:
+    profiles: the sizes it was built for. Files may share sizes: each holds the weights anew.
+    """
+
+    def __init__(self, load: Callable[[], Any], profiles: tuple[Sizes, ...]) -> None:
+        self.profiles = profiles
         self._load = load
         self._engine: Any = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights are on the device."""
+        return self._engine is not None
 
     def engine(self) -> Any:
         """The loaded engine. Raises EngineError."""
@@ -79,39 +50,41 @@ class EngineFile:
 
 @dataclass
 class Variant:
-    """One profile of one engine: `sizes` of its free axes, `context` once it was first used."""
+    """One profile of one engine, in use: `shapes` of its ports, and the context that runs it."""
 
     file: EngineFile
-    profile: int
     sizes: Sizes
-    context: Any = None
+    shapes: dict[str, tuple[int, ...]]
+    context: Any
     scratch: Scratch | None = None
-    known_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 class TensorRtEngine:
     """The engines of one graph; see `stc.engines.engine.Engine`. Tensors are DeviceTensors."""
 
     def __init__(
-        self,
-        name: str,
-        graph: GraphEntry,
-        variants: list[Variant],
-        tensorrt: TensorRt,
-        device: Device,
-        workspace: Workspace,
-        sinks: Sinks,
+        self, name: str, graph: GraphEntry, files: list[EngineFile], shared: Shared
     ) -> None:
         self.name = name
         self._inputs = [port for port in graph.inputs if port.name != COUNT]
         self._outputs = list(graph.outputs)
         self._baked = any(port.name == COUNT for port in graph.inputs)
         self._symbols = free_symbols(graph.outputs if self._baked else graph.inputs)
-        self._variants = {_key(variant.sizes): variant for variant in variants}
-        self._tensorrt = tensorrt
-        self._device = device
-        self._workspace = workspace
-        self._sinks = sinks
+        self._files = files
+        self._variants: dict[SizesKey, Variant] = {}
+        self._shared = shared
+        self._device = shared.device
+
+    def prepare(self, wanted: list[Sizes], flags: str) -> None:
+        """The engines of the sizes `wanted` are loaded, from as few files as hold them.
+
+        Raises EngineError when one cannot be loaded, or there is none of a size: `flags` of
+        stc-build would have it built.
+        """
+        for sizes in wanted:
+            holding = self._holding(sizes, flags)
+            if not any(file.loaded for file in holding):
+                max(holding, key=lambda file: sum(one in file.profiles for one in wanted)).engine()
 
     def __call__(
         self,
@@ -119,9 +92,7 @@ class TensorRtEngine:
         outputs: Mapping[str, DeviceTensor | None] | None = None,
     ) -> dict[str, DeviceTensor]:
         wanted = dict.fromkeys(port.name for port in self._outputs) if outputs is None else outputs
-        variant = self._variant(inputs)
-        if variant.context is None:
-            self._prepare(variant)
+        variant = self._variant(self._sizes(inputs))
         self._scratch(variant)
         results = {}
         for port in self._inputs:
@@ -130,18 +101,20 @@ class TensorRtEngine:
         for port in self._outputs:
             shape = shape_at(port.shape, variant.sizes)
             if port.name not in wanted:
-                tensor = self._sinks.of(port.name, shape, port.dtype)
+                tensor = self._shared.sinks.of(port.name, shape, port.dtype)
             else:
                 given = wanted[port.name]
                 tensor = DeviceTensor(self._device, shape, port.dtype) if given is None else given
                 results[port.name] = tensor
             if tensor.address in reading:
-                raise EngineError(self.name, f"output {port.name} is one of its inputs")
+                got = f"output {port.name} is one of its inputs"
+                raise EngineError(self.name, got, "a tensor of its own")
             self._bind(variant, port, tensor)
         self._enqueue(variant)
         return {name: results[name] for name in wanted}
 
-    def _variant(self, inputs: Mapping[str, DeviceTensor]) -> Variant:
+    def _sizes(self, inputs: Mapping[str, DeviceTensor]) -> Sizes:
+        """The sizes of the free axes that `inputs` ask for."""
         expected = [port.name for port in self._inputs] + [COUNT] * self._baked
         if set(inputs) != set(expected):
             raise EngineError(self.name, f"inputs {sorted(inputs)}", str(sorted(expected)))
@@ -152,41 +125,52 @@ class TensorRtEngine:
                 raise EngineError(self.name, f"{COUNT} did not come from the host", "a constant")
             sizes = {self._symbols[0]: count}
         for port in self._inputs:
-            for symbol, size in zip(port.shape, inputs[port.name].shape, strict=True):
-                if isinstance(symbol, str):
-                    sizes[symbol] = size
+            shape = inputs[port.name].shape
+            if len(shape) != len(port.shape):
+                raise EngineError(self.name, f"{port.name} has shape {shape}", str(port.shape))
+            sizes |= {
+                symbol: size
+                for symbol, size in zip(port.shape, shape, strict=True)
+                if isinstance(symbol, str)
+            }
+        return sizes
+
+    def _holding(self, sizes: Sizes, flags: str = "") -> list[EngineFile]:
+        """The files with an engine of `sizes`. Raises EngineError when there is none."""
+        found = [file for file in self._files if sizes in file.profiles]
+        if not found:
+            had = ", ".join(_told(one) for file in self._files for one in file.profiles)
+            mend = f"build it with: {self._shared.rebuild} {flags}"
+            raise EngineError(self.name, f"no engine for {_told(sizes)}", had, mend)
+        return found
+
+    def _variant(self, sizes: Sizes) -> Variant:
+        """The engine of `sizes` with its context, from a file that is loaded already if any is."""
         variant = self._variants.get(_key(sizes))
         if variant is None:
-            had = ", ".join(_told(known.sizes) for known in self._variants.values())
-            raise EngineError(
-                self.name,
-                f"no engine for {_told(sizes)}",
-                had,
-                "build one with: stc-build BUNDLE --target T --recompute-ratio R --budget K",
-            )
+            file = max(self._holding(sizes), key=lambda one: one.loaded)
+            variant = self._variants[_key(sizes)] = self._made(file, sizes)
         return variant
 
-    def _prepare(self, variant: Variant) -> None:
-        """The variant has a context at its profile and shapes."""
-        context = self._new_context(variant.file.engine())
-        stream = int(self._device.stream)
-        if not context.set_optimization_profile_async(variant.profile, stream):
-            raise EngineError(self.name, f"TensorRT refused profile {variant.profile}")
+    def _made(self, file: EngineFile, sizes: Sizes) -> Variant:
+        """A context at its profile and shapes."""
+        context, refusal = self._new_context(file.engine()), self._shared.refusal
+        profile = file.profiles.index(sizes)
+        if not context.set_optimization_profile_async(profile, int(self._device.stream)):
+            raise refusal(self.name, f"refused profile {profile}")
+        ports = (*self._inputs, *self._outputs)
+        shapes = {port.name: shape_at(port.shape, sizes) for port in ports}
         for port in self._inputs:
-            shape = shape_at(port.shape, variant.sizes)
-            variant.known_shapes[port.name] = shape
-            if not context.set_input_shape(port.name, shape):
-                raise EngineError(self.name, f"TensorRT refused shape {shape} of {port.name}")
-        for port in self._outputs:
-            variant.known_shapes[port.name] = shape_at(port.shape, variant.sizes)
+            if not context.set_input_shape(port.name, shapes[port.name]):
+                raise refusal(self.name, f"refused shape {shapes[port.name]} of {port.name}")
         if missing := context.infer_shapes():
-            raise EngineError(self.name, f"shapes of {', '.join(missing)} are not known")
-        variant.context = context
+            raise refusal(self.name, f"does not know the shapes of {', '.join(missing)}")
+        return Variant(file, sizes, shapes, context)
 
     def _new_context(self, engine: Any) -> Any:
-        trt = self._tensorrt.module
+        trt = self._shared.tensorrt.module
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._tensorrt.flavour == "tensorrt-rtx":
+        if self._shared.tensorrt.flavour == "tensorrt-rtx":
             # Kernels for these very shapes before the first run: compiled later, behind its back,
             # they would come too late for a capture.
             runtime_config = engine.create_runtime_config()
@@ -198,12 +182,12 @@ class TensorRtEngine:
         else:
             context = engine.create_execution_context(strategy)
         if context is None:
-            raise EngineError(self.name, "TensorRT made no context", "", "free device memory")
+            raise self._shared.refusal(self.name, "made no context")
         return context
 
     def _scratch(self, variant: Variant) -> None:
         engine = variant.file.engine()
-        scratch = self._workspace.at_least(int(engine.device_memory_size_v2))
+        scratch = self._shared.workspace.at_least(int(engine.device_memory_size_v2))
         self._device.uses(scratch[0])
         if variant.scratch != scratch:
             variant.context.set_device_memory(*scratch)
@@ -212,25 +196,27 @@ class TensorRtEngine:
     def _bind(self, variant: Variant, port: PortEntry, tensor: DeviceTensor) -> None:
         if tensor.closed or tensor.device is not self._device:
             raise EngineError(self.name, f"{port.name} is closed or of another device")
-        expected = variant.known_shapes[port.name]
+        expected = variant.shapes[port.name]
         if tensor.shape != expected or tensor.dtype != np.dtype(port.dtype):
             got = f"{port.name} is {tensor.dtype} {tensor.shape}"
             raise EngineError(self.name, got, f"{port.dtype} {expected}")
         self._device.uses(tensor.address)
         if not variant.context.set_tensor_address(port.name, tensor.address):
-            raise EngineError(self.name, f"TensorRT refused the address of {port.name}")
+            raise self._shared.refusal(self.name, f"refused the address of {port.name}")
 
     def _enqueue(self, variant: Variant) -> None:
         context, stream = variant.context, int(self._device.stream)
         asked = self._device.capturing and hasattr(context, "is_stream_capturable")
         if asked and not context.is_stream_capturable(stream):
-            raise EngineError(self.name, "TensorRT cannot have it captured")
+            raise self._shared.refusal(self.name, "cannot have it captured")
+        self._shared.log.last = ""
         if not context.execute_async_v3(stream):
-            raise EngineError(self.name, "TensorRT did not enqueue it")
+            raise self._shared.refusal(self.name, "did not enqueue it")
 
     def close(self) -> None:
         """Its contexts and engines are gone."""
         self._variants.clear()
+        self._files.clear()
 
 
 def engine_ports(trt: Any, engine: Any) -> Iterator[tuple[str, bool, str, bool]]:
@@ -250,7 +236,7 @@ def engine_ports(trt: Any, engine: Any) -> Iterator[tuple[str, bool, str, bool]]
         )
 
 
-def _key(sizes: Sizes) -> tuple[tuple[str, int], ...]:
+def _key(sizes: Sizes) -> SizesKey:
     return tuple(sorted(sizes.items()))
 
 

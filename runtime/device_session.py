@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stc import contracts
 from stc.engines.device import Device
 from stc.engines.device_array import on_device
 from stc.engines.engine import Tensor
@@ -28,6 +29,9 @@ class DeviceSession(StreamSession):
 
     Reports give GPU time by stage in `stage_ms` and in all in `engine_ms`. A DeviceError ends the
     session: its memory is given back, and whatever is asked of it later is refused with the cause.
+
+    Raises EngineError when an engine for these settings was not built, with the command that builds
+    it, DeviceError when there is not enough memory, and SettingsError as StreamSession.
     """
 
     WARM_UP_INTERVALS = 4
@@ -42,6 +46,7 @@ class DeviceSession(StreamSession):
     ) -> None:
         if not isinstance(tower.backend, TensorRtBackend):
             raise TypeError(f"a tower on {tower.backend.name}")
+        _prepare_engines(tower, tower.backend, settings)
         super().__init__(tower, settings, language)
         self._backend = tower.backend
         self._sets = (self._vision.references, References(tower))
@@ -118,3 +123,19 @@ class DeviceSession(StreamSession):
             return super()._prune(tokens)
         assert self._outcome is not None
         return self._outcome.tokens, self._outcome.kept, self._outcome.frame_mean
+
+
+def _prepare_engines(tower: VisionTower, backend: TensorRtBackend, settings: Settings) -> None:
+    """Every engine that frames of `settings` need is loaded. Raises EngineError when one is not."""
+    spec = tower.spec
+    kept = settings.kept(spec.pooled)
+    sizes = [{"M": spec.tokens}]
+    flags = f"--recompute-ratio {settings.recompute_ratio:g}"
+    if settings.reference_interval > 1:
+        fewer = {"M": settings.recomputed(spec.tokens)}
+        sizes = [fewer, *sizes]
+        backend.prepare(contracts.SELECT, [fewer], flags)
+    for update in tower.updates:
+        backend.prepare(update.name, sizes, flags)
+    if kept < spec.pooled:
+        backend.prepare(tower.prune(settings.pruner).name, [{"k": kept}], f"--budget {kept}")

@@ -124,12 +124,13 @@ def numpy_graphs(seed: int = 0) -> dict[str, Any]:
 
 @dataclass
 class Rig:
-    """A tower on doubles. said: what the backend told the user."""
+    """A tower on doubles. builds: sizes, one build each. said: what the backend told the user."""
 
     root: Path
     flavour: Flavour = "tensorrt"
     several_profiles: bool = True
     scratch_bytes: int = 512
+    builds: tuple[Buckets, ...] = (BUCKETS,)
     cuda: FakeCuda = field(default_factory=FakeCuda)
     said: list[str] = field(default_factory=list)
 
@@ -158,8 +159,12 @@ class Rig:
     def _library(self) -> tuple[EngineLibrary, dict[str, list[EngineEntry]]]:
         library = EngineLibrary(self.root / "engines")
         entries: dict[str, list[EngineEntry]] = {}
-        specs = plan_engines(self.manifest, BUCKETS, several_profiles=self.several_profiles)
-        for number, spec in enumerate(specs):
+        specs = {
+            spec.stem: spec
+            for build in self.builds
+            for spec in plan_engines(self.manifest, build, several_profiles=self.several_profiles)
+        }
+        for number, spec in enumerate(specs.values()):
             # Every engine asks for another amount of scratch memory.
             scratch = self.scratch_bytes + 8 * number
             plan = Plan(spec.graph, list(spec.profiles), spec.baked, scratch)

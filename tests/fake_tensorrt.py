@@ -46,7 +46,9 @@ class FakeTensorRt:
     """The module `tensorrt` or `tensorrt_rtx`: `graphs` are the functions, `entries` their ports.
 
     refuse: called with graph and "capture" or "run"; True makes the context return False.
+    refuse_call: the context's method that returns False whatever it is given.
     read: what an engine file says; the double's own are JSON.
+    loaded: the profiles of every engine file that was loaded, by graph.
     """
 
     cuda: FakeCuda
@@ -56,6 +58,9 @@ class FakeTensorRt:
     capturable: bool = True
     read: Callable[[bytes], Plan] = lambda content: Plan(**json.loads(content))
     runs: list[str] = field(default_factory=list)
+    loaded: dict[str, list[list[Sizes]]] = field(default_factory=dict)
+    refuse_call: str = ""
+    logger: Any = None
     __version__: str = VERSION
 
     class ILogger:
@@ -88,6 +93,7 @@ class FakeTensorRt:
         INT64 = "int64"
 
     def Runtime(self, logger: Any) -> FakeRuntime:
+        self.logger = logger
         return FakeRuntime(self, logger)
 
     def flavoured(self, flavour: Flavour) -> TensorRt:
@@ -101,7 +107,9 @@ class FakeRuntime:
 
     def deserialize_cuda_engine(self, content: bytes) -> FakeEngine | None:
         try:
-            return FakeEngine(self._trt, self._trt.read(content))
+            plan = self._trt.read(content)
+            self._trt.loaded.setdefault(plan.graph, []).append(plan.profiles)
+            return FakeEngine(self._trt, plan)
         except ValueError:
             self._logger.log(FakeTensorRt.ILogger.Severity.ERROR, "Magic tag does not match")
             return None
@@ -159,23 +167,34 @@ class FakeContext:
         self._ran = False
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        if index >= len(self._engine.plan.profiles):
+        if index >= len(self._engine.plan.profiles) or self._refused(
+            "set_optimization_profile_async"
+        ):
             return False
         self._profile = self._engine.plan.profiles[index]
         return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         port = self._engine.ports[name]
-        if self._profile is None or shape != shape_at(port.shape, self._profile):
+        if (
+            self._profile is None
+            or shape != shape_at(port.shape, self._profile)
+            or self._refused("set_input_shape")
+        ):
             return False
         self._shapes[name] = shape
         return True
 
     def infer_shapes(self) -> list[str]:
+        if self._refused("infer_shapes"):
+            return [port.name for port in self._engine.inputs]
         return [port.name for port in self._engine.inputs if port.name not in self._shapes]
 
+    def _refused(self, method: str) -> bool:
+        return method == self._engine.trt.refuse_call
+
     def set_tensor_address(self, name: str, address: int) -> bool:
-        if name not in self._engine.ports:
+        if name not in self._engine.ports or self._refused("set_tensor_address"):
             return False
         self._addresses[name] = address
         return True
@@ -193,6 +212,7 @@ class FakeContext:
             or (where == "capture" and not self._ran)
         )
         if unready or trt.refuse(engine.plan.graph, where):
+            trt.logger.log(trt.ILogger.Severity.ERROR, f"{engine.plan.graph} is not ready")
             return False
         self._ran = True
         # What is captured are these addresses, whatever is bound later.

@@ -8,7 +8,7 @@ from stc.engines.plan import Buckets, EngineSpec, choose_buckets, plan_engines, 
 from stc.engines.targets import TARGETS, joined_name, parse_targets, target_of
 from stc.errors import EngineError, SettingsError
 from stc.manifest import DefaultSettings, FileEntry, GraphEntry, LanguageSpec, Manifest, PortEntry
-from stc.settings import PRESETS
+from stc.settings import PRESETS, scaled
 from tests.tiny_bundle import SPEC, provenance
 
 TOKENS = SPEC.tokens
@@ -115,7 +115,13 @@ def test_language_blocks_are_few_where_each_size_holds_the_weights_anew() -> Non
 def test_buckets_follow_the_ratios_and_budgets_asked_for() -> None:
     buckets = choose_buckets(manifest(), (0.5, 0.25, 0.25, 0.001), (4, 0))
     assert buckets == Buckets(recomputed=(1, 6, 12), kept=(4, SPEC.pooled))
-    assert choose_buckets(manifest(), (1.0,), None).kept == (SPEC.pooled,)
+    assert choose_buckets(manifest(), (1.0,), None).kept == (2, SPEC.pooled)
+
+
+def test_a_default_build_has_an_engine_for_the_budget_of_every_preset() -> None:
+    kept = choose_buckets(manifest(), (0.25,), None).kept
+    budgets = {scaled(preset, SPEC.pooled).kept(SPEC.pooled) for preset in PRESETS.values()}
+    assert budgets <= set(kept)
 
 
 @pytest.mark.parametrize(("ratios", "budgets"), [((0.0,), None), ((0.25,), (SPEC.pooled + 1,))])

@@ -25,8 +25,10 @@ from stc.contracts import (
 )
 from stc.engines.device_tensor import DeviceTensor
 from stc.engines.flavour import FLAVOURS, Flavour
+from stc.engines.plan import Buckets
 from stc.errors import EngineError
 from tests.device_cases import (
+    BUCKETS,
     SETTINGS,
     SPEC,
     Rig,
@@ -191,7 +193,8 @@ def test_an_engine_that_refuses_to_be_enqueued_fails_the_frame_and_not_the_next(
     session, stream = rig.session(), frames(4)
     session.push(stream[0])
     rig.trt.refuse = refusing("update_01", "run")
-    with pytest.raises(EngineError, match="update_01: TensorRT did not enqueue it"):
+    said = r"update_01: TensorRT did not enqueue it \(update_01 is not ready\); build again with"
+    with pytest.raises(EngineError, match=said):
         session.push(stream[1])
     rig.trt.refuse = lambda *_: False
     assert session.push(stream[2]).kind == "reference"
@@ -206,9 +209,7 @@ def test_an_engine_that_refuses_a_capture_is_enqueued_plainly_and_that_is_said_o
     assert session.captured == set()
     # Two kinds of frame, each at two sets of references.
     assert len(rig.said) == 2
-    assert all(
-        "no CUDA graph (update_01: TensorRT did not enqueue it)" in said for said in rig.said
-    )
+    assert all("no CUDA graph (update_01: TensorRT did not enqueue it" in said for said in rig.said)
 
 
 def test_rtx_is_asked_before_it_is_captured(tmp_path: Path) -> None:
@@ -297,6 +298,60 @@ def test_a_size_without_an_engine_names_those_there_are(rig: Rig) -> None:
         EngineError, match=r"select: no engine for M=7, expected M=6, M=12;.*stc-build"
     ):
         rig.tower.select({SCORE: score, COUNT: count})
+
+
+def test_a_tensor_of_another_rank_is_refused(rig: Rig) -> None:
+    pixels = rig.backend.empty((1, 3, 20, 20), np.float32)
+    with pytest.raises(EngineError, match=r"embed: pixel_values has shape \(1, 3, 20, 20\), exp"):
+        rig.tower.embed({PIXEL_VALUES: pixels})
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("set_optimization_profile_async", "refused profile 0"),
+        ("set_input_shape", r"refused shape \(3, 20, 20\) of pixel_values"),
+        ("infer_shapes", "does not know the shapes of pixel_values"),
+        ("set_tensor_address", "refused the address of pixel_values"),
+    ],
+)
+def test_what_tensorrt_refuses_is_one_line(rig: Rig, method: str, said: str) -> None:
+    rig.trt.refuse_call = method
+    with pytest.raises(EngineError, match=f"embed: TensorRT {said}.*; build again with: stc-build"):
+        rig.tower.embed({PIXEL_VALUES: rig.backend.empty((3, 20, 20), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("changed", "graph", "flags"),
+    [
+        ({"recompute_ratio": 0.1}, "select: no engine for M=2", "--recompute-ratio 0.1"),
+        ({"budget": 4}, "prune_dual_anchor: no engine for k=4", "--budget 4"),
+    ],
+)
+def test_a_session_without_its_engines_is_refused_before_it_takes_memory(
+    rig: Rig, changed: dict[str, Any], graph: str, flags: str
+) -> None:
+    before = rig.device.allocated_bytes
+    command = f"stc-build {rig.root} --target this-device --backend tensorrt {flags}"
+    with pytest.raises(EngineError, match=f"{graph}.*; build it with: {command}$"):
+        rig.session(replace(SETTINGS, **changed))
+    assert rig.device.allocated_bytes == before
+
+
+def test_a_dense_session_needs_no_engine_for_its_ratio(rig: Rig) -> None:
+    settings = replace(SETTINGS, recompute_ratio=0.1, reference_interval=1)
+    assert_same_stream(rig.session(settings), settings, 4)
+
+
+def test_of_engines_that_share_a_size_one_is_loaded(tmp_path: Path) -> None:
+    """After a build for another ratio both files hold all T tokens, and the weights anew."""
+    rig = Rig(tmp_path, builds=(BUCKETS, Buckets(recomputed=(2,), kept=())))
+    loads = rig.trt.loaded
+    assert_same_stream(rig.session(), SETTINGS, 6)
+    assert [len(loads[f"update_{block:02}"]) for block in range(SPEC.blocks)] == [1] * SPEC.blocks
+    other = replace(SETTINGS, recompute_ratio=0.1)
+    assert_same_stream(rig.session(other), other, 6)
+    assert len(loads["update_00"]) == 2
 
 
 def test_a_capture_is_given_up_cleanly_when_its_body_fails(rig: Rig) -> None:

@@ -13,6 +13,7 @@ from stc.contracts import EMBED, SELECT
 from stc.engines.cuda import Cuda, DeviceFacts, device_facts
 from stc.engines.flavour import Flavour, TensorRt
 from stc.engines.library import (
+    LIST,
     Acceptance,
     EngineEntry,
     EngineLibrary,
@@ -57,7 +58,7 @@ def build(
                 "flavour": "tensorrt-rtx",
                 "version": "1.7.1",
                 "targets": tuple(targets.split("+")),
-                "precision": "fp16",
+                "precision": "fp32",
                 "profiles": ({},),
                 "baked": None,
                 **changed,
@@ -69,12 +70,14 @@ def build(
     return library
 
 
-def refused(bundle: Bundle, tensorrt: TensorRt | None = None) -> str:
+def refused(
+    bundle: Bundle, tensorrt: TensorRt | None = None, mended_by: str = "this-device"
+) -> str:
     with pytest.raises(EngineError) as caught:
         find_engines(bundle, tensorrt or installed(), SM89, language=True)
     line = str(caught.value)
     assert "\n" not in line
-    assert f"stc-build {bundle.root} --target this-device --backend" in line
+    assert f"stc-build {bundle.root} --target {mended_by} --backend" in line
     return line
 
 
@@ -102,34 +105,69 @@ def test_engines_of_another_gpu_are_refused(bundle: Bundle) -> None:
 
 def test_engines_of_the_other_flavour_are_not_taken(bundle: Bundle) -> None:
     build(bundle)
-    assert "has no engines of tensorrt;" in refused(bundle, installed("10.16.2", "tensorrt"))
+    assert "has no engines of tensorrt;" in refused(
+        bundle, installed("10.16.2", "tensorrt"), "sm89"
+    )
 
 
 def test_engines_of_another_version_are_refused(bundle: Bundle) -> None:
     build(bundle)
-    line = refused(bundle, installed("1.8.0"))
+    line = refused(bundle, installed("1.8.0"), "sm89")
     assert "built by tensorrt-rtx 1.7.1, expected 1.8.0, which is installed" in line
 
 
-@pytest.mark.parametrize("changed", ["graph_sha256", "weights_sha256"])
-def test_engines_of_other_graphs_or_weights_are_refused(bundle: Bundle, changed: str) -> None:
-    build(bundle, **{changed: "0" * 64})  # type: ignore[arg-type]
-    assert "built from other graphs or weights than these" in refused(bundle)
+@pytest.mark.parametrize(
+    "changed",
+    [{"graph_sha256": "0" * 64}, {"weights_sha256": "0" * 64}, {"precision": "fp16"}],
+)
+def test_engines_of_other_graphs_or_weights_are_refused(
+    bundle: Bundle, changed: dict[str, Any]
+) -> None:
+    build(bundle, **changed)
+    line = refused(bundle, mended_by="sm89")
+    assert "built from other graphs or weights than these" in line
 
 
 def test_a_missing_engine_is_refused(bundle: Bundle) -> None:
     library = build(bundle)
     (library.folder / f"{EMBED}.tensorrt-rtx.engine").unlink()
-    assert f"{EMBED}.tensorrt-rtx.engine: is missing or cut short" in refused(bundle)
+    line = refused(bundle, mended_by="sm89")
+    assert f"{EMBED}.tensorrt-rtx.engine: is missing or cut short" in line
 
 
 def test_engines_that_stray_from_onnx_runtime_are_refused(bundle: Bundle) -> None:
     build(bundle, acceptance=Acceptance(passed=False, min_cosine=0.91, outputs={"hidden": 0.91}))
-    assert "strays from ONNX Runtime on this device, cosine 0.9100" in refused(bundle)
+    line = refused(bundle, mended_by="sm89")
+    assert "strays from ONNX Runtime on this device, cosine 0.9100" in line
 
 
 def test_a_library_that_can_be_used_is_preferred_to_one_that_cannot(bundle: Bundle) -> None:
     build(bundle, "sm80+sm89", version="1.6.0")
+    build(bundle, "sm89")
+    assert find_engines(bundle, installed(), SM89, language=True)[0].folder.name == "sm89"
+
+
+def test_engines_that_were_compared_are_preferred_to_those_that_were_not(bundle: Bundle) -> None:
+    build(bundle, "sm86+sm89")
+    build(bundle, "sm89", acceptance=Acceptance(passed=True, min_cosine=1.0, outputs={}))
+    assert find_engines(bundle, installed(), SM89, language=True)[0].folder.name == "sm89"
+
+
+def test_the_mend_of_a_library_names_the_targets_it_was_built_for(bundle: Bundle) -> None:
+    build(bundle, "sm86+sm89", version="1.6.0")
+    assert "built by tensorrt-rtx 1.6.0" in refused(bundle, mended_by="sm86+sm89")
+
+
+def test_engines_in_a_folder_of_another_name_are_still_those_of_their_stamps(
+    bundle: Bundle,
+) -> None:
+    folder = build(bundle, "sm86").folder
+    folder.rename(folder.with_name("sm89"))
+    assert "has engines for sm86, expected sm89, this GPU" in refused(bundle)
+
+
+def test_a_library_that_cannot_be_read_does_not_hide_another(bundle: Bundle) -> None:
+    (build(bundle, "sm80").folder / LIST).write_text("{")
     build(bundle, "sm89")
     assert find_engines(bundle, installed(), SM89, language=True)[0].folder.name == "sm89"
 
