@@ -30,7 +30,6 @@ from stc.runtime.stream_language import StreamLanguage
 from tests.language_cases import frames, language_case
 from tests.test_run_questions import QUESTION, VIDEO
 
-
 Run = Callable[..., "CompletedProcess[str]"]
 
 

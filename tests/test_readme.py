@@ -155,6 +155,10 @@ def test_the_demo_runs_in_a_fresh_clone(tmp_path: Path) -> None:
         report = json.loads((clone / "out" / "demo" / "report.json").read_text())
         assert report["against_dense"]["basis"] == "dense run"
         assert report["against_dense"]["prefill_tokens_saving"] > 0.7
+        [question] = report["language"]["questions"]
+        assert question["question"] == "What is moving?"
+        assert question["answer"]
+        assert f"> {question['answer']}" in ran.stdout
         assert frames_of(clone / "out" / "demo" / "overlay.mp4") == 200
         assert (clone / "out" / "demo" / "overlay.png").exists()
     assert subprocess.check_output(["git", "status", "--porcelain"], cwd=clone) == b""
