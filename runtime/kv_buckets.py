@@ -1,7 +1,8 @@
 """The sizes at which the language graphs are called: tokens of a call, rows of a context.
 
-A backend that takes any size (ONNX Runtime) needs none; engines of static shapes are built for a
-few, and calls are padded to them.
+A backend that takes any size (ONNX Runtime) needs none, only a bound: what a call takes grows with
+its tokens times the context. Engines of static shapes are built for a few, and calls are padded to
+them.
 """
 
 from __future__ import annotations
@@ -11,26 +12,29 @@ from dataclasses import dataclass
 
 from stc.errors import LanguageError
 
+MOST_TOKENS = 256
+"""Tokens of a call at most: its attention scores take Q * m * S * 4 bytes."""
 LEAST_STEP = 256
 """Rows by which a context without buckets grows at least."""
 
 
 @dataclass(frozen=True)
 class KvBuckets:
-    """chunks: values of m, ascending. contexts: values of S, ascending. Empty: any size."""
+    """chunks: values of m, ascending; empty: any up to MOST_TOKENS. contexts: values of S,
+    ascending; empty: any."""
 
     chunks: tuple[int, ...] = ()
     contexts: tuple[int, ...] = ()
 
     def pieces(self, count: int) -> Iterator[tuple[int, int, int]]:
         """How `count` tokens are run: (first, tokens, size of the call) of every call."""
-        if not self.chunks:
-            yield 0, count, count
-            return
         first = 0
         while first < count:
             left = count - first
-            size = next((chunk for chunk in self.chunks if chunk >= left), self.chunks[-1])
+            if self.chunks:
+                size = next((chunk for chunk in self.chunks if chunk >= left), self.chunks[-1])
+            else:
+                size = min(left, MOST_TOKENS)
             yield first, min(left, size), size
             first += size
 

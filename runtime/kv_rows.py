@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from stc.engines.engine import Tensor
 from stc.runtime.language import LanguageModel
 
+SPARE = 512
+"""Rows an ordinary question and its answer take, that need not be given back after them."""
 Places = NDArray[np.int64]
 """The row of every token, in the order of the tokens."""
 
 
 class KvRows:
-    """Two buffers [G, capacity, e] per block, `capacity` growing in buckets up to `most` rows.
+    """Two buffers [G, capacity, e] per block, `capacity` in buckets as needed, `most` rows at most.
 
     Every row is finite at all times once `clear` has followed a failed write: a row that nobody
     sees still takes part in a matrix product, where a weight of 0 does not silence a NaN.
@@ -44,19 +46,31 @@ class KvRows:
 
         Raises LanguageError when the engines allow fewer.
         """
-        if rows <= self.capacity:
-            return
-        capacity = self.model.buckets.context(rows, self.most)
-        held = self.capacity
+        if rows > self.capacity:
+            self._resize(self.model.buckets.context(rows, self.most))
+
+    def fit(self, rows: int) -> None:
+        """There are at least `rows` rows and not many more; what the first `rows` hold stays.
+
+        Every call pays for the rows there are, so those of one long question are given back.
+        Raises as `reserve`.
+        """
+        self.reserve(rows)
+        spacious = self.model.buckets.context(min(rows + SPARE, self.capacity), self.most)
+        if spacious < self.capacity:
+            self._resize(spacious)
+
+    def _resize(self, capacity: int) -> None:
+        kept = min(self.capacity, capacity)
         for buffers in (self.keys, self.values):
             # Buffer by buffer, so that only one is held twice at a time.
             for block in range(self.model.spec.blocks):
-                grown = self.model.blank_rows(capacity)
-                if held:
-                    self.model.backend.write_rows(grown, 0, buffers[block])
-                    buffers[block] = grown
+                resized = self.model.blank_rows(capacity)
+                if kept:
+                    self.model.backend.write_rows(resized, 0, buffers[block], 0, kept)
+                    buffers[block] = resized
                 else:
-                    buffers.append(grown)
+                    buffers.append(resized)
         self.capacity = capacity
 
     def write(self, block: int, places: Places, key: Tensor, value: Tensor) -> None:

@@ -97,7 +97,7 @@ class WindowMemory:
         self._admit(len(hidden))
         places = self.order.place(len(hidden))
         try:
-            self.rows.reserve(int(places.max()) + 1)
+            self.rows.fit(max(self.order.used, int(places.max()) + 1))
             positions = self.order.with_next(places)
             self.model.remember(
                 hidden, positions[places], self.rows, places, self._of_rows(positions)
@@ -110,7 +110,7 @@ class WindowMemory:
     def context(self, count: int) -> Context:
         order = self.order
         refuse_long(self.model, order.held, count)
-        self.rows.reserve(order.used + count)
+        self.rows.fit(order.used + count)
         positions = self._of_rows(order.positions())
         return Context(self.rows, order.used, order.held, positions)
 

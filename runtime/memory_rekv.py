@@ -80,7 +80,7 @@ class RekvMemory(WindowMemory):
         start = self.order.fixed + fetched * self.page
         refuse_long(self.model, start, count)
         rows = self._answer_rows
-        rows.reserve(start + count)
+        rows.fit(start + count)
         positions = np.full(rows.capacity, EMPTY, np.int64)
         positions[:start] = np.arange(start)
         if not start:

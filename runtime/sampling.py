@@ -32,6 +32,8 @@ class Sampling:
 
 
 GREEDY = Sampling()
+TRIED = (1024, 16384)
+"""How many of the likeliest tokens are sorted before the whole vocabulary is."""
 
 
 class Sampler:
@@ -45,11 +47,37 @@ class Sampler:
         """The next token by `logits` [V]; of equals the lower id, when greedy."""
         if self._sampling.temperature == 0.0:
             return int(logits.argmax())
-        scaled = (logits.astype(np.float64) - logits.max()) / self._sampling.temperature
-        powers = np.exp(scaled)
-        order = np.argsort(-powers, kind="stable")
-        shares = powers[order] / powers.sum()
+        powers = np.exp((logits.astype(np.float64) - logits.max()) / self._sampling.temperature)
+        if self._sampling.top_p == 1.0:
+            return self._draw(powers)
+        ids, shares = nucleus(powers, self._sampling.top_p)
+        return int(ids[self._draw(shares)])
+
+    def _draw(self, weights: NDArray[np.float64]) -> int:
+        """A place in `weights`, as likely as its share of their sum."""
+        reached = np.cumsum(weights)
+        return int(np.searchsorted(reached / reached[-1], self._random.random(), side="right"))
+
+
+def nucleus(
+    powers: NDArray[np.float64], top_p: float, tried: tuple[int, ...] = TRIED
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Ids and shares of the likeliest of `powers` [V] whose shares reach `top_p`, in that order;
+    of equals the lower id comes first.
+
+    So many of the likeliest as `tried` says are sorted, one number after the other, and all of
+    them only when those do not reach it.
+    """
+    total = powers.sum()
+    for count in (*tried, len(powers)):
+        likely = np.arange(len(powers))
+        if count < len(powers):
+            likely = np.flatnonzero(powers >= np.partition(powers, -count)[-count])
+        order = likely[np.argsort(-powers[likely], kind="stable")]
+        shares = powers[order] / total
         before = np.cumsum(shares) - shares
-        # The likeliest token always stays, however small top_p is.
-        shares[before >= self._sampling.top_p] = 0.0
-        return int(order[self._random.choice(len(order), p=shares / shares.sum())])
+        if before[-1] >= top_p:
+            break
+    # The likeliest token always stays, however small top_p is.
+    kept = before < top_p
+    return order[kept], shares[kept]

@@ -17,7 +17,7 @@ from stc.contracts import KEY, VALUE
 from stc.engines.engine import Engine, Tensor
 from stc.errors import LanguageError, NonFiniteError, SettingsError
 from stc.runtime.host_pages import HostPages
-from stc.runtime.kv_buckets import KvBuckets
+from stc.runtime.kv_buckets import MOST_TOKENS, KvBuckets
 from stc.runtime.kv_rows import runs
 from stc.runtime.language import LanguageModel
 from stc.runtime.memory import AllMemory, Memory, WindowMemory
@@ -98,6 +98,37 @@ def test_static_sizes_cover_any_chunk() -> None:
         )
         assert sum(tokens for _, tokens, _ in pieces) == count
         assert all(tokens <= size and size in (1, 32, 58) for _, tokens, size in pieces)
+
+
+def test_a_call_of_any_size_is_bounded() -> None:
+    pieces = list(KvBuckets().pieces(3025))
+    assert [size for _, _, size in pieces] == [MOST_TOKENS] * 11 + [209]
+    assert [first for first, _, _ in pieces] == [MOST_TOKENS * n for n in range(12)]
+    assert list(KvBuckets().pieces(58)) == [(0, 58, 58)]
+    assert list(KvBuckets().pieces(0)) == []
+
+
+@pytest.mark.parametrize("policy", ["window", "rekv"])
+def test_rows_of_a_long_question_are_given_back(policy: str) -> None:
+    case = language_case()
+    model, prompt = case.language(), case.prompt()
+    model.spec = model.spec.model_copy(update={"most_positions": 4000})
+    answers = []
+    for lengthy in (False, True):
+        language = StreamLanguage(model, _memory(policy, model, len(prompt.before)), prompt)
+        language.append(frames(1)[0])
+        usual = language.ask(QUESTION, TOKENS)
+        list(usual)
+        held = language.facts().device_bytes
+        if lengthy:
+            language.ask(" ".join([QUESTION] * 300), TOKENS).cancel()
+            assert language.facts().device_bytes > held + 512 * model.token_bytes
+        language.append(frames(2)[1])
+        answer = language.ask(QUESTION, TOKENS)
+        list(answer)
+        assert language.facts().device_bytes <= held + 512 * model.token_bytes
+        answers.append(answer.token_ids)
+    assert answers[0] == answers[1]
 
 
 def test_a_context_longer_than_the_engines_allow_is_refused() -> None:

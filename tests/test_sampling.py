@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stc.errors import SettingsError
-from stc.runtime.sampling import Sampler, Sampling
+from stc.runtime.sampling import Sampler, Sampling, nucleus
 
 LOGITS = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))
 DRAWS = 4000
@@ -38,6 +40,40 @@ def test_draws_follow_the_tempered_distribution(temperature: float) -> None:
 def test_top_p_draws_from_the_likeliest_tokens_that_reach_it(top_p: float, kept: list[int]) -> None:
     drawn = shares(Sampling(temperature=1.0, top_p=top_p))
     assert [token for token, share in enumerate(drawn) if share] == kept
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9, 0.999, 1.0 - 1e-12])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 8.0], ids=["all equal", "flat", "peaked"])
+def test_top_p_without_a_full_sort_is_exactly_that_with_one(top_p: float, spread: float) -> None:
+    random = np.random.default_rng(0)
+    for ties in (False, True):
+        logits = random.standard_normal(5000) * spread
+        powers = np.exp(np.round(logits, 1) if ties else logits)
+        order = np.argsort(-powers, kind="stable")
+        shares = powers[order] / powers.sum()
+        kept = np.cumsum(shares) - shares < top_p
+        for tried in ((), (1,), (7, 1024), (9999,)):
+            ids, of_ids = nucleus(powers, top_p, tried)
+            assert np.array_equal(ids, order[kept])
+            assert np.array_equal(of_ids, shares[kept])
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_draw_from_a_full_size_vocabulary_takes_no_full_sort(
+    top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.random.default_rng(0).standard_normal(152_000).astype(np.float32) * 5
+    sizes = []
+    argsort = np.argsort
+
+    def watched(array: NDArray[np.float64], **options: Any) -> NDArray[np.int64]:
+        sizes.append(len(array))
+        order: NDArray[np.int64] = argsort(array, **options)
+        return order
+
+    monkeypatch.setattr(np, "argsort", watched)
+    assert 0 <= Sampler(Sampling(temperature=1.0, top_p=top_p))(logits) < len(logits)
+    assert sum(sizes) < 20_000
 
 
 def test_equal_seeds_draw_alike() -> None:
