@@ -26,6 +26,7 @@ from stc.runtime.document_output import document_output
 from stc.runtime.gpu_facts import gpu_facts
 from stc.runtime.machine import machine_facts
 from stc.runtime.open_language import open_model
+from stc.runtime.output_paths import refuse_shared_paths
 from stc.runtime.resident import peak_rss_bytes
 from stc.runtime.session import StreamSession
 from stc.runtime.torch_side import torch_language_side, torch_side
@@ -80,6 +81,9 @@ def _bench(flags: argparse.Namespace) -> int:
         raise SettingsError("--against int4", "given", "--prefill beside it, without --int4")
     if flags.prefill and flags.video is not None:
         raise SettingsError("--video", "given", "--prefill alone: it runs no tower")
+    refuse_shared_paths(
+        {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
+    )
     with document_output(flags.json) as write:
         write(_prefill(flags) if flags.prefill else _measured(flags))
     return 0

@@ -22,6 +22,7 @@ from stc.runtime.document_output import document_output
 from stc.runtime.frame import Frame
 from stc.runtime.machine import machine_facts
 from stc.runtime.open_language import open_model
+from stc.runtime.output_paths import refuse_shared_paths
 from stc.runtime.parity import ParityReport
 from stc.runtime.parity_graphs import compare_graphs
 from stc.runtime.parity_language import compare_language
@@ -54,6 +55,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _parity(flags: argparse.Namespace) -> int:
     if flags.frames < 2:
         raise SettingsError("--frames", f"got {flags.frames}", "at least 2")
+    refuse_shared_paths(
+        {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
+    )
     with document_output(flags.json) as write:
         document = _compared(flags)
         write(document)

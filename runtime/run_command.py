@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from stc.runtime.frame import Frame
 from stc.runtime.live_table import LiveTable
 from stc.runtime.metrics import StreamMetrics
 from stc.runtime.open_language import open_stream_language
+from stc.runtime.output_paths import refuse_shared_paths
 from stc.runtime.overlay import OverlayWriter
 from stc.runtime.run_document import run_document
 from stc.runtime.summary import print_summary
@@ -72,7 +72,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(flags: argparse.Namespace) -> int:
     if flags.frames is not None and flags.frames < 1:
         raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
-    _refuse_shared_paths(flags)
+    still = flags.overlay and flags.overlay.parent / f"{flags.overlay.stem}{STILL}"
+    outputs = {"--overlay": flags.overlay, "the still of --overlay": still, "--json": flags.json}
+    refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle)
     bundle = Bundle.open(flags.bundle)
     manifest = bundle.manifest
     spec = manifest.vision
@@ -148,7 +150,7 @@ def _run(flags: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 console.print("interrupted; these are the answers so far")
         if overlay is not None:
-            overlay.save_still(flags.overlay.with_suffix(STILL))
+            overlay.save_still(still)
         summary = metrics.summary(
             wall_s=wall_s,
             broken_frames=source.broken,
@@ -205,24 +207,6 @@ def _ask(conversation: Conversation, chat: Chat | None, table: LiveTable) -> Non
             conversation.ask_due()
     for question in chat.waiting() if chat is not None else ():
         conversation.ask(question)
-
-
-def _refuse_shared_paths(flags: argparse.Namespace) -> None:
-    """Raise SettingsError when writing one output would destroy another, or the video."""
-    paths = {"--video": flags.video}
-    if flags.overlay is not None:
-        paths["--overlay"] = flags.overlay
-        paths["the still of --overlay"] = flags.overlay.with_suffix(STILL)
-    if flags.json not in (None, "-"):
-        paths["--json"] = flags.json
-    taken: dict[str, str] = {}
-    for flag, path in paths.items():
-        real = os.path.realpath(path)
-        if real in taken:
-            raise SettingsError(
-                flag, f"{path} is {taken[real]} as well", mend="choose another path"
-            )
-        taken[real] = flag
 
 
 def _taken(source: VideoSource, most: int | None) -> Iterator[Frame]:

@@ -71,6 +71,13 @@ def open_video(
     return _open_file(source, fps)
 
 
+def local_path(source: str) -> str:
+    """The path that a file:// address means; any other `source` as it is."""
+    if source.lower().startswith("file://"):
+        return url2pathname(urlsplit(source).path)
+    return source
+
+
 def _require_av() -> None:
     try:
         importlib.import_module("av")
@@ -106,8 +113,7 @@ def _open_file(source: str, fps: float | None) -> VideoSource:
     from stc.runtime.video_file import VideoFile
 
     remote = source.lower().startswith("http")
-    if source.lower().startswith("file://"):
-        source = url2pathname(urlsplit(source).path)
+    source = local_path(source)
     try:
         if remote:
             container = av.open(source, "r", timeout=_TIMEOUTS_S)
