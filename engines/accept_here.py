@@ -15,15 +15,23 @@ from stc.engines.cuda import Cuda
 from stc.engines.device import Device
 from stc.engines.flavour import TensorRt, import_or_mend
 from stc.engines.library import EngineEntry, EngineLibrary
+from stc.engines.likeness import CHAIN_COSINE
 from stc.engines.plan import EngineSpec
+from stc.engines.recording import Say
 from stc.engines.targets import Target
 from stc.engines.tensorrt_backend import TensorRtBackend
 
 
 def waiting(library: EngineLibrary, tensorrt: TensorRt) -> bool:
-    """Whether an engine of this flavour was never compared."""
-    own = _own(library, tensorrt)
-    return any(entry.acceptance is None for entry in own.values())
+    """Whether an engine of this flavour, or the whole tower, was not accepted yet.
+
+    What was refused counts too: it is compared again, and widened if it was not before.
+    """
+    own, chain = _own(library, tensorrt), library.chain_cosines().get(tensorrt.flavour)
+    accepted = all(
+        entry.acceptance is not None and entry.acceptance.passed for entry in own.values()
+    )
+    return not accepted or chain is None or chain < CHAIN_COSINE
 
 
 def accept_here(
@@ -34,6 +42,7 @@ def accept_here(
     cuda: Cuda,
     observer: BuildObserver,
     tick: Tick,
+    say: Say,
 ) -> AcceptanceReport:
     """What became of the library's engines; `observer` is told of rebuilds, `tick` of graphs.
 
@@ -54,7 +63,7 @@ def accept_here(
         )
         specs = [_spec(entry) for entry in own.values() if entry.stamp.graph in language]
         device = Device(cuda)
-        with TensorRtBackend(bundle, library, by_graph, tensorrt, device, tick) as candidate:
+        with TensorRtBackend(bundle, library, by_graph, tensorrt, device, say) as candidate:
             both = Both(OnnxRuntimeBackend(bundle), candidate, bundle.manifest)
             graphs = [*compare_vision(both, buckets, tick), *compare_language(both, specs, tick)]
             return Comparison(graphs, chain_cosine(both, buckets.recomputed[0]))

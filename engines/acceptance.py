@@ -63,13 +63,9 @@ def accept_engines(
         for name, entry in judged.items()
         if entry.acceptance is not None and not entry.acceptance.passed
     }
-    can_widen = [
-        name
-        for name in strayed
-        if judged[name].stamp.graph.startswith("update") and not judged[name].wide_attention
-    ]
-    if can_widen:
-        rebuild(can_widen)
+    to_widen = [name for name in strayed if can_widen(judged[name])]
+    if to_widen:
+        rebuild(to_widen)
         found = compare()
         judged = _judge(library, flavour, found)
     widened, refused = {}, {}
@@ -78,9 +74,14 @@ def accept_engines(
         cosine = entry.acceptance.min_cosine
         if not entry.acceptance.passed:
             refused[name] = cosine
-        elif name in can_widen:
+        elif name in to_widen:
             widened[name] = (strayed[name], cosine)
     return AcceptanceReport(len(judged), widened, refused, found.chain_cosine)
+
+
+def can_widen(entry: EngineEntry) -> bool:
+    """Whether it has attention that could be made float32 and is not yet."""
+    return entry.stamp.graph.startswith("update") and not entry.wide_attention
 
 
 def compared_buckets(entries: Iterable[EngineEntry]) -> Buckets:
@@ -115,5 +116,6 @@ def _judge(library: EngineLibrary, flavour: Flavour, found: Comparison) -> Entri
                 )
             }
         )
-    library.write({**entries, **judged}, {flavour: found.chain_cosine})
+    chains = {**library.chain_cosines(), flavour: found.chain_cosine}
+    library.write({**entries, **judged}, chains)
     return judged

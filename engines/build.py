@@ -122,7 +122,10 @@ def run_build(
     size, peak = 0, 0
     with library.locked(), Builders(flavour, min(workers, len(jobs)), observer) as builders:
         entries = _usable(bundle, library.entries())
-        library.write(entries)
+        chains = {
+            known: like for known, like in library.chain_cosines().items() if known != flavour
+        }
+        library.write(entries, chains)
         library.sweep()
         for job, outcome in builders.outcomes(jobs):
             peak = max(peak, outcome.peak_rss_bytes)
@@ -136,7 +139,7 @@ def run_build(
                 wide_attention=wide_attention,
                 acceptance=None,
             )
-            library.write(entries)
+            library.write(entries, chains)
             observer.finished(job.recipe.spec.stem)
     return BuildFigures(len(plan.missing), size, peak)
 

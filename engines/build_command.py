@@ -141,7 +141,14 @@ def _accept(
         return 0
     with BuildProgress(len(bundle.manifest.graphs), console) as progress:
         report = accept_here(
-            bundle, library, tensorrt, targets, load_cuda(), progress, progress.compared
+            bundle,
+            library,
+            tensorrt,
+            targets,
+            load_cuda(),
+            progress,
+            progress.compared,
+            lambda line: console.print(line, highlight=False, soft_wrap=True),
         )
     for name, (before, after) in report.widened.items():
         print(f"{name}: rebuilt with float32 attention, cosine {before:.4f} -> {after:.4f}")

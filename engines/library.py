@@ -88,12 +88,12 @@ class EngineLibrary:
         """
         return dict(self._list().engines)
 
-    def chain_cosine(self, flavour: Flavour) -> float | None:
-        """How the whole tower compared with ONNX Runtime, None before that or since a change.
+    def chain_cosines(self) -> dict[Flavour, float]:
+        """How the whole tower compared with ONNX Runtime, where it was and nothing changed since.
 
         Raises EngineError when the list cannot be read.
         """
-        return self._list().chain_cosine.get(flavour)
+        return dict(self._list().chain_cosine)
 
     def targets(self) -> set[tuple[str, ...]]:
         """The targets its engines say they were built for. Raises EngineError as `entries`."""

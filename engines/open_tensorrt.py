@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stc.bundle import Bundle
 from stc.contracts import language_graphs
+from stc.engines.acceptance import can_widen
 from stc.engines.build_target import this_target
 from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
 from stc.engines.device import Device
@@ -124,13 +125,13 @@ def _usable(
             raise EngineError(name, "is missing or cut short", "", mend)
         if entry.acceptance is not None and not entry.acceptance.passed:
             cosine = entry.acceptance.min_cosine
-            raise EngineError(
-                name, f"strays from ONNX Runtime on this device, cosine {cosine:.4f}", "", mend
-            )
+            got = f"strays from ONNX Runtime on this device, cosine {cosine:.4f}"
+            no_mend = "no build mends it: use --backend onnxruntime, or another version of TensorRT"
+            raise EngineError(name, got, "", mend if can_widen(entry) else no_mend)
         usable.setdefault(stamp.graph, []).append(entry)
     if not usable:
         raise EngineError(library.folder, f"has no engines of {tensorrt.flavour}", "", mend)
-    chain = library.chain_cosine(tensorrt.flavour)
+    chain = library.chain_cosines().get(tensorrt.flavour)
     if chain is not None and chain < CHAIN_COSINE:
         got = f"the whole tower strays from ONNX Runtime on this device, cosine {chain:.4f}"
         raise EngineError(library.folder, got, f"{CHAIN_COSINE}", mend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +50,20 @@ def half_demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = ["--model", "demo", "--precision", "fp16", "--output", str(output)]
     assert command.main(arguments) == 0
     return output
+
+
+@pytest.fixture(scope="session")
+def accepted_demo_bundle(half_demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float16 demo bundle with engines for sm89, compared with ONNX Runtime on a double."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
+    from stc.engines import build_command
+    from tests.onnx_device import double_machine
+
+    path = shutil.copytree(half_demo_bundle, tmp_path_factory.mktemp("accepted") / "bundle")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        double_machine(monkeypatch, path, "sm89")
+        assert build_command.main([str(path), "--target", "this-device"]) == 0
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -49,8 +49,16 @@ class OnnxGraphs(dict[str, Graph]):
         return run
 
 
-def double_machine(monkeypatch: pytest.MonkeyPatch, path: Path, targets: str) -> Cuda:
-    """This machine has the double's GPU, and engines of the bundle at `path` run on it."""
+def double_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    path: Path,
+    targets: str,
+    graphs: Mapping[str, Graph] | None = None,
+) -> Cuda:
+    """This machine has the double's GPU, and engines of the bundle at `path` run on it.
+
+    They compute `graphs`, by default those of the bundle.
+    """
     bundle, cuda = Bundle.open(path), Cuda(FakeCuda(total_bytes=8 << 30))
 
     def read(content: bytes) -> Plan:
@@ -59,7 +67,9 @@ def double_machine(monkeypatch: pytest.MonkeyPatch, path: Path, targets: str) ->
         (stamp,) = (entry.stamp for entry in entries if entry.file.sha256 == digest)
         return Plan(stamp.graph, list(stamp.profiles), stamp.baked, SCRATCH_BYTES)
 
-    double = FakeTensorRt(cuda.runtime, OnnxGraphs(bundle), bundle.manifest.graphs, read=read)
+    double = FakeTensorRt(
+        cuda.runtime, graphs or OnnxGraphs(bundle), bundle.manifest.graphs, read=read
+    )
 
     def load(flavour: Flavour) -> TensorRt:
         double.__version__ = load_tensorrt(flavour).version

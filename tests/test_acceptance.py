@@ -207,7 +207,7 @@ def test_engines_that_pass_are_accepted_with_their_cosines(tmp_path: Path) -> No
     acceptance = made.entries()["update_00.engine"].acceptance
     assert acceptance is not None
     assert (acceptance.passed, acceptance.outputs) == (True, {"hidden_out": 0.9995})
-    assert made.chain_cosine("tensorrt") == 1.0
+    assert made.chain_cosines()["tensorrt"] == 1.0
 
 
 def test_a_block_that_strays_is_rebuilt_wider_and_listed(tmp_path: Path) -> None:
@@ -251,7 +251,15 @@ def test_a_chain_that_strays_is_not_passed_though_every_graph_is(tmp_path: Path)
     bench = Bench(made, {"keys_00": 1.0}, [])
     bench.chain = 0.98
     assert not accept_engines(made, "tensorrt", bench.compare, bench.rebuild).passed
-    assert made.chain_cosine("tensorrt") == 0.98
+    assert made.chain_cosines()["tensorrt"] == 0.98
+
+
+def test_one_flavours_acceptance_leaves_the_others(tmp_path: Path) -> None:
+    made = library(tmp_path, ["keys_00"])
+    made.write(made.entries(), {"tensorrt-rtx": 0.9998})
+    bench = Bench(made, {"keys_00": 1.0}, [])
+    accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    assert made.chain_cosines() == {"tensorrt-rtx": 0.9998, "tensorrt": 1.0}
 
 
 def test_what_was_not_compared_is_not_accepted(tmp_path: Path) -> None:

@@ -64,21 +64,18 @@ class Built:
 )
 def built(
     request: pytest.FixtureRequest,
-    half_demo_bundle: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Built]:
-    path = tmp_path_factory.mktemp("device") / "bundle"
-    shutil.copytree(half_demo_bundle, path)
+    double = request.param == "double"
+    flavour: Flavour = "tensorrt-rtx" if double else request.param
+    target = TARGETS["sm89"] if double else _usable(flavour)
+    bundle = request.getfixturevalue("accepted_demo_bundle" if double else "half_demo_bundle")
+    path = shutil.copytree(bundle, tmp_path_factory.mktemp("device") / "bundle")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        flavour: Flavour = request.param if request.param != "double" else "tensorrt-rtx"
-        if request.param == "double":
-            pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
+        if double:
             from tests.onnx_device import double_machine
 
-            target = TARGETS["sm89"]
             double_machine(monkeypatch, path, target.name)
-        else:
-            target = _usable(flavour)
         arguments = [str(path), "--target", "this-device", "--backend", flavour]
         assert build_command.main(arguments) == 0
         yield Built(Bundle.open(path), flavour, target)
@@ -111,7 +108,7 @@ def assert_alike(got: FrameReport, expected: FrameReport) -> None:
 def test_every_engine_is_accepted_against_onnx_runtime(built: Built) -> None:
     library = library_of(built.bundle, built.target.name)
     assert not waiting(library, choose_flavour((built.target,), built.flavour))
-    chain = library.chain_cosine(built.flavour)
+    chain = library.chain_cosines().get(built.flavour)
     assert chain is not None
     assert chain >= CHAIN_COSINE
 

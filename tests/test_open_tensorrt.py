@@ -137,8 +137,11 @@ def test_a_missing_engine_is_refused(bundle: Bundle) -> None:
 
 def test_engines_that_stray_from_onnx_runtime_are_refused(bundle: Bundle) -> None:
     build(bundle, acceptance=Acceptance(passed=False, min_cosine=0.91, outputs={"hidden": 0.91}))
-    line = refused(bundle, mended_by="sm89")
-    assert "strays from ONNX Runtime on this device, cosine 0.9100" in line
+    said = (
+        r"strays from ONNX Runtime on this device, cosine 0\.9100; no build mends it: use --backend"
+    )
+    with pytest.raises(EngineError, match=said):
+        find_engines(bundle, installed(), SM89, language=True)
 
 
 def test_a_library_that_can_be_used_is_preferred_to_one_that_cannot(bundle: Bundle) -> None:

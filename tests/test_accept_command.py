@@ -1,0 +1,136 @@
+"""stc-build on a device: engines that stray are widened, refused, and never left as they are.
+
+The real compiler builds, the double of a GPU runs what the engines should compute.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
+
+from stc.bundle import Bundle
+from stc.engines import accept_here, build_command
+from stc.engines.library import Acceptance, EngineEntry, EngineLibrary, library_of
+from tests.fake_tensorrt import Graph
+from tests.onnx_device import OnnxGraphs, double_machine
+
+Build = Callable[[], "CompletedProcess[str]"]
+REFUSED = Acceptance(passed=False, min_cosine=0.9, outputs={"hidden_out": 0.9})
+
+
+@pytest.fixture
+def bundle(accepted_demo_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(accepted_demo_bundle, tmp_path / "bundle")
+
+
+@pytest.fixture
+def build(bundle: Path, run_main: Callable[..., CompletedProcess[str]]) -> Build:
+    return lambda: run_main(build_command.main, bundle, "--target", "this-device")
+
+
+def library_at(bundle: Path) -> EngineLibrary:
+    return library_of(Bundle.open(bundle), "sm89")
+
+
+def entry_of(bundle: Path, graph: str) -> tuple[str, EngineEntry]:
+    entries = library_at(bundle).entries()
+    return next((name, one) for name, one in entries.items() if one.stamp.graph == graph)
+
+
+def judge(bundle: Path, graph: str, acceptance: Acceptance | None, chain: float = 1.0) -> None:
+    """The list says of `graph` what an earlier comparison might have said."""
+    library = library_at(bundle)
+    name, entry = entry_of(bundle, graph)
+    judged = entry.model_copy(update={"acceptance": acceptance})
+    library.write({**library.entries(), name: judged}, {"tensorrt-rtx": chain})
+
+
+def straying(bundle: Path, *, when_wide: bool) -> dict[str, Graph]:
+    """The bundle's graphs, but that update_00 strays while its engine is narrow, or always."""
+    graphs: dict[str, Graph] = OnnxGraphs(Bundle.open(bundle))
+    whole = graphs["update_00"]
+
+    def run(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        outputs = whole(*arrays)
+        if entry_of(bundle, "update_00")[1].wide_attention and not when_wide:
+            return outputs
+        noise, wide = np.random.default_rng(0), (one.astype(np.float32) for one in outputs)
+        return tuple(one + 0.1 * one.std() * noise.standard_normal(one.shape) for one in wide)
+
+    return {**graphs, "update_00": run}
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "chain"),
+    [
+        (REFUSED, 1.0),
+        (None, 1.0),
+        (Acceptance(passed=True, min_cosine=1.0, outputs={}), 0.5),
+    ],
+)
+def test_what_was_not_accepted_is_compared_by_the_command_that_mends_it(
+    bundle: Path,
+    build: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    acceptance: Acceptance | None,
+    chain: float,
+) -> None:
+    double_machine(monkeypatch, bundle, "sm89")
+    judge(bundle, "keys_00", acceptance, chain)
+    ran = build()
+    assert ran.returncode == 0, ran.stderr
+    assert "engines are there already" in ran.stdout
+    assert "compared with ONNX Runtime on Fake GPU: accepted" in ran.stdout
+    assert "compared with" not in build().stdout
+
+
+def test_a_block_that_strays_is_rebuilt_with_float32_attention(
+    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=False))
+    judge(bundle, "update_00", None)
+    ran = build()
+    assert ran.returncode == 0, ran.stderr
+    name, entry = entry_of(bundle, "update_00")
+    assert f"{name}: rebuilt with float32 attention, cosine 0." in ran.stdout
+    assert entry.wide_attention
+    assert entry.acceptance is not None
+    assert entry.acceptance.passed
+
+
+def test_a_block_that_strays_however_it_is_built_fails_every_time(
+    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=True))
+    judge(bundle, "update_00", None)
+    for _ in range(2):
+        ran = build()
+        assert ran.returncode == 1
+        assert "REFUSED" in ran.stdout
+        assert "NOT accepted" in ran.stdout
+
+
+def test_a_rebuild_that_was_interrupted_is_done_by_the_next_run(
+    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=False))
+    judge(bundle, "update_00", None)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(accept_here, "run_build", interrupted)
+        assert build().returncode == 130
+    assert not entry_of(bundle, "update_00")[1].wide_attention
+    assert build().returncode == 0
+    assert entry_of(bundle, "update_00")[1].wide_attention
