@@ -17,10 +17,16 @@ from stc.engines.flavour import FLAVOURS, Flavour, load_tensorrt
 from stc.engines.open_tensorrt import check_memory, find_engines
 from stc.engines.plan import context_rows
 from stc.errors import DeviceError, EngineError, StcError
+from stc.runtime.gpu_facts import power_mode
 
 GIB = 1 << 30
 SMALL_BOARD_BYTES = 8.5 * GIB
 """Boards up to here need swap to build and to run a language model beside a camera."""
+
+ADD_SWAP = (
+    "sudo fallocate -l 8G /var/swapfile && sudo chmod 600 /var/swapfile "
+    "&& sudo mkswap /var/swapfile && sudo swapon /var/swapfile"
+)
 
 SYSTEM = Path("/")
 
@@ -70,6 +76,11 @@ def diagnose(bundle: Path | None = None, system: Path = SYSTEM) -> Diagnosis:
         runtime,
         _package("av", "video (PyAV)", "pip install 'stc[video]'", "stc-run --video"),
         _package("PIL", "pictures (Pillow)", "pip install 'stc[video]'", "preparing frames"),
+        _cameras(system),
+        _package("tokenizers", "tokenizers", "pip install 'stc[language]'", "stc-run --ask"),
+        _package(
+            "jinja2", "chat templates (Jinja)", "pip install 'stc[language]'", "stc-run --ask"
+        ),
     ]
     backends = ["onnxruntime"] if onnxruntime else []
     backends += [flavour for flavour, (_, usable) in zip(FLAVOURS, flavours, strict=True) if usable]
@@ -145,16 +156,25 @@ def _package(module: str, subject: str, mend: str, needed_for: str) -> Finding:
     return Finding(subject, str(version) if version else metadata.version(module))
 
 
+def _cameras(system: Path) -> Finding:
+    cameras = sorted(str(path) for path in (system / "dev").glob("video*"))
+    return Finding("cameras", ", ".join(cameras) or "none; files and network streams can be run")
+
+
 def _board(system: Path, device: DeviceFacts | None) -> list[Finding]:
-    """What only a Jetson has: its release, and enough swap on a small board."""
+    """What only a Jetson has: its release, its power mode, and enough swap on a small board."""
     findings = []
     release = system / "etc/nv_tegra_release"
     if release.exists():
         findings.append(Finding("Jetson Linux", release.read_text().splitlines()[0].strip("# ")))
+    if device is not None and device.board:
+        found = power_mode() or "unknown"
+        mend = "" if found.startswith("MAXN") or found == "unknown" else "sudo nvpmodel -m 0"
+        findings.append(Finding("power mode", found, mend, "full speed"))
     if device is not None and device.unified and device.total_bytes <= SMALL_BOARD_BYTES:
         swap_bytes = _swap_bytes(system)
         found = f"{swap_bytes / GIB:.1f} GiB, {available_host_bytes() / GIB:.1f} GiB of memory free"
-        mend = "" if swap_bytes >= 4 * GIB else "add 8 GiB of swap on the NVMe disk, docs/jetson.md"
+        mend = "" if swap_bytes >= 4 * GIB else ADD_SWAP
         findings.append(Finding("swap", found, mend, "building on a board of 8 GB"))
     return findings
 

@@ -34,7 +34,7 @@ def gpu_facts(cuda: Cuda, allocated_bytes: int, system: Path = SYSTEM) -> dict[s
         "cuda_driver": cuda.call("cudaDriverGetVersion"),
         "cuda_runtime": cuda.call("cudaRuntimeGetVersion"),
         "clock_mhz": _clock_mhz(system),
-        "power_mode": _power_mode(),
+        "power_mode": power_mode(),
     }
 
 
@@ -50,7 +50,7 @@ def _clock_mhz(system: Path) -> float | None:
         return None
 
 
-def _power_mode() -> str | None:
+def power_mode() -> str | None:
     """What nvpmodel calls it on a Jetson, the power limit elsewhere."""
     mode = _said("nvpmodel", "-q")
     if mode is not None:

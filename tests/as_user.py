@@ -18,6 +18,8 @@ MODULES = {
     "stc-run": "stc.runtime.run_command",
     "stc-parity": "stc.runtime.parity_command",
     "stc-bench": "stc.runtime.bench_command",
+    "stc-build": "stc.engines.build_command",
+    "stc-doctor": "stc.runtime.doctor_command",
 }
 """Module behind each command: tests run uninstalled, too."""
 

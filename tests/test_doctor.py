@@ -79,6 +79,8 @@ def test_a_bare_machine_is_told_a_command_for_everything(machine: Machine) -> No
     assert missing["onnxruntime"] == "pip install onnxruntime"
     assert missing["polygraphy"] == "pip install polygraphy"
     assert missing["video (PyAV)"] == "pip install 'stc[video]'"
+    assert missing["tokenizers"] == missing["chat templates (Jinja)"]
+    assert missing["tokenizers"] == "pip install 'stc[language]'"
 
 
 def test_a_complete_jetson_can_run_native_engines_only(machine: Machine) -> None:
@@ -99,7 +101,28 @@ def test_a_complete_jetson_can_run_native_engines_only(machine: Machine) -> None
 def test_a_small_board_without_swap_is_told_to_add_some(machine: Machine) -> None:
     machine.install("cuda.bindings.runtime", "12.9")
     machine.device = ORIN
-    assert machine.found("swap").mend == "add 8 GiB of swap on the NVMe disk, docs/jetson.md"
+    assert machine.found("swap").mend.startswith("sudo fallocate -l 8G /var/swapfile && ")
+
+
+@pytest.mark.parametrize(
+    ("said", "mend"), [("MAXN", ""), ("MAXN_SUPER", ""), ("15W", "sudo nvpmodel -m 0")]
+)
+def test_a_board_held_back_by_its_power_mode_is_told_so(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, said: str, mend: str
+) -> None:
+    machine.install("cuda.bindings.runtime", "12.9")
+    machine.device = ORIN
+    monkeypatch.setattr(doctor, "power_mode", lambda: said)
+    assert machine.found("power mode") == Finding("power mode", said, mend, "full speed")
+
+
+def test_cameras_are_listed(machine: Machine) -> None:
+    assert machine.found("cameras").found.startswith("none")
+    (machine.root / "dev").mkdir()
+    for number in (1, 0):
+        (machine.root / f"dev/video{number}").touch()
+    dev = machine.root / "dev"
+    assert machine.found("cameras").found == f"{dev}/video0, {dev}/video1"
 
 
 def test_a_jetson_release_is_shown(machine: Machine) -> None:
