@@ -1,7 +1,8 @@
 """What all commands share: one line for a user's mistake, exit 2, no traceback.
 
 Exit codes: 0 done, 1 a check failed, 2 a user's mistake, 130 interrupted before any result,
-141 the reader of stdout or stderr went away.
+141 the reader of stdout or stderr went away. SIGTERM, which systemd, docker and timeout send, and
+SIGHUP, which a terminal sends that is closed, interrupt as Ctrl-C does.
 """
 
 from __future__ import annotations
@@ -10,13 +11,19 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from rich import console
 
 from stc.errors import StcError
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a command to end."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,7 +44,8 @@ def run(body: Callable[[], int]) -> int:
     """The exit code of `body`, with what a user can mend told in one line on stderr."""
     try:
         try:
-            return body()
+            with _stoppable():
+                return body()
         finally:
             # Here, and not when the interpreter ends, where what it raises cannot be caught.
             if sys.stdout:
@@ -67,16 +75,47 @@ def _give_up_stdout() -> None:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits for the body to end, and raises KeyboardInterrupt then.
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt in the body, but where they are ignored (nohup)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    terminals = [number for number in (1, 2) if os.isatty(number)]
 
-    For the main thread, the only one that Ctrl-C interrupts.
-    """
-    pressed: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        if number == signal.SIGHUP:
+            # The terminal is gone: what goes there from now on would fail, and results with it.
+            for terminal in terminals:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
+        raise KeyboardInterrupt
+
+    previous = {}
     try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, stop)
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-    if pressed:
-        raise KeyboardInterrupt
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C, and what else interrupts, waits for the body to end, and interrupts then.
+
+    For the main thread, the only one that is interrupted.
+    """
+    caught: list[int] = []
+    handlers = {
+        number: handler for number in STOPS if callable(handler := signal.getsignal(number))
+    }
+    try:
+        for number in handlers:
+            signal.signal(number, lambda number, _: caught.append(number))
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in caught:
+        handlers[signal.Signals(number)](number, None)

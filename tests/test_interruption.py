@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from stc import command
 from stc.command import uninterrupted
-from tests.as_user import CLIP, frames_of, run, standing, start
+from tests.as_user import CLIP, MODULES, ROOT, frames_of, run, standing, start
+
+ON_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""Makes the terminal at stdin the process's own, as a shell's are, and goes on with argv."""
 
 
-def test_ctrl_c_ends_a_stream_with_all_it_was_asked_for(demo_bundle: Path, tmp_path: Path) -> None:
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C; what systemd, docker and timeout send; what a terminal sends that is closed."""
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stop_ends_a_stream_with_all_it_was_asked_for(
+    stop: signal.Signals, demo_bundle: Path, tmp_path: Path
+) -> None:
     outputs = ["--overlay", "o.mp4", "--json", "o.json"]
     with start(tmp_path, "stc-run", demo_bundle, "--video", CLIP, *outputs) as process:
         assert process.stderr is not None
         assert "frame 0" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (0, ""), stderr
     assert "interrupted; this is the stream so far" in stderr
@@ -30,14 +49,15 @@ def test_ctrl_c_ends_a_stream_with_all_it_was_asked_for(demo_bundle: Path, tmp_p
     assert set(standing(tmp_path)) == {"o.mp4", "o.png", "o.json"}
 
 
-def test_ctrl_c_during_an_export_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_during_an_export_leaves_nothing(stop: signal.Signals, tmp_path: Path) -> None:
     command = ["stc-export", "--model", "demo", "--output", "bundle"]
     with start(tmp_path, *command) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".bundle*/graphs/*")) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert standing(tmp_path)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         _, stderr = process.communicate(timeout=60)
     # CPython dies of the signal itself when what was interrupted is a string given to exec, as in
     # torch's tracing. To a shell both are 130.
@@ -46,13 +66,58 @@ def test_ctrl_c_during_an_export_leaves_nothing(tmp_path: Path) -> None:
     assert standing(tmp_path) == {}
 
 
-def test_ctrl_c_waits_for_the_end_of_a_frame() -> None:
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stop_waits_for_the_end_of_a_frame(stop: signal.Signals) -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        signal.raise_signal(signal.SIGINT)
-        done.append("frame")
+
+    def frame() -> int:
+        before = signal.getsignal(stop)
+        with pytest.raises(KeyboardInterrupt), uninterrupted():
+            signal.raise_signal(stop)
+            done.append("frame")
+        assert signal.getsignal(stop) is before
+        return 0
+
+    outside = signal.getsignal(stop)
+    assert command.run(frame) == 0
     assert done == ["frame"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(stop) is outside
+
+
+def test_a_stop_that_is_ignored_stays_ignored() -> None:
+    """As `nohup` has it."""
+
+    def frame() -> int:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        return 0
+
+    outside = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert command.run(frame) == 0
+    finally:
+        signal.signal(signal.SIGHUP, outside)
+
+
+def test_a_terminal_that_is_closed_costs_no_results(demo_bundle: Path, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    words = ["-m", MODULES["stc-run"], demo_bundle, "--video", CLIP, "--json", tmp_path / "o.json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", ON_TERMINAL, *map(str, words)],
+        cwd=ROOT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = b""
+    while b"reference" not in shown:
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(60) == 0
+    assert json.loads((tmp_path / "o.json").read_text())["summary"]["frames"] < 200
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
