@@ -80,6 +80,17 @@ class KvRows:
             backend.write_rows(self.keys[block], start, key, first, count)
             backend.write_rows(self.values[block], start, value, first, count)
 
+    def put(self, block: int, start: int, key: Tensor, value: Tensor) -> None:
+        """The rows from `start` on hold `key` and `value` [G, m, e]."""
+        self.model.backend.write_rows(self.keys[block], start, key)
+        self.model.backend.write_rows(self.values[block], start, value)
+
+    def copy(self, block: int, start: int, source: KvRows, first: int, count: int) -> None:
+        """The rows from `start` on hold what the `count` rows of `source` from `first` on do."""
+        backend = self.model.backend
+        backend.write_rows(self.keys[block], start, source.keys[block], first, count)
+        backend.write_rows(self.values[block], start, source.values[block], first, count)
+
     def read(self, block: int, start: int, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Keys and values [G, count, e] of `count` rows from `start`, on the host."""
         backend = self.model.backend

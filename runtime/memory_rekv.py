@@ -10,48 +10,51 @@ consecutive positions, and to nothing else.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.errors import LanguageError
-from stc.runtime.host_pages import HostPage, HostPages
+from stc.runtime.host_pages import HostPages
 from stc.runtime.kv_rows import KvRows
 from stc.runtime.language import EMPTY, LanguageModel
 from stc.runtime.memory import Context, MemoryFacts, WindowMemory, refuse_long
-
-
-@dataclass(frozen=True)
-class WindowPage:
-    """A page still in the window, from row `start` on; its representative is [blocks, G, e]."""
-
-    start: int
-    representative: NDArray[np.float32]
+from stc.runtime.page_cap import PageCap
+from stc.runtime.representatives import Representatives, best
+from stc.runtime.spill_file import SpillFile
 
 
 class RekvMemory(WindowMemory):
-    """A window of whole pages of `page` tokens, older pages in `host`, `top` fetched a question.
+    """A window of `cap.window` pages of `page` tokens, older ones on the host, `top` fetched a
+    question.
 
-    The first `fixed` tokens are the prompt's; they must be remembered before any page.
+    The first `fixed` tokens are the prompt's; they must be remembered before any page. Pages that
+    `cap` leaves no room for go to `spill`, the oldest are dropped.
     """
 
     policy = "rekv"
 
     def __init__(
-        self, model: LanguageModel, *, fixed: int, window: int, page: int, top: int, host: HostPages
+        self,
+        model: LanguageModel,
+        *,
+        fixed: int,
+        page: int,
+        top: int,
+        cap: PageCap,
+        spill: SpillFile | None = None,
     ) -> None:
-        if window < page:
-            raise LanguageError(
-                f"--window {window}", f"smaller than a frame's {page} tokens", mend="enlarge it"
-            )
-        super().__init__(model, fixed=fixed, window=window // page * page)
+        super().__init__(model, fixed=fixed, window=cap.window * page)
+        spec = model.spec
         self.page = page
         self.top = top
-        self.host = host
-        self._window: deque[WindowPage] = deque()
-        self._answer_rows = KvRows(model, model.spec.most_positions)
+        self.host = HostPages(page_shape(model, page), model.dtype, cap.held, spill)
+        self._window: deque[int] = deque()  # the first row of every page, oldest first
+        # Of the pages of the host, then of those of the window.
+        self._representatives = Representatives(
+            spec.blocks, spec.key_heads, spec.head_width, cap.pages
+        )
+        self._answer_rows = KvRows(model, spec.most_positions)
 
     def remember(self, hidden: NDArray[Any]) -> None:
         prompt = self.order.fixed - self.order.count
@@ -65,19 +68,19 @@ class RekvMemory(WindowMemory):
         self._admit(len(hidden))
         pages = len(hidden) // self.page
         while len(self._window) + pages > self.order.ring // self.page:
-            leaving = self._window.popleft()
-            self.host.add(leaving.representative, self._kv(leaving.start))
+            dropped = self.host.add(self._kv(self._window.popleft()))
+            self._representatives.drop(dropped)
         first, start = self.order.fixed, self.order.next_row
         super().remember(hidden)
         for number in range(pages):
             row = first + (start - first + number * self.page) % self.order.ring
-            self._window.append(WindowPage(row, self._representative(row)))
+            self._window.append(row)
+            self._representatives.add(self._representative(row))
 
     def context(self, count: int) -> Context:
-        host: list[HostPage] = self.host.pages
-        window = list(self._window)
-        fetched = min(self.top, len(host) + len(window))
-        start = self.order.fixed + fetched * self.page
+        fixed = self.order.fixed
+        fetched = min(self.top, len(self._representatives))
+        start = fixed + fetched * self.page
         refuse_long(self.model, start, count)
         rows = self._answer_rows
         rows.fit(start + count)
@@ -85,29 +88,23 @@ class RekvMemory(WindowMemory):
         positions[:start] = np.arange(start)
         if not start:
             return Context(rows, 0, 0, positions)
-        # [pages, blocks, G, e], oldest first.
-        pages: list[HostPage | WindowPage] = [*host, *window]
-        known = np.array([page.representative for page in pages])
 
         def retrieve(block: int, mean_query: NDArray[np.float32]) -> None:
-            parts = [self.rows.read(block, 0, self.order.fixed)]
-            if fetched:
-                for number in best(mean_query, known[:, block], fetched):
-                    parts.append(self._fetch(block, number, host, window))
-            keys, values = (np.concatenate(part, axis=1) for part in zip(*parts, strict=True))
-            to_device = self.model.backend.to_device
-            rows.write(block, np.arange(start), to_device(keys), to_device(values))
+            rows.copy(block, 0, self.rows, 0, fixed)
+            pages = best(self._representatives.scores(block, mean_query), fetched)
+            for place, number in enumerate(pages):
+                self._fetch(block, number, fixed + place * self.page)
 
         return Context(rows, start, start, positions, retrieve)
 
-    def _fetch(
-        self, block: int, number: int, host: list[HostPage], window: list[WindowPage]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Keys and values [G, k, e] of page `number` of all, oldest first."""
-        if number < len(host):
-            keys, values = host[number].kv[block]
-            return keys, values
-        return self.rows.read(block, window[number - len(host)].start, self.page)
+    def _fetch(self, block: int, number: int, row: int) -> None:
+        """The answer's rows from `row` on hold page `number` of all, oldest first."""
+        if number >= len(self.host):
+            first = self._window[number - len(self.host)]
+            self._answer_rows.copy(block, row, self.rows, first, self.page)
+            return
+        keys, values = map(self.model.backend.to_device, self.host.read(number, block))
+        self._answer_rows.put(block, row, keys, values)
 
     def facts(self) -> MemoryFacts:
         return MemoryFacts(
@@ -115,7 +112,7 @@ class RekvMemory(WindowMemory):
             tokens=self.order.held,
             device_bytes=self.rows.size_bytes + self._answer_rows.size_bytes,
             host_pages=self.host.held,
-            host_bytes=self.host.held * self.host.page_bytes,
+            host_bytes=self.host.held_bytes + self._representatives.size_bytes,
             spilled_pages=self.host.spilled,
             dropped_pages=self.host.dropped,
         )
@@ -137,16 +134,6 @@ class RekvMemory(WindowMemory):
         return mean
 
 
-def best(
-    mean_query: NDArray[np.float32], representatives: NDArray[np.float32], count: int
-) -> list[int]:
-    """The `count` pages of highest score, in order of time; of equals the older.
-
-    mean_query [Q, e], representatives [pages, G, e], un-rotated both. The score is the sum over
-    query heads of their product with the key head they share.
-    """
-    heads, width = representatives.shape[1:]
-    grouped = mean_query.reshape(heads, -1, width).sum(axis=1)
-    scores = (representatives * grouped).sum(axis=(1, 2))
-    ranked = np.argsort(-scores, kind="stable")[:count]
-    return sorted(int(page) for page in ranked)
+def page_shape(model: LanguageModel, page: int) -> tuple[int, ...]:
+    """[blocks, 2, G, k, e] of a page of `page` = k tokens."""
+    return (model.spec.blocks, 2, model.spec.key_heads, page, model.spec.head_width)

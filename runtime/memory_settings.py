@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from stc.engines.cuda import available_host_bytes
 from stc.errors import SettingsError
-from stc.runtime.host_pages import HostPages
 from stc.runtime.language import LanguageModel
 from stc.runtime.memory import AllMemory, Memory, WindowMemory, most_remembered
-from stc.runtime.memory_rekv import RekvMemory
+from stc.runtime.memory_rekv import RekvMemory, page_shape
+from stc.runtime.page_cap import page_cap
 from stc.runtime.spill_file import SpillFile
 
 Policy = Literal["window", "rekv", "all"]
@@ -21,6 +24,8 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 WINDOW = 3840
 """Tokens of a window nobody asked for: 66 frames of 58, and 4,096 rows with a question and its
 answer. ReKV's own setting is 15,000."""
+TOP_PAGES = 64
+"""Pages fetched for a question nobody said otherwise for, as in ReKV."""
 SINKS = 4
 """First tokens a window keeps at least, whatever they are (attention sinks)."""
 MB = 1_000_000
@@ -31,16 +36,16 @@ _REKV_ONLY = ("top_pages", "host_memory_mb", "spill", "spill_mb")
 @dataclass(frozen=True, kw_only=True)
 class MemorySettings:
     """memory: the policy. window: tokens, None for as many as fit up to WINDOW. top_pages: pages
-    each block fetches for a question. host_memory_mb: of pages that left the window. spill: folder
-    for the file that takes what host memory cannot, spill_mb its size. prefill_every: frames per
-    language call.
+    each block fetches for a question, None for as many as fit up to TOP_PAGES. host_memory_mb: of
+    pages that left the window, and of what all pages are found by. spill: folder for the file that
+    takes what host memory cannot, spill_mb its size. prefill_every: frames per language call.
 
     Raises SettingsError naming the flag.
     """
 
     memory: Policy = "window"
     window: int | None = None
-    top_pages: int = 64
+    top_pages: int | None = None
     host_memory_mb: int = 2000
     spill: Path | None = None
     spill_mb: int = 16000
@@ -59,13 +64,14 @@ class MemorySettings:
     def make(self, model: LanguageModel, before: int, page: int) -> Memory:
         """An empty memory for a prompt of `before` text tokens and frames of `page` kept tokens.
 
-        Raises SettingsError when a frame does not fit the window, or the window the model or the
-        machine.
+        Raises SettingsError when a frame does not fit the window, or the window, or what a
+        question fetches, the model or the machine.
         """
         if self.memory == "all":
             return AllMemory(model, fixed=before)
         fixed = before if self.memory == "rekv" else max(before, SINKS)
-        window = self._window(model, fixed)
+        top = self._top(model, fixed, page) if self.memory == "rekv" else 0
+        window = self._window(model, fixed, top * page)
         call = page * self.prefill_every
         if window < call:
             raise SettingsError(
@@ -76,38 +82,64 @@ class MemorySettings:
             )
         if self.memory == "window":
             return WindowMemory(model, fixed=fixed, window=window)
-        spec = model.spec
-        shape = (spec.blocks, 2, spec.key_heads, page, spec.head_width)
+        return self._rekv(model, fixed, page, top, window // page)
+
+    def _rekv(self, model: LanguageModel, fixed: int, page: int, top: int, pages: int) -> Memory:
+        spec, shape = model.spec, page_shape(model, page)
+        page_bytes = int(np.prod(shape)) * model.dtype.itemsize
+        cap = page_cap(
+            self.host_memory_mb * MB,
+            window=pages,
+            spill_bytes=0 if self.spill is None else self.spill_mb * MB,
+            page_bytes=page_bytes,
+            representative_bytes=spec.blocks * spec.key_heads * spec.head_width * 4,
+        )
         spill = None
         if self.spill is not None:
-            spill = SpillFile(self.spill, shape, model.dtype, self.spill_mb * MB)
-        host = HostPages(shape, model.dtype, self.host_memory_mb * MB, spill)
-        return RekvMemory(
-            model, fixed=fixed, window=window, page=page, top=self.top_pages, host=host
-        )
+            spill = SpillFile(self.spill, shape, model.dtype, cap.spilled * page_bytes)
+        return RekvMemory(model, fixed=fixed, page=page, top=top, cap=cap, spill=spill)
 
-    def _window(self, model: LanguageModel, fixed: int) -> int:
-        positions = model.spec.most_positions
+    def _top(self, model: LanguageModel, fixed: int, page: int) -> int:
+        longest = max(0, min(most_remembered(model), _fitting(model)) - fixed) // page
+        if self.top_pages is None:
+            return max(1, min(TOP_PAGES, longest))
+        if self.top_pages > longest:
+            raise SettingsError(
+                "--top-pages",
+                f"got {self.top_pages}, frames of {page} tokens",
+                f"at most {longest}, what the model's {model.spec.most_positions} positions less "
+                "question and answer, and half of the memory that is free, have room for",
+            )
+        return self.top_pages
+
+    def _window(self, model: LanguageModel, fixed: int, fetched: int) -> int:
         longest = most_remembered(model) - fixed
-        # On a device of its own the backend knows what fits, not this process's memory.
-        fitting = longest
-        if model.backend.name in ("onnxruntime-cpu", "oracle"):
-            fitting = available_host_bytes() // 2 // model.token_bytes
+        fitting = _fitting(model) - fetched
         if self.window is None:
             return max(1, min(WINDOW, longest, fitting))
         if self.window > longest:
             raise SettingsError(
                 "--window",
                 f"got {self.window}",
-                f"at most {longest}, the model's {positions} positions less question and answer",
+                f"at most {longest}, the model's {model.spec.most_positions} positions less "
+                "question and answer",
             )
         if self.window > fitting:
+            beside = f", less {fetched} fetched for an answer" if fetched else ""
             raise SettingsError(
                 "--window",
                 f"got {self.window}, {self.window * model.token_bytes / MB:,.0f} MB",
-                f"at most {fitting}, half of the memory that is free",
+                f"at most {fitting}, half of the memory that is free{beside}",
             )
         return self.window
+
+
+def _fitting(model: LanguageModel) -> int:
+    """Tokens that half of the free memory has room for."""
+    if model.backend.name in ("onnxruntime-cpu", "oracle"):
+        return available_host_bytes() // 2 // model.token_bytes
+    # A device of its own says itself what fits; this process's memory does not.
+    return sys.maxsize
 
 
 NAMES = tuple(field.name for field in fields(MemorySettings))

@@ -1,11 +1,13 @@
 """A file that takes the pages host memory has no room for, mapped into memory.
 
 It grows in segments whose space is allocated on disk before they are mapped: a write to a mapped
-file on a full disk kills the process, an allocation that fails does not.
+file on a full disk kills the process, an allocation that fails does not. What was written or read
+does not stay in this process's memory: the kernel keeps of it what it has room for.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 import weakref
@@ -36,7 +38,7 @@ class SpillFile:
         self.page_bytes = int(np.prod(shape)) * dtype.itemsize
         self._most = most_bytes // self.page_bytes
         self._per_segment = max(1, SEGMENT_BYTES // self.page_bytes)
-        self._segments: list[NDArray[Any]] = []
+        self._segments: list[mmap.mmap] = []
         self._slots = 0
         try:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives with the object)
@@ -59,12 +61,12 @@ class SpillFile:
         pages = min(self._per_segment, self._most - self._slots)
         if pages <= 0 or self.full:
             return False
-        start = self._slots * self.page_bytes
+        length = pages * self.page_bytes
+        # A mapping starts where a page of memory does.
+        start = len(self._segments) * _rounded_up(self._per_segment * self.page_bytes)
         try:
-            os.posix_fallocate(self._file.fileno(), start, pages * self.page_bytes)
-            segment: NDArray[Any] = np.memmap(
-                self._file, self._dtype, "r+", start, (pages, *self._shape)
-            )
+            os.posix_fallocate(self._file.fileno(), start, length)
+            segment = mmap.mmap(self._file.fileno(), length, offset=start)
         except OSError as error:
             self.full = (
                 f"spill file in {self.folder}: {error.strerror or error} after "
@@ -75,7 +77,32 @@ class SpillFile:
         self._slots += pages
         return True
 
-    def page(self, slot: int) -> NDArray[Any]:
-        """The page in `slot`, to read or to write."""
-        page: NDArray[Any] = self._segments[slot // self._per_segment][slot % self._per_segment]
+    def write(self, slot: int, kv: NDArray[Any]) -> None:
+        """`slot` holds the page `kv`."""
+        self._page(slot)[:] = kv
+        self._leave(slot)
+
+    def read(self, slot: int, block: int) -> NDArray[Any]:
+        """Keys and values [2, G, k, e] of a block of the page in `slot`."""
+        page: NDArray[Any] = self._page(slot)[block].copy()
+        self._leave(slot)
         return page
+
+    def _page(self, slot: int) -> NDArray[Any]:
+        segment, place = divmod(slot, self._per_segment)
+        values = int(np.prod(self._shape))
+        start = place * self.page_bytes
+        page: NDArray[Any] = np.frombuffer(self._segments[segment], self._dtype, values, start)
+        return page.reshape(self._shape)
+
+    def _leave(self, slot: int) -> None:
+        """The page in `slot` no longer counts as memory of this process."""
+        segment, place = divmod(slot, self._per_segment)
+        start = place * self.page_bytes
+        whole = start // mmap.PAGESIZE * mmap.PAGESIZE
+        length = start + self.page_bytes - whole
+        self._segments[segment].madvise(mmap.MADV_DONTNEED, whole, length)
+
+
+def _rounded_up(size: int) -> int:
+    return -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY

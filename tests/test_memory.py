@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,19 +12,18 @@ from numpy.typing import NDArray
 
 from stc.contracts import KEY, VALUE
 from stc.engines.engine import Engine, Tensor
-from stc.errors import LanguageError, NonFiniteError, SettingsError
-from stc.runtime.host_pages import HostPages
+from stc.errors import LanguageError, NonFiniteError
 from stc.runtime.kv_buckets import MOST_TOKENS, KvBuckets
 from stc.runtime.kv_rows import runs
 from stc.runtime.language import LanguageModel
 from stc.runtime.memory import AllMemory, Memory, WindowMemory
-from stc.runtime.memory_rekv import RekvMemory, best
+from stc.runtime.memory_rekv import RekvMemory
 from stc.runtime.prefill import Prefill
 from stc.runtime.row_order import RowOrder
-from stc.runtime.spill_file import SpillFile
 from stc.runtime.stream_language import StreamLanguage
-from tests.language_cases import POOLED, LanguageCase, frames, language_case
+from tests.language_cases import POOLED, frames, language_case
 from tests.language_reference import ReferenceRekv
+from tests.rekv_cases import cap_of, rekv_stream
 
 QUESTION = "How many objects are moving?"
 TOKENS = 12
@@ -136,23 +132,6 @@ def test_a_context_longer_than_the_engines_allow_is_refused() -> None:
         KvBuckets(contexts=(32, 64)).context(65, 400)
 
 
-def _rekv(
-    case: LanguageCase, model: LanguageModel, *, window: int, top: int, host: HostPages
-) -> tuple[StreamLanguage, RekvMemory]:
-    prompt = case.prompt()
-    memory = RekvMemory(
-        model, fixed=len(prompt.before), window=window * POOLED, page=POOLED, top=top, host=host
-    )
-    return StreamLanguage(model, memory, prompt), memory
-
-
-def _host(model: LanguageModel, most: int = 1000, spill: SpillFile | None = None) -> HostPages:
-    spec = model.spec
-    shape = (spec.blocks, 2, spec.key_heads, POOLED, spec.head_width)
-    page = int(np.prod(shape)) * 4 + spec.blocks * spec.key_heads * spec.head_width * 4
-    return HostPages(shape, np.dtype(np.float32), most * page, spill)
-
-
 @pytest.mark.parametrize(
     ("count", "window", "top"),
     [(0, 3, 2), (1, 3, 2), (3, 3, 2), (4, 3, 2), (17, 3, 4), (17, 5, 1), (23, 4, 30), (17, 1, 16)],
@@ -160,7 +139,7 @@ def _host(model: LanguageModel, most: int = 1000, spill: SpillFile | None = None
 def test_rekv_equals_the_reference(count: int, window: int, top: int) -> None:
     case = language_case()
     model = case.language()
-    language, memory = _rekv(case, model, window=window, top=top, host=_host(model))
+    language, memory = rekv_stream(case, model, window=window, top=top)
     prompt = case.prompt()
     reference = ReferenceRekv(case.model, prompt.before, window=window, top=top)
     for tokens in frames(count):
@@ -206,96 +185,6 @@ def test_a_memory_that_is_full_grows_no_further(policy: str) -> None:
     assert len(set(sizes)) == 1
 
 
-def test_best_takes_the_older_of_equals_and_gives_order_of_time() -> None:
-    query = np.ones((4, 2), np.float32)
-    representatives = np.array([1, 3, 2, 3, 0], np.float32)[:, None, None] * np.ones((5, 2, 2))
-    assert best(query, representatives.astype(np.float32), 2) == [1, 3]
-    assert best(query, representatives.astype(np.float32), 3) == [1, 2, 3]
-
-
-def test_host_memory_is_bounded_and_drops_the_oldest() -> None:
-    case = language_case()
-    model = case.language()
-    language, memory = _rekv(case, model, window=2, top=100, host=_host(model, most=5))
-    video = frames(20)
-    for tokens in video:
-        language.append(tokens)
-    facts = memory.facts()
-    assert (facts.host_pages, facts.spilled_pages, facts.dropped_pages) == (5, 0, 13)
-    assert facts.host_bytes == 5 * memory.host.page_bytes
-    reference = ReferenceRekv(case.model, case.prompt().before, window=2, top=100)
-    for tokens in video:
-        reference.frame(tokens)
-    for pages in reference.pages:
-        del pages[:13]
-    answer = language.ask(QUESTION, TOKENS)
-    list(answer)
-    assert answer.token_ids == reference.answer(case.prompt().after(QUESTION), TOKENS)[0]
-
-
-def test_spilled_pages_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stc.runtime.spill_file.SEGMENT_BYTES", 1)  # a segment per page
-    case = language_case()
-    model = case.language()
-    spill = SpillFile(tmp_path, _host(model)._shape, np.dtype(np.float32), 1 << 20)
-    language, memory = _rekv(case, model, window=2, top=4, host=_host(model, 3, spill))
-    reference = ReferenceRekv(case.model, case.prompt().before, window=2, top=4)
-    for tokens in frames(20):
-        language.append(tokens)
-        reference.frame(tokens)
-    facts = memory.facts()
-    assert (facts.host_pages, facts.spilled_pages, facts.dropped_pages) == (3, 15, 0)
-    answer = language.ask(QUESTION, TOKENS)
-    list(answer)
-    assert answer.token_ids == reference.answer(case.prompt().after(QUESTION), TOKENS)[0]
-    assert list(tmp_path.iterdir()) == []  # the file has no name
-
-
-def test_a_full_disk_stops_the_spilling_and_not_the_stream(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    allocated = 0
-
-    def allocate(_: int, start: int, length: int) -> None:
-        nonlocal allocated
-        if allocated >= 4:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        allocated += 1
-        os.truncate(_, start + length)
-
-    monkeypatch.setattr(os, "posix_fallocate", allocate)
-    monkeypatch.setattr("stc.runtime.spill_file.SEGMENT_BYTES", 1)
-    case = language_case()
-    model = case.language()
-    spill = SpillFile(tmp_path, _host(model)._shape, np.dtype(np.float32), 1 << 20)
-    language, memory = _rekv(case, model, window=2, top=100, host=_host(model, 3, spill))
-    for tokens in frames(20):
-        language.append(tokens)
-    facts = memory.facts()
-    assert (facts.host_pages, facts.spilled_pages, facts.dropped_pages) == (3, 4, 11)
-    (notice,) = language.notices()
-    assert "No space left on device after 4 pages" in notice
-    assert language.notices() == []
-    answer = language.ask(QUESTION, TOKENS)
-    list(answer)
-    reference = ReferenceRekv(case.model, case.prompt().before, window=2, top=100)
-    for tokens in frames(20):
-        reference.frame(tokens)
-    for pages in reference.pages:
-        del pages[:11]
-    assert answer.token_ids == reference.answer(case.prompt().after(QUESTION), TOKENS)[0]
-
-
-def test_a_spill_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"--spill: .*cannot be written"):
-        SpillFile(tmp_path / "missing", (1, 2, 1, 1, 1), np.dtype(np.float32), 100)
-
-
-def test_host_memory_below_one_page_is_refused() -> None:
-    with pytest.raises(SettingsError, match="--host-memory-mb: got 1e-05 MB, expected at least"):
-        HostPages((2, 2, 1, 4, 8), np.dtype(np.float32), 10)
-
-
 def test_all_refuses_more_than_the_model_takes_and_goes_on_answering() -> None:
     case = language_case()
     model, prompt = case.language(), case.prompt()
@@ -336,9 +225,7 @@ def test_all_answers_when_it_is_full(prefill_every: int) -> None:
 
 def _memory(policy: str, model: LanguageModel, fixed: int, most: int = 1000) -> Memory:
     if policy == "rekv":
-        return RekvMemory(
-            model, fixed=fixed, window=3 * POOLED, page=POOLED, top=4, host=_host(model, most)
-        )
+        return RekvMemory(model, fixed=fixed, page=POOLED, top=4, cap=cap_of(model, 3, most))
     return WindowMemory(model, fixed=fixed, window=3 * POOLED)
 
 

@@ -123,6 +123,11 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
         (["--ask", "a", "--memory", "all", "--window", "9"], "--window: has no effect"),
         (["--ask", "a", "--top-pages", "3"], "--top-pages: given, expected --memory rekv"),
         (["--ask", "a", "--memory", "rekv", "--spill-mb", "3"], "expected --spill DIR"),
+        (["--ask", "a", "--memory", "rekv", "--top-pages", "100000"], "--top-pages: got 100000, "),
+        (
+            ["--ask", "a", "--memory", "rekv", "--top-pages", "75", "--preset", "off"],
+            "frames of 4 tokens, expected at most 74, what the model's 400 positions less question",
+        ),
         (["--ask", "a", "--window", "3", "--preset", "off"], "at least the 4 of one language"),
         (["--ask", "a", "--window", "16", "--prefill-every", "5", "--preset", "off"], "the 20 of"),
         (["--ask", "a", "--window", "390"], "at most 296, the model's 400 positions"),
@@ -152,6 +157,11 @@ def test_a_window_larger_than_free_memory_is_refused(
     assert run("--frames", "1", "--ask", "a", "--window", "51") == 2
     assert "at most 50, half of the memory that is free" in capsys.readouterr().err
     assert run("--frames", "1", "--ask", "a", "--max-new-tokens", "1") == 0
+    rekv = ["--frames", "1", "--ask", "a", "--memory", "rekv", "--preset", "off"]
+    assert run(*rekv, "--top-pages", "12") == 2
+    assert "--top-pages: got 12, frames of 4 tokens, expected at most 11" in capsys.readouterr().err
+    assert run(*rekv, "--top-pages", "11", "--window", "7") == 2
+    assert "half of the memory that is free, less 44 fetched" in capsys.readouterr().err
 
 
 def test_a_bundle_without_a_language_side_says_so(

@@ -1,0 +1,48 @@
+"""Memories of the `rekv` policy on the small language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stc.runtime.language import LanguageModel
+from stc.runtime.memory_rekv import RekvMemory, page_shape
+from stc.runtime.page_cap import PageCap
+from stc.runtime.spill_file import SpillFile
+from stc.runtime.stream_language import StreamLanguage
+from tests.language_cases import POOLED, LanguageCase
+
+
+def rekv_stream(
+    case: LanguageCase,
+    model: LanguageModel,
+    *,
+    window: int,
+    top: int,
+    held: int = 1000,
+    spill: SpillFile | None = None,
+) -> tuple[StreamLanguage, RekvMemory]:
+    """A stream and its memory: `window` pages on the device, `held` on the host, then `spill`."""
+    prompt = case.prompt()
+    cap = cap_of(model, window, held, 1000 if spill is not None else 0)
+    fixed = len(prompt.before)
+    memory = RekvMemory(model, fixed=fixed, page=POOLED, top=top, cap=cap, spill=spill)
+    return StreamLanguage(model, memory, prompt), memory
+
+
+def cap_of(model: LanguageModel, window: int, held: int, spilled: int = 0) -> PageCap:
+    """So many pages of POOLED tokens."""
+    spec = model.spec
+    return PageCap(
+        window=window,
+        held=held,
+        spilled=spilled,
+        page_bytes=int(np.prod(page_shape(model, POOLED))) * 4,
+        representative_bytes=spec.blocks * spec.key_heads * spec.head_width * 4,
+    )
+
+
+def spill_of(model: LanguageModel, folder: Path) -> SpillFile:
+    """A file for hundreds of them in `folder`."""
+    return SpillFile(folder, page_shape(model, POOLED), np.dtype(np.float32), 1 << 20)
