@@ -15,13 +15,19 @@ from stc.bundle import Bundle
 from stc.engines.accept_here import accept_here, waiting
 from stc.engines.build import BuildPlan, default_workers, plan_build, run_build
 from stc.engines.build_progress import BuildProgress
-from stc.engines.build_target import check_native, check_precision, choose_flavour, this_target
+from stc.engines.build_target import (
+    check_native,
+    check_precision,
+    choose_flavour,
+    may_be,
+    this_target,
+)
 from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
 from stc.engines.flavour import FLAVOURS, TensorRt
 from stc.engines.library import EngineLibrary
 from stc.engines.plan import CONTEXTS, Buckets, choose_buckets, plan_engines
 from stc.engines.preflight import Demand, check_fits
-from stc.engines.targets import THIS_DEVICE, Target, joined_name, parse_targets, target_of
+from stc.engines.targets import THIS_DEVICE, Target, joined_name, parse_targets
 from stc.errors import EngineError, SettingsError
 
 
@@ -103,7 +109,7 @@ def _build_missing(
 ) -> str:
     """What was built, for a person."""
     for target in targets:
-        here = device is not None and target_of(device.compute_capability, device.board) is target
+        here = device is not None and may_be(device, target)
         free = device.free_bytes if here and device is not None else target.memory_bytes
         demand = Demand(
             manifest=bundle.manifest,
@@ -132,8 +138,7 @@ def _accept(
     """0 when every engine is accepted, or cannot be judged on this machine, which is said."""
     if not waiting(library, tensorrt):
         return 0
-    here = None if device is None else target_of(device.compute_capability, device.board)
-    if here not in targets:
+    if device is None or not any(may_be(device, target) for target in targets):
         print(
             f"not compared with ONNX Runtime: this machine is no {joined_name(targets)}; "
             "run the same command on the device"
@@ -156,7 +161,7 @@ def _accept(
         print(f"{name}: REFUSED, cosine {cosine:.4f} to ONNX Runtime")
     verdict = "accepted" if report.passed else "NOT accepted"
     print(
-        f"{report.compared} engines compared with ONNX Runtime on {device.name if device else ''}: "
+        f"{report.compared} engines compared with ONNX Runtime on {device.name}: "
         f"{verdict}, end to end cosine {report.chain_cosine:.4f}"
     )
     return 0 if report.passed else 1

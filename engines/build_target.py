@@ -5,22 +5,36 @@ from __future__ import annotations
 from stc.bundle import Bundle, export_again
 from stc.engines.cuda import DeviceFacts
 from stc.engines.flavour import FLAVOURS, Flavour, TensorRt, load_tensorrt, version_at_least
-from stc.engines.targets import Target, joined_name, target_of
+from stc.engines.targets import Target, joined_name, target_of, targets_of
 from stc.errors import EngineError
 
 
 def this_target(device: DeviceFacts) -> Target:
-    """The target this machine's GPU is. Raises EngineError when the table has none."""
-    target = target_of(device.compute_capability, device.board)
+    """The target this machine's GPU is. Raises EngineError when the table does not say."""
+    target = known_target(device)
     if target is None:
+        alike = [one.name for one in targets_of(device.compute_capability)]
         capability = "{}.{}".format(*device.compute_capability)
         raise EngineError(
             "this device",
             f"{device.name} has compute capability {capability}, board {device.board or 'unknown'}",
             "one of the targets",
-            "name one with --target, or add a line to engines/targets.py",
+            f"name its module: stc-build BUNDLE --target {' or '.join(alike)}"
+            if alike
+            else "add a line to engines/targets.py, or use --backend onnxruntime",
         )
     return target
+
+
+def known_target(device: DeviceFacts) -> Target | None:
+    """The target this machine's GPU is, None when the table does not say."""
+    return target_of(device.compute_capability, device.board, device.modules)
+
+
+def may_be(device: DeviceFacts, target: Target) -> bool:
+    """Whether this machine's GPU is `target`, as far as the table can say."""
+    known = known_target(device)
+    return device.compute_capability == target.compute_capability and known in (target, None)
 
 
 def choose_flavour(targets: tuple[Target, ...], wanted: Flavour | None) -> TensorRt:
@@ -79,6 +93,8 @@ def check_native(
             f"target {target.name}",
             f"TensorRT {tensorrt.version} is installed",
             f"{least} or newer, below {below}",
+            "use a JetPack or TensorRT in that range"
+            + (", or --backend tensorrt-rtx" if target.rtx else ""),
         )
     capability = "{}.{}".format(*target.compute_capability)
     rtx = "; or use --backend tensorrt-rtx" if target.rtx else ""
@@ -89,10 +105,7 @@ def check_native(
             f"compute capability {capability}",
             f"run stc-build on the device{rtx}",
         )
-    found = target_of(device.compute_capability, device.board)
-    if device.compute_capability != target.compute_capability or (
-        found is not None and found.name != target.name
-    ):
+    if not may_be(device, target):
         here = "{}.{}".format(*device.compute_capability)
         raise EngineError(
             f"target {target.name}",

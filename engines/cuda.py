@@ -14,6 +14,23 @@ from stc.engines.flavour import import_or_mend
 from stc.errors import DeviceError
 
 _BOARD = Path("/proc/device-tree/model")
+_COMPATIBLE = Path("/proc/device-tree/compatible")
+
+_START_AGAIN = "open the tower again; if that fails as well, start the program again"
+"""CUDA asks for a new process after these; some drivers reset the context all the same."""
+
+_MENDS = {
+    "cudaErrorInsufficientDriver": "the driver is older than cuda-bindings: update it, or install "
+    "bindings of its CUDA major version ('cuda-bindings<13' on JetPack 6)",
+    "cudaErrorNoDevice": "nvidia-smi shows the GPUs there are; without one use --backend "
+    "onnxruntime",
+    "cudaErrorMemoryAllocation": "close other programs that use the GPU, or open fewer streams",
+    "cudaErrorIllegalAddress": _START_AGAIN,
+    "cudaErrorLaunchFailure": _START_AGAIN,
+    "cudaErrorECCUncorrectable": _START_AGAIN,
+    "cudaErrorDevicesUnavailable": "another program holds the GPU for itself: close it",
+}
+"""What mends an error, by its name."""
 
 
 class Cuda:
@@ -25,23 +42,30 @@ class Cuda:
     def call(self, function: str, *arguments: Any) -> Any:
         """What `function` returned after its status: nothing, a value or a tuple of values.
 
-        Raises DeviceError naming the function and the status.
+        Raises DeviceError naming the function, the status and what mends it, if that is known.
         """
         status, *values = getattr(self.runtime, function)(*arguments)
         if int(status) != 0:
-            raise DeviceError(function, self.told(status))
+            raise DeviceError(function, self.told(status), "", _MENDS.get(self._name(status), ""))
         return values[0] if len(values) == 1 else tuple(values) or None
 
     def told(self, status: Any) -> str:
         """Name and meaning of a status."""
-        _, name = self.runtime.cudaGetErrorName(status)
         _, text = self.runtime.cudaGetErrorString(status)
-        return f"{name.decode()} ({text.decode()})"
+        return f"{self._name(status)} ({text.decode()})"
+
+    def _name(self, status: Any) -> str:
+        _, name = self.runtime.cudaGetErrorName(status)
+        return str(name.decode())
 
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """A GPU as the driver describes it, and the board it sits on ("" when not told)."""
+    """A GPU as the driver describes it, and the board it sits on ("" when not told).
+
+    board: what the device tree calls it; modules: what it is compatible with, a Jetson's module
+        among them, whoever made the board.
+    """
 
     name: str
     compute_capability: tuple[int, int]
@@ -49,6 +73,7 @@ class DeviceFacts:
     free_bytes: int
     unified: bool
     board: str
+    modules: str = ""
 
 
 def load_cuda() -> Cuda:
@@ -83,8 +108,17 @@ def device_facts(cuda: Cuda, index: int = 0) -> DeviceFacts:
         total_bytes=int(total),
         free_bytes=min(int(free), int(total)),
         unified=bool(integrated),
-        board=_BOARD.read_text(errors="replace").strip("\0 \n") if _BOARD.exists() else "",
+        board=_told_by(_BOARD),
+        modules=_told_by(_COMPATIBLE),
     )
+
+
+def _told_by(file: Path) -> str:
+    """The text of a file of the device tree, "" where there is none."""
+    try:
+        return file.read_text(errors="replace").replace("\0", " ").strip()
+    except OSError:
+        return ""
 
 
 def available_host_bytes() -> int:

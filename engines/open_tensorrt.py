@@ -5,7 +5,7 @@ from __future__ import annotations
 from stc.bundle import Bundle
 from stc.contracts import language_graphs
 from stc.engines.acceptance import can_widen
-from stc.engines.build_target import this_target
+from stc.engines.build_target import known_target, this_target
 from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
 from stc.engines.device import Device
 from stc.engines.flavour import Flavour, TensorRt, load_tensorrt
@@ -20,7 +20,7 @@ from stc.engines.library import (
 from stc.engines.likeness import CHAIN_COSINE
 from stc.engines.preflight import Demand, check_fits
 from stc.engines.recording import Say
-from stc.engines.targets import JOINED, Target
+from stc.engines.targets import JOINED, Target, targets_of
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError
 
@@ -40,7 +40,7 @@ def open_tensorrt(
     tensorrt = load_tensorrt(flavour)
     cuda = load_cuda()
     facts = device_facts(cuda)
-    target = this_target(facts)
+    target = built_target(bundle, facts)
     library, entries = find_engines(bundle, tensorrt, target, language=context > 0)
     check_memory(bundle, entries, facts, context=context, streams=streams)
     if count := _uncompared(entries):
@@ -49,6 +49,21 @@ def open_tensorrt(
             f"compare them with: {build_again(bundle, flavour)}"
         )
     return TensorRtBackend(bundle, library, entries, tensorrt, Device(cuda), say)
+
+
+def built_target(bundle: Bundle, device: DeviceFacts) -> Target:
+    """The target this GPU is; on a board the table does not know, the only one built for its kind.
+
+    Raises EngineError when that does not say either.
+    """
+    known = known_target(device)
+    if known is None:
+        alike = {target.name: target for target in targets_of(device.compute_capability)}
+        libraries = libraries_of(bundle)
+        built = {name for one in libraries for names in one.targets() for name in names}
+        if len(built & alike.keys()) == 1:
+            return alike[(built & alike.keys()).pop()]
+    return this_target(device)
 
 
 def find_engines(

@@ -14,11 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from stc.engines.plan import CONTEXTS, window_of
+from stc.engines.targets import GIB
 from stc.errors import EngineError
 from stc.manifest import LANGUAGE_WEIGHTS, WEIGHTS, Manifest, Precision
 
 MIB = 1 << 20
-GIB = 1 << 30
 
 CUDA_BYTES = 400 * MIB
 """A guess until measured on a device: context, TensorRT's code and kernels."""
@@ -109,7 +109,9 @@ def _mend(demand: Demand, free_bytes: int) -> str:
     """The smallest step that makes it fit."""
     for streams in range(demand.streams - 1, 0, -1):
         if replace(demand, streams=streams).total_bytes <= free_bytes:
-            return f"{streams} stream{'s' * (streams > 1)} would fit"
+            if streams == 1:
+                return "1 stream would fit: leave out --compare-dense, which is one more"
+            return f"{streams} streams would fit: open no more"
     for rows in reversed(CONTEXTS):
         if rows < demand.context and replace(demand, context=rows).total_bytes <= free_bytes:
             return f"use --window {window_of(rows)} or less"

@@ -26,6 +26,8 @@ class Target:
 
     board: what /proc/device-tree/model says on it; native engines are tuned to a board, not only
         to its compute capability. Empty for GPUs that are known by their capability.
+    modules: numbers of NVIDIA's modules that it is, as /proc/device-tree/compatible has them on
+        boards of any maker.
     unified: memory is shared with the CPU.
     """
 
@@ -37,6 +39,7 @@ class Target:
     rtx: bool = True
     unified: bool = False
     board: str = ""
+    modules: tuple[str, ...] = ()
     recompute_ratios: tuple[float, ...] = (0.25, 0.5)
 
     @property
@@ -45,7 +48,7 @@ class Target:
         return "SM{}{}".format(*self.compute_capability)
 
 
-def _orin(name: str, board: str, memory_gib: int) -> Target:
+def _orin(name: str, board: str, memory_gib: int, modules: tuple[str, ...]) -> Target:
     return Target(
         name=name,
         compute_capability=(8, 7),
@@ -53,14 +56,15 @@ def _orin(name: str, board: str, memory_gib: int) -> Target:
         rtx=False,
         unified=True,
         board=board,
+        modules=modules,
         recompute_ratios=(0.25,),
     )
 
 
 _ALL = (
-    _orin("orin-agx", "AGX Orin", 32),
-    _orin("orin-nx", "Orin NX", 8),
-    _orin("orin-nano", "Orin Nano", 8),
+    _orin("orin-agx", "AGX Orin", 32, ("p3701",)),
+    _orin("orin-nx", "Orin NX", 8, ("p3767-0000", "p3767-0001")),
+    _orin("orin-nano", "Orin Nano", 8, ("p3767-0003", "p3767-0004", "p3767-0005")),
     Target(name="sm80", compute_capability=(8, 0), memory_bytes=40 * GIB),
     Target(name="sm86", compute_capability=(8, 6), memory_bytes=8 * GIB),
     Target(name="sm89", compute_capability=(8, 9), memory_bytes=8 * GIB),
@@ -98,10 +102,21 @@ def joined_name(targets: tuple[Target, ...]) -> str:
     return JOINED.join(target.name for target in targets)
 
 
-def target_of(compute_capability: tuple[int, int], board: str) -> Target | None:
-    """The target a GPU is, by its capability and what the device tree calls its board."""
-    alike = [target for target in _ALL if target.compute_capability == compute_capability]
+def target_of(compute_capability: tuple[int, int], board: str, modules: str = "") -> Target | None:
+    """The target a GPU is, by its capability and what the device tree says.
+
+    `board` is its model, `modules` what it is compatible with.
+    """
+    alike = targets_of(compute_capability)
     for target in alike:
         if target.board and target.board in board:
             return target
+    for target in alike:
+        if any(module in modules for module in target.modules):
+            return target
     return next((target for target in alike if not target.board), None)
+
+
+def targets_of(compute_capability: tuple[int, int]) -> list[Target]:
+    """The targets of a compute capability: several where boards differ."""
+    return [target for target in _ALL if target.compute_capability == compute_capability]

@@ -14,12 +14,12 @@ from stc.bundle import Bundle
 from stc.engines.build_target import this_target
 from stc.engines.cuda import DeviceFacts, available_host_bytes, device_facts, load_cuda
 from stc.engines.flavour import FLAVOURS, Flavour, load_tensorrt
-from stc.engines.open_tensorrt import check_memory, find_engines
+from stc.engines.open_tensorrt import built_target, check_memory, find_engines
 from stc.engines.plan import context_rows
+from stc.engines.targets import GIB
 from stc.errors import DeviceError, EngineError, StcError
 from stc.runtime.gpu_facts import power_mode
 
-GIB = 1 << 30
 SMALL_BOARD_BYTES = 8.5 * GIB
 """Boards up to here need swap to build and to run a language model beside a camera."""
 
@@ -78,9 +78,7 @@ def diagnose(bundle: Path | None = None, system: Path = SYSTEM) -> Diagnosis:
         _package("PIL", "pictures (Pillow)", "pip install 'stc[video]'", "preparing frames"),
         _cameras(system),
         _package("tokenizers", "tokenizers", "pip install 'stc[language]'", "stc-run --ask"),
-        _package(
-            "jinja2", "chat templates (Jinja)", "pip install 'stc[language]'", "stc-run --ask"
-        ),
+        _package("jinja2", "chat templates", "pip install 'stc[language]'", "stc-run --ask"),
     ]
     backends = ["onnxruntime"] if onnxruntime else []
     backends += [flavour for flavour, (_, usable) in zip(FLAVOURS, flavours, strict=True) if usable]
@@ -96,7 +94,7 @@ def _gpu() -> tuple[Finding, DeviceFacts | None]:
         device = device_facts(load_cuda())
     except DeviceError as error:
         mend = "install or update the NVIDIA driver; nothing to do where there is no GPU"
-        return Finding(subject, str(error), mend, needed), None
+        return Finding(subject, error.got, error.mend or mend, needed), None
     except EngineError as error:
         return Finding(subject, error.got, error.mend, needed), None
     capability = "{}.{}".format(*device.compute_capability)
@@ -169,7 +167,9 @@ def _board(system: Path, device: DeviceFacts | None) -> list[Finding]:
         findings.append(Finding("Jetson Linux", release.read_text().splitlines()[0].strip("# ")))
     if device is not None and device.board:
         found = power_mode() or "unknown"
-        mend = "" if found.startswith("MAXN") or found == "unknown" else "sudo nvpmodel -m 0"
+        fastest = 2 if "Orin Nano" in device.board else 0
+        held_back = not found.startswith("MAXN") and found != "unknown"
+        mend = f"sudo nvpmodel -m {fastest}" if held_back else ""
         findings.append(Finding("power mode", found, mend, "full speed"))
     if device is not None and device.unified and device.total_bytes <= SMALL_BOARD_BYTES:
         swap_bytes = _swap_bytes(system)
@@ -200,7 +200,7 @@ def _bundle(path: Path, backends: list[str], device: DeviceFacts | None) -> list
         subject = f"engines, {flavour}"
         try:
             asks = bundle.manifest.language is not None
-            target = this_target(device)
+            target = built_target(bundle, device)
             _, entries = find_engines(bundle, load_tensorrt(flavour), target, language=asks)
             context = context_rows(None) if asks else 0
             fits = check_memory(bundle, entries, device, context=context, streams=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def _clock_mhz(system: Path) -> float | None:
     """The GPU's clock now: from the kernel on a Jetson, from nvidia-smi elsewhere."""
     for governor in sorted((system / "sys/class/devfreq").glob("*")):
         if any(name in governor.name for name in ("gpu", "ga10b", "gv11b")):
-            return float((governor / "cur_freq").read_text()) / 1e6
+            # Some only tell root, or not while the GPU sleeps.
+            with suppress(OSError, ValueError):
+                return float((governor / "cur_freq").read_text()) / 1e6
     asked = _said("nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits")
     try:
         return None if asked is None else float(asked.splitlines()[0])

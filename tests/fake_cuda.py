@@ -23,6 +23,8 @@ NAMES = {
     0: "cudaSuccess",
     1: "cudaErrorInvalidValue",
     2: "cudaErrorMemoryAllocation",
+    35: "cudaErrorInsufficientDriver",
+    100: "cudaErrorNoDevice",
     400: "cudaErrorInvalidResourceHandle",
     600: "cudaErrorNotReady",
     700: "cudaErrorIllegalAddress",

@@ -167,3 +167,15 @@ def test_a_gpu_is_recognised_by_capability_and_board(
 @pytest.mark.parametrize(("capability", "board"), [((9, 0), ""), ((8, 7), "a carrier of ours")])
 def test_a_gpu_outside_the_table_is_no_target(capability: tuple[int, int], board: str) -> None:
     assert target_of(capability, board) is None
+
+
+@pytest.mark.parametrize(
+    ("modules", "name"),
+    [
+        ("vendor,carrier nvidia,p3767-0001 nvidia,tegra234", "orin-nx"),
+        ("vendor,carrier nvidia,p3767-0004 nvidia,tegra234", "orin-nano"),
+        ("vendor,carrier nvidia,p3701-0005 nvidia,tegra234", "orin-agx"),
+    ],
+)
+def test_a_board_of_another_maker_is_known_by_its_module(modules: str, name: str) -> None:
+    assert target_of((8, 7), "a carrier of ours", modules) is TARGETS[name]

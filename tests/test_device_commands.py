@@ -106,5 +106,10 @@ def test_the_clock_of_a_jetson_is_read_from_the_kernel(tmp_path: Path) -> None:
     (governor / "cur_freq").write_text("306000000\n")
     facts = gpu_facts(rig.device.cuda, 5, tmp_path)
     assert facts["clock_mhz"] == 306.0
+    for unreadable in ("asleep\n", None):
+        (governor / "cur_freq").unlink()
+        if unreadable is not None:
+            (governor / "cur_freq").write_text(unreadable)
+        assert gpu_facts(rig.device.cuda, 5, tmp_path)["clock_mhz"] != 306.0
     assert (facts["memory_allocated_bytes"], facts["cuda_driver"]) == (5, 12060)
     assert facts["compute_capability"] == "8.9"

@@ -64,8 +64,54 @@ def test_a_lost_device_is_closed_and_opened_again(rig: Rig) -> None:
     assert rig.cuda.memory == {}
     with pytest.raises(EngineError, match="was ended"):
         session.push(stream[9])
+    # Where the driver could reset the context, which CUDA does not promise.
     rig.open()
     assert_same_stream(rig.session(), SETTINGS, 12)
+
+
+def test_a_device_that_cannot_be_reset_says_to_start_again(rig: Rig) -> None:
+    session, stream = rig.session(), frames(2)
+    session.push(stream[0])
+    rig.cuda.reset_mends = False
+    rig.cuda.fail["cudaStreamSynchronize"] = (0, 700)
+    with pytest.raises(DeviceError, match=r"cudaErrorIllegalAddress.*; open the tower again"):
+        session.push(stream[1])
+    with pytest.raises(DeviceError, match=r"cudaErrorIllegalAddress.*start the program again$"):
+        rig.open()
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_an_engine_that_does_not_run_because_the_device_is_lost_ends_the_session(
+    rig: Rig, captured: bool
+) -> None:
+    session, stream = rig.session(), frames(12)
+    session.push(stream[0])
+
+    def lose(graph: str, where: str) -> bool:
+        rig.cuda.sticky = 700 if where == ("capture" if captured else "run") else 0
+        return bool(rig.cuda.sticky)
+
+    rig.trt.refuse = lose
+    with pytest.raises(DeviceError, match=r"device: was lost \(cudaErrorIllegalAddress"):
+        for frame in stream[1:]:
+            session.push(frame)
+    assert rig.device.closed
+    assert rig.said == []
+
+
+@pytest.mark.parametrize(
+    ("status", "mend"),
+    [
+        (35, "cuda-bindings<13"),
+        (100, "--backend onnxruntime"),
+        (2, "open fewer streams"),
+        (700, "start the program again"),
+    ],
+)
+def test_an_error_of_cuda_names_what_mends_it(rig: Rig, status: int, mend: str) -> None:
+    rig.cuda.fail["cudaSetDevice"] = (0, status)
+    with pytest.raises(DeviceError, match=f"^cudaSetDevice: cudaError.*; .*{mend}"):
+        rig.device.cuda.call("cudaSetDevice", 0)
 
 
 def test_too_little_memory_is_a_device_error_and_nothing_stays(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from stc.engines.library import (
     library_of,
     weights_sha256,
 )
-from stc.engines.open_tensorrt import check_memory, find_engines
+from stc.engines.open_tensorrt import built_target, check_memory, find_engines
 from stc.engines.targets import TARGETS
 from stc.errors import DeviceError, EngineError
 from tests.fake_cuda import FakeCuda
@@ -173,6 +173,19 @@ def test_a_library_that_cannot_be_read_does_not_hide_another(bundle: Bundle) -> 
     (build(bundle, "sm80").folder / LIST).write_text("{")
     build(bundle, "sm89")
     assert find_engines(bundle, installed(), SM89, language=True)[0].folder.name == "sm89"
+
+
+def test_on_an_unknown_board_the_only_engines_of_its_kind_are_taken(bundle: Bundle) -> None:
+    board = DeviceFacts("Orin", (8, 7), 8 << 30, 8 << 30, True, "a carrier of ours")
+    mend = "name its module: stc-build BUNDLE --target orin-agx or orin-nx or orin-nano"
+    build(bundle, "sm89")
+    with pytest.raises(EngineError, match=mend):
+        built_target(bundle, board)
+    build(bundle, "orin-nx")
+    assert built_target(bundle, board) is TARGETS["orin-nx"]
+    build(bundle, "orin-nano")
+    with pytest.raises(EngineError, match=mend):
+        built_target(bundle, board)
 
 
 def test_engines_that_do_not_fit_are_refused_before_they_are_loaded(bundle: Bundle) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from stc.engines.plan import context_rows
-from stc.engines.preflight import GIB, Demand, check_fits
+from stc.engines.preflight import Demand, check_fits
+from stc.engines.targets import GIB
 from stc.errors import EngineError
 from stc.manifest import (
     LANGUAGE_WEIGHTS,
@@ -105,8 +106,10 @@ def test_streams_share_weights_and_workspace() -> None:
 
 
 def test_fewer_streams_are_named_first() -> None:
-    assert refused(replace(DEMAND, streams=4), 2.2) == "3 streams would fit"
-    assert refused(replace(DEMAND, streams=4), 1.68) == "1 stream would fit"
+    assert refused(replace(DEMAND, streams=4), 2.2) == "3 streams would fit: open no more"
+    assert refused(replace(DEMAND, streams=2), 1.68) == (
+        "1 stream would fit: leave out --compare-dense, which is one more"
+    )
 
 
 def test_a_smaller_window_is_named_where_keys_and_values_are_too_many() -> None:
