@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -76,17 +77,13 @@ def _give_up_stdout() -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt in the body, but where they are ignored (nohup)."""
+    """SIGTERM and SIGHUP raise KeyboardInterrupt in the body, unless they are ignored (nohup)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
-        if number == signal.SIGHUP:
-            # The terminal is gone: what goes there from now on would fail, and results with it.
-            for terminal in terminals:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
+        _leave_terminal(number)
         raise KeyboardInterrupt
 
     previous = {}
@@ -96,8 +93,15 @@ def _stoppable() -> Iterator[None]:
                 previous[number] = signal.signal(number, stop)
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for stopping, handler in previous.items():
+            signal.signal(stopping, handler)
+
+
+def _leave_terminal(number: int) -> None:
+    """What is still said after SIGHUP goes nowhere: the terminal is gone, and a write would fail."""
+    for output in (1, 2):
+        if number == signal.SIGHUP and stat.S_ISCHR(os.fstat(output).st_mode):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
 
 @contextmanager
@@ -107,15 +111,18 @@ def uninterrupted() -> Iterator[None]:
     For the main thread, the only one that is interrupted.
     """
     caught: list[int] = []
-    handlers = {
-        number: handler for number in STOPS if callable(handler := signal.getsignal(number))
-    }
+    handlers = {stop: handler for stop in STOPS if callable(handler := signal.getsignal(stop))}
+
+    def catch(number: int, _: FrameType | None) -> None:
+        _leave_terminal(number)
+        caught.append(number)
+
     try:
-        for number in handlers:
-            signal.signal(number, lambda number, _: caught.append(number))
+        for stop in handlers:
+            signal.signal(stop, catch)
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for stop, handler in handlers.items():
+            signal.signal(stop, handler)
     for number in caught:
         handlers[signal.Signals(number)](number, None)
