@@ -22,7 +22,6 @@ from rich import console
 
 from stc.errors import StcError
 
-
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a command to end."""
 
@@ -98,7 +97,7 @@ def _stoppable() -> Iterator[None]:
 
 
 def _leave_terminal(number: int) -> None:
-    """What is still said after SIGHUP goes nowhere: the terminal is gone, and a write would fail."""
+    """What is said after SIGHUP goes nowhere: the terminal is gone, and a write would fail."""
     for output in (1, 2):
         if number == signal.SIGHUP and stat.S_ISCHR(os.fstat(output).st_mode):
             os.dup2(os.open(os.devnull, os.O_WRONLY), output)

@@ -67,7 +67,11 @@ def test_a_stop_during_an_export_leaves_nothing(stop: signal.Signals, tmp_path: 
 
 
 @pytest.mark.parametrize("stop", STOPS)
-def test_a_stop_waits_for_the_end_of_a_frame(stop: signal.Signals) -> None:
+def test_a_stop_waits_for_the_end_of_a_frame(
+    stop: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The terminal is the tests', too.
+    monkeypatch.setattr(command, "_leave_terminal", lambda number: None)
     done = []
 
     def frame() -> int:
