@@ -6,9 +6,8 @@ import argparse
 import io
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 
 from stc import command, settings
@@ -23,7 +22,6 @@ from stc.runtime.comparison import compare_with_dense
 from stc.runtime.conversation import Conversation
 from stc.runtime.document_output import document_output
 from stc.runtime.fidelity import Fidelity
-from stc.runtime.frame import Frame
 from stc.runtime.live_table import LiveTable
 from stc.runtime.metrics import StreamMetrics
 from stc.runtime.open_language import open_stream_language
@@ -31,9 +29,10 @@ from stc.runtime.output_paths import refuse_shared_paths
 from stc.runtime.overlay import OverlayWriter
 from stc.runtime.run_document import run_document
 from stc.runtime.summary import print_summary
+from stc.runtime.taken_frames import TakenFrames
 from stc.runtime.tower import VisionTower
 from stc.runtime.video import open_video
-from stc.runtime.video_source import VideoSource
+from stc.runtime.video_source import Reconnection, VideoSource
 from stc.settings import PRESETS, Settings
 
 OVERLAY_FPS = 5.0
@@ -55,6 +54,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--fps", type=float, metavar="F", help="frames sampled per second")
     parser.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
+    parser.add_argument(
+        "--give-up-s",
+        type=float,
+        metavar="S",
+        help=f"wait for a lost live source, default {Reconnection.give_up_s:g}; inf: for ever",
+    )
     parser.add_argument("--overlay", type=Path, metavar="OUT.mp4", help="draw what was computed")
     parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
     parser.add_argument(
@@ -82,7 +87,7 @@ def _run(flags: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with document_output(flags.json) as write:
         with ExitStack() as stack:
-            source = stack.enter_context(open_video(flags.video, fps=flags.fps))
+            source = stack.enter_context(_open_source(flags))
             overlay = None
             if flags.overlay is not None:
                 rate = flags.fps or source.rate or OVERLAY_FPS
@@ -105,18 +110,18 @@ def _run(flags: argparse.Namespace) -> int:
             dense = opening.open_session(tower, PRESETS["off"]) if flags.compare_dense else None
             dense_metrics = StreamMetrics(spec.tokens, spec.pooled)
             fidelity = Fidelity()
-            expected = _expected(source, flags)
+            frames = TakenFrames(source, flags.frames)
             table = stack.enter_context(
                 LiveTable(
                     spec.tokens,
                     spec.pooled,
-                    expected=expected,
+                    expected=frames.expected,
                     console=console if chat is None else Console(quiet=True, file=io.StringIO()),
                 )
             )
             start = time.perf_counter()
             try:
-                for frame in _taken(source, flags.frames):
+                for frame in frames:
                     # A frame is in the metrics, the table and the overlay, or in none of them.
                     with command.uninterrupted():
                         report = session.push(frame)
@@ -140,7 +145,10 @@ def _run(flags: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 if not metrics.summary().frames:
                     raise
+                frames.ended_by = "interrupt"
                 console.print("interrupted; this is the stream so far")
+            if frames.loss is not None:
+                console.print("the source was lost; this is the stream so far")
             wall_s = time.perf_counter() - start
         if conversation is not None:
             try:
@@ -164,12 +172,31 @@ def _run(flags: argparse.Namespace) -> int:
         for line in conversation.lines() if conversation is not None else ():
             console.print(line, highlight=False, soft_wrap=True)
         document = run_document(
-            summary, settings=chosen, bundle=manifest.provenance.checkpoint, comparison=comparison
+            summary,
+            settings=chosen,
+            bundle=manifest.provenance.checkpoint,
+            ended_by=frames.ended_by,
+            comparison=comparison,
         )
         document["fidelity"] = fidelity.to_json() if dense is not None else None
         document["language"] = conversation.to_json() if conversation is not None else None
         write(document)
+    if frames.loss is not None:
+        raise frames.loss
     return 2 if conversation is not None and (conversation.failed or conversation.left_out) else 0
+
+
+def _open_source(flags: argparse.Namespace) -> VideoSource:
+    give_up_s = flags.give_up_s
+    if give_up_s is None:
+        return open_video(flags.video, fps=flags.fps)
+    if not give_up_s > 0:
+        raise SettingsError("--give-up-s", f"got {give_up_s}", "more than 0 seconds")
+    source = open_video(flags.video, fps=flags.fps, reconnection=Reconnection(give_up_s=give_up_s))
+    if not source.is_live:
+        source.close()
+        raise SettingsError("--give-up-s", "given", "a live --video, a file is not lost")
+    return source
 
 
 def _context(flags: argparse.Namespace) -> int:
@@ -207,16 +234,6 @@ def _ask(conversation: Conversation, chat: Chat | None, table: LiveTable) -> Non
             conversation.ask_due()
     for question in chat.waiting() if chat is not None else ():
         conversation.ask(question)
-
-
-def _taken(source: VideoSource, most: int | None) -> Iterator[Frame]:
-    return islice(source, most)
-
-
-def _expected(source: VideoSource, flags: argparse.Namespace) -> int | None:
-    if source.frames_expected is None or flags.frames is None:
-        return source.frames_expected or flags.frames
-    return min(source.frames_expected, int(flags.frames))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 from stc.runtime.comparison import DenseComparison
 from stc.runtime.machine import machine_facts
 from stc.runtime.metrics import StreamSummary
+from stc.runtime.taken_frames import EndedBy
 from stc.settings import Settings
 
 
@@ -16,15 +17,18 @@ def run_document(
     *,
     settings: Settings,
     bundle: str,
+    ended_by: EndedBy = "end",
     comparison: DenseComparison | None = None,
 ) -> dict[str, Any]:
     """`summary` with all it takes to judge or repeat it, as dicts, lists and finite numbers.
 
-    `bundle` names the model, `comparison` is null in the document where there is none.
+    `bundle` names the model, `ended_by` what ended the stream; `comparison` is null in the
+    document where there is none.
     """
     return {
         "bundle": bundle,
         "settings": asdict(settings),
+        "ended_by": ended_by,
         "summary": summary.to_json(),
         "against_dense": comparison.to_json() if comparison else None,
         "machine": machine_facts(),

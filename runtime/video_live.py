@@ -101,7 +101,7 @@ class LiveVideo(VideoSource):
             left_s = self._alive_at_s + self._reconnection.give_up_s - time.monotonic()
             if left_s <= 0:
                 return None
-            self._changed.wait(left_s)
+            self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
         raise StopIteration
 
     def _follow(self, decoder: Decoder | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import socket
 import threading
 import time
@@ -206,6 +207,14 @@ def test_the_wait_for_a_lost_source_is_a_setting() -> None:
     for name in vars(Reconnection()):
         with pytest.raises(SettingsError, match=name):
             Reconnection(**{name: 0.0})
+
+
+def test_a_lost_source_may_be_waited_for_without_end(tmp_path: Path) -> None:
+    opener = Openings(clip(tmp_path, range(2)), REFUSED, clip(tmp_path, range(2, 4), "later.mkv"))
+    reconnection = Reconnection(first_wait_s=0.05, give_up_s=math.inf)
+    with live(opener, reconnection=reconnection) as video:
+        while number_of(next(video).rgb) != 3:
+            pass
 
 
 def test_a_mistake_in_the_thread_reaches_the_consumer(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""The frames a run takes of a source, and what ended them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from stc.errors import VideoError
+from stc.runtime.frame import Frame
+from stc.runtime.video_source import VideoSource
+
+EndedBy = Literal["end", "frames", "interrupt", "loss"]
+
+
+class TakenFrames(Iterator[Frame]):
+    """The frames of `source`, `most` of them at most; all when None.
+
+    A source that cannot be read on after its first frame ends them as its end would, so that what
+    was computed is kept, and `loss` says why.
+
+    ended_by: `end` of the source, number of `frames` asked for, `loss` of the source; whoever
+        stops taking for an `interrupt` says so here.
+    """
+
+    def __init__(self, source: VideoSource, most: int | None) -> None:
+        self.ended_by: EndedBy = "end"
+        self.loss: VideoError | None = None
+        self._source = source
+        self._most = most
+        self._taken = 0
+
+    @property
+    def expected(self) -> int | None:
+        """How many there will be, estimated; None when nothing tells."""
+        numbers = (self._source.frames_expected, self._most)
+        return min((number for number in numbers if number is not None), default=None)
+
+    def __next__(self) -> Frame:
+        if self._taken == self._most:
+            self.ended_by = "frames"
+            raise StopIteration
+        try:
+            frame = next(self._source)
+        except VideoError as error:
+            if not self._taken:
+                raise
+            self.ended_by, self.loss = "loss", error
+            raise StopIteration from error
+        self._taken += 1
+        return frame

@@ -1,0 +1,154 @@
+"""A source that is lost midway ends a run with all that was computed, an error line and exit 2."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stc.errors import VideoError
+from stc.runtime import run_command
+from stc.runtime.frame import Frame
+from stc.runtime.taken_frames import TakenFrames
+from stc.runtime.video_file import VideoFile
+from stc.runtime.video_source import VideoSource
+from tests.as_user import CLIP, frames_of, standing, start
+from tests.clips import numbered, numbered_clip, write_clip
+from tests.rtsp_camera import RtspCamera
+from tests.vision_cases import moving_frames
+
+Outcome = subprocess.CompletedProcess[str]
+
+
+class Recorded(VideoSource):
+    """Three frames, then `end` is raised."""
+
+    is_live = False
+
+    def __init__(self, end: Exception, frames: int = 3) -> None:
+        super().__init__("recorded")
+        self._end = end
+        self._frames = iter(moving_frames(frames))
+
+    def __next__(self) -> Frame:
+        for frame in self._frames:
+            return frame
+        raise self._end
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_ended_the_frames_is_told() -> None:
+    cases = [
+        (StopIteration(), None, "end", 3),
+        (StopIteration(), 3, "frames", 3),
+        (StopIteration(), 9, "end", 3),
+        (VideoError("recorded", "is gone"), None, "loss", 3),
+        (VideoError("recorded", "is gone"), 2, "frames", 2),
+    ]
+    for end, most, ended_by, count in cases:
+        frames = TakenFrames(Recorded(end), most)
+        assert len(list(frames)) == count
+        assert frames.ended_by == ended_by
+        assert frames.loss is (end if ended_by == "loss" else None)
+        assert list(frames) == []
+
+
+def test_a_source_without_a_first_frame_is_an_error() -> None:
+    with pytest.raises(VideoError, match="is gone"):
+        next(TakenFrames(Recorded(VideoError("recorded", "is gone"), frames=0), None))
+
+
+def test_the_nearer_end_is_expected() -> None:
+    source = Recorded(StopIteration())
+    assert TakenFrames(source, None).expected is None
+    assert TakenFrames(source, 5).expected == 5
+    source.frames_expected = 3
+    assert TakenFrames(source, 5).expected == 3
+    assert TakenFrames(source, 2).expected == 2
+
+
+def test_a_file_that_fails_midway_keeps_what_was_computed(
+    demo_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_main: Callable[..., Outcome],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    read = VideoFile.__next__
+
+    def failing(video: VideoFile) -> Frame:
+        frame = read(video)
+        if frame.index == 3:
+            raise VideoError(video.name, "cannot be read on after 3 frames", mend="check the disk")
+        return frame
+
+    monkeypatch.setattr(VideoFile, "__next__", failing)
+    numbered_clip(tmp_path)
+    outputs = ["--overlay", "o.mp4", "--json", "o.json"]
+    done = run_main(run_command.main, demo_bundle, "--video", "clip.mp4", *outputs)
+    assert done.returncode == 2
+    assert "\n3 frames" in done.stderr
+    line = "error: clip.mp4: cannot be read on after 3 frames; check the disk"
+    assert done.stderr.splitlines()[-1] == line
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert (document["ended_by"], document["summary"]["frames"]) == ("loss", 3)
+    assert frames_of(tmp_path / "o.mp4") == 3
+    assert set(standing(tmp_path)) == {"clip.mp4", "o.mp4", "o.png", "o.json"}
+
+
+def test_a_camera_that_stays_away_keeps_what_was_computed(
+    demo_bundle: Path, tmp_path: Path
+) -> None:
+    clip = write_clip(tmp_path / "clip.mp4", map(numbered, range(20)))
+    outputs = ["--overlay", "o.mp4", "--json", "o.json", "--give-up-s", 0.3]
+    with RtspCamera(clip) as camera:
+        process = start(tmp_path, "stc-run", demo_bundle, "--video", camera.address, *outputs)
+        assert process.stderr is not None
+        assert "frame 0" in process.stderr.readline()
+    with process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"error: {camera.address.replace('viewer:secret', '***')}: no frame for")
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert document["ended_by"] == "loss"
+    assert frames_of(tmp_path / "o.mp4") == document["summary"]["frames"] >= 1
+
+
+def test_the_document_says_what_ended_the_stream(
+    demo_bundle: Path, tmp_path: Path, run_main: Callable[..., Outcome]
+) -> None:
+    clip = numbered_clip(tmp_path, 3)
+    for frames, ended_by in ((2, "frames"), (5, "end")):
+        flags = ["--video", clip, "--frames", frames, "--json", "-"]
+        done = run_main(run_command.main, demo_bundle, *flags)
+        assert json.loads(done.stdout)["ended_by"] == ended_by
+    with start(tmp_path, "stc-run", demo_bundle, "--video", CLIP, "--json", "-") as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        stdout, _ = process.communicate(timeout=60)
+    assert json.loads(stdout)["ended_by"] == "interrupt"
+
+
+@pytest.mark.parametrize(
+    ("give_up_s", "told"),
+    [
+        ("0", "--give-up-s: got 0.0, expected more than 0 seconds"),
+        ("nan", "--give-up-s: got nan"),
+        ("5", "--give-up-s: given, expected a live --video"),
+    ],
+)
+def test_a_wait_that_cannot_be_is_one_line(
+    give_up_s: str, told: str, demo_bundle: Path, run_main: Callable[..., Outcome]
+) -> None:
+    done = run_main(run_command.main, demo_bundle, "--video", CLIP, "--give-up-s", give_up_s)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert told in line
