@@ -66,7 +66,8 @@ def accept_here(
         with TensorRtBackend(bundle, library, by_graph, tensorrt, device, say) as candidate:
             both = Both(OnnxRuntimeBackend(bundle), candidate, bundle.manifest)
             graphs = [*compare_vision(both, buckets, tick), *compare_language(both, specs, tick)]
-            return Comparison(graphs, chain_cosine(both, buckets.recomputed[0]))
+            chain = chain_cosine(both, buckets.recomputed[0])
+            return Comparison(graphs, chain, candidate.workspace_bytes())
 
     def rebuild(names: list[str]) -> None:
         own = _own(library, tensorrt)

@@ -20,10 +20,14 @@ Entries = dict[str, EngineEntry]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found: every graph at every size, and the end of the chain."""
+    """What a comparison found: every graph at every size, and the end of the chain.
+
+    workspace_bytes: scratch memory of the engines, by the name of their file.
+    """
 
     graphs: list[Compared]
     chain_cosine: float
+    workspace_bytes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,13 @@ def _judge(library: EngineLibrary, flavour: Flavour, found: Comparison) -> Entri
                 outputs[output] = min(cosine, outputs.get(output, 1.0))
         judged[name] = entry.model_copy(
             update={
+                "workspace_bytes": found.workspace_bytes.get(name),
                 "acceptance": Acceptance(
                     passed=all(one.passed for one in own),
                     min_cosine=min(outputs.values()),
                     outputs=outputs,
                     relative_l2=min(max(one.relative_l2 for one in own), 1e9),
-                )
+                ),
             }
         )
     chains = {**library.chain_cosines(), flavour: found.chain_cosine}

@@ -28,6 +28,11 @@ from stc.errors import EngineError
 BUILDER_BYTES = 768 << 20
 """Host memory of one TensorRT-RTX builder: 330 to 460 MB measured on full-size blocks, doubled."""
 
+UNIFIED_WORKSPACE_BYTES = 512 << 20
+"""Most scratch memory of a layer on boards that share memory with the CPU: without a limit TensorRT
+tries kernels that take all there is. Full-size blocks need at most 0.12 GiB (engines/preflight.py).
+"""
+
 TIMINGS = "timings.cache"
 
 
@@ -104,6 +109,7 @@ def run_build(
     Whatever ends it early, what was finished stays. Raises EngineError with the first failure.
     """
     library = plan.library
+    unified = any(target.unified for target in targets)
     jobs = deque(
         Job(
             name,
@@ -112,6 +118,7 @@ def run_build(
                 path=bundle.graph_path(spec.graph),
                 graph=bundle.manifest.graphs[spec.graph],
                 targets=targets,
+                workspace_bytes=UNIFIED_WORKSPACE_BYTES if unified else None,
                 timing_cache=library.folder / TIMINGS if flavour == "tensorrt" else None,
                 wide_attention=wide_attention,
             ),

@@ -80,7 +80,8 @@ def _build(flavour: Flavour, job: Job, owner: Connection) -> Outcome:
         engine = compile_engine(load_tensorrt(flavour), job.recipe, report)
         file = job.library.store(job.name, engine)
     except StcError as error:
-        failure = str(error)
+        # What it says of the graph; whoever reports it names the engine.
+        failure = str(error).removeprefix(f"{job.recipe.spec.graph}: ")
     except OSError as error:
         failure = f"{job.library.folder}: cannot be written ({error.strerror})"
     return Outcome(file, failure, time.perf_counter() - begin, _peak_rss_bytes())

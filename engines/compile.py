@@ -19,6 +19,7 @@ from typing import Any
 from stc.engines.flavour import TensorRt, import_or_mend
 from stc.engines.plan import EngineSpec, shape_at
 from stc.engines.targets import Target
+from stc.engines.timing_cache import save_timings, use_timings
 from stc.engines.wide_attention import widen_attention
 from stc.errors import EngineError
 from stc.manifest import GraphEntry
@@ -59,7 +60,7 @@ def compile_engine(tensorrt: TensorRt, recipe: Recipe, report: Report) -> memory
     kept: dict[str, Any] = {}
 
     def configure(builder: Any, network: Any) -> Any:
-        kept["config"] = _config(tensorrt, builder, network, recipe, report)
+        kept["config"] = build_config(tensorrt, builder, network, recipe, report)
         return kept["config"]
 
     try:
@@ -79,7 +80,7 @@ def compile_engine(tensorrt: TensorRt, recipe: Recipe, report: Report) -> memory
     finally:
         logger.removeHandler(said)
     if recipe.timing_cache is not None:
-        _save_timings(kept["config"], recipe.timing_cache)
+        save_timings(kept["config"], recipe.timing_cache)
     return memoryview(engine)
 
 
@@ -107,7 +108,10 @@ class _Said(logging.Handler):
         self.last = self.last or " ".join(record.getMessage().split())
 
 
-def _config(tensorrt: TensorRt, builder: Any, network: Any, recipe: Recipe, report: Report) -> Any:
+def build_config(
+    tensorrt: TensorRt, builder: Any, network: Any, recipe: Recipe, report: Report
+) -> Any:
+    """How `builder` is to build `network`. Raises EngineError when it cannot be asked that."""
     trt = tensorrt.module
     config = builder.create_builder_config()
     config.max_aux_streams = 0
@@ -120,9 +124,8 @@ def _config(tensorrt: TensorRt, builder: Any, network: Any, recipe: Recipe, repo
         if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
             # Without it a context may allocate while it runs, and no CUDA graph can hold that.
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    elif recipe.timing_cache is not None:
-        timings = recipe.timing_cache.read_bytes() if recipe.timing_cache.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(timings), ignore_mismatch=False)
+    elif recipe.timing_cache is not None and not use_timings(config, recipe.timing_cache):
+        report("timings of another TensorRT or device: timing anew", 0, 1)
     _add_profiles(builder, network, config, recipe)
     return config
 
@@ -174,15 +177,6 @@ def _bake(trt: Any, network: Any, recipe: Recipe) -> None:
         if tuple(output.shape) != expected:
             got = f"{output.name} has shape {tuple(output.shape)} at count {spec.baked}"
             raise EngineError(spec.graph, got, str(expected), "export the bundle again")
-
-
-def _save_timings(config: Any, file: Path) -> None:
-    timings = config.get_timing_cache()
-    if timings is None:
-        return
-    part = file.with_name(f".{file.name}.part")
-    part.write_bytes(timings.serialize())
-    part.replace(file)
 
 
 def _monitor(trt: Any, report: Report) -> Any:

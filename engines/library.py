@@ -66,6 +66,7 @@ class EngineEntry(_Entry):
     file: FileEntry = Field(description="path from the folder of the list")
     build_s: float
     wide_attention: bool = Field(False, description="attention's products were made float32")
+    workspace_bytes: int | None = Field(None, description="scratch memory; None: not loaded yet")
     acceptance: Acceptance | None = Field(None, description="None: not compared yet")
 
 
@@ -109,7 +110,7 @@ class EngineLibrary:
     def store(self, name: str, content: memoryview) -> FileEntry:
         """`content` stands in file `name`, whole, on disk; it is not in the list yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self.folder / name, content)
+        replace_file(self.folder / name, content)
         digest = hashlib.sha256(content).hexdigest()
         return FileEntry(path=name, sha256=digest, size_bytes=content.nbytes)
 
@@ -119,7 +120,7 @@ class EngineLibrary:
         """The list is `entries`; what is known of the whole tower is `chain_cosine`."""
         text = _List(engines=entries, chain_cosine=chain_cosine or {}).model_dump_json(indent=1)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self.folder / LIST, memoryview(text.encode()))
+        replace_file(self.folder / LIST, memoryview(text.encode()))
 
     def sweep(self) -> None:
         """Engine files that the list does not name are gone. Not while builders are at work."""
@@ -207,7 +208,8 @@ def weights_sha256(bundle: Bundle) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _replace(file: Path, content: memoryview) -> None:
+def replace_file(file: Path, content: memoryview) -> None:
+    """`file` holds `content`, on disk; until then it holds the whole of what it held before."""
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as stream:

@@ -104,8 +104,15 @@ def check_memory(
     bundle: Bundle, entries: Entries, facts: DeviceFacts, *, context: int, streams: int
 ) -> str:
     """One line about the memory the engines will take. Raises EngineError when it is too much."""
-    size = sum(entry.file.size_bytes for graph in entries.values() for entry in graph)
-    demand = Demand(manifest=bundle.manifest, context=context, streams=streams, weights_bytes=size)
+    engines = [entry for graph in entries.values() for entry in graph]
+    scratch = [entry.workspace_bytes for entry in engines if entry.workspace_bytes is not None]
+    demand = Demand(
+        manifest=bundle.manifest,
+        context=context,
+        streams=streams,
+        weights_bytes=sum(entry.file.size_bytes for entry in engines),
+        workspace_bytes=max(scratch) if len(scratch) == len(engines) else None,
+    )
     return check_fits(demand, facts.name, facts.free_bytes)
 
 

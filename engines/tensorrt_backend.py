@@ -65,7 +65,9 @@ class TensorRtBackend:
     def load(self, graph: str) -> Engine:
         """The engine of `graph`, of all its sizes. Raises EngineError when it cannot be loaded."""
         files = [
-            EngineFile(partial(self._deserialize, graph, entry), entry.stamp.profiles)
+            EngineFile(
+                entry.file.path, partial(self._deserialize, graph, entry), entry.stamp.profiles
+            )
             for entry in self._entries_of(graph)
         ]
         if len(files) == 1:
@@ -151,6 +153,15 @@ class TensorRtBackend:
             rows=int(np.prod(heads)),
         )
         return self.to_host(found)
+
+    def workspace_bytes(self) -> dict[str, int]:
+        """Scratch memory of every engine that was loaded, by the name of its file."""
+        return {
+            file.name: int(file.engine().device_memory_size_v2)
+            for loaded in self._engines
+            for file in loaded.files
+            if file.loaded
+        }
 
     def recording(self, name: str, body: Callable[[], None]) -> Recording:
         """What repeats the device work that `body` enqueues; see Recording."""

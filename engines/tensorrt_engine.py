@@ -31,7 +31,8 @@ class EngineFile:
     profiles: the sizes it was built for. Files may share sizes: each holds the weights anew.
     """
 
-    def __init__(self, load: Callable[[], Any], profiles: tuple[Sizes, ...]) -> None:
+    def __init__(self, name: str, load: Callable[[], Any], profiles: tuple[Sizes, ...]) -> None:
+        self.name = name
         self.profiles = profiles
         self._load = load
         self._engine: Any = None
@@ -70,7 +71,7 @@ class TensorRtEngine:
         self._outputs = list(graph.outputs)
         self._baked = any(port.name == COUNT for port in graph.inputs)
         self._symbols = free_symbols(graph.outputs if self._baked else graph.inputs)
-        self._files = files
+        self.files = files
         self._variants: dict[SizesKey, Variant] = {}
         self._shared = shared
         self._device = shared.device
@@ -137,9 +138,9 @@ class TensorRtEngine:
 
     def _holding(self, sizes: Sizes, flags: str = "") -> list[EngineFile]:
         """The files with an engine of `sizes`. Raises EngineError when there is none."""
-        found = [file for file in self._files if sizes in file.profiles]
+        found = [file for file in self.files if sizes in file.profiles]
         if not found:
-            had = ", ".join(_told(one) for file in self._files for one in file.profiles)
+            had = ", ".join(_told(one) for file in self.files for one in file.profiles)
             mend = f"build it with: {self._shared.rebuild} {flags}"
             raise EngineError(self.name, f"no engine for {_told(sizes)}", had, mend)
         return found
@@ -216,7 +217,7 @@ class TensorRtEngine:
     def close(self) -> None:
         """Its contexts and engines are gone."""
         self._variants.clear()
-        self._files.clear()
+        self.files.clear()
 
 
 def engine_ports(trt: Any, engine: Any) -> Iterator[tuple[str, bool, str, bool]]:

@@ -20,8 +20,10 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 from stc.bundle import Bundle
 from stc.engines import accept_here, build_command
 from stc.engines.library import Acceptance, EngineEntry, EngineLibrary, library_of
+from stc.errors import EngineError
+from stc.runtime.open import open_tower
 from tests.fake_tensorrt import Graph
-from tests.onnx_device import OnnxGraphs, double_machine
+from tests.onnx_device import SCRATCH_BYTES, OnnxGraphs, double_machine
 
 Build = Callable[[], "CompletedProcess[str]"]
 REFUSED = Acceptance(passed=False, min_cosine=0.9, outputs={"hidden_out": 0.9})
@@ -91,6 +93,8 @@ def test_what_was_not_accepted_is_compared_by_the_command_that_mends_it(
     assert "engines are there already" in ran.stdout
     assert "compared with ONNX Runtime on Fake GPU: accepted" in ran.stdout
     assert "compared with" not in build().stdout
+    entries = library_at(bundle).entries().values()
+    assert {entry.workspace_bytes for entry in entries} == {SCRATCH_BYTES}
 
 
 def test_a_block_that_strays_is_rebuilt_with_float32_attention(
@@ -134,3 +138,45 @@ def test_a_rebuild_that_was_interrupted_is_done_by_the_next_run(
     assert not entry_of(bundle, "update_00")[1].wide_attention
     assert build().returncode == 0
     assert entry_of(bundle, "update_00")[1].wide_attention
+
+
+# Before anything is built or loaded.
+
+
+def test_a_device_without_the_memory_is_refused_before_anything_is_built(
+    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = double_machine(monkeypatch, bundle, "sm89")
+    shutil.rmtree(library_at(bundle).folder)
+    cuda.runtime.total_bytes = 100 << 20
+    ran = build()
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: sm89: needs ")
+    assert not library_at(bundle).folder.exists()
+
+
+def test_a_device_without_the_memory_is_refused_before_anything_is_loaded(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = double_machine(monkeypatch, bundle, "sm89")
+    cuda.runtime.total_bytes = 100 << 20
+    with pytest.raises(EngineError, match=r"Fake GPU: needs .* what is free"):
+        open_tower(Bundle.open(bundle), "cpu", "tensorrt-rtx")
+    assert "cudaMalloc" not in cuda.runtime.calls
+
+
+def test_as_many_builders_work_as_the_machine_allows(
+    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double_machine(monkeypatch, bundle, "sm89")
+    shutil.rmtree(library_at(bundle).folder)
+    asked: list[int] = []
+
+    def stop(*_: Any, workers: int) -> None:
+        asked.append(workers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_command, "run_build", stop)
+    monkeypatch.setattr(build_command, "default_workers", lambda _: 7)
+    assert build().returncode == 130
+    assert asked == [7]

@@ -182,10 +182,11 @@ class Bench:
         self.library, self.cosines, self.mended = made, cosines, mended
         self.rebuilt: list[str] = []
         self.chain = 1.0
+        self.workspace_bytes: dict[str, int] = {}
 
     def compare(self) -> Comparison:
         found = [Compared(name, {}, {"hidden_out": c}, 0.0) for name, c in self.cosines.items()]
-        return Comparison(found, self.chain)
+        return Comparison(found, self.chain, self.workspace_bytes)
 
     def rebuild(self, names: list[str]) -> None:
         self.rebuilt += names
@@ -260,6 +261,15 @@ def test_one_flavours_acceptance_leaves_the_others(tmp_path: Path) -> None:
     bench = Bench(made, {"keys_00": 1.0}, [])
     accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
     assert made.chain_cosines() == {"tensorrt-rtx": 0.9998, "tensorrt": 1.0}
+
+
+def test_an_engines_scratch_memory_is_in_the_list(tmp_path: Path) -> None:
+    made = library(tmp_path, ["keys_00", "keys_01"])
+    bench = Bench(made, {"keys_00": 1.0, "keys_01": 1.0}, [])
+    bench.workspace_bytes = {"keys_00.engine": 4096}
+    accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    found = {name: entry.workspace_bytes for name, entry in made.entries().items()}
+    assert found == {"keys_00.engine": 4096, "keys_01.engine": None}
 
 
 def test_what_was_not_compared_is_not_accepted(tmp_path: Path) -> None:

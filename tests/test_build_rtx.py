@@ -232,7 +232,7 @@ def test_a_failed_build_names_its_engine_and_keeps_the_others(
     plan = planned(bundle, "sm86")
     opened = Bundle.open(bundle)
     (bundle / GRAPHS / "project.onnx").write_bytes(b"no graph")
-    with pytest.raises(EngineError, match="project: tensorrt-rtx"):
+    with pytest.raises(EngineError, match=r"^project: tensorrt-rtx"):
         run_build(opened, plan, RTX, parse_targets("sm86"), Watcher(), workers=1)
     entries = library_at(bundle, "sm86").entries()
     assert entries

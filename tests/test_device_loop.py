@@ -370,3 +370,17 @@ def test_tensors_dropped_inside_a_capture_are_freed_after_it(rig: Rig) -> None:
     graph = rig.device.capture(doomed.clear)
     assert address not in rig.cuda.memory
     rig.device.drop(graph)
+
+
+def test_an_engine_of_other_tensors_than_the_manifests_is_refused(rig: Rig) -> None:
+    """An input renamed, a type changed, an output read on the host."""
+    embed = rig.manifest.graphs["embed"]
+    (pixels,) = embed.inputs
+    for odd in (
+        {"inputs": (pixels.model_copy(update={"name": "pixels"}),)},
+        {"inputs": (pixels.model_copy(update={"dtype": "float16"}),)},
+        {"inputs": (), "outputs": (*embed.inputs, *embed.outputs)},
+    ):
+        rig.trt.entries = {**rig.manifest.graphs, "embed": embed.model_copy(update=odd)}
+        with pytest.raises(EngineError, match="embed: its engine disagrees with the manifest on p"):
+            rig.open()

@@ -44,6 +44,7 @@ def build(
     targets: str = "sm89",
     *,
     acceptance: Acceptance | None = None,
+    workspace_bytes: int | None = None,
     **changed: Any,
 ) -> EngineLibrary:
     """Engines of both graphs in the library of `targets`, their stamps with fields `changed`."""
@@ -65,7 +66,13 @@ def build(
             }
         )
         file = library.store(f"{graph}.{stamp.flavour}.engine", memoryview(graph.encode() * 50))
-        entries[file.path] = EngineEntry(stamp=stamp, file=file, build_s=1.0, acceptance=acceptance)
+        entries[file.path] = EngineEntry(
+            stamp=stamp,
+            file=file,
+            build_s=1.0,
+            acceptance=acceptance,
+            workspace_bytes=workspace_bytes,
+        )
     library.write(entries)
     return library
 
@@ -196,6 +203,14 @@ def test_engines_that_do_not_fit_are_refused_before_they_are_loaded(bundle: Bund
     with pytest.raises(EngineError, match=r"GPU: needs .* what is free"):
         small = DeviceFacts("GPU", (8, 9), 2 << 30, 1 << 20, False, "")
         check_memory(bundle, entries, small, context=0, streams=1)
+
+
+def test_scratch_memory_that_engines_told_of_replaces_the_estimate(bundle: Bundle) -> None:
+    build(bundle, workspace_bytes=1 << 30)
+    _, entries = find_engines(bundle, installed(), SM89, language=True)
+    facts = DeviceFacts("GPU", (8, 9), 8 << 30, 8 << 30, False, "")
+    line = check_memory(bundle, entries, facts, context=0, streams=1)
+    assert "workspace 1.00" in line
 
 
 def test_a_device_is_described_by_its_driver() -> None:

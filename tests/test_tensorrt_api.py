@@ -1,7 +1,9 @@
 """Every TensorRT name the engines touch exists from 10.3 to 11.4 and in TensorRT-RTX.
 
-The sources are read, not run: `trt.X.Y` is looked up as written, and a variable's attributes are
-those of the TensorRT class that its name stands for throughout the engines (VARIABLES).
+The sources are read, not run: `trt.X.Y` is looked up as written, a variable's attributes are those
+of the TensorRT class that its name stands for throughout the engines (VARIABLES), those of a call's
+result the ones of what the method returns (RETURNS), and methods of a class made from one of
+TensorRT's override that one's.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ VARIABLES: dict[str, tuple[str, ...]] = {
 }
 """What a variable of this name is, in the sources that speak TensorRT."""
 
+RETURNS = {"get_input": "ITensor", "get_output": "ITensor", "engine": "ICudaEngine"}
+"""What a method returns whose result is used at once."""
+
 ONLY_RTX = {
     "ComputeCapability",
     "DynamicShapesKernelSpecializationStrategy",
@@ -54,9 +59,8 @@ GUARDED = {"BuilderFlag.REQUIRE_USER_ALLOCATION", "IExecutionContext.is_stream_c
 
 
 def speaks_tensorrt(tree: ast.Module) -> bool:
-    return any(
-        isinstance(node, ast.Name) and node.id in ("trt", "tensorrt") for node in ast.walk(tree)
-    )
+    words = ("trt", "tensorrt", "timings")
+    return any(isinstance(node, ast.Name) and node.id in words for node in ast.walk(tree))
 
 
 def dotted(node: ast.expr) -> str | None:
@@ -71,7 +75,15 @@ def dotted(node: ast.expr) -> str | None:
 def touched(tree: ast.Module) -> Iterator[tuple[str, ...]]:
     """TensorRT names in a source, each with the alternatives it may be."""
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Attribute) or (chain := dotted(node)) is None:
+        if isinstance(node, ast.ClassDef):
+            yield from _overridden(node)
+        if not isinstance(node, ast.Attribute):
+            continue
+        if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute):
+            kind = RETURNS.get(node.value.func.attr)
+            if kind is not None:
+                yield (f"{kind}.{node.attr}",)
+        if (chain := dotted(node)) is None:
             continue
         parts = chain.replace("tensorrt.module", "trt").split(".")
         if len(parts) < 2:
@@ -81,6 +93,16 @@ def touched(tree: ast.Module) -> Iterator[tuple[str, ...]]:
         owner, member = parts[-2:]
         if owner in VARIABLES and not member.startswith("__"):
             yield tuple(f"{kind}.{member}" for kind in VARIABLES[owner])
+
+
+def _overridden(made: ast.ClassDef) -> Iterator[tuple[str, ...]]:
+    """The methods of a class made from one of TensorRT's, as that one's."""
+    for base in filter(None, map(dotted, made.bases)):
+        if base.startswith("trt."):
+            methods = (one.name for one in made.body if isinstance(one, ast.FunctionDef))
+            for name in methods:
+                if not name.startswith("__"):
+                    yield (f"{base.removeprefix('trt.')}.{name}",)
 
 
 def exists(api: dict[str, list[str]], name: str) -> bool:
@@ -102,6 +124,10 @@ def test_the_names_are_found_where_they_are_used() -> None:
         "ITopKLayer.k",
         "IBuilderConfig.set_compute_capability",
         "IProgressMonitor",
+        "IProgressMonitor.step_complete",
+        "ILogger.log",
+        "ITensor.name",
+        "ITimingCache.combine",
         "INetworkDefinition.add_cast",
         "ICudaEngine.device_memory_size_v2",
         "IExecutionContext.execute_async_v3",

@@ -1,0 +1,246 @@
+"""What a build asks TensorRT for, on a double of its builder."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from stc.bundle import Bundle
+from stc.engines import build
+from stc.engines.build import (
+    BUILDER_BYTES,
+    UNIFIED_WORKSPACE_BYTES,
+    default_workers,
+    plan_build,
+    run_build,
+)
+from stc.engines.build_worker import Job, Outcome
+from stc.engines.builders import BuildObserver
+from stc.engines.compile import Recipe, build_config
+from stc.engines.flavour import Flavour, TensorRt
+from stc.engines.plan import EngineSpec
+from stc.engines.targets import TARGETS
+from stc.engines.timing_cache import save_timings
+from stc.errors import EngineError
+from tests.device_cases import manifest
+from tests.tiny_bundle import write_bundle
+
+
+class Timings:
+    """A cache of one version: names of kernels, after the version's."""
+
+    def __init__(self, content: bytes) -> None:
+        self.version, *names = content.decode().split(",") if content else ["10.3"]
+        self.names = set(names)
+
+    def combine(self, other: Timings, ignore_mismatch: bool) -> bool:
+        if other.version != self.version and not ignore_mismatch:
+            return False
+        self.names |= other.names
+        return True
+
+    def serialize(self) -> bytes:
+        return ",".join([self.version, *sorted(self.names)]).encode()
+
+
+class Config:
+    """An IBuilderConfig of TensorRT 10.3."""
+
+    def __init__(self) -> None:
+        self.max_aux_streams = -1
+        self.progress_monitor: Any = None
+        self.flags = {"TF32"}
+        self.limits: dict[str, int] = {}
+        self.capabilities: list[str] = []
+        self.num_compute_capabilities = 0
+        self.timings: Timings | None = None
+
+    def clear_flag(self, flag: str) -> None:
+        self.flags.discard(flag)
+
+    def set_flag(self, flag: str) -> None:
+        self.flags.add(flag)
+
+    def set_memory_pool_limit(self, pool: str, size_bytes: int) -> None:
+        self.limits[pool] = size_bytes
+
+    def set_compute_capability(self, capability: str, index: int) -> bool:
+        self.capabilities.append(capability)
+        return index < self.num_compute_capabilities
+
+    def create_timing_cache(self, content: bytes) -> Timings:
+        return Timings(content)
+
+    def set_timing_cache(self, timings: Timings, ignore_mismatch: bool) -> bool:
+        if timings.version != "10.3" and not ignore_mismatch:
+            return False
+        self.timings = timings
+        return True
+
+    def get_timing_cache(self) -> Timings | None:
+        return self.timings
+
+
+def double(flavour: Flavour) -> TensorRt:
+    flags = SimpleNamespace(TF32="TF32")
+    if flavour == "tensorrt-rtx":
+        flags.REQUIRE_USER_ALLOCATION = "REQUIRE_USER_ALLOCATION"
+    module = SimpleNamespace(
+        __version__="10.3.0",
+        BuilderFlag=flags,
+        IProgressMonitor=type("IProgressMonitor", (), {}),
+        MemoryPoolType=SimpleNamespace(WORKSPACE="WORKSPACE"),
+        ComputeCapability=SimpleNamespace(SM86="SM86", SM89="SM89"),
+    )
+    return TensorRt(flavour, module)
+
+
+def config_of(flavour: Flavour, reports: list[str] | None = None, **changed: Any) -> Config:
+    graph = manifest().graphs["embed"]
+    recipe = Recipe(
+        spec=EngineSpec("embed", ({},)),
+        path=Path("embed.onnx"),
+        graph=graph,
+        targets=(TARGETS["sm86"], TARGETS["sm89"]),
+    )
+    found: Config = build_config(
+        double(flavour),
+        SimpleNamespace(create_builder_config=Config),
+        SimpleNamespace(num_inputs=0),
+        replace(recipe, **changed),
+        lambda phase, *_: (reports if reports is not None else []).append(phase),
+    )
+    return found
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_engines_have_one_stream_and_no_tf32(flavour: Flavour) -> None:
+    config = config_of(flavour)
+    assert config.max_aux_streams == 0
+    assert "TF32" not in config.flags
+    assert config.progress_monitor is not None
+
+
+def test_rtx_may_not_allocate_while_it_runs_and_builds_for_every_target() -> None:
+    config = config_of("tensorrt-rtx")
+    assert "REQUIRE_USER_ALLOCATION" in config.flags
+    assert config.capabilities == ["SM86", "SM89"]
+
+
+def test_scratch_memory_is_limited_where_the_recipe_says_so() -> None:
+    assert config_of("tensorrt").limits == {}
+    assert config_of("tensorrt", workspace_bytes=1 << 20).limits == {"WORKSPACE": 1 << 20}
+
+
+# Timings.
+
+
+def test_timings_are_kept_from_one_build_to_the_next(tmp_path: Path) -> None:
+    file = tmp_path / "timings.cache"
+    first = config_of("tensorrt", timing_cache=file)
+    assert first.timings is not None
+    first.timings.names.add("gemm")
+    save_timings(first, file)
+    again = config_of("tensorrt", timing_cache=file)
+    assert again.timings is not None
+    assert again.timings.names == {"gemm"}
+    assert config_of("tensorrt-rtx", timing_cache=file).timings is None
+
+
+def test_builders_at_once_keep_one_anothers_timings(tmp_path: Path) -> None:
+    file = tmp_path / "timings.cache"
+    configs = [config_of("tensorrt", timing_cache=file) for _ in range(2)]
+    for config, name in zip(configs, ("gemm", "softmax"), strict=True):
+        assert config.timings is not None
+        config.timings.names.add(name)
+        save_timings(config, file)
+    assert file.read_bytes() == b"10.3,gemm,softmax"
+    assert [one.name for one in tmp_path.iterdir()] == ["timings.cache"]
+
+
+def test_timings_of_another_version_are_told_and_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "timings.cache"
+    file.write_bytes(b"10.16,gemm")
+    reports: list[str] = []
+    config = config_of("tensorrt", reports, timing_cache=file)
+    assert reports == ["timings of another TensorRT or device: timing anew"]
+    assert config.timings is not None
+    assert config.timings.names == set()
+    save_timings(config, file)
+    assert file.read_bytes() == b"10.3"
+
+
+# What the builders are handed.
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """The jobs that builders would get; every one of them fails."""
+    jobs: list[Job] = []
+
+    class Failing:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def __enter__(self) -> Failing:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def outcomes(self, given: deque[Job]) -> Iterator[tuple[Job, Outcome]]:
+            jobs.extend(given)
+            yield given[0], Outcome(None, "cannot be built", 0.0, 0)
+
+    monkeypatch.setattr(build, "Builders", Failing)
+    return jobs
+
+
+@pytest.mark.parametrize(
+    ("target", "flavour", "limit", "timings"),
+    [
+        ("orin-nano", "tensorrt", UNIFIED_WORKSPACE_BYTES, True),
+        ("sm89", "tensorrt", None, True),
+        ("sm89", "tensorrt-rtx", None, False),
+    ],
+)
+def test_a_target_decides_on_scratch_memory_and_the_flavour_on_timings(
+    tmp_path: Path,
+    handed: list[Job],
+    target: str,
+    flavour: Flavour,
+    limit: int | None,
+    timings: bool,
+) -> None:
+    bundle = Bundle.open(write_bundle(tmp_path / "bundle"))
+    targets = (TARGETS[target],)
+    specs = [EngineSpec("embed", ({},)), EngineSpec("select", ({"M": 3},), 3)]
+    plan, nobody = plan_build(bundle, specs, double(flavour), targets), cast(BuildObserver, None)
+    with pytest.raises(EngineError, match=r"^embed: cannot be built$"):
+        run_build(bundle, plan, flavour, targets, nobody, workers=1)
+    assert [job.recipe.workspace_bytes for job in handed] == [limit] * 2
+    assert [job.recipe.timing_cache is not None for job in handed] == [timings] * 2
+
+
+@pytest.mark.parametrize(
+    ("flavour", "cores", "free_bytes", "workers"),
+    [
+        ("tensorrt", 8, 64 * BUILDER_BYTES, 1),
+        ("tensorrt-rtx", 8, 64 * BUILDER_BYTES, 8),
+        ("tensorrt-rtx", 8, 3 * BUILDER_BYTES, 3),
+        ("tensorrt-rtx", 8, BUILDER_BYTES // 2, 1),
+    ],
+)
+def test_builders_at_once_are_as_many_as_cores_and_memory_allow(
+    monkeypatch: pytest.MonkeyPatch, flavour: Flavour, cores: int, free_bytes: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(build, "available_host_bytes", lambda: free_bytes)
+    assert default_workers(flavour) == workers
