@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,12 +32,18 @@ Device = Literal["cpu", "cuda"]
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
+_INSTALL_CUDA = (
+    "pip uninstall onnxruntime, then pip install --force-reinstall onnxruntime-gpu, which share a "
+    "module, and the CUDA and cuDNN it names"
+)
+
+
 class OnnxRuntimeEngine:
     """A session on one graph; see `stc.engines.engine.Engine`."""
 
     def __init__(self, name: str, path: Path, device: Device, *, prepack: bool = True) -> None:
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised as well
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -52,8 +59,13 @@ class OnnxRuntimeEngine:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
             raise EngineError(
-                name, f"ONNX Runtime cannot load it ({_first_line(error)})"
+                name,
+                f"ONNX Runtime cannot load it ({_first_line(error)})",
+                mend=f"export again, or with onnxruntime newer than {onnxruntime.__version__}",
             ) from error
+        # A provider that cannot be used is left out without an error.
+        if (found := self._session.get_providers()[0]) != PROVIDERS[device]:
+            raise EngineError(name, f"runs on {found}", PROVIDERS[device], _INSTALL_CUDA)
         self.name = name
         self._device = device
         self._outputs = [value.name for value in self._session.get_outputs()]
@@ -75,7 +87,11 @@ class OnnxRuntimeEngine:
                     binding.bind_ortvalue_output(name, tensor)
             self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
-            raise EngineError(self.name, f"ONNX Runtime failed ({_first_line(error)})") from error
+            raise EngineError(
+                self.name,
+                f"ONNX Runtime failed ({_first_line(error)})",
+                mend="see that memory is free, or export again",
+            ) from error
         return dict(zip(wanted, binding.get_outputs(), strict=True))
 
 
@@ -94,7 +110,7 @@ class OnnxRuntimeBackend:
                 f"device {device}",
                 f"onnxruntime {onnxruntime.__version__} has {', '.join(available)}",
                 PROVIDERS[device],
-                "install it with: pip install onnxruntime-gpu",
+                _INSTALL_CUDA,
             )
         if int4 and not bundle.manifest.int4_graphs:
             raise EngineError("--int4", f"{bundle.root} was exported without --int4 32 or 128")
@@ -103,6 +119,8 @@ class OnnxRuntimeBackend:
         self.name = f"onnxruntime-{device}"
         self._bundle = bundle
         self._device = device
+        with _told(f"device {device}", "cannot be used", _INSTALL_CUDA):
+            onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, device)
 
     def load(self, graph: str) -> Engine:
         if graph in self._int4:
@@ -117,15 +135,18 @@ class OnnxRuntimeBackend:
     def to_device(self, array: NDArray[np.generic]) -> Tensor:
         # On the CPU an OrtValue may alias the array it was made from.
         owned = array.copy() if self._device == "cpu" else np.ascontiguousarray(array)
-        return onnxruntime.OrtValue.ortvalue_from_numpy(owned, self._device)
+        with self._held(owned.shape):
+            return onnxruntime.OrtValue.ortvalue_from_numpy(owned, self._device)
 
     def to_host(self, tensor: Tensor) -> NDArray[Any]:
-        return np.array(tensor.numpy())
+        with self._held(tensor.shape()):
+            return np.array(tensor.numpy())
 
     def empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> Tensor:
-        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-            list(shape), np.dtype(dtype).type, self._device
-        )
+        with self._held(shape):
+            return onnxruntime.OrtValue.ortvalue_from_shape_and_type(
+                list(shape), np.dtype(dtype).type, self._device
+            )
 
     def write_rows(
         self, buffer: Tensor, start: int, rows: Tensor, first: int = 0, count: int | None = None
@@ -136,12 +157,19 @@ class OnnxRuntimeBackend:
             buffer.numpy()[:, start : start + taken] = rows.numpy()[:, first : first + taken]
             return
         # ONNX Runtime offers no partial copy on a GPU: the buffer goes through the host.
-        whole = buffer.numpy()
-        whole[:, start : start + taken] = rows.numpy()[:, first : first + taken]
-        buffer.update_inplace(whole)
+        with self._held(buffer.shape()):
+            whole = buffer.numpy()
+            whole[:, start : start + taken] = rows.numpy()[:, first : first + taken]
+            buffer.update_inplace(whole)
 
     def read_rows(self, tensor: Tensor, start: int, count: int) -> NDArray[Any]:
-        return np.array(tensor.numpy()[..., start : start + count, :])
+        with self._held(tensor.shape()):
+            return np.array(tensor.numpy()[..., start : start + count, :])
+
+    def _held(self, shape: Sequence[int]) -> AbstractContextManager[None]:
+        """What the body does with a tensor of `shape` succeeds, or raises EngineError."""
+        mend = "free memory, or use a smaller model"
+        return _told(f"tensor {list(shape)}", f"cannot be held or copied by {self.name}", mend)
 
 
 @functools.cache
@@ -177,6 +205,15 @@ def share_threads() -> None:
 def usable_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def _told(subject: str, got: str, mend: str) -> Iterator[None]:
+    """An error of ONNX Runtime in the body is an EngineError."""
+    try:
+        yield
+    except Exception as error:  # they share no narrower base
+        raise EngineError(subject, f"{got} ({_first_line(error)})", mend=mend) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stc import contracts
 from stc.contracts import HIDDEN, INDICES, KEY, REF_KEY, SCORE
 from stc.engines.engine import Backend
-from stc.engines.onnxruntime_backend import PROVIDERS, OnnxRuntimeBackend
+from stc.engines.onnxruntime_backend import PROVIDERS, OnnxRuntimeBackend, OnnxRuntimeEngine
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import BundleError, EngineError
 from tests.own_process import run_python
@@ -247,8 +247,60 @@ def test_a_graph_that_cannot_be_loaded_is_an_error_that_names_it(
 def test_a_device_without_its_provider_is_refused(case: Exported) -> None:
     if PROVIDERS["cuda"] in onnxruntime.get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
-    with pytest.raises(EngineError, match=r"^device cuda: .* pip install onnxruntime-gpu"):
+    with pytest.raises(EngineError, match=r"^device cuda: .* --force-reinstall onnxruntime-gpu"):
         OnnxRuntimeBackend(case.bundle, "cuda")
+
+
+UNUSABLE = r"; pip uninstall onnxruntime, then pip install --force-reinstall onnxruntime-gpu"
+
+
+@pytest.fixture
+def listed_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime lists CUDA, and cannot use it."""
+    if PROVIDERS["cuda"] in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
+
+
+def test_a_device_that_is_listed_and_cannot_be_used_is_refused(
+    case: Exported, listed_cuda: None
+) -> None:
+    with pytest.raises(
+        EngineError, match=r"^device cuda: cannot be used \(.*" + UNUSABLE
+    ) as caught:
+        OnnxRuntimeBackend(case.bundle, "cuda")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_graph_that_falls_back_to_the_cpu_is_refused(case: Exported, listed_cuda: None) -> None:
+    expected = f"^{KEYS}: runs on CPUExecutionProvider, expected CUDAExecutionProvider{UNUSABLE}"
+    with pytest.raises(EngineError, match=expected):
+        OnnxRuntimeEngine(KEYS, case.bundle.graph_path(KEYS), "cuda")
+
+
+def test_a_tensor_that_cannot_be_held_is_an_error_in_one_line(
+    onnxruntime_backend: OnnxRuntimeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("Failed to allocate memory\nat bfc_arena.cc:376")
+
+    tensor = onnxruntime_backend.to_device(np.zeros((2, 3), np.float32))
+    for name in ("numpy", "ortvalue_from_numpy", "ortvalue_from_shape_and_type"):
+        monkeypatch.setattr(onnxruntime.OrtValue, name, full)
+    uses: list[Callable[[], object]] = [
+        lambda: onnxruntime_backend.to_device(np.zeros((2, 3), np.float32)),
+        lambda: onnxruntime_backend.to_host(tensor),
+        lambda: onnxruntime_backend.read_rows(tensor, 0, 1),
+        lambda: onnxruntime_backend.empty((2, 3), np.float32),
+    ]
+    for use in uses:
+        with pytest.raises(EngineError) as caught:
+            use()
+        assert str(caught.value) == (
+            "tensor [2, 3]: cannot be held or copied by onnxruntime-cpu (Failed to allocate memory)"
+            "; free memory, or use a smaller model"
+        )
 
 
 # One pool of threads for the process, decided by programs that own it; in a process of its own,
