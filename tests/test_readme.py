@@ -36,13 +36,14 @@ SCRIPTS = {"./scripts/demo", "./scripts/test"}
 
 def blocks(language: str, text: str = README) -> list[str]:
     """The fenced blocks of `language`."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [content for named, content in fenced if named == language]
 
 
 def commands(text: str = README) -> list[str]:
     """Every command of the shell blocks, without its comment."""
     lines = "".join(blocks("bash", text)).replace("\\\n", " ").splitlines()
-    return [" ".join(shlex.split(line, comments=True)) for line in lines if line.strip()]
+    return [shlex.join(shlex.split(line, comments=True)) for line in lines if line.strip()]
 
 
 @pytest.fixture
