@@ -11,35 +11,47 @@ from typing import IO
 from stc.errors import SettingsError
 
 HINT = "ask a question and press Enter; end with Ctrl-D"
+SIGN = "? "
+"""Shown where a question can be typed."""
 
 
 class Chat:
-    """The lines a user types, without waiting for them.
+    """The lines a user types, without waiting for them; the sign to type goes to `shown`, stderr.
 
-    Raises SettingsError when `typed` is not a terminal.
+    Raises SettingsError when `typed`, stdin, is not a terminal.
     """
 
-    def __init__(self, typed: IO[str] | None = None) -> None:
+    def __init__(self, typed: IO[str] | None = None, shown: IO[str] | None = None) -> None:
         self._typed = typed or sys.stdin
+        self._shown = shown or sys.stderr
         if not self._typed.isatty():
             raise SettingsError("--chat", "stdin is no terminal", mend="use --ask TEXT")
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._ended = False
         # A daemon: nothing can end a read of a terminal that nobody types at.
         threading.Thread(target=self._read, daemon=True).start()
 
-    def waiting(self) -> Iterator[str]:
-        """The questions typed since the last call."""
-        while not self._lines.empty():
-            line = self._lines.get()
-            if line is None:
-                self._lines.put(None)  # the end stays the end
-                return
-            yield line
+    def invite(self) -> None:
+        """The sign to type is shown, unless the user has ended the conversation."""
+        if not self._ended:
+            self._shown.write(SIGN)
+            self._shown.flush()
+
+    def typed(self) -> str | None:
+        """The next question that was typed; None when there is none yet, or none will follow."""
+        return None if self._lines.empty() else self._next()
 
     def rest(self) -> Iterator[str]:
         """Every question until the user ends the conversation."""
-        while (line := self._lines.get()) is not None:
+        while (line := self._next()) is not None:
             yield line
+
+    def _next(self) -> str | None:
+        line = self._lines.get()
+        if line is None:
+            self._ended = True
+            self._lines.put(None)  # the end stays the end
+        return line
 
     def _read(self) -> None:
         for line in self._typed:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import IO, Any
 
 from stc.errors import StcError
+from stc.runtime.answer import Answer
+from stc.runtime.chat import Chat
 from stc.runtime.prefill import Prefill
 from stc.runtime.questions import Questions
 from stc.runtime.report import FrameReport
@@ -19,11 +22,13 @@ from stc.runtime.stream_language import StreamLanguage
 
 
 class Conversation:
-    """Asks `language` the questions of a run and writes the answers to `out` as they come.
+    """Asks `language` the questions of a run, and those typed in `chat`, one after the other, and
+    writes the answers to `out` as they come.
 
     failed: questions that could not be asked or answered; each was one line in `out`'s place
         and the stream went on.
     left_out: frames that could not be remembered; the first error was told.
+    aside: entered while an answer is written.
     `say` is told what else the user should know.
 
     Raises LanguageError for a question that cannot be asked at any time, before anything runs.
@@ -35,29 +40,32 @@ class Conversation:
         questions: Questions,
         out: IO[str],
         say: Callable[[str], None],
+        chat: Chat | None = None,
     ) -> None:
         for question in questions.asked:
             language.check(question.text)
         self.failed = 0
         self.left_out = 0
         self.language = language
+        self.aside: Callable[[], AbstractContextManager[object]] = nullcontext
         self._questions = questions
         self._out = out
         self._say = say
+        self._chat = chat
         self._due = deque(questions.asked)
         self._time_s = 0.0
         self._frames = 0
-        self._interrupted = False
         self._prefilled = Prefill()
         self._prefill_ms = Reservoir()
+        self._answer: Answer | None = None
+        self._record: dict[str, Any] = {}
+        self._beside = ExitStack()
         self._answers: list[dict[str, Any]] = []
 
-    def due(self) -> bool:
-        """Whether a question is to be asked at the newest frame."""
-        if not self._due:
-            return False
-        at_s = self._due[0].at_s
-        return at_s is not None and self._time_s >= at_s
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is being given."""
+        return self._answer is not None
 
     def frame(self, report: FrameReport) -> None:
         """The frame of `report` has been pushed."""
@@ -65,57 +73,102 @@ class Conversation:
         self._frames += 1
         if report.prefill is not None:
             self._count(report.prefill)
-        for notice in self.language.notices():
-            self._say(notice)
 
-    def ask_due(self) -> None:
-        """Every question due at the newest frame is asked and answered."""
-        while self.due():
-            self.ask(self._due.popleft().text)
+    def advance(self) -> bool:
+        """The answer goes on by a piece, or the next question is asked; False when there is none.
 
-    def ask_rest(self) -> None:
-        """The stream has ended: what was not asked yet is asked now."""
-        while self._due:
-            self.ask(self._due.popleft().text)
+        That is the next that is due at the newest frame, or else was typed. Ctrl-C ends an answer
+        and is passed on.
+        """
+        if self._answer is not None:
+            self._go_on(self._answer)
+            return True
+        question = self._next_question()
+        if question is None:
+            return False
+        self._begin(question)
+        return True
 
     def ask(self, question: str) -> None:
         """`question` is asked and answered now; a failure is told and counted."""
+        self._begin(question)
+        self._finish()
+
+    def ask_rest(self) -> None:
+        """The stream has ended: what was not asked yet is asked, and what is typed until the
+        user ends it."""
+        self._finish()
+        while self._due:
+            self.ask(self._due.popleft().text)
+        for question in self._chat.rest() if self._chat is not None else ():
+            self.ask(question)
+
+    def _next_question(self) -> str | None:
+        if self._due:
+            at_s = self._due[0].at_s
+            if at_s is not None and self._time_s >= at_s:
+                return self._due.popleft().text
+        return None if self._chat is None else self._chat.typed()
+
+    def _finish(self) -> None:
+        while self._answer is not None:
+            self._go_on(self._answer)
+
+    def _begin(self, question: str) -> None:
+        self._beside.enter_context(self.aside())
         self._out.write(f"[{self._time_s:.1f} s] {question}\n> ")
-        record: dict[str, Any] = {"time_s": self._time_s, "frames": self._frames}
+        self._record = {"question": question, "answer": ""}
+        self._record |= {"time_s": self._time_s, "frames": self._frames}
         try:
-            record |= self._answered(question)
+            most, sampling = self._questions.most, self._questions.sampling
+            self._answer = self.language.ask(question, most, sampling)
         except StcError as error:
+            self._end(error)
+        except KeyboardInterrupt:
+            self._end()
+            raise
+
+    def _go_on(self, answer: Answer) -> None:
+        try:
+            piece = next(answer)
+            self._out.write(piece)
+            self._out.flush()
+        except StopIteration:
+            self._end()
+        except StcError as error:
+            self._end(error)
+        except KeyboardInterrupt:
+            answer.cancel()
+            self._end()
+            raise
+
+    def _end(self, error: StcError | None = None) -> None:
+        """The answer, or what was given of it before `error`, is in the records."""
+        if self._answer is not None:
+            self._record |= self._answer.to_json()
+            self._answer = None
+        if error is not None:
             self.failed += 1
-            record |= {"question": question, "answer": "", "error": str(error)}
+            self._record["error"] = str(error)
             self._say(f"error: {error}")
         self._out.write("\n")
         self._out.flush()
         self._count(self.language.prefilled())
-        self._answers.append({**record, "memory": asdict(self.language.facts())})
-        if self._interrupted:
-            self._interrupted = False
-            raise KeyboardInterrupt
+        self._answers.append({**self._record, "memory": asdict(self.language.facts())})
+        self._beside.close()
+        if self._chat is not None:
+            self._chat.invite()
 
     def _count(self, prefill: Prefill) -> None:
-        """`prefill` is part of the figures; the first error of all is told."""
+        """`prefill` is part of the figures; the first error of all is told, and what is new."""
         if prefill.error is not None and not self.left_out:
             self._say(f"error: {prefill.error}")
         self.left_out += prefill.left_out
         self._prefilled += prefill
         if prefill.frames:
             self._prefill_ms.add(prefill.ms / prefill.frames)
-
-    def _answered(self, question: str) -> dict[str, Any]:
-        """The answer to `question`, written piece by piece; Ctrl-C ends it, and then the run."""
-        answer = self.language.ask(question, self._questions.most, self._questions.sampling)
-        try:
-            for piece in answer:
-                self._out.write(piece)
-                self._out.flush()
-        except KeyboardInterrupt:
-            answer.cancel()
-            self._interrupted = True
-        return answer.to_json()
+        for notice in self.language.notices():
+            self._say(notice)
 
     @property
     def _prefill_ms_per_frame(self) -> float:

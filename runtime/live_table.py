@@ -90,7 +90,10 @@ class LiveTable:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """What the body prints stands between the table so far and the table from then on."""
+        """What the body prints stands between the table so far and the table from then on.
+
+        Frames added meanwhile show afterwards.
+        """
         if self._live:
             self._live.update(self._picture(), refresh=True)
             self._live.stop()
@@ -104,7 +107,7 @@ class LiveTable:
         self._frames += 1
         if self._live:
             now_s = self._clock()
-            if now_s - self._drawn_s >= _REDRAW_S:
+            if self._live.is_started and now_s - self._drawn_s >= _REDRAW_S:
                 self._live.update(self._picture(), refresh=True)
                 self._drawn_s = now_s
         elif self._frames.bit_count() == 1:

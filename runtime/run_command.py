@@ -6,8 +6,9 @@ import argparse
 import io
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 from stc import command, settings
@@ -22,6 +23,7 @@ from stc.runtime.comparison import compare_with_dense
 from stc.runtime.conversation import Conversation
 from stc.runtime.document_output import document_output
 from stc.runtime.fidelity import Fidelity
+from stc.runtime.frame import Frame
 from stc.runtime.live_table import LiveTable
 from stc.runtime.metrics import StreamMetrics
 from stc.runtime.open_language import open_stream_language
@@ -37,6 +39,10 @@ from stc.settings import PRESETS, Settings
 
 OVERLAY_FPS = 5.0
 """Frames per second of an overlay whose source names no rate."""
+PIECES = 4
+"""Pieces of an answer between two frames of a live source, which does not wait."""
+TYPED_S = 0.1
+"""Seconds after which a question that was typed is noticed, though no frame came."""
 STILL = ".png"
 """Ending of the still that is saved beside an overlay."""
 
@@ -100,10 +106,11 @@ def _run(flags: argparse.Namespace) -> int:
             tower = opening.open_tower(
                 bundle, flags.device, flags.backend, streams=streams, context=_context(flags)
             )
-            conversation = _conversation(bundle, tower, chosen, flags, console)
             chat = Chat() if flags.chat else None
+            conversation = _conversation(bundle, tower, chosen, flags, console, chat)
             if chat is not None:
                 console.print(HINT)
+                chat.invite()
             language = None if conversation is None else conversation.language
             session = opening.open_session(tower, chosen, language)
             metrics = StreamMetrics(spec.tokens, spec.pooled)
@@ -119,9 +126,11 @@ def _run(flags: argparse.Namespace) -> int:
                     console=console if chat is None else Console(quiet=True, file=io.StringIO()),
                 )
             )
+            if conversation is not None:
+                conversation.aside = table.aside
             start = time.perf_counter()
             try:
-                for frame in frames:
+                for frame in _meanwhile(frames, conversation):
                     # A frame is in the metrics, the table and the overlay, or in none of them.
                     with command.uninterrupted():
                         report = session.push(frame)
@@ -141,7 +150,7 @@ def _run(flags: argparse.Namespace) -> int:
                         if conversation is not None:
                             conversation.frame(report)
                     if conversation is not None:
-                        _ask(conversation, chat, table)
+                        _give_answers(conversation, PIECES if source.is_live else None)
             except KeyboardInterrupt:
                 if not metrics.summary().frames:
                     raise
@@ -153,8 +162,6 @@ def _run(flags: argparse.Namespace) -> int:
         if conversation is not None:
             try:
                 conversation.ask_rest()
-                for question in chat.rest() if chat is not None else ():
-                    conversation.ask(question)
             except KeyboardInterrupt:
                 console.print("interrupted; these are the answers so far")
         if overlay is not None:
@@ -212,6 +219,7 @@ def _conversation(
     chosen: Settings,
     flags: argparse.Namespace,
     console: Console,
+    chat: Chat | None,
 ) -> Conversation | None:
     """The questions of the run and the language side that answers them; None without any."""
     asked, memory = questions.from_flags(flags), memory_settings.from_flags(flags)
@@ -224,16 +232,31 @@ def _conversation(
     kept = chosen.kept(bundle.manifest.vision.pooled)
     backend = opening.language_backend(bundle, tower, flags.device, int4=flags.int4)
     language = open_stream_language(bundle, backend, memory, kept)
-    return Conversation(language, asked, sys.stdout, lambda line: console.print(line, markup=False))
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return Conversation(language, asked, sys.stdout, say, chat)
 
 
-def _ask(conversation: Conversation, chat: Chat | None, table: LiveTable) -> None:
-    """Questions that are due, and those typed meanwhile, are asked and answered."""
-    if conversation.due():
-        with table.aside():
-            conversation.ask_due()
-    for question in chat.waiting() if chat is not None else ():
-        conversation.ask(question)
+def _meanwhile(frames: TakenFrames, conversation: Conversation | None) -> Iterator[Frame]:
+    """`frames`; while none is there, questions are asked and answers go on."""
+    while True:
+        if conversation is not None:
+            while not frames.wait(0.0 if conversation.answering else TYPED_S):
+                conversation.advance()
+        try:
+            frame = next(frames)
+        except StopIteration:
+            return
+        yield frame
+
+
+def _give_answers(conversation: Conversation, pieces: int | None) -> None:
+    """Questions due or typed are asked and answered, `pieces` of text at most; all when None."""
+    for _ in count() if pieces is None else range(pieces):
+        if not conversation.advance():
+            return
 
 
 if __name__ == "__main__":

@@ -35,6 +35,10 @@ class TakenFrames(Iterator[Frame]):
         numbers = (self._source.frames_expected, self._most)
         return min((number for number in numbers if number is not None), default=None)
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether `next` need not wait; see VideoSource."""
+        return self._taken == self._most or self._source.wait(timeout_s)
+
     def __next__(self) -> Frame:
         if self._taken == self._most:
             self.ended_by = "frames"

@@ -84,11 +84,23 @@ class LiveVideo(VideoSource):
         self._handed_out += 1
         return Frame(index=self._handed_out - 1, time_s=time_s, rgb=rgb)
 
+    def wait(self, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(self._due, timeout_s)
+
     def close(self) -> None:
         with self._changed:
             self._closed.set()
             self._changed.notify_all()
         self._reader.join(CLOSE_WAIT_S)
+
+    def _due(self) -> bool:
+        return (
+            self._newest is not None
+            or self._failure is not None
+            or self._closed.is_set()
+            or time.monotonic() >= self._alive_at_s + self._reconnection.give_up_s
+        )
 
     def _wait_for_newest(self) -> tuple[float, NDArray[np.uint8]] | None:
         """The newest frame, taken out; None when none came in time."""

@@ -65,6 +65,13 @@ class VideoSource(ABC, Iterator[Frame]):
         cannot be read on.
         """
 
+    def wait(self, timeout_s: float) -> bool:
+        """Whether `next` has something to give or to raise, waiting for it `timeout_s` at most.
+
+        A file always has.
+        """
+        return True
+
     @abstractmethod
     def close(self) -> None:
         """The source is released and iteration ends; closing again does nothing."""

@@ -12,7 +12,6 @@ import pytest
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
 from stc.errors import LanguageError
 from stc.runtime import bench_command, parity_command, run_command
-from stc.runtime.chat import Chat
 from stc.runtime.memory_settings import POLICIES
 from stc.runtime.prefill import Prefill
 from stc.runtime.session import StreamSession
@@ -261,33 +260,6 @@ def test_nan_in_a_prefill_costs_those_frames_only(
     assert asked["answer_tokens"] == 3
     assert asked["memory"]["tokens"] == 4 + 6 * POOLED
     assert "error: qkv_02: NaN or infinity in value" in capsys.readouterr().err
-
-
-class Terminal:
-    """A terminal with lines typed at it."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-
-    def isatty(self) -> bool:
-        return True
-
-    def __iter__(self) -> Any:
-        return iter(self._lines)
-
-
-def test_typed_questions_are_asked_in_order_until_the_end() -> None:
-    chat = Chat(Terminal(["first\n", "\n", " second \n"]))  # type: ignore[arg-type]
-    assert list(chat.rest()) == ["first", "second"]
-    assert list(chat.waiting()) == []
-
-
-def test_chat_asks_what_is_typed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal([f"{QUESTION}\n"]))
-    assert run("--frames", "3", "--chat", "--max-new-tokens", "2") == 0
-    assert f"] {QUESTION}\n> " in capsys.readouterr().out
 
 
 def test_ctrl_c_during_an_answer_keeps_what_was_given(

@@ -99,6 +99,20 @@ def assert_released(video: LiveVideo, opened: list[InputContainer]) -> None:
 # The newest frame wins.
 
 
+def test_whether_a_frame_is_there_can_be_asked_without_taking_it(tmp_path: Path) -> None:
+    opener = Openings(clip(tmp_path, range(3)))
+    reconnection = Reconnection(first_wait_s=0.01, longest_wait_s=0.04, give_up_s=0.5)
+    with live(opener, reconnection=reconnection) as video:
+        assert opener.exhausted.wait(LONG_S)
+        assert video.wait(0.0)
+        assert number_of(next(video).rgb) == 2
+        assert not video.wait(0.01)
+        # The error of a source that stays away is something to take, too.
+        assert video.wait(LONG_S)
+        with pytest.raises(VideoError, match="no frame for"):
+            next(video)
+
+
 def test_a_slow_consumer_gets_the_newest_frame_and_the_others_are_counted(tmp_path: Path) -> None:
     opener = Openings(clip(tmp_path, range(20)))
     with live(opener) as video:
