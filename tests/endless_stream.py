@@ -1,39 +1,65 @@
 """Streams a few decoded frames over and over, as `stc-run` does, and measures itself.
 
-Run as a program, in a process that does nothing else: BUNDLE FRAMES. Prints one JSON object;
-`rss_bytes` (the median) and `fastest_ms` (the quickest frame's processor time in this thread,
-which other processes disturb least) are of each quarter of the stream.
+Run as a program, in a process that does nothing else: BUNDLE FRAMES, and with `--ask-every N` a
+question every N frames, remembered as the flags of `stc-run` say. Prints one JSON object. Lists
+are of equal parts of the stream: `rss_bytes` is the median, `fastest_ms` the quickest frame's
+processor time in this thread, which other processes disturb least, `prefill_ms` and
+`first_token_ms` the least of each; `answer_tokens` are of every answer.
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import statistics
-import sys
 import time
 from array import array
-from itertools import cycle, islice
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 
 from stc.bundle import Bundle
+from stc.runtime import memory_settings
 from stc.runtime import open as opening
 from stc.runtime.comparison import compare_with_dense
+from stc.runtime.conversation import Conversation
 from stc.runtime.live_table import LiveTable
 from stc.runtime.metrics import StreamMetrics
+from stc.runtime.open_language import open_stream_language
+from stc.runtime.questions import Questions
 from stc.runtime.resident import rss_bytes
 from stc.runtime.run_document import run_document
 from stc.runtime.session import StreamSession
 
 STREET = Path(__file__).parent / "data" / "street.mp4"
+PARTS = 8
+ANSWER = 2
+"""Text tokens of an answer."""
 
 
-def main(bundle_path: str, count: int) -> None:
-    bundle = Bundle.open(bundle_path)
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bundle")
+    parser.add_argument("frames", type=int)
+    parser.add_argument("--ask-every", type=int)
+    memory_settings.add_flags(parser)
+    flags = parser.parse_args()
+    count = flags.frames
+    bundle = Bundle.open(flags.bundle)
     spec, settings = bundle.manifest.vision, bundle.manifest.default_settings
-    session = StreamSession(opening.open_tower(bundle, "cpu"), settings)
+    tower = opening.open_tower(bundle, "cpu")
+    conversation = None
+    if flags.ask_every is not None:
+        memory, kept = memory_settings.from_flags(flags), settings.kept(spec.pooled)
+        language = open_stream_language(bundle, tower.backend, memory, kept)
+        told = Questions(most=ANSWER)
+        conversation = Conversation(language, told, io.StringIO(), print)
+    session = StreamSession(tower, settings, conversation.language if conversation else None)
     metrics = StreamMetrics(spec.tokens, spec.pooled)
     # Room for the measurements themselves, touched before the first is taken.
     resident, times = array("q", bytes(8 * count)), array("d", bytes(8 * count))
+    prefill = array("d", bytes(8 * count))
     frames = cycle(opening.frames(str(STREET), 8))
     with LiveTable(spec.tokens, spec.pooled, expected=count) as table:
         for index, frame in enumerate(islice(frames, count)):
@@ -42,18 +68,37 @@ def main(bundle_path: str, count: int) -> None:
             metrics.add(report)
             table.add(report)
             resident[index], times[index] = rss_bytes(), (time.thread_time() - start) * 1e3
+            if conversation is not None and report.prefill is not None:
+                prefill[index] = report.prefill.ms
+                conversation.frame(report)
+                if (index + 1) % flags.ask_every == 0:
+                    conversation.ask("What is moving?")
     summary = metrics.summary()
     document = run_document(
         summary, settings=settings, bundle="demo", comparison=compare_with_dense(summary)
     )
-    quarters = [slice(count * part // 4, count * (part + 1) // 4) for part in range(4)]
     figures = {
         "frames": document["summary"]["frames"],
-        "rss_bytes": [statistics.median(resident[quarter]) for quarter in quarters],
-        "fastest_ms": [min(times[quarter]) for quarter in quarters],
+        "rss_bytes": _of_parts(resident, statistics.median),
+        "fastest_ms": _of_parts(times, min),
     }
+    if conversation is not None:
+        language_figures = conversation.to_json()
+        asked = language_figures["questions"]
+        figures |= {
+            "prefill_ms": _of_parts(prefill, min),
+            "first_token_ms": _of_parts([one["first_token_ms"] for one in asked], min),
+            "answer_tokens": [one["answer_tokens"] for one in asked],
+            "memory": language_figures["memory"],
+        }
     print(json.dumps(figures))
 
 
+def _of_parts(values: Sequence[float], figure: Callable[[Sequence[float]], float]) -> list[float]:
+    """`figure` of each of PARTS equal parts of `values`."""
+    edges = [len(values) * part // PARTS for part in range(PARTS + 1)]
+    return [figure(values[first:last]) for first, last in pairwise(edges)]
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main()

@@ -1,25 +1,82 @@
-"""A stream may go on for ever: neither memory nor time per frame grows."""
+"""A stream may go on for ever: neither memory nor time per frame or answer grows."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.own_process import run_python
 
+WINDOW = ("--ask-every", 5, "--memory", "window", "--window", 280)
+REKV = ("--ask-every", 5, "--memory", "rekv", "--window", 280)
+
+
+def streamed(bundle: Path, *arguments: object) -> dict[str, Any]:
+    """The figures of `tests.endless_stream`."""
+    done = run_python("-m", "tests.endless_stream", bundle, *arguments)
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert figures["frames"] == arguments[0]
+    return figures
+
+
+def assert_flat(figures: dict[str, Any], name: str, early: slice, late: slice) -> None:
+    """The least of `name` late in the stream is about what it was early."""
+    assert min(figures[name][late]) < 1.5 * min(figures[name][early]), (name, figures)
+
+
+def assert_resident_memory_flat(figures: dict[str, Any], early: int, late: int) -> None:
+    before, after = figures["rss_bytes"][early], figures["rss_bytes"][late]
+    assert abs(after - before) <= 0.01 * before, figures["rss_bytes"]
+
+
+@pytest.mark.slow
+def test_an_endless_stream_takes_neither_more_memory_nor_more_time(demo_bundle: Path) -> None:
+    figures = streamed(demo_bundle, 20_000)
+    assert_resident_memory_flat(figures, 2, 7)
+    assert_flat(figures, "fastest_ms", slice(2, 4), slice(6, 8))
+
 
 @pytest.mark.parametrize(
     "frames", [2_000, pytest.param(20_000, marks=pytest.mark.slow)], ids=["short", "long"]
 )
-def test_an_endless_stream_takes_neither_more_memory_nor_more_time(
-    demo_bundle: Path, frames: int
+@pytest.mark.parametrize("memory", [WINDOW, (*REKV, "--host-memory-mb", 3)], ids=["window", "rekv"])
+def test_an_endless_stream_with_questions_is_as_flat_once_its_memory_is_full(
+    memory: tuple[object, ...], frames: int, demo_bundle: Path
 ) -> None:
-    done = run_python("-m", "tests.endless_stream", demo_bundle, frames)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
-    assert figures["frames"] == frames
-    second, last = figures["rss_bytes"][1], figures["rss_bytes"][3]
-    assert abs(last - second) <= 0.01 * second, figures
-    assert figures["fastest_ms"][3] < 1.5 * figures["fastest_ms"][1], figures
+    figures = streamed(demo_bundle, frames, *memory)
+    assert_resident_memory_flat(figures, 2, 7)
+    for name in ("fastest_ms", "prefill_ms", "first_token_ms"):
+        assert_flat(figures, name, slice(2, 4), slice(6, 8))
+    assert figures["answer_tokens"] == [2] * (frames // 5)
+    facts = figures["memory"]
+    assert facts["tokens"] == 4 + 280
+    if facts["policy"] == "rekv":
+        assert facts["host_bytes"] <= 3_000_000
+        assert facts["host_pages"] + facts["dropped_pages"] == frames - 20
+
+
+@pytest.mark.slow
+def test_a_large_cap_on_host_memory_holds(demo_bundle: Path) -> None:
+    """200 MB are full after some 13,000 frames of the demo."""
+    figures = streamed(demo_bundle, 20_000, *REKV, "--host-memory-mb", 200)
+    facts = figures["memory"]
+    assert 190_000_000 < facts["host_bytes"] <= 200_000_000
+    assert facts["dropped_pages"] > 0
+    assert figures["rss_bytes"][7] - figures["rss_bytes"][0] < 210_000_000
+    assert_resident_memory_flat(figures, 6, 7)
+    for name in ("fastest_ms", "prefill_ms", "first_token_ms"):
+        assert_flat(figures, name, slice(2, 4), slice(6, 8))
+    assert figures["answer_tokens"] == [2] * 4_000
+
+
+def test_the_time_to_a_first_token_does_not_depend_on_the_length_of_the_stream(
+    demo_bundle: Path,
+) -> None:
+    """Ten minutes at a frame per second; the window of 3,840 tokens is full after 275."""
+    figures = streamed(demo_bundle, 600, "--ask-every", 3, "--memory", "window")
+    assert figures["memory"]["tokens"] == 4 + 3840
+    assert_flat(figures, "first_token_ms", slice(4, 6), slice(6, 8))
