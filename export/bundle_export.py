@@ -10,10 +10,8 @@ from pathlib import Path
 import torch
 
 import stc
-from stc import contracts
 from stc.bundle import file_entry
 from stc.bundle_writer import BundleWriter
-from stc.contracts import PRUNE_CONTRACT, Contract
 from stc.export.checkpoint import VisionWeights
 from stc.export.decoder import Decoder
 from stc.export.graph import OPSET, FreeAxis
@@ -22,7 +20,6 @@ from stc.export.int4 import Group
 from stc.export.int4_graphs import Int4Writer
 from stc.export.language_graphs import write_language_graphs
 from stc.export.language_weights import LanguageWeights
-from stc.export.ports import language_sizes, port_entries, vision_sizes
 from stc.export.tower import Tower
 from stc.export.weights_file import WeightsFile
 from stc.manifest import (
@@ -37,7 +34,8 @@ from stc.manifest import (
     Provenance,
     Weights,
 )
-from stc.settings import SCORINGS, Settings
+from stc.ports import GraphPorts, int4_ports, language_ports, vision_ports
+from stc.settings import Settings
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -76,10 +74,13 @@ def export_bundle(
             )
             write_graphs(graph_writer, tower, settings)
         stored = [WEIGHTS]
-        entries = _graph_entries(root, weights, precision)
+        entries = _entries(root, vision_ports(weights.spec, precision))
+        int4_entries: dict[str, GraphEntry] = {}
         if language is not None:
             stored += _write_language(root, language, precision, int4, tick)
-            entries |= _language_entries(root, language, precision)
+            entries |= _entries(root, language_ports(language.spec, precision))
+            if int4 is not None:
+                int4_entries = _entries(root, int4_ports(language.spec, precision), "_int4")
         companions = weights.companions()
         for name, content in companions.items():
             (root / name).write_bytes(content)
@@ -87,7 +88,7 @@ def export_bundle(
             vision=weights.spec,
             language=language.spec if language is not None else None,
             graphs=entries,
-            int4_graphs=_int4_entries(root, language, precision) if int4 else {},
+            int4_graphs=int4_entries,
             int4_group=int4,
             files=tuple(file_entry(root, path) for path in [*stored, *companions]),
             settings=DefaultSettings(**vars(settings)),
@@ -103,21 +104,6 @@ def export_bundle(
         )
         writer.finish(manifest)
     return manifest
-
-
-def _graph_entries(
-    root: Path, weights: VisionWeights, precision: Precision
-) -> dict[str, GraphEntry]:
-    spec = weights.spec
-    memories = {
-        contracts.prune_graph(scoring): contracts.memory_width(scoring, spec.language_width)
-        for scoring in SCORINGS
-    }
-    entries = {}
-    for name, contract in contracts.vision_graphs(spec.blocks).items():
-        sizes = vision_sizes(spec, memories[name] if contract is PRUNE_CONTRACT else 0)
-        entries[name] = _entry(root, name, contract, sizes, precision)
-    return entries
 
 
 def _write_language(
@@ -143,41 +129,14 @@ def _write_language(
     return stored
 
 
-def _language_entries(
-    root: Path, language: LanguageWeights, precision: Precision
+def _entries(
+    root: Path, graphs: Mapping[str, GraphPorts], ending: str = ""
 ) -> dict[str, GraphEntry]:
-    sizes = language_sizes(language.spec)
     return {
-        name: _entry(root, name, contract, sizes, precision)
-        for name, contract in contracts.language_graphs(language.spec.blocks).items()
+        name: GraphEntry(
+            file=file_entry(root, f"{GRAPHS}/{name}{ending}.onnx"),
+            inputs=ports.inputs,
+            outputs=ports.outputs,
+        )
+        for name, ports in graphs.items()
     }
-
-
-def _int4_entries(
-    root: Path, language: LanguageWeights | None, precision: Precision
-) -> dict[str, GraphEntry]:
-    if language is None:
-        return {}
-    sizes = language_sizes(language.spec)
-    graphs = contracts.language_graphs(language.spec.blocks)
-    # The embedding is looked up, not multiplied with.
-    del graphs[contracts.TEXT_EMBED]
-    return {
-        name: _entry(root, name, contract, sizes, precision, "_int4")
-        for name, contract in graphs.items()
-    }
-
-
-def _entry(
-    root: Path,
-    name: str,
-    contract: Contract,
-    sizes: Mapping[str, int],
-    precision: Precision,
-    ending: str = "",
-) -> GraphEntry:
-    return GraphEntry(
-        file=file_entry(root, f"{GRAPHS}/{name}{ending}.onnx"),
-        inputs=port_entries(contract.inputs, sizes, precision),
-        outputs=port_entries(contract.outputs, sizes, precision),
-    )

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 import stc
+from stc.conformity import check_conformity
 from stc.errors import BundleError, SettingsError
 from stc.manifest import MANIFEST, SCHEMA_VERSION, FileEntry, Manifest, Provenance, Weights
 
@@ -42,7 +43,8 @@ class Bundle:
         """The bundle at `path`, every file verified.
 
         Raises BundleError, one line, when the directory is missing or no bundle, its manifest is
-        of a newer schema or invalid, or a file is missing, truncated, altered or outside it.
+        of a newer schema, invalid or at odds with itself, or a file is missing, truncated, altered
+        or outside it.
         """
         root = Path(path)
         manifest = _read_manifest(root)
@@ -138,6 +140,7 @@ def _read_manifest(root: Path) -> Manifest:
         raise BundleError(file, _first(error.errors()[0], error.error_count()), "", mend) from error
     except SettingsError as error:
         raise BundleError(file, f"default settings: {error}", "", mend) from error
+    check_conformity(manifest, file, mend)
     return manifest
 
 

@@ -19,8 +19,8 @@ from stc.engines.library import EngineEntry, EngineLibrary, Stamp
 from stc.engines.oracle_backend import OracleBackend
 from stc.engines.plan import Buckets, plan_engines
 from stc.engines.tensorrt_backend import TensorRtBackend
-from stc.export.ports import port_entries, vision_sizes
-from stc.manifest import GRAPHS, DefaultSettings, FileEntry, GraphEntry, Manifest
+from stc.manifest import GRAPHS, WEIGHTS, DefaultSettings, FileEntry, GraphEntry, Manifest
+from stc.ports import vision_ports
 from stc.runtime.device_session import DeviceSession
 from stc.runtime.frame import Frame
 from stc.runtime.report import FrameReport
@@ -74,14 +74,11 @@ def weights(seed: int = 0) -> tuple[TowerWeights, ProjectorWeights]:
 def manifest() -> Manifest:
     """The manifest of SPEC's tower; its graphs have no files."""
     graphs = {}
-    for name, contract in contracts.vision_graphs(SPEC.blocks).items():
-        half = contracts.prune_graph("gaussian")
-        memory = SPEC.language_width // 2 if name == half else SPEC.language_width
-        sizes = vision_sizes(SPEC, memory)
+    for name, ports in vision_ports(SPEC, "fp32").items():
         graphs[name] = GraphEntry(
             file=FileEntry(path=f"graphs/{name}.onnx", sha256="0" * 64, size_bytes=1),
-            inputs=port_entries(contract.inputs, sizes, "fp32"),
-            outputs=port_entries(contract.outputs, sizes, "fp32"),
+            inputs=ports.inputs,
+            outputs=ports.outputs,
         )
     return Manifest(
         vision=SPEC,
@@ -103,7 +100,9 @@ def write_device_bundle(path: Path) -> Path:
             (writer.root / graph.file.path).write_bytes(name.encode())
             file = file_entry(writer.root, graph.file.path)
             graphs[name] = graph.model_copy(update={"file": file})
-        writer.finish(described.model_copy(update={"graphs": graphs}))
+        (writer.root / WEIGHTS).write_bytes(b"weights")
+        files = (file_entry(writer.root, WEIGHTS),)
+        writer.finish(described.model_copy(update={"graphs": graphs, "files": files}))
     return path
 
 

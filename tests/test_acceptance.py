@@ -303,8 +303,8 @@ def test_language_graphs_are_compared_at_every_size_they_are_built_for() -> None
         stop_token_ids=(7,),
     )
     from stc import contracts
-    from stc.export.ports import language_sizes, port_entries
     from stc.manifest import FileEntry, GraphEntry
+    from stc.ports import language_sizes, port_entries
 
     graphs = {
         name: GraphEntry(

@@ -6,27 +6,19 @@ from pathlib import Path
 
 from stc.bundle import file_entry
 from stc.bundle_writer import BundleWriter
-from stc.contracts import EMBED, SELECT
+from stc.contracts import vision_graphs
 from stc.manifest import (
     GRAPHS,
     WEIGHTS,
     DefaultSettings,
     GraphEntry,
     Manifest,
-    PortEntry,
     Provenance,
     VisionSpec,
     Weights,
 )
+from stc.ports import vision_ports
 from stc.settings import PRESETS
-
-FILES = {
-    f"{GRAPHS}/{EMBED}.onnx": b"embed" * 10,
-    f"{GRAPHS}/{SELECT}.onnx": b"select" * 10,
-    WEIGHTS: bytes(range(256)),
-    "config.json": b"{}\n",
-}
-"""Every file the tiny bundle's manifest lists, and its bytes."""
 
 SPEC = VisionSpec(
     image_size=20,
@@ -42,6 +34,13 @@ SPEC = VisionSpec(
     image_mean=(0.5, 0.5, 0.5),
     image_std=(0.5, 0.5, 0.5),
 )
+
+FILES = {
+    **{f"{GRAPHS}/{name}.onnx": name.encode() * 10 for name in vision_graphs(SPEC.blocks)},
+    WEIGHTS: bytes(range(256)),
+    "config.json": b"{}\n",
+}
+"""Every file the tiny bundle's manifest lists, and its bytes."""
 
 
 def provenance(
@@ -60,18 +59,20 @@ def provenance(
 
 def tiny_manifest(root: Path, made: Provenance | None = None) -> Manifest:
     """The manifest of the files of FILES as they stand below `root`."""
-    port = PortEntry(name="score", shape=(25,), dtype="float32")
+    made = made or provenance()
     return Manifest(
         vision=SPEC,
         graphs={
             name: GraphEntry(
-                file=file_entry(root, f"{GRAPHS}/{name}.onnx"), inputs=(port,), outputs=(port,)
+                file=file_entry(root, f"{GRAPHS}/{name}.onnx"),
+                inputs=ports.inputs,
+                outputs=ports.outputs,
             )
-            for name in (EMBED, SELECT)
+            for name, ports in vision_ports(SPEC, made.precision).items()
         },
         files=tuple(file_entry(root, path) for path in (WEIGHTS, "config.json")),
         settings=DefaultSettings(**vars(PRESETS["off"])),
-        provenance=made or provenance(),
+        provenance=made,
     )
 
 
