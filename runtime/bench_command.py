@@ -47,7 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.Parser(prog="stc-bench", description=__doc__)
     opening.add_flags(parser)
-    parser.add_argument("--frames", type=int, default=24, metavar="N", help="frames measured")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=24,
+        metavar="N",
+        help="frames measured, default 24: the same 32 at most, over and over",
+    )
     parser.add_argument("--video", metavar="FILE", help="default: seeded noise")
     parser.add_argument(
         "--against",
@@ -79,6 +85,9 @@ def _bench(flags: argparse.Namespace) -> int:
         raise SettingsError("--int4", "given", "--prefill beside it: the tower has no such graphs")
     if "int4" in (flags.against or ()) and (flags.int4 or not flags.prefill):
         raise SettingsError("--against int4", "given", "--prefill beside it, without --int4")
+    if flags.checkpoint is not None and "torch" not in (flags.against or ()):
+        raise SettingsError("--checkpoint", "given", "--against torch beside it")
+    opening.refuse_idle_device(flags)
     if flags.prefill and flags.video is not None:
         raise SettingsError("--video", "given", "--prefill alone: it runs no tower")
     refuse_shared_paths(

@@ -27,6 +27,9 @@ from stc.settings import Settings
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
+MOST_HELD = 32
+"""Frames that are measured with again and again: decoded, so 200 MB of full HD."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags every command that runs a bundle has."""
@@ -35,6 +38,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where ONNX Runtime computes"
     )
+
+
+def refuse_idle_device(flags: argparse.Namespace) -> None:
+    """Raise SettingsError when nothing of the run would compute where `--device` says."""
+    four_bits = getattr(flags, "int4", False) or "int4" in (getattr(flags, "against", None) or ())
+    if flags.device == "cuda" and flags.backend != "onnxruntime" and not four_bits:
+        raise SettingsError(
+            "--device cuda", f"--backend {flags.backend}", "--backend onnxruntime", "leave one out"
+        )
 
 
 def add_int4_flag(parser: argparse.ArgumentParser) -> None:
@@ -118,11 +130,12 @@ def share_threads() -> None:
 
 
 def frames(video: str | None, count: int) -> list[Frame]:
-    """At most `count` frames of `video`, or of seeded noise that moves."""
+    """At most `count` and MOST_HELD frames of `video`, or of seeded noise that moves."""
+    held = min(count, MOST_HELD)
     if video is None:
-        return list(islice(_noise(), count))
+        return list(islice(_noise(), held))
     with open_video(video) as source:
-        return list(islice(source, count))
+        return list(islice(source, held))
 
 
 def _noise() -> Iterator[Frame]:

@@ -83,6 +83,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(flags: argparse.Namespace) -> int:
     if flags.frames is not None and flags.frames < 1:
         raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
+    opening.refuse_idle_device(flags)
     still = flags.overlay and flags.overlay.parent / f"{flags.overlay.stem}{STILL}"
     outputs = {"--overlay": flags.overlay, "the still of --overlay": still, "--json": flags.json}
     refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle)
