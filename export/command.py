@@ -77,8 +77,9 @@ def _export(flags: argparse.Namespace) -> int:
     elif flags.random_weights:
         kind, source = "random", f"llava-ov-{flags.random_weights}"
 
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # torch takes seconds to import: after the flags are known to be right.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         from stc.export.bundle_export import export_bundle
         from stc.export.weights import open_weights

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from stc.errors import CheckpointError
 from stc.export.checkpoint import Checkpoint, open_checkpoint
 from stc.export.demo import write_demo_checkpoint
 from stc.export.synthetic import SIZES, RandomCheckpoint, random_checkpoint
@@ -26,7 +27,12 @@ def open_weights(
         assert source is not None
         yield open_checkpoint(source)
     elif kind == "random":
-        yield random_checkpoint(next(size for size in SIZES if str(source).startswith(size)))
+        size = next((size for size in SIZES if str(source).startswith(size)), None)
+        if size is None:
+            raise CheckpointError(
+                source, "no such random weights", " or ".join(SIZES), "export again"
+            )
+        yield random_checkpoint(size)
     else:
         with tempfile.TemporaryDirectory(prefix="stc-demo-") as folder:
             directory = Path(folder) / "demo"

@@ -52,7 +52,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=24,
         metavar="N",
-        help="frames measured, default 24: the same 32 at most, over and over",
+        help=f"frames measured, default 24; the first {opening.MOST_HELD} over and over",
     )
     parser.add_argument("--video", metavar="FILE", help="default: seeded noise")
     parser.add_argument(

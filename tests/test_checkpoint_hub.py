@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +14,10 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 
-from stc.export import hub
+from stc.errors import CheckpointError
+from stc.export import command, hub
 from stc.export.checkpoint import open_checkpoint
+from stc.export.weights import open_weights
 from tests.tiny_checkpoint import refusal, tiny_model, write_checkpoint
 
 HUB_ID = "llava-hf/llava-onevision-qwen2-0.5b-ov-hf"
@@ -115,3 +119,24 @@ def test_a_hub_that_refuses_is_one_line(
 ) -> None:
     answering_hub.update(status=status, code=code)
     assert expected in refusal(HUB_ID)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_downloads_show_their_progress_on_a_terminal_alone(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "")  # so that what it was comes back
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    flags = ["--model", "llava-ov", "--checkpoint", str(tmp_path / "missing")]
+    assert command.main(flags) == 2
+    assert ("HF_HUB_DISABLE_PROGRESS_BARS" in os.environ) is not terminal
+
+
+def test_random_weights_that_do_not_exist_are_named() -> None:
+    with pytest.raises(CheckpointError) as caught, open_weights("random", "llava-ov-13b, seed 0"):
+        pass
+    assert str(caught.value) == (
+        "llava-ov-13b, seed 0: no such random weights, expected llava-ov-0.5b or llava-ov-7b; "
+        "export again with: stc-export --model llava-ov --random-weights"
+    )
