@@ -29,9 +29,8 @@ def open_weights(
     elif kind == "random":
         size = next((size for size in SIZES if str(source).startswith(size)), None)
         if size is None:
-            raise CheckpointError(
-                source, "no such random weights", " or ".join(SIZES), "export again"
-            )
+            mend = "export again with: stc-export --model llava-ov --random-weights"
+            raise CheckpointError(source, "no such random weights", " or ".join(SIZES), mend)
         yield random_checkpoint(size)
     else:
         with tempfile.TemporaryDirectory(prefix="stc-demo-") as folder:
