@@ -160,7 +160,8 @@ def _add_profiles(builder: Any, network: Any, config: Any, recipe: Recipe) -> No
             shape = shape_at(port.shape, sizes)
             profile.set_shape(port.name, shape, shape, shape)
         if config.add_optimization_profile(profile) < 0:
-            raise EngineError(recipe.spec.graph, f"TensorRT refused the sizes {sizes}")
+            got = f"TensorRT refused the sizes {sizes}"
+            raise EngineError(recipe.spec.graph, got, "", "export the bundle again")
 
 
 def _bake(trt: Any, network: Any, recipe: Recipe) -> None:

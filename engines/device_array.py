@@ -87,14 +87,20 @@ def _from_dlpack(array: Any, device: Device) -> DeviceArray:
     kind, index = (int(number) for number in array.__dlpack_device__())
     if (kind, index) != (_CUDA, device.index):
         raise EngineError(
-            "frame", f"lies on DLPack device {kind}:{index}", f"{_CUDA}:{device.index}, this GPU"
+            "frame",
+            f"lies on DLPack device {kind}:{index}",
+            f"{_CUDA}:{device.index}, this GPU",
+            "copy it there first",
         )
     capsule = array.__dlpack__(stream=int(device.stream))
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     tensor = _Tensor.from_address(pointer(capsule, b"dltensor"))
     if tensor.type_code not in _KINDS or tensor.lanes != 1:
-        raise EngineError("frame", f"has DLPack type {tensor.type_code}", "whole or real numbers")
+        got = f"has DLPack type {tensor.type_code}"
+        raise EngineError(
+            "frame", got, "whole or real numbers", "convert it to the network's dtype"
+        )
     dtype = np.dtype(f"{_KINDS[tensor.type_code]}{tensor.bits // 8}")
     shape = tuple(tensor.shape[axis] for axis in range(tensor.dimensions))
     if tensor.strides:
@@ -110,5 +116,8 @@ def _refuse_strided(strides: Any, shape: tuple[int, ...], item_bytes: int) -> No
     expected = item_bytes
     for size, stride in zip(reversed(shape), reversed(list(strides)), strict=True):
         if size > 1 and stride != expected:
-            raise EngineError("frame", f"is not contiguous, strides {tuple(strides)}")
+            got = f"is not contiguous, strides {tuple(strides)}"
+            raise EngineError(
+                "frame", got, "rows without gaps", "pass array.contiguous() or a copy"
+            )
         expected *= size

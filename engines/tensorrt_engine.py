@@ -92,6 +92,7 @@ class TensorRtEngine:
         inputs: Mapping[str, DeviceTensor],
         outputs: Mapping[str, DeviceTensor | None] | None = None,
     ) -> dict[str, DeviceTensor]:
+        self._shared.log.last = ""  # what is told from here on is of this call
         wanted = dict.fromkeys(port.name for port in self._outputs) if outputs is None else outputs
         variant = self._variant(self._sizes(inputs))
         self._scratch(variant)
@@ -196,7 +197,8 @@ class TensorRtEngine:
 
     def _bind(self, variant: Variant, port: PortEntry, tensor: DeviceTensor) -> None:
         if tensor.closed or tensor.device is not self._device:
-            raise EngineError(self.name, f"{port.name} is closed or of another device")
+            got = f"{port.name} is closed or of another device"
+            raise EngineError(self.name, got, "a tensor of this backend that is open")
         expected = variant.shapes[port.name]
         if tensor.shape != expected or tensor.dtype != np.dtype(port.dtype):
             got = f"{port.name} is {tensor.dtype} {tensor.shape}"
@@ -210,7 +212,6 @@ class TensorRtEngine:
         asked = self._device.capturing and hasattr(context, "is_stream_capturable")
         if asked and not context.is_stream_capturable(stream):
             raise self._shared.refusal(self.name, "cannot have it captured")
-        self._shared.log.last = ""
         if not context.execute_async_v3(stream):
             raise self._shared.refusal(self.name, "did not enqueue it")
 

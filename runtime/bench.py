@@ -37,6 +37,7 @@ class Bench:
     torch_reference_ms: list[float] = field(default_factory=list)
     torch_reuse_ms: list[float] = field(default_factory=list)
     engine_ms: float = 0.0
+    stage_ms: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._preprocess = Preprocessor(self.session.tower.spec)
@@ -54,6 +55,8 @@ class Bench:
         times.append(report.stage_ms["vision"])
         self.push_ms[report.kind].append(report.total_ms)
         self.engine_ms += report.engine_ms
+        for stage, ms in report.stage_ms.items():
+            self.stage_ms[stage] = self.stage_ms.get(stage, 0.0) + ms
         if torch_stream is None:
             return
         pixels = self._preprocess(frame.rgb)
@@ -70,11 +73,14 @@ class Bench:
     def figures(self) -> dict[str, Any]:
         """The measured figures and their floors; times of the tower unless called push.
 
-        A figure is None when no frame of its kind was measured.
+        A push is a whole frame. Shares are of all pushes: of the engines (by the GPU's own clock on
+        TensorRT), and of each stage. A figure is None when no frame of its kind was measured.
         """
         spec, interval = self.session.tower.spec, self.session.settings.reference_interval
         reference, reuse = _p50(self.reference_ms), _p50(self.reuse_ms)
-        pushes = sum(map(sum, self.push_ms.values()))
+        every_push = [ms for times in self.push_ms.values() for ms in times]
+        all_ms = sum(every_push)
+        engines = _over(self.engine_ms, all_ms)
         floor = cost.reuse_macs(spec, self.session.recomputed) / cost.reference_macs(spec)
         ratio = _over(reuse, reference)
         figures: dict[str, Any] = {
@@ -87,9 +93,15 @@ class Bench:
             "reuse_over_reference_floor": floor,
             "tower_saving": _saving(ratio, interval),
             "tower_saving_ceiling": _saving(floor, interval),
+            "push_ms_p50": _p50(every_push),
+            "push_ms_p95": _p95(every_push),
             "push_reference_ms_p50": _p50(self.push_ms["reference"]),
+            "push_reference_ms_p95": _p95(self.push_ms["reference"]),
             "push_reuse_ms_p50": _p50(self.push_ms["reuse"]),
-            "host_overhead_fraction": 1.0 - self.engine_ms / pushes if pushes else None,
+            "push_reuse_ms_p95": _p95(self.push_ms["reuse"]),
+            "engine_share": engines,
+            "stage_share": {stage: _over(ms, all_ms) for stage, ms in self.stage_ms.items()},
+            "host_overhead_fraction": None if engines is None else 1.0 - engines,
             "reference_gmac": cost.reference_macs(spec) / 1e9,
             "reference_gflops": _over(2 * cost.reference_macs(spec) / 1e6, reference),
             "references_bytes": self.session.references_bytes,

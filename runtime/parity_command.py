@@ -1,11 +1,17 @@
-"""`stc-parity`: does a bundle equal PyTorch? Graph by graph and end to end, on real frames."""
+"""`stc-parity`: does a bundle equal PyTorch? Graph by graph and end to end, on real frames.
+
+On TensorRT captured frames are compared as well; and without PyTorch, as on a device, the engines
+are held against ONNX Runtime on the same graphs.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -15,25 +21,35 @@ from rich.table import Table
 from stc import command, contracts, settings
 from stc.bundle import Bundle
 from stc.command import Console
+from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import SettingsError, VideoError
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
 from stc.runtime.document_output import document_output
 from stc.runtime.frame import Frame
 from stc.runtime.machine import machine_facts
+from stc.runtime.onnx_side import OnnxSide, onnx_side
 from stc.runtime.open_language import open_model
 from stc.runtime.output_paths import refuse_shared_paths
 from stc.runtime.parity import ParityReport
+from stc.runtime.parity_captured import captured_frames, compare_captured
 from stc.runtime.parity_graphs import compare_graphs
 from stc.runtime.parity_language import compare_language
 from stc.runtime.parity_streams import compare_streams
 from stc.runtime.preprocess import Preprocessor
-from stc.runtime.torch_side import torch_language_side, torch_side
+from stc.runtime.report import FrameKind
+from stc.runtime.torch_side import (
+    TorchSide,
+    torch_is_installed,
+    torch_language_side,
+    torch_side,
+)
 from stc.runtime.tower import VisionTower
-from stc.settings import Settings
+from stc.settings import SELECTIONS, Settings
 
 MODES = 3
 """dense, layerwise, shared."""
+PYTORCH, ONNX_RUNTIME = "PyTorch", "ONNX Runtime"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,11 +93,14 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
     preprocess = Preprocessor(manifest.vision)
     pixels = [preprocess(frame.rgb).copy() for frame in frames]
     report = ParityReport(manifest.provenance.precision)
+    on_device = isinstance(tower.backend, TensorRtBackend)
+    against = _against(flags, on_device)
     bench = Bench(opening.open_session(tower, chosen))
     steps = len(contracts.vision_graphs(manifest.vision.blocks)) + (MODES + 1) * len(frames)
+    replayed: set[FrameKind] = set()
     console = Console(stderr=True)
     with (
-        torch_side(bundle, flags.checkpoint) as torch,
+        _side(bundle, flags.checkpoint, against) as other,
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("comparing", total=steps)
@@ -89,21 +108,45 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
         def tick() -> None:
             progress.advance(task)
 
-        compare_graphs(tower, torch.run_graph, (pixels[0], pixels[1]), chosen, report, tick)
-        compare_streams(tower, torch.stream, pixels, chosen, report, tick)
+        compare_graphs(tower, other.run_graph, (pixels[0], pixels[1]), chosen, report, tick)
+        compare_streams(tower, other.stream, pixels, chosen, report, tick)
+        if on_device:
+            progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
+            replayed = compare_captured(tower, frames, chosen, report, tick)
+            bench.warm_up(islice(cycle(frames), captured_frames(chosen)))
         for frame in frames:
-            bench.measure(frame, torch.stream)
+            bench.measure(frame, other.stream if isinstance(other, TorchSide) else None)
             tick()
-    if manifest.language is not None:
+    if manifest.language is not None and not on_device:
         _compare_language(bundle, tower, flags, frames, chosen, report, console)
     latency = bench.figures()
-    _show(Console(), report, latency, tower)
+    _show(Console(), report, latency, tower, against)
+    if manifest.language is not None and on_device:
+        console.print("the language side was not compared here: stc-build compares its engines")
     return {
         "bundle": manifest.provenance.checkpoint,
+        "against": against,
+        "captured": sorted(replayed),
         **report.to_json(),
         "latency": latency,
         "machine": machine_facts(),
     }
+
+
+def _against(flags: argparse.Namespace, on_device: bool) -> str:
+    """What the bundle is compared with: PyTorch, unless a device has none."""
+    if on_device and flags.checkpoint is None and not torch_is_installed():
+        return ONNX_RUNTIME
+    return PYTORCH
+
+
+@contextmanager
+def _side(bundle: Bundle, checkpoint: str | None, against: str) -> Iterator[TorchSide | OnnxSide]:
+    if against == ONNX_RUNTIME:
+        yield onnx_side(bundle)
+        return
+    with torch_side(bundle, checkpoint) as side:
+        yield side
 
 
 def _compare_language(
@@ -130,9 +173,13 @@ def _compare_language(
 
 
 def _show(
-    console: Console, report: ParityReport, latency: dict[str, Any], tower: VisionTower
+    console: Console,
+    report: ParityReport,
+    latency: dict[str, Any],
+    tower: VisionTower,
+    against: str,
 ) -> None:
-    table = Table(title=f"{tower.backend.name} against PyTorch, {report.precision}")
+    table = Table(title=f"{tower.backend.name} against {against}, {report.precision}")
     for column in ("graph or mode", "tensor"):
         table.add_column(column)
     for column in ("max abs", "relative L2", "min cosine", "limit", "verdict"):
@@ -143,16 +190,20 @@ def _show(
         table.add_row(row.where, row.tensor, *shown, "pass" if row.passed else "[bold red]FAIL")
     console.print(table)
     times = Table(title="latency of the tower, ms")
-    for column in ("frame", "bundle p50", "bundle p95", "PyTorch p50", "PyTorch p95", "ratio"):
+    columns = {"bundle p50": "{}_ms_p50", "bundle p95": "{}_ms_p95"}
+    if against == PYTORCH:
+        columns["PyTorch p50"] = "torch_{}_ms_p50"
+        columns["PyTorch p95"] = "torch_{}_ms_p95"
+        columns["ratio"] = "speedup_{}"
+    for column in ("frame", *columns):
         times.add_column(column, justify="right")
     for kind in ("reference", "reuse"):
-        names = (f"{kind}_ms_p50", f"{kind}_ms_p95", f"torch_{kind}_ms_p50", f"torch_{kind}_ms_p95")
-        values = (*(latency[name] for name in names), latency[f"speedup_{kind}"])
+        values = [latency[name.format(kind)] for name in columns.values()]
         times.add_row(kind, *("" if value is None else f"{value:.2f}" for value in values))
     console.print(times)
     failed = sum(not row.passed for row in report.rows.values())
     verdict = "equal" if report.passed else f"NOT equal: {failed} of {len(report.rows)} rows fail"
-    console.print(f"the bundle and PyTorch are {verdict}")
+    console.print(f"the bundle and {against} are {verdict}")
 
 
 if __name__ == "__main__":

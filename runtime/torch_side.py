@@ -25,6 +25,15 @@ class TorchSide:
     stream: TorchStream
 
 
+def torch_is_installed() -> bool:
+    """Whether the extra that holds PyTorch can be imported."""
+    try:
+        import stc.export.weights  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 @contextmanager
 def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchSide]:
     """PyTorch with the weights `bundle` was made of; `checkpoint` says where a real one lies.

@@ -8,7 +8,7 @@ whose keys changed most and takes the rest from the references, which it does no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,11 +88,16 @@ class StreamVision:
         return hidden
 
     def reuse(
-        self, pixel_values: NDArray[np.floating], recomputed: int, selection: Selection
+        self,
+        pixel_values: NDArray[np.floating],
+        recomputed: int,
+        selection: Selection,
+        forced: Sequence[NDArray[np.int64]] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """hidden [T, C] after the last block, and indices int64 [M = `recomputed`] of each block.
 
-        The references must be valid; they are read and not changed.
+        The references must be valid; they are read and not changed. `forced` are each block's
+        indices, instead of those it would select.
         """
         references, backend = self.references, self.tower.backend
         count = backend.to_device(np.array([recomputed], np.int64))
@@ -107,7 +112,9 @@ class StreamVision:
                 {HIDDEN: hidden, REF_KEY: references.key[block]},
                 {KEY: self._key, SCORE: None} if selects else {KEY: self._key},
             )
-            if selects:
+            if forced is not None:
+                indices = backend.to_device(forced[block])
+            elif selects:
                 score = {SCORE: fresh[SCORE], COUNT: count}
                 indices = self.run(self.tower.select, score)[INDICES]
             chosen.append(indices)

@@ -87,7 +87,14 @@ def test_figures_follow_from_the_times(interval: int) -> None:
     figures = bench.figures()
     assert figures["frames"] == 8
     assert figures["reference_ms_p50"] == np.median(bench.reference_ms)
-    pushed_ms = sum(map(sum, bench.push_ms.values()))
+    pushes = [ms for times in bench.push_ms.values() for ms in times]
+    pushed_ms = sum(pushes)
+    assert figures["push_ms_p50"] == np.median(pushes)
+    assert figures["push_ms_p95"] == np.percentile(pushes, 95)
+    assert figures["push_reference_ms_p95"] == np.percentile(bench.push_ms["reference"], 95)
+    assert figures["engine_share"] == pytest.approx(bench.engine_ms / pushed_ms)
+    assert set(figures["stage_share"]) == {"preprocess", "vision", "project", "prune"}
+    assert sum(figures["stage_share"].values()) == pytest.approx(1)
     assert figures["host_overhead_fraction"] == pytest.approx(1 - bench.engine_ms / pushed_ms)
     floor = cost.reuse_macs(weights.spec, 5) / cost.reference_macs(weights.spec)
     assert figures["reuse_over_reference_floor"] == floor

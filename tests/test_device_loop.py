@@ -189,6 +189,29 @@ def test_a_graph_is_not_replayed_on_a_closed_tensor(rig: Rig) -> None:
     assert not recording.captured
 
 
+@pytest.mark.parametrize("closed", [PIXEL_VALUES, HIDDEN])
+def test_a_graph_of_an_engine_is_not_replayed_on_a_closed_tensor(rig: Rig, closed: str) -> None:
+    pixels = rig.backend.to_device(np.zeros((3, SPEC.image_size, SPEC.image_size), np.float32))
+    hidden = rig.backend.empty((SPEC.tokens, SPEC.width), np.float32)
+
+    def body() -> None:
+        rig.tower.embed({PIXEL_VALUES: pixels}, {HIDDEN: hidden})
+
+    recording = rig.backend.recording("embed", body)
+    for _ in range(3):
+        recording.run()
+    assert recording.captured
+    (pixels if closed == PIXEL_VALUES else hidden).close()
+    assert not recording.captured
+
+
+def test_a_refusal_tells_what_tensorrt_said_of_it_and_nothing_older(rig: Rig) -> None:
+    rig.trt.logger.log(rig.trt.ILogger.Severity.ERROR, "something else")
+    rig.trt.refuse_call = "set_tensor_address"
+    with pytest.raises(EngineError, match="refused the address of pixel_values; build again"):
+        rig.tower.embed({PIXEL_VALUES: rig.backend.empty((3, 20, 20), np.float32)})
+
+
 def test_an_engine_that_refuses_to_be_enqueued_fails_the_frame_and_not_the_next(rig: Rig) -> None:
     session, stream = rig.session(), frames(4)
     session.push(stream[0])

@@ -1,0 +1,100 @@
+"""`stc-parity --backend tensorrt` on a device without PyTorch, on doubles of GPU and TensorRT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
+
+from stc import contracts
+from stc.bundle import Bundle
+from stc.runtime import parity_command
+from stc.runtime.device_buffers import DeviceBuffers
+from tests.fake_tensorrt import Graph
+from tests.onnx_device import OnnxGraphs, double_machine
+
+Parity = Callable[..., "CompletedProcess[str]"]
+
+
+@pytest.fixture
+def bundle(accepted_demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """On a machine with the double's GPU and no PyTorch."""
+    path = shutil.copytree(accepted_demo_bundle, tmp_path / "bundle")
+    double_machine(monkeypatch, path, "sm89")
+    monkeypatch.setitem(sys.modules, "stc.export.weights", None)
+    return path
+
+
+@pytest.fixture
+def parity(bundle: Path, run_main: Callable[..., CompletedProcess[str]]) -> Parity:
+    short = ("--frames", 2, "--reference-interval", 2)
+    backend = ("--backend", "tensorrt-rtx", *short, "--json", "-")
+    return lambda *flags: run_main(parity_command.main, bundle, *backend, *flags)
+
+
+def document(ran: CompletedProcess[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def test_engines_and_captured_frames_are_compared_with_onnx_runtime(parity: Parity) -> None:
+    ran = parity()
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = document(ran)
+    assert (found["against"], found["captured"]) == ("ONNX Runtime", ["reference", "reuse"])
+    where = {row["where"] for row in found["rows"]}
+    assert where >= contracts.vision_graphs(6).keys() | {
+        "dense",
+        "shared",
+        "layerwise",
+        "captured shared",
+        "captured layerwise",
+    }
+    assert "the bundle and ONNX Runtime are equal" in ran.stdout
+    assert "stc-build compares its engines" in ran.stderr
+    assert found["latency"]["reuse_ms_p50"] > 0
+
+
+def test_an_engine_that_strays_from_onnx_runtime_is_found(
+    bundle: Path, parity: Parity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: dict[str, Graph] = OnnxGraphs(Bundle.open(bundle))
+    whole = graphs["update_03"]
+
+    def noisy(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        noise, wide = np.random.default_rng(0), (one.astype(np.float32) for one in whole(*arrays))
+        return tuple(one + 0.3 * one.std() * noise.standard_normal(one.shape) for one in wide)
+
+    double_machine(monkeypatch, bundle, "sm89", {**graphs, "update_03": noisy})
+    ran = parity()
+    assert ran.returncode == 1
+    failed = {row["where"] for row in document(ran)["rows"] if not row["passed"]}
+    assert failed >= {"update_03", "dense", "shared"}
+    assert not failed & {"update_02", "captured shared"}
+
+
+def test_a_captured_frame_that_differs_from_its_engines_is_found(
+    parity: Parity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = DeviceBuffers.on_host
+    monkeypatch.setattr(DeviceBuffers, "on_host", lambda *asked: whole(*asked)[::-1].copy())
+    ran = parity()
+    assert ran.returncode == 1
+    failed = {row["where"] for row in document(ran)["rows"] if not row["passed"]}
+    assert failed == {"captured shared", "captured layerwise"}
+
+
+def test_a_checkpoint_asks_for_pytorch(parity: Parity) -> None:
+    ran = parity("--checkpoint", "anywhere")
+    assert ran.returncode == 2
+    assert "PyTorch: cannot be imported" in ran.stderr
