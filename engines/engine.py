@@ -69,3 +69,7 @@ class Backend(Protocol):
         """Rows `start` to `start` + `count` of `tensor` [..., m, e], in an array of the caller's
         own."""
         ...
+
+    def close(self) -> None:
+        """What it holds on its device is given back; engines and tensors are of no use any more."""
+        ...

@@ -171,6 +171,9 @@ class OnnxRuntimeBackend:
         mend = "free memory, or use a smaller model"
         return _told(f"tensor {list(shape)}", f"cannot be held or copied by {self.name}", mend)
 
+    def close(self) -> None:
+        """Nothing: sessions and tensors go when nobody holds them any more."""
+
 
 @functools.cache
 def _share_arena() -> None:

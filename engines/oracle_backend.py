@@ -87,6 +87,9 @@ class OracleBackend:
     def read_rows(self, tensor: Tensor, start: int, count: int) -> NDArray[Any]:
         return np.array(tensor[..., start : start + count, :])
 
+    def close(self) -> None:
+        self._graphs.clear()
+
 
 def _bound(function: Callable[..., tuple[NDArray[Any], ...]], first: object) -> Graph:
     return lambda *inputs: function(first, *inputs)

@@ -66,7 +66,11 @@ def open_tower(
     """The bundle's tower on what `open_backend` opens, which raises as that does."""
     manifest = bundle.manifest
     opened = open_backend(bundle, device, backend, streams=streams, context=context)
-    return VisionTower(opened, manifest.vision, manifest.provenance.precision)
+    try:
+        return VisionTower(opened, manifest.vision, manifest.provenance.precision)
+    except BaseException:
+        opened.close()
+        raise
 
 
 def open_session(

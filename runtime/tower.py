@@ -39,3 +39,7 @@ class VisionTower:
         if scoring not in self._prune:
             self._prune[scoring] = self.backend.load(contracts.prune_graph(scoring))
         return self._prune[scoring]
+
+    def close(self) -> None:
+        """The backend's device is given back; sessions of this tower must be closed before."""
+        self.backend.close()

@@ -95,7 +95,7 @@ def _usable(flavour: Flavour) -> Target:
 def tower(built: Built) -> Iterator[VisionTower]:
     opened = opening.open_tower(built.bundle, "cpu", built.flavour)
     yield opened
-    opened.backend.close()  # type: ignore[attr-defined]
+    opened.close()
 
 
 def assert_alike(got: FrameReport, expected: FrameReport) -> None:

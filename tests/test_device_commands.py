@@ -16,8 +16,10 @@ from stc.engines import open_tensorrt
 from stc.engines.flavour import Flavour
 from stc.engines.recording import Say
 from stc.engines.tensorrt_backend import TensorRtBackend
+from stc.errors import EngineError
 from stc.runtime import bench_command, run_command
 from stc.runtime.gpu_facts import gpu_facts
+from stc.runtime.open import open_tower
 from tests.device_cases import Rig, write_device_bundle
 
 Run = Callable[..., "CompletedProcess[str]"]
@@ -63,6 +65,18 @@ def test_bench_measures_frames_that_are_one_graph_each(
     assert figures["gpu"]["memory_allocated_bytes"] > 0
     assert figures["reference_ms_p50"] > 0
     assert figures["reuse_ms_p50"] > 0
+
+
+def test_a_tower_that_cannot_be_loaded_gives_the_device_back(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path / "rig")
+    monkeypatch.setattr(open_tensorrt, "open_tensorrt", lambda *_, **__: rig.backend)
+    del rig.backend._entries["project"]
+    with pytest.raises(EngineError, match="project: has no engine; build it with: stc-build"):
+        open_tower(Bundle.open(bundle), "cpu", "tensorrt")
+    assert rig.device.closed
+    assert (rig.cuda.memory, rig.cuda.streams) == ({}, {})
 
 
 def test_run_streams_a_clip_beside_a_dense_stream(
