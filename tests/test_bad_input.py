@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -198,18 +198,6 @@ def test_an_output_that_is_taken_is_refused(tmp_path: Path, refused: Refused) ->
     assert "is a file" in refused("stc-export", *flags, "notes/thesis.tex/bundle")
     # Where not even root may write.
     assert "cannot be written" in refused("stc-export", *flags, "/proc/bundle")
-
-
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of 2 MB. Skips where none can be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("no tmpfs can be mounted here; the next test needs none")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_full_disk_is_one_line(full_disk: Path, demo_bundle: Path, refused: Refused) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stc.errors import SettingsError
+from stc.runtime import run_command
 from stc.runtime.page_cap import page_cap
 from stc.runtime.representatives import Representatives, best
 from stc.runtime.resident import rss_bytes
 from stc.runtime.spill_file import SpillFile
+from tests.as_user import CLIP
 from tests.language_cases import frames, language_case
 from tests.language_reference import ReferenceRekv
 from tests.rekv_cases import cap_of, rekv_stream, spill_of
@@ -106,6 +111,28 @@ def test_a_full_disk_stops_the_spilling_and_not_the_stream(
     for pages in reference.pages:
         del pages[:11]
     assert answer.token_ids == reference.answer(case.prompt().after(QUESTION), TOKENS)[0]
+
+
+def test_a_run_goes_on_when_its_disk_is_full(
+    full_disk: Path,
+    demo_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_main: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    monkeypatch.setattr("stc.runtime.spill_file.SEGMENT_BYTES", 400_000)
+    memory = ["--memory", "rekv", "--window", "280", "--host-memory-mb", "1", "--spill", full_disk]
+    flags = ["--video", CLIP, *memory, "--ask", QUESTION, "--max-new-tokens", "3", "--json", "-"]
+    done = run_main(run_command.main, demo_bundle, *flags)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("spill file in ")]
+    assert len(told) == 1
+    assert "No space left on device after " in told[0]
+    (asked,) = json.loads(done.stdout.splitlines()[-1])["language"]["questions"]
+    assert asked["answer_tokens"] == 3
+    memory_facts = asked["memory"]
+    assert memory_facts["spilled_pages"] > 50
+    assert memory_facts["dropped_pages"] > 0
+    assert memory_facts["tokens"] == 4 + 280
 
 
 def test_a_spill_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

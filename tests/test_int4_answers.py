@@ -1,0 +1,33 @@
+"""Answers of four-bit graphs, in every precision and group that the others are not tried in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stc.export.int4 import Group
+from stc.manifest import Precision
+from stc.runtime.memory import AllMemory
+from stc.runtime.stream_language import StreamLanguage
+from tests.language_cases import frames, language_case
+
+QUESTION = "What is moving?"
+
+
+@pytest.mark.parametrize(("precision", "group"), [("fp32", 128), ("fp16", 128)])
+def test_four_bit_graphs_answer_nearly_as_full_ones_do(precision: Precision, group: Group) -> None:
+    case = language_case(precision=precision, int4=group)
+    prompt = case.prompt()
+    logits = []
+    for int4 in (False, True):
+        model = case.language(int4=int4)
+        language = StreamLanguage(model, AllMemory(model, fixed=len(prompt.before)), prompt)
+        for tokens in frames(5):
+            assert language.append(tokens.astype(model.dtype)).frames == 1
+        answer = language.ask(QUESTION, 8)
+        logits.append(answer.logits)
+        assert "".join(answer) == answer.text
+        assert len(answer.token_ids) == 8
+    full_precision, four_bits = logits
+    assert not np.allclose(full_precision, four_bits)
+    assert np.corrcoef(full_precision, four_bits)[0, 1] > 0.9
