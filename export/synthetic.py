@@ -55,6 +55,8 @@ RESIDUAL_GAIN = 0.5
 RESIDUAL_MATRICES = (".out_proj.weight", ".o_proj.weight", ".fc2.weight", ".down_proj.weight")
 WORD_GAIN = 2.0
 """Standard deviation of the logits: one text token stands out."""
+ROTARY = {"rope_type": "default", "rope_theta": 1e6}
+"""Of the published checkpoints; transformers' default is another base."""
 SPREAD = 0.1
 """Standard deviation of biases, and of norm weights round 1."""
 
@@ -222,6 +224,7 @@ def _config(size: Size) -> LlavaOnevisionConfig:
             num_hidden_layers=24,
             num_attention_heads=14,
             num_key_value_heads=2,
+            rope_parameters=ROTARY,
             tie_word_embeddings=True,
         )
     else:
@@ -232,5 +235,6 @@ def _config(size: Size) -> LlavaOnevisionConfig:
             num_hidden_layers=28,
             num_attention_heads=28,
             num_key_value_heads=4,
+            rope_parameters=ROTARY,
         )
     return LlavaOnevisionConfig(vision_config=vision, text_config=text)

@@ -21,7 +21,7 @@ from transformers import (
 from stc.errors import CheckpointError
 from stc.export.checkpoint import open_checkpoint
 from stc.export.demo import write_demo_checkpoint
-from stc.export.synthetic import SIZES, random_checkpoint, vision_tensor
+from stc.export.synthetic import SIZES, Size, random_checkpoint, vision_tensor
 from stc.export.tensor_shapes import projector_shapes, vision_shapes
 from stc.export.vision_spec import read_spec
 from stc.manifest import VisionSpec
@@ -92,6 +92,13 @@ def test_random_weights_have_the_published_geometry() -> None:
         assert (spec.image_mean, spec.image_std) == ((0.5,) * 3, (0.5,) * 3)
         languages[size] = spec.language_width
     assert languages == {"llava-ov-0.5b": 896, "llava-ov-7b": 3584}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_random_decoders_have_the_published_rotary_base_and_context(size: Size) -> None:
+    decoder = random_checkpoint(size).decoder
+    assert decoder is not None
+    assert (decoder.rotary_base, decoder.most_positions) == (1e6, 32768)
 
 
 def test_random_weights_follow_from_seed_and_name() -> None:
