@@ -19,8 +19,10 @@ from stc.settings import KEEP_ALL, PRESETS, Settings, scaled
 Sizes = dict[str, int]
 """Sizes of free axes by their symbol."""
 
-CHUNKS = (1, 16, 64)
-"""Tokens of one language call, besides the k of a frame; what is shorter is padded."""
+CHUNKS = (16, 64)
+"""Tokens of one language call; what is shorter is padded. Not 1: an engine that holds it beside
+larger ones holds its weights twice, in two layouts (docs/log.md), while a product with up to 16 rows
+takes as long as reading the weights does."""
 CONTEXTS = (1024, 4096)
 """Rows of the language model's buffers; unused ones have position -1."""
 
@@ -78,12 +80,12 @@ def plan_engines(
     # A reference frame is `update` with all T tokens.
     free = {"M": tuple(sorted({*buckets.recomputed, tokens}))}
     if language is not None:
-        chunks = {*CHUNKS, *buckets.kept}
+        chunks: tuple[int, ...] = CHUNKS
         contexts: tuple[int, ...] = CONTEXTS
         if not several_profiles:
             # Every size is an engine with weights of its own.
-            chunks, contexts = {min(CHUNKS), max(CHUNKS)}, CONTEXTS[-1:]
-        free["m"] = tuple(sorted(chunks))
+            chunks, contexts = (CHUNKS[0], CHUNKS[-1]), CONTEXTS[-1:]
+        free["m"] = chunks
         free["S"] = tuple(sorted({min(rows, language.most_positions) for rows in contexts}))
     specs = []
     for name, graph in manifest.graphs.items():

@@ -99,17 +99,17 @@ def test_counts_are_baked_one_engine_each() -> None:
     assert of(specs, "prune_gaussian") == [EngineSpec("prune_gaussian", ({"k": 2},), 2)]
 
 
-def test_language_blocks_get_a_decode_step_text_and_a_frame_at_every_context() -> None:
+def test_language_blocks_get_two_chunks_at_every_context() -> None:
     specs = plan_engines(manifest(language=True), BUCKETS, several_profiles=True)
     (attend,) = of(specs, "attend_00")
     # The model's longest context is 600.
-    assert attend.profiles == tuple({"m": m, "S": 600} for m in (1, 2, 16, 64))
+    assert attend.profiles == tuple({"m": m, "S": 600} for m in (16, 64))
 
 
 def test_language_blocks_are_few_where_each_size_holds_the_weights_anew() -> None:
     specs = plan_engines(manifest(language=True), BUCKETS, several_profiles=False)
     sizes = [spec.profiles for spec in of(specs, "attend_00")]
-    assert sizes == [({"m": 1, "S": 600},), ({"m": 64, "S": 600},)]
+    assert sizes == [({"m": 16, "S": 600},), ({"m": 64, "S": 600},)]
 
 
 def test_buckets_follow_the_ratios_and_budgets_asked_for() -> None:
