@@ -22,7 +22,14 @@ from stc import contracts
 from tests.as_user import MODULES, ROOT, frames_of, run
 
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/log.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/log.md",
+    "docs/jetson.md",
+    "docs/language.md",
+]
 
 SLOW = {
     "stc-export --model llava-ov --random-weights --vision-only --output out/full",
