@@ -38,11 +38,15 @@ TIMINGS = "timings.cache"
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What is to do: engines to build, by file name, and how many are there already."""
+    """What is to do: engines to build, by file name, and how many are there already.
+
+    dead: engines in the list that nothing can use any more.
+    """
 
     library: EngineLibrary
     missing: dict[str, tuple[EngineSpec, Stamp]]
     present: int
+    dead: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,13 @@ def plan_build(
             present += 1
         else:
             missing[name] = (spec, stamp)
-    return BuildPlan(library, missing, present)
+    dead = {
+        name
+        for name, entry in entries.items()
+        if not (of_bundle(entry.stamp, bundle, weights) and library.whole(entry))
+        or (entry.stamp.flavour == tensorrt.flavour and entry.stamp.version != tensorrt.version)
+    }
+    return BuildPlan(library, missing, present, frozenset(dead))
 
 
 def stamp_of(
@@ -104,7 +114,7 @@ def run_build(
     workers: int,
     wide_attention: bool = False,
 ) -> BuildFigures:
-    """Every missing engine of `plan` is built and in the list.
+    """Every missing engine of `plan` is built and in the list, and no dead one is.
 
     Whatever ends it early, what was finished stays. Raises EngineError with the first failure.
     """
@@ -128,7 +138,7 @@ def run_build(
     )
     size, peak = 0, 0
     with library.locked(), Builders(flavour, min(workers, len(jobs)), observer) as builders:
-        entries = _usable(bundle, library.entries())
+        entries = {name: one for name, one in library.entries().items() if name not in plan.dead}
         chains = {
             known: like for known, like in library.chain_cosines().items() if known != flavour
         }
@@ -156,11 +166,3 @@ def default_workers(flavour: Flavour) -> int:
     if flavour == "tensorrt":
         return 1
     return max(1, min(len(os.sched_getaffinity(0)), available_host_bytes() // BUILDER_BYTES))
-
-
-def _usable(bundle: Bundle, entries: dict[str, EngineEntry]) -> dict[str, EngineEntry]:
-    """The entries whose graph and weights are still those of the bundle."""
-    weights = weights_sha256(bundle)
-    return {
-        name: entry for name, entry in entries.items() if of_bundle(entry.stamp, bundle, weights)
-    }

@@ -86,7 +86,7 @@ def _build(flags: argparse.Namespace) -> int:
     what = f"{tensorrt.flavour} {tensorrt.version}, {joined_name(targets)}"
     console = Console(stderr=True)
     try:
-        if plan.missing:
+        if plan.missing or plan.dead:
             built = _build_missing(flags, bundle, plan, tensorrt, targets, device, buckets, console)
             print(f"{built}, {time.perf_counter() - start:.1f} s ({what})")
         else:

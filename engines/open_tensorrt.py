@@ -124,8 +124,12 @@ def _uncompared(entries: Entries) -> int:
 def _usable(
     bundle: Bundle, library: EngineLibrary, tensorrt: TensorRt, target: Target, *, language: bool
 ) -> Entries:
-    """The library's engines of the flavour by graph, each checked against its stamp."""
+    """The library's engines of the flavour by graph, each checked against its stamp.
+
+    What is stale is passed over where the graph has another engine: one for other sizes, perhaps.
+    """
     usable: Entries = {}
+    stale: dict[str, EngineError] = {}
     decoder = bundle.manifest.language
     ignored = language_graphs(decoder.blocks) if decoder is not None and not language else {}
     weights = weights_sha256(bundle)
@@ -135,22 +139,28 @@ def _usable(
         stamp = entry.stamp
         if stamp.flavour != tensorrt.flavour or stamp.graph in ignored:
             continue
+        got, expected = "", ""
         if target.name not in stamp.targets:
-            got = f"built for {JOINED.join(stamp.targets)}"
-            raise EngineError(name, got, f"{target.name}, this GPU", mend)
-        if stamp.version != tensorrt.version:
+            got, expected = f"built for {JOINED.join(stamp.targets)}", f"{target.name}, this GPU"
+        elif stamp.version != tensorrt.version:
             got = f"built by {stamp.flavour} {stamp.version}"
-            raise EngineError(name, got, f"{tensorrt.version}, which is installed", mend)
-        if not of_bundle(stamp, bundle, weights):
-            raise EngineError(name, "built from other graphs or weights than these", "", mend)
-        if not library.whole(entry):
-            raise EngineError(name, "is missing or cut short", "", mend)
+            expected = f"{tensorrt.version}, which is installed"
+        elif not of_bundle(stamp, bundle, weights):
+            got = "built from other graphs or weights than these"
+        elif not library.whole(entry):
+            got = "is missing or cut short"
+        if got:
+            stale[stamp.graph] = EngineError(name, got, expected, mend)
+            continue
         if entry.acceptance is not None and not entry.acceptance.passed:
             cosine = entry.acceptance.min_cosine
             got = f"strays from ONNX Runtime on this device, cosine {cosine:.4f}"
             no_mend = "no build mends it: use --backend onnxruntime, or another version of TensorRT"
             raise EngineError(name, got, "", mend if can_widen(entry) else no_mend)
         usable.setdefault(stamp.graph, []).append(entry)
+    for graph, error in stale.items():
+        if graph not in usable:
+            raise error
     if not usable:
         raise EngineError(library.folder, f"has no engines of {tensorrt.flavour}", "", mend)
     chain = library.chain_cosines().get(tensorrt.flavour)

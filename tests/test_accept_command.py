@@ -97,6 +97,29 @@ def test_what_was_not_accepted_is_compared_by_the_command_that_mends_it(
     assert {entry.workspace_bytes for entry in entries} == {SCRATCH_BYTES}
 
 
+@pytest.mark.parametrize("cut", [True, False])
+def test_engines_of_other_sizes_that_nothing_can_use_are_forgotten(
+    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    """Of another ratio, which the command does not build: it must not fail on them for ever."""
+    double_machine(monkeypatch, bundle, "sm89")
+    library = library_at(bundle)
+    _, entry = entry_of(bundle, "select")
+    sizes = {"profiles": ({"M": 2},), "baked": 2} | ({} if cut else {"version": "1.0.0"})
+    file = library.store("old.engine", memoryview(b"old"))
+    old = entry.model_copy(
+        update={"stamp": entry.stamp.model_copy(update=sizes), "file": file, "acceptance": None}
+    )
+    library.write({**library.entries(), "old.engine": old}, library.chain_cosines())
+    if cut:
+        (library.folder / "old.engine").unlink()
+    ran = build()
+    assert ran.returncode == 0, ran.stderr
+    assert "old.engine" not in library.entries()
+    assert not (library.folder / "old.engine").exists()
+    assert "engines are there already" in build().stdout
+
+
 def test_a_block_that_strays_is_rebuilt_with_float32_attention(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,16 @@ def test_a_library_that_cannot_be_read_does_not_hide_another(bundle: Bundle) -> 
     assert find_engines(bundle, installed(), SM89, language=True)[0].folder.name == "sm89"
 
 
+def test_a_stale_engine_of_other_sizes_does_not_stand_in_the_way(bundle: Bundle) -> None:
+    library = build(bundle)
+    entries = library.entries()
+    old = entries[f"{SELECT}.tensorrt-rtx.engine"]
+    stamp = old.stamp.model_copy(update={"version": "1.6.0", "profiles": ({"M": 2},)})
+    library.write({"old.engine": old.model_copy(update={"stamp": stamp}), **entries})
+    _, found = find_engines(bundle, installed(), SM89, language=True)
+    assert [entry.stamp.version for entry in found[SELECT]] == ["1.7.1"]
+
+
 def test_on_an_unknown_board_the_only_engines_of_its_kind_are_taken(bundle: Bundle) -> None:
     board = DeviceFacts("Orin", (8, 7), 8 << 30, 8 << 30, True, "a carrier of ours")
     mend = "name its module: stc-build BUNDLE --target orin-agx or orin-nx or orin-nano"
