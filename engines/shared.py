@@ -62,16 +62,18 @@ class Shared:
     sinks: Sinks
     rebuild: str
 
-    def refusal(self, graph: str, got: str) -> EngineError:
+    def refusal(self, graph: str, got: str, mend: str | None = None) -> EngineError:
         """The error of what TensorRT refused, with the last it said about it.
 
-        Raises DeviceError instead when the device was lost: then the refusal is its consequence.
+        `mend` None is to build the engine again. Raises DeviceError instead when the device was
+        lost: then the refusal is its consequence.
         """
         if not self.device.capturing:  # whoever captures looks for that itself
             self.device.refuse_lost()
         said = f" ({self.log.last})" if self.log.last else ""
         self.log.last = ""
-        return EngineError(graph, f"TensorRT {got}{said}", "", f"build again with: {self.rebuild}")
+        again = f"build again with: {self.rebuild}"
+        return EngineError(graph, f"TensorRT {got}{said}", "", again if mend is None else mend)
 
 
 def quiet_log(trt: Any) -> Any:

@@ -184,7 +184,7 @@ class TensorRtEngine:
         else:
             context = engine.create_execution_context(strategy)
         if context is None:
-            raise self._shared.refusal(self.name, "made no context")
+            raise self._shared.refusal(self.name, "made no context", "free device memory")
         return context
 
     def _scratch(self, variant: Variant) -> None:
@@ -211,7 +211,7 @@ class TensorRtEngine:
         context, stream = variant.context, int(self._device.stream)
         asked = self._device.capturing and hasattr(context, "is_stream_capturable")
         if asked and not context.is_stream_capturable(stream):
-            raise self._shared.refusal(self.name, "cannot have it captured")
+            raise self._shared.refusal(self.name, "cannot have it captured", "")
         if not context.execute_async_v3(stream):
             raise self._shared.refusal(self.name, "did not enqueue it")
 

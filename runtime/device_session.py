@@ -29,6 +29,8 @@ class DeviceSession(StreamSession):
 
     Reports give GPU time by stage in `stage_ms` and in all in `engine_ms`. A DeviceError ends the
     session: its memory is given back, and whatever is asked of it later is refused with the cause.
+    The next session works; after a lost device on a tower opened anew, where the driver could reset
+    it.
 
     Raises EngineError when an engine for these settings was not built, with the command that builds
     it, DeviceError when there is not enough memory, and SettingsError as StreamSession.

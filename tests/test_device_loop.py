@@ -38,6 +38,7 @@ from tests.device_cases import (
     numpy_graphs,
     oracle_session,
 )
+from tests.fake_tensorrt import FakeEngine
 
 RigMaker = Callable[..., Rig]
 
@@ -203,6 +204,14 @@ def test_a_graph_of_an_engine_is_not_replayed_on_a_closed_tensor(rig: Rig, close
     assert recording.captured
     (pixels if closed == PIXEL_VALUES else hidden).close()
     assert not recording.captured
+
+
+def test_a_context_that_cannot_be_made_is_one_line(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEngine, "create_execution_context", lambda *_: None)
+    with pytest.raises(EngineError, match=r"embed: TensorRT made no context; free device memory$"):
+        rig.tower.embed({PIXEL_VALUES: rig.backend.empty((3, 20, 20), np.float32)})
 
 
 def test_a_refusal_tells_what_tensorrt_said_of_it_and_nothing_older(rig: Rig) -> None:
