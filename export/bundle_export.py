@@ -124,7 +124,7 @@ def _write_language(
         if int4 is not None:
             stored.append(INT4_WEIGHTS)
             int4_weights = stack.enter_context(WeightsFile(root / INT4_WEIGHTS))
-            int4_writer = Int4Writer(root / GRAPHS, int4_weights, precision, int4)
+            int4_writer = Int4Writer(root / GRAPHS, int4_weights, precision, int4, language.spec)
         write_language_graphs(writer, Decoder(language, DTYPES[precision]), int4_writer)
     return stored
 

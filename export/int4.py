@@ -14,13 +14,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from stc.export import key_rotation
 from stc.export.graph import ELEMENT_TYPES, PORTABLE_OPS
 
 Group = Literal[32, 128]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 OPERATOR, DOMAIN = "MatMulNBits", "com.microsoft"
-INT4_OPS = PORTABLE_OPS | {OPERATOR}
+INT4_OPS = PORTABLE_OPS | {OPERATOR, key_rotation.OPERATOR}
 ACCURACY_LEVEL = 4
 """Inputs are rounded to int8 by group inside the product: four times as fast as float32."""
 ZERO = 8

@@ -1,5 +1,7 @@
 """The language graphs a second time, with four-bit matrices, beside those of full precision.
 
+As only ONNX Runtime reads them, it also rotates their cached keys by an operator of its own.
+
 Each is checked against torch with the very matrices its codes stand for, so that the check sees
 wrong graphs and not the rounding of weights.
 """
@@ -20,8 +22,9 @@ from stc.contracts import HEAD, HEAD_CONTRACT, Contract
 from stc.export.check import GraphCheck
 from stc.export.graph import bind
 from stc.export.int4 import CODES, INT4_OPS, SCALES, Group, dequantise, int4_template, quantise
+from stc.export.key_rotation import fuse_key_rotation, rotation_tables
 from stc.export.weights_file import Span, WeightsFile
-from stc.manifest import Precision
+from stc.manifest import LanguageSpec, Precision
 
 NETWORK = {"fp32": "float32", "fp16": "float16"}
 RELATIVE_L2 = 3e-2
@@ -38,7 +41,9 @@ class Int4Writer:
     weights: WeightsFile
     precision: Precision
     group: Group
+    spec: LanguageSpec
     _templates: dict[str, onnx.ModelProto] = field(default_factory=dict)
+    _tables: dict[str, Span] = field(default_factory=dict)
 
     def write(
         self,
@@ -63,8 +68,13 @@ class Int4Writer:
         }
         if kind not in self._templates:
             network = NETWORK[self.precision]
-            self._templates[kind] = int4_template(template, matrices, self.group, network)
-        spans: dict[str, Span] = {}
+            packed = int4_template(template, matrices, self.group, network)
+            if kind == "attend":
+                fuse_key_rotation(packed, self.spec, network)
+                for table, values in rotation_tables(self.spec, network).items():
+                    self._tables[table] = self.weights.add(table, values)
+            self._templates[kind] = packed
+        spans = dict(self._tables) if kind == "attend" else {}
         for parameter, value in parameters.items():
             key = keys[parameter]
             if parameter not in matrices:
