@@ -79,6 +79,10 @@ class ParityReport:
         """Judge any one figure by its own limit."""
         self._add(Row(where, tensor, value, math.nan, math.nan, limit, value <= limit))
 
+    def told(self, where: str, tensor: str, value: float) -> None:
+        """Tell a figure that has no limit and is not judged."""
+        self._add(Row(where, tensor, value, math.nan, math.nan, math.nan, True))
+
     def to_json(self) -> dict[str, Any]:
         """The same, of dicts, lists, strings and numbers; None where a figure has no meaning."""
         rows = [

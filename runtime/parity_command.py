@@ -22,7 +22,7 @@ from stc import command, contracts, settings
 from stc.bundle import Bundle
 from stc.command import Console
 from stc.engines.tensorrt_backend import TensorRtBackend
-from stc.errors import SettingsError, VideoError
+from stc.errors import EngineError, SettingsError, VideoError
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
 from stc.runtime.document_output import document_output
@@ -34,7 +34,7 @@ from stc.runtime.output_paths import refuse_shared_paths
 from stc.runtime.parity import ParityReport
 from stc.runtime.parity_captured import captured_frames, compare_captured
 from stc.runtime.parity_graphs import compare_graphs
-from stc.runtime.parity_language import compare_language
+from stc.runtime.parity_language import compare_language, language_steps
 from stc.runtime.parity_streams import compare_streams
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.report import FrameKind
@@ -65,6 +65,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=4, metavar="N", help="frames compared")
     parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
     settings.add_flags(parser)
+    opening.add_int4_flag(parser)
     return parser.parse_args(arguments)
 
 
@@ -94,6 +95,10 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
     pixels = [preprocess(frame.rgb).copy() for frame in frames]
     report = ParityReport(manifest.provenance.precision)
     on_device = isinstance(tower.backend, TensorRtBackend)
+    if flags.int4 and on_device:
+        raise SettingsError("--int4", "given", "--backend onnxruntime beside it")
+    if flags.int4 and not manifest.int4_graphs:
+        raise EngineError("--int4", f"{bundle.root} was exported without --int4 32 or 128")
     against = _against(flags, on_device)
     bench = Bench(opening.open_session(tower, chosen))
     steps = len(contracts.vision_graphs(manifest.vision.blocks)) + (MODES + 1) * len(frames)
@@ -162,13 +167,20 @@ def _compare_language(
     session = opening.open_session(tower, chosen)
     video = np.concatenate([session.push(frame).tokens for frame in frames])
     model = open_model(bundle, opening.language_backend(bundle, tower, flags.device))
+    four_bits = None
+    if flags.int4:
+        four_bits = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
     with (
         torch_language_side(bundle, flags.checkpoint) as torch,
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
-        task = progress.add_task("comparing language", total=2 * model.spec.blocks + 3)
+        task = progress.add_task("comparing language", total=language_steps(model.spec.blocks))
+
+        def tick() -> None:
+            progress.advance(task)
+
         compare_language(
-            model, torch.run_graph, torch.decoder, video, report, lambda: progress.advance(task)
+            model, torch.run_graph, torch.decoder, video, report, tick, four_bits=four_bits
         )
 
 
@@ -187,7 +199,10 @@ def _show(
     for row in report.rows.values():
         figures = (row.max_abs, row.relative_l2, row.min_cosine, row.limit)
         shown = ("" if value != value else f"{value:.3g}" for value in figures)
-        table.add_row(row.where, row.tensor, *shown, "pass" if row.passed else "[bold red]FAIL")
+        verdict = "pass" if row.passed else "[bold red]FAIL"
+        if row.limit != row.limit:
+            verdict = "told"
+        table.add_row(row.where, row.tensor, *shown, verdict)
     console.print(table)
     times = Table(title="latency of the tower, ms")
     columns = {"bundle p50": "{}_ms_p50", "bundle p95": "{}_ms_p95"}

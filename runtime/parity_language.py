@@ -41,6 +41,10 @@ ANSWER = 16
 """Text tokens of the greedy answer."""
 EMPTY_ROWS = 8
 """Empty rows among the cached ones."""
+FOUR_BITS = "four-bit decoder"
+"""Rows of a report on graphs with four-bit matrices, which PyTorch does not have."""
+OTHERS = f"other tokens of {ANSWER}"
+"""Figure of an answer: how many of its tokens PyTorch chose are not the likeliest here."""
 LIMITS: dict[Precision, tuple[float, float, float]] = {
     "fp32": (1e-3, 1e-6, 1e-3),
     "fp16": (3e-1, 1e-2, 3e-1),
@@ -67,6 +71,11 @@ class TorchDecoder(Protocol):
     def decode(self, token: int) -> NDArray[np.float32]: ...
 
 
+def language_steps(blocks: int) -> int:
+    """How often `compare_language` ticks for a decoder of `blocks` blocks."""
+    return 2 + blocks * (2 + 4) + 2
+
+
 def compare_language(
     model: LanguageModel,
     torch_run: TorchRun,
@@ -74,22 +83,45 @@ def compare_language(
     video: NDArray[Any],
     report: ParityReport,
     tick: Callable[[], None],
+    four_bits: LanguageModel | None = None,
 ) -> None:
     """`report` has rows for every language graph, for logits and for a greedy answer.
 
-    `video` [m, D] are kept tokens; they stand before PROMPT text tokens in the whole chain.
+    `video` [m, D] are kept tokens; they stand before PROMPT text tokens in the whole chain. What
+    `four_bits` makes of the same tokens is told and not judged.
     """
     ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, PROMPT)
     _compare_graphs(model, torch_run, ids, report, tick)
     hidden = np.concatenate([video.astype(np.float32), torch_decoder.embed(ids)])
     expected = torch_decoder.generate(hidden, ANSWER, ())
+    first = torch_decoder.logits(hidden)
     logits = _answer(model, hidden, expected)
-    _compare_logits(report, "whole decoder", torch_decoder.logits(hidden), logits[0])
+    _compare_logits(report, "whole decoder", first, logits[0])
     # PyTorch's answer is given token by token, so that one tie broken the other way does not
-    # make the rest another text; where no token falls short the answers are equal.
+    # make the rest another text. Where no token is another one, each was chosen after the same
+    # tokens as PyTorch chose it after: the answers are equal to the letter.
+    tie = LIMITS[report.precision][2]
     gaps = [float(row.max() - row[token]) for token, row in zip(expected, logits, strict=True)]
-    report.figure("greedy answer", "gap", max(gaps), LIMITS[report.precision][2])
+    report.figure("greedy answer", "gap", max(gaps), tie)
+    ties = sum(_lead(row) <= tie for row in logits)
+    report.figure("greedy answer", OTHERS, _others(expected, logits), ties)
+    if four_bits is not None:
+        logits = _answer(four_bits, hidden, expected)
+        report.told(FOUR_BITS, LOGITS, float(np.abs(first - logits[0]).max()))
+        report.told(FOUR_BITS, "KL", kl(first, logits[0]))
+        report.told(FOUR_BITS, OTHERS, _others(expected, logits))
     tick()
+
+
+def _others(expected: list[int], logits: list[NDArray[np.float32]]) -> int:
+    """How many tokens of the answer `expected` are not the likeliest by `logits`."""
+    return sum(int(row.argmax()) != token for token, row in zip(expected, logits, strict=True))
+
+
+def _lead(logits: NDArray[np.float32]) -> float:
+    """By how much the likeliest token's logit exceeds the next one's."""
+    second, first = np.partition(logits, -2)[-2:]
+    return float(first - second)
 
 
 def _compare_logits(
@@ -126,25 +158,31 @@ def _compare_graphs(
 
     m, rows = len(ids), len(ids) + EMPTY_ROWS
     places = np.random.default_rng(1).permutation(rows)[:m]
-    positions = np.arange(m)
-    key_positions = np.full(rows, EMPTY, np.int64)
-    key_positions[places] = positions
     hidden = both(model.text_embed, {IDS: ids})[HIDDEN]
+    both(model.text_embed, {IDS: ids[-1:]})
     for qkv, attend in zip(model.qkv, model.attend, strict=True):
         fresh = both(qkv, {HIDDEN: hidden})
+        both(qkv, {HIDDEN: hidden[-1:]})
         shape = (model.spec.key_heads, rows, model.spec.head_width)
         cached = {name: np.zeros(shape, np.float32) for name in (KEY, VALUE)}
         for name, buffer in cached.items():
             buffer[:, places] = fresh[name]
-        inputs = {
-            HIDDEN: hidden,
-            QUERY: fresh[QUERY],
-            KEYS: cached[KEY],
-            VALUES: cached[VALUE],
-            QUERY_POSITIONS: positions,
-            KEY_POSITIONS: key_positions,
-        }
-        hidden = both(attend, inputs)[HIDDEN_OUT]
+        # From the context's end, and at its start; whole, and one token as in decoding.
+        for start in (model.spec.most_positions - m, 0):
+            positions = start + np.arange(m)
+            key_positions = np.full(rows, EMPTY, np.int64)
+            key_positions[places] = positions
+            for queries in (slice(m - 1, m), slice(0, m)):
+                inputs = {
+                    HIDDEN: hidden[queries],
+                    QUERY: fresh[QUERY][:, queries],
+                    KEYS: cached[KEY],
+                    VALUES: cached[VALUE],
+                    QUERY_POSITIONS: positions[queries],
+                    KEY_POSITIONS: key_positions,
+                }
+                following = both(attend, inputs)[HIDDEN_OUT]
+        hidden = following
     expected = torch_run(model.head.name, {HIDDEN: hidden[-1:]})[LOGITS]
     last = backend.to_device(hidden[-1:].astype(model.dtype))
     got = backend.to_host(model.head({HIDDEN: last})[LOGITS])

@@ -13,6 +13,7 @@ import pytest
 
 from stc import contracts
 from stc.runtime import parity_command
+from stc.runtime.parity_language import OTHERS
 from stc.settings import SELECTIONS
 from tests.own_process import run_python
 from tests.vision_cases import DATA, Exported

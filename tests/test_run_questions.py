@@ -1,4 +1,4 @@
-"""`stc-run` with questions, `stc-bench --prefill` and the language side of `stc-parity`."""
+"""`stc-run` with questions, and `stc-bench --prefill`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
 from stc.errors import LanguageError
-from stc.runtime import bench_command, parity_command, run_command
+from stc.runtime import bench_command, run_command
 from stc.runtime.memory_settings import POLICIES
 from stc.runtime.prefill import Prefill
 from stc.runtime.session import StreamSession
@@ -323,48 +323,6 @@ def test_prefill_mistakes_are_one_line(
 ) -> None:
     assert bench_command.main([str(language_case().bundle.root), *flags]) == 2
     assert told in capsys.readouterr().err
-
-
-def parity(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
-    case = language_case()
-    code = parity_command.main(
-        [str(case.bundle.root), "--checkpoint", str(case.checkpoint), "--json", "-"]
-    )
-    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
-def test_parity_covers_every_language_graph_logits_and_an_answer(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    code, document = parity(capsys)
-    assert code == 0
-    rows = {(row["where"], row["tensor"]): row for row in document["rows"]}
-    for block in range(3):
-        assert ("qkv_0" + str(block), "key") in rows
-        assert ("attend_0" + str(block), "hidden_out") in rows
-    for figure in ("logits", "KL", "top-1 gap"):
-        assert rows["whole decoder", figure]["passed"]
-    assert rows["greedy answer", "gap"]["max_abs"] == 0.0
-
-
-def test_parity_fails_when_one_language_graph_is_off(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    call = OnnxRuntimeEngine.__call__
-
-    def off(self: OnnxRuntimeEngine, *arguments: Any) -> Any:
-        outputs = call(self, *arguments)
-        if self.name == "attend_01":
-            outputs["hidden_out"].numpy()[:] *= 1.01
-        return outputs
-
-    monkeypatch.setattr(OnnxRuntimeEngine, "__call__", off)
-    code, document = parity(capsys)
-    assert code == 1
-    failed = {row["where"] for row in document["rows"] if not row["passed"]}
-    assert "attend_01" in failed
-    assert "attend_00" not in failed
-    assert "whole decoder" in failed
 
 
 def test_a_session_without_a_language_side_refuses_questions() -> None:
