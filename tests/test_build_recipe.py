@@ -229,6 +229,16 @@ def test_a_target_decides_on_scratch_memory_and_the_flavour_on_timings(
     assert [job.recipe.timing_cache is not None for job in handed] == [timings] * 2
 
 
+@pytest.mark.usefixtures("handed")
+def test_a_build_forgets_how_its_own_flavours_tower_compared_and_no_others(tmp_path: Path) -> None:
+    bundle, targets = Bundle.open(write_bundle(tmp_path / "bundle")), (TARGETS["sm89"],)
+    plan = plan_build(bundle, [EngineSpec("embed", ({},))], double("tensorrt"), targets)
+    plan.library.write({}, {"tensorrt": 1.0, "tensorrt-rtx": 0.9998})
+    with pytest.raises(EngineError, match="cannot be built"):
+        run_build(bundle, plan, "tensorrt", targets, cast(BuildObserver, None), workers=1)
+    assert plan.library.chain_cosines() == {"tensorrt-rtx": 0.9998}
+
+
 @pytest.mark.parametrize(
     ("flavour", "cores", "free_bytes", "workers"),
     [
