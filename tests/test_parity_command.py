@@ -64,7 +64,7 @@ def test_the_demo_bundle_equals_pytorch_on_a_video(demo_bundle: Path) -> None:
     for row in rows:
         assert row["passed"] is True
         assert row["max_abs"] >= 0
-        assert row["limit"] > 0
+        assert row["limit"] > 0 or row["tensor"] == OTHERS
     chained = {row["tensor"] for row in rows if row["where"] == "layerwise"}
     assert chained == {"hidden", "tokens", "indices"}
     for name in (
