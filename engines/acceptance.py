@@ -85,7 +85,7 @@ def accept_engines(
 
 def can_widen(entry: EngineEntry) -> bool:
     """Whether it has attention that could be made float32 and is not yet."""
-    return entry.stamp.graph.startswith("update") and not entry.wide_attention
+    return entry.stamp.graph.startswith(("update", "attend")) and not entry.wide_attention
 
 
 def compared_buckets(entries: Iterable[EngineEntry]) -> Buckets:

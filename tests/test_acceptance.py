@@ -211,14 +211,16 @@ def test_engines_that_pass_are_accepted_with_their_cosines(tmp_path: Path) -> No
     assert made.chain_cosines()["tensorrt"] == 1.0
 
 
-def test_a_block_that_strays_is_rebuilt_wider_and_listed(tmp_path: Path) -> None:
-    made = library(tmp_path, ["update_00", "update_01"])
-    bench = Bench(made, {"update_00": 0.99, "update_01": 0.9999}, ["update_00"])
+@pytest.mark.parametrize("kind", ["update", "attend"])
+def test_a_block_that_strays_is_rebuilt_wider_and_listed(tmp_path: Path, kind: str) -> None:
+    strays, other = f"{kind}_00", f"{kind}_01"
+    made = library(tmp_path, [strays, other])
+    bench = Bench(made, {strays: 0.99, other: 0.9999}, [strays])
     report = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
-    assert bench.rebuilt == ["update_00.engine"]
+    assert bench.rebuilt == [f"{strays}.engine"]
     assert report.passed
-    assert report.widened == {"update_00.engine": (0.99, 0.9999)}
-    entry = made.entries()["update_00.engine"]
+    assert report.widened == {f"{strays}.engine": (0.99, 0.9999)}
+    entry = made.entries()[f"{strays}.engine"]
     assert entry.wide_attention
     assert entry.acceptance is not None
     assert entry.acceptance.passed

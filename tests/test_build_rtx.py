@@ -265,20 +265,30 @@ def test_a_capability_is_refused_though_the_call_returns_false_and_does_not_rais
         engine_of(recipe(half_demo_bundle, EngineSpec("embed", ({},)), target))
 
 
-def test_attention_widens_to_float32_and_still_compiles(half_demo_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("spec", "outputs"),
+    [
+        (EngineSpec("update_00", ({"M": 49},)), 3),
+        (EngineSpec("attend_00", ({"m": 16, "S": 1024},)), 1),
+    ],
+    ids=["update", "attend"],
+)
+def test_attention_widens_to_float32_and_still_compiles(
+    half_demo_bundle: Path, spec: EngineSpec, outputs: int
+) -> None:
     trt = load_tensorrt(RTX).module
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
-    plain = recipe(half_demo_bundle, EngineSpec("update_00", ({"M": 49},)))
+    plain = recipe(half_demo_bundle, spec)
     assert parser.parse_from_file(str(plain.path))
     assert widen_attention(trt, network) == 2  # query x key and attention x value
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     products = [layer for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY]
     wide = [layer for layer in products if layer.get_output(0).dtype == trt.DataType.FLOAT]
     assert len(wide) == 2
-    outputs = [network.get_output(index).dtype for index in range(network.num_outputs)]
-    assert outputs == [trt.DataType.HALF] * 3
+    dtypes = [network.get_output(index).dtype for index in range(network.num_outputs)]
+    assert dtypes == [trt.DataType.HALF] * outputs
     assert bytes(engine_of(replace(plain, wide_attention=True))) != bytes(engine_of(plain))
 
 
