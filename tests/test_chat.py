@@ -28,6 +28,9 @@ from tests.test_run_questions import QUESTION, VIDEO, run
 from tests.vision_cases import moving_frames
 
 
+CAMERA = "rtsp://camera/street"
+
+
 class Terminal:
     """A terminal with lines typed at it."""
 
@@ -111,7 +114,7 @@ class Camera(VideoSource):
 @pytest.fixture
 def camera(monkeypatch: pytest.MonkeyPatch) -> Camera:
     live = Camera()
-    monkeypatch.setattr(run_command, "open_video", lambda *_, **__: live)
+    monkeypatch.setattr("stc.runtime.video_live.LiveVideo", lambda *_, **__: live)
     return live
 
 
@@ -133,7 +136,7 @@ def test_a_typed_question_is_answered_though_no_frame_comes(
     camera.put(*moving_frames(2))
     typist.lines.put(f"{QUESTION}\n")
     threading.Timer(2.0, typist.lines.put, (None,)).start()
-    assert run("--chat", "--max-new-tokens", "2") == 0
+    assert run("--chat", "--max-new-tokens", "2", video=CAMERA) == 0
     assert asked in ([1], [2])
     assert f"] {QUESTION}\n> " in capsys.readouterr().out
 
@@ -152,7 +155,7 @@ def test_frames_of_a_live_source_keep_coming_during_an_answer(
     monkeypatch.setattr(StreamLanguage, "_decode", watched)
     camera.put(*moving_frames(6), None)
     flags = ["--ask-at", f"0:{QUESTION}", "--max-new-tokens", "12"]
-    assert run(*flags) == 0
+    assert run(*flags, video=CAMERA) == 0
     assert len(taken) == 11
     # Frame 1 asks, frame 2 chooses the first token, from frame 3 on a token is decoded at each.
     assert taken[:4] == [3, 4, 5, 6]
