@@ -27,7 +27,6 @@ from tests.language_cases import language_case
 from tests.test_run_questions import QUESTION, VIDEO, run
 from tests.vision_cases import moving_frames
 
-
 CAMERA = "rtsp://camera/street"
 
 
