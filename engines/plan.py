@@ -21,8 +21,8 @@ Sizes = dict[str, int]
 
 CHUNKS = (16, 64)
 """Tokens of one language call; what is shorter is padded. Not 1: an engine that holds it beside
-larger ones holds its weights twice, in two layouts (docs/log.md), while a product with up to 16 rows
-takes as long as reading the weights does."""
+larger ones holds its weights twice, in two layouts (docs/log.md), while a product with up to 16
+rows takes as long as reading the weights does."""
 CONTEXTS = (1024, 4096)
 """Rows of the language model's buffers; unused ones have position -1."""
 

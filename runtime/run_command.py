@@ -16,7 +16,7 @@ from stc.bundle import Bundle
 from stc.command import Console
 from stc.engines.plan import context_rows
 from stc.errors import SettingsError
-from stc.runtime import memory_settings, questions
+from stc.runtime import memory_settings, questions, source_flags
 from stc.runtime import open as opening
 from stc.runtime.chat import HINT, Chat
 from stc.runtime.comparison import compare_with_dense
@@ -33,8 +33,6 @@ from stc.runtime.run_document import run_document
 from stc.runtime.summary import print_summary
 from stc.runtime.taken_frames import TakenFrames
 from stc.runtime.tower import VisionTower
-from stc.runtime.video import open_video
-from stc.runtime.video_source import Reconnection, VideoSource
 from stc.settings import PRESETS, Settings
 
 OVERLAY_FPS = 5.0
@@ -55,17 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.Parser(prog="stc-run", description=__doc__)
     opening.add_flags(parser)
-    parser.add_argument(
-        "--video", required=True, metavar="SOURCE", help="file, /dev/videoN or rtsp:// address"
-    )
-    parser.add_argument("--fps", type=float, metavar="F", help="frames sampled per second")
-    parser.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
-    parser.add_argument(
-        "--give-up-s",
-        type=float,
-        metavar="S",
-        help=f"wait for a lost live source, default {Reconnection.give_up_s:g}; inf: for ever",
-    )
+    source_flags.add_flags(parser)
     parser.add_argument("--overlay", type=Path, metavar="OUT.mp4", help="draw what was computed")
     parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
     parser.add_argument(
@@ -94,7 +82,7 @@ def _run(flags: argparse.Namespace) -> int:
     console = Console(stderr=True)
     with document_output(flags.json) as write:
         with ExitStack() as stack:
-            source = stack.enter_context(_open_source(flags))
+            source = stack.enter_context(source_flags.open_source(flags))
             overlay = None
             if flags.overlay is not None:
                 rate = flags.fps or source.rate or OVERLAY_FPS
@@ -192,19 +180,6 @@ def _run(flags: argparse.Namespace) -> int:
     if frames.loss is not None:
         raise frames.loss
     return 2 if conversation is not None and (conversation.failed or conversation.left_out) else 0
-
-
-def _open_source(flags: argparse.Namespace) -> VideoSource:
-    give_up_s = flags.give_up_s
-    if give_up_s is None:
-        return open_video(flags.video, fps=flags.fps)
-    if not give_up_s > 0:
-        raise SettingsError("--give-up-s", f"got {give_up_s}", "more than 0 seconds")
-    source = open_video(flags.video, fps=flags.fps, reconnection=Reconnection(give_up_s=give_up_s))
-    if not source.is_live:
-        source.close()
-        raise SettingsError("--give-up-s", "given", "a live --video, a file is not lost")
-    return source
 
 
 def _context(flags: argparse.Namespace) -> int:

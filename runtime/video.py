@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from stc.errors import VideoError
+from stc.errors import SettingsError, VideoError
 from stc.runtime.video_sampler import Sampler
 from stc.runtime.video_source import Reconnection, VideoSource, without_credentials
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "tcp", "udp", "srt")
-FILE_SCHEMES = ("http", "https", "file")
+HTTP_SCHEMES = ("http", "https")
+FILE_SCHEMES = (*HTTP_SCHEMES, "file")
 
 OPEN_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 10.0
@@ -34,7 +35,11 @@ _RTSP_OPTIONS = {"rtsp_transport": "tcp", "allowed_media_types": "video"}
 
 
 def open_video(
-    source: str, *, fps: float | None = None, reconnection: Reconnection | None = None
+    source: str,
+    *,
+    fps: float | None = None,
+    reconnection: Reconnection | None = None,
+    live: bool = False,
 ) -> VideoSource:
     """`source` opened; close it, or use it in a `with`.
 
@@ -44,9 +49,10 @@ def open_video(
     fps: frames sampled per second by presentation time: for each k/fps the first frame not
         earlier; None for every frame.
     reconnection: how long a lost live source is waited for; None for Reconnection().
+    live: an http(s):// address is a camera, and live as those above.
 
-    Raises SettingsError when fps is not a positive finite number; VideoError when PyAV is not
-    installed, or the source cannot be opened or has no video.
+    Raises SettingsError when fps is not a positive finite number or `live` says nothing of this
+    source; VideoError when PyAV is not installed, or the source cannot be opened or has no video.
     """
     # Checked before anything is opened, so that a wrong rate leaves nothing to close.
     Sampler(fps, 0.0)
@@ -54,13 +60,13 @@ def open_video(
         raise VideoError("--video", "got nothing", "a file, /dev/videoN or an rtsp:// address")
     _require_av()
     scheme = re.match(r"([a-z][a-z0-9+.-]*)://", source, re.IGNORECASE)
+    if live and (scheme is None or scheme[1].lower() not in HTTP_SCHEMES):
+        raise SettingsError("--live", "given", "an http:// or https:// --video", "leave it out")
     if scheme is None:
         live = _CAMERA.fullmatch(source) is not None
     elif scheme[1].lower() in LIVE_SCHEMES:
         live = True
-    elif scheme[1].lower() in FILE_SCHEMES:
-        live = False
-    else:
+    elif scheme[1].lower() not in FILE_SCHEMES:
         raise VideoError(
             without_credentials(source),
             f"unknown address {scheme[1]}://",

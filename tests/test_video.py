@@ -252,6 +252,9 @@ def test_a_file_on_a_web_server_is_a_file(tmp_path: Path) -> None:
     try:
         address = f"http://127.0.0.1:{server.server_port}"
         assert numbers_of(read_frames(f"{address}/clip.mp4", 5.0)) == list(range(0, 20, 2))
+        with open_video(f"{address}/clip.mp4", live=True) as camera:
+            assert camera.is_live
+            assert next(camera).rgb.shape[2] == 3
         with pytest.raises(VideoError, match="refused by the server"):
             open_video(f"{address}/other.mp4")
     finally:

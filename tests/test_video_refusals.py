@@ -11,7 +11,7 @@ import av.error
 import numpy as np
 import pytest
 
-from stc.errors import StcError, VideoError
+from stc.errors import SettingsError, StcError, VideoError
 from stc.runtime.video import open_video
 from stc.runtime.video_errors import reason, unreadable
 from tests.clips import (
@@ -84,6 +84,12 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
 )
 def test_a_source_that_cannot_be_opened_is_refused(source: str, message: str) -> None:
     assert message in refusal(source)
+
+
+@pytest.mark.parametrize("source", [str(STREET), "/dev/video0", "rtsp://camera"])
+def test_live_is_refused_where_it_changes_nothing(source: str) -> None:
+    with pytest.raises(SettingsError, match="--live: given, expected an http:// or https://"):
+        open_video(source, live=True)
 
 
 @pytest.mark.parametrize(
