@@ -28,6 +28,8 @@ class Decoder:
 
     rate: frames per second, None if not declared. period_s: time between frames, estimated.
     tick_s: unit of the stamps. frames: how many there should be, None if unknown.
+    borrows: whether pictures lie in the container's own buffers, a camera's for example, which are
+        gone when it is closed; other pictures outlive it.
 
     Raises VideoError, with the container closed, when there is no video stream to decode.
     """
@@ -41,6 +43,7 @@ class Decoder:
             raise
         # One converter for all pictures: it keeps its tables as long as the size stays.
         self._converter = VideoReformatter()
+        self.borrows = self._stream.codec_context.name == "rawvideo"
         tick = self._stream.time_base
         self.tick_s = float(tick) if tick else 0.0
         rate = self._stream.average_rate or self._stream.guessed_rate

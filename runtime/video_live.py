@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from stc.errors import VideoError
@@ -18,6 +19,8 @@ from stc.runtime.video_decoder import Decoder
 from stc.runtime.video_errors import reason, unreadable
 from stc.runtime.video_sampler import Sampler
 from stc.runtime.video_source import Reconnection, VideoSource
+
+_Rgb = Callable[[], NDArray[np.uint8]]
 
 CLOSE_WAIT_S = 2.0
 """How long `close` waits for a reader that is blocked inside libav."""
@@ -61,7 +64,7 @@ class LiveVideo(VideoSource):
         # Shared with the thread, under `_changed`, except for the flag and the two plain values.
         self._changed = threading.Condition()
         self._closed = threading.Event()
-        self._newest: tuple[float, NDArray[np.uint8]] | None = None
+        self._newest: tuple[float, _Rgb] | None = None
         self._failure: BaseException | None = None
         self._alive_at_s = time.monotonic()
         self._trouble = "no frame came"
@@ -82,7 +85,7 @@ class LiveVideo(VideoSource):
             )
         time_s, rgb = newest
         self._handed_out += 1
-        return Frame(index=self._handed_out - 1, time_s=time_s, rgb=rgb)
+        return Frame(index=self._handed_out - 1, time_s=time_s, rgb=rgb())
 
     def wait(self, timeout_s: float) -> bool:
         with self._changed:
@@ -102,7 +105,7 @@ class LiveVideo(VideoSource):
             or time.monotonic() >= self._alive_at_s + self._reconnection.give_up_s
         )
 
-    def _wait_for_newest(self) -> tuple[float, NDArray[np.uint8]] | None:
+    def _wait_for_newest(self) -> tuple[float, _Rgb] | None:
         """The newest frame, taken out; None when none came in time."""
         while not self._closed.is_set():
             if self._newest is not None:
@@ -165,7 +168,7 @@ class LiveVideo(VideoSource):
                 self._alive_at_s = time.monotonic()
                 time_s = self._clock.time_s(decoder.stamp_s(picture))
                 if self._sampler.takes(time_s):
-                    self._put(time_s, decoder.rgb(picture))
+                    self._put(time_s, self._rgb_of(decoder, picture))
             self._trouble = "the stream ended"
         except FFmpegError as error:
             self._trouble = reason(error)
@@ -173,7 +176,14 @@ class LiveVideo(VideoSource):
             decoder.close()
         return decoded > 0
 
-    def _put(self, time_s: float, rgb: NDArray[np.uint8]) -> None:
+    def _rgb_of(self, decoder: Decoder, picture: VideoFrame) -> _Rgb:
+        """Converts `picture` when it is called: most pictures of a slow consumer never are."""
+        if not decoder.borrows:
+            return lambda: decoder.rgb(picture)
+        rgb = decoder.rgb(picture)
+        return lambda: rgb
+
+    def _put(self, time_s: float, rgb: _Rgb) -> None:
         with self._changed:
             if self._newest is not None:
                 self.dropped += 1
