@@ -48,6 +48,7 @@ class StreamSummary:
         answering.
     wall_s: time the stream took, decoding and waiting included; None when not measured.
     broken_frames, dropped_frames, reconnects: what befell the source.
+    oldest_frame_ms: longest time between a live frame's decoding and its push; 0 for files.
     trend_ms: mean time of a push over equal stretches of the stream, in order.
     """
 
@@ -66,6 +67,7 @@ class StreamSummary:
     broken_frames: int
     dropped_frames: int
     reconnects: int
+    oldest_frame_ms: float
     trend_ms: tuple[float, ...]
 
     def kinds(self) -> dict[FrameKind, KindSummary]:
@@ -109,6 +111,7 @@ class StreamMetrics:
         broken_frames: int = 0,
         dropped_frames: int = 0,
         reconnects: int = 0,
+        oldest_frame_ms: float = 0.0,
     ) -> StreamSummary:
         """The stream so far, with what only the caller knows of it."""
         reference, reuse = self._kinds["reference"], self._kinds["reuse"]
@@ -131,6 +134,7 @@ class StreamMetrics:
             broken_frames=broken_frames,
             dropped_frames=dropped_frames,
             reconnects=reconnects,
+            oldest_frame_ms=oldest_frame_ms,
             trend_ms=self._trend.means(),
         )
 

@@ -160,6 +160,7 @@ def _run(flags: argparse.Namespace) -> int:
             broken_frames=source.broken,
             dropped_frames=source.dropped,
             reconnects=source.reconnects,
+            oldest_frame_ms=source.oldest_ms,
         )
         comparison = compare_with_dense(summary, dense_metrics.summary() if dense else None)
         print_summary(console, summary, comparison)

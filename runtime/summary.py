@@ -61,10 +61,15 @@ def _lines(summary: StreamSummary, *, unicode: bool) -> list[str]:
     speed = f"{summary.frames} frames, {summary.frames_per_second:.1f} per second computing"
     if summary.wall_s:
         speed += f", {summary.frames / summary.wall_s:.1f} per second elapsed"
+    source = (
+        f"source: {summary.dropped_frames} dropped, {summary.broken_frames} broken, "
+        f"{summary.reconnects} reconnects"
+    )
+    if summary.oldest_frame_ms:
+        source += f", frames at most {summary.oldest_frame_ms:.0f} ms old"
     lines = [
         f"{speed}; host overhead {summary.host_overhead_fraction:.1%}",
-        f"source: {summary.dropped_frames} dropped, {summary.broken_frames} broken, "
-        f"{summary.reconnects} reconnects",
+        source,
     ]
     if unicode and summary.trend_ms:
         lines.append(f"ms over time  {sparkline(summary.trend_ms)}  {max(summary.trend_ms):.1f}")

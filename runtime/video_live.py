@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from av.container import InputContainer
@@ -20,10 +21,16 @@ from stc.runtime.video_errors import reason, unreadable
 from stc.runtime.video_sampler import Sampler
 from stc.runtime.video_source import Reconnection, VideoSource
 
-_Rgb = Callable[[], NDArray[np.uint8]]
-
 CLOSE_WAIT_S = 2.0
 """How long `close` waits for a reader that is blocked inside libav."""
+
+
+class _Picture(NamedTuple):
+    """A sampled picture that nobody took yet."""
+
+    time_s: float
+    decoded_at_s: float
+    rgb: Callable[[], NDArray[np.uint8]]
 
 
 class LiveVideo(VideoSource):
@@ -64,7 +71,7 @@ class LiveVideo(VideoSource):
         # Shared with the thread, under `_changed`, except for the flag and the two plain values.
         self._changed = threading.Condition()
         self._closed = threading.Event()
-        self._newest: tuple[float, _Rgb] | None = None
+        self._newest: _Picture | None = None
         self._failure: BaseException | None = None
         self._alive_at_s = time.monotonic()
         self._trouble = "no frame came"
@@ -83,9 +90,10 @@ class LiveVideo(VideoSource):
                 f"no frame for {self._reconnection.give_up_s:g} s ({self._trouble})",
                 mend="check that the camera or server is on, and the network",
             )
-        time_s, rgb = newest
         self._handed_out += 1
-        return Frame(index=self._handed_out - 1, time_s=time_s, rgb=rgb())
+        frame = Frame(index=self._handed_out - 1, time_s=newest.time_s, rgb=newest.rgb())
+        self.oldest_ms = max(self.oldest_ms, (time.monotonic() - newest.decoded_at_s) * 1e3)
+        return frame
 
     def wait(self, timeout_s: float) -> bool:
         with self._changed:
@@ -105,7 +113,7 @@ class LiveVideo(VideoSource):
             or time.monotonic() >= self._alive_at_s + self._reconnection.give_up_s
         )
 
-    def _wait_for_newest(self) -> tuple[float, _Rgb] | None:
+    def _wait_for_newest(self) -> _Picture | None:
         """The newest frame, taken out; None when none came in time."""
         while not self._closed.is_set():
             if self._newest is not None:
@@ -168,7 +176,7 @@ class LiveVideo(VideoSource):
                 self._alive_at_s = time.monotonic()
                 time_s = self._clock.time_s(decoder.stamp_s(picture))
                 if self._sampler.takes(time_s):
-                    self._put(time_s, self._rgb_of(decoder, picture))
+                    self._put(_Picture(time_s, self._alive_at_s, _rgb_of(decoder, picture)))
             self._trouble = "the stream ended"
         except FFmpegError as error:
             self._trouble = reason(error)
@@ -176,16 +184,17 @@ class LiveVideo(VideoSource):
             decoder.close()
         return decoded > 0
 
-    def _rgb_of(self, decoder: Decoder, picture: VideoFrame) -> _Rgb:
-        """Converts `picture` when it is called: most pictures of a slow consumer never are."""
-        if not decoder.borrows:
-            return lambda: decoder.rgb(picture)
-        rgb = decoder.rgb(picture)
-        return lambda: rgb
-
-    def _put(self, time_s: float, rgb: _Rgb) -> None:
+    def _put(self, picture: _Picture) -> None:
         with self._changed:
             if self._newest is not None:
                 self.dropped += 1
-            self._newest = (time_s, rgb)
+            self._newest = picture
             self._changed.notify()
+
+
+def _rgb_of(decoder: Decoder, picture: VideoFrame) -> Callable[[], NDArray[np.uint8]]:
+    """Converts `picture` when it is called: most pictures of a slow consumer never are."""
+    if not decoder.borrows:
+        return lambda: decoder.rgb(picture)
+    rgb = decoder.rgb(picture)
+    return lambda: rgb

@@ -43,6 +43,7 @@ class VideoSource(ABC, Iterator[Frame]):
     dropped: sampled live frames never handed out, because a newer one came first.
     broken: frames or packets that could not be decoded and were skipped.
     reconnects: times a lost live source was opened again.
+    oldest_ms: longest time that passed between decoding a live frame and handing it out.
     frames_expected: estimate of the sampled frames of a file; None if unknown, or live.
     rate: frames per second the source declares; None if it declares none.
     """
@@ -54,6 +55,7 @@ class VideoSource(ABC, Iterator[Frame]):
         self.dropped = 0
         self.broken = 0
         self.reconnects = 0
+        self.oldest_ms = 0.0
         self.frames_expected: int | None = None
         self.rate: float | None = None
 

@@ -54,6 +54,18 @@ def test_only_frames_that_are_taken_are_converted(
     assert converted == [threading.main_thread()]
 
 
+def test_the_age_of_live_frames_is_told(tmp_path: Path) -> None:
+    opener = Openings(numbered_clip(tmp_path, 3))
+    with live(opener) as source:
+        assert opener.exhausted.wait(LONG_S)
+        time.sleep(0.1)
+        next(source)
+        assert 100 <= source.oldest_ms < LONG_S * 1e3
+    with open_video(str(numbered_clip(tmp_path, 3))) as source:
+        next(source)
+        assert source.oldest_ms == 0
+
+
 def test_pictures_in_a_cameras_own_buffers_are_copied_before_it_goes_on(
     tmp_path: Path, converted: list[threading.Thread]
 ) -> None:

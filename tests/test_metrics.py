@@ -50,7 +50,7 @@ def test_overhead_speed_and_token_means_come_from_the_reports() -> None:
     first = frame_report(0, "reference", stage_ms=(1.0, 40.0, 1.0, 0.9), engine_ms=38.0)  # 43 ms
     second = frame_report(1, stage_ms=(1.0, 4.0, 1.0, 0.9), engine_ms=2.0)  # 7 ms
     summary = _metrics([first, second]).summary(
-        wall_s=4.0, broken_frames=3, dropped_frames=2, reconnects=1
+        wall_s=4.0, broken_frames=3, dropped_frames=2, reconnects=1, oldest_frame_ms=12.5
     )
     assert summary.host_overhead_fraction == pytest.approx(1 - 40 / 50)
     assert summary.frames_per_second == pytest.approx(2 / 0.050)
@@ -58,6 +58,7 @@ def test_overhead_speed_and_token_means_come_from_the_reports() -> None:
     prefilled = replace(second, prefill=Prefill(frames=2, ms=50.0))
     assert _metrics([first, prefilled]).summary().frames_per_second == pytest.approx(2 / 0.100)
     assert summary.tokens_kept == 58
+    assert summary.oldest_frame_ms == 12.5
     assert (summary.broken_frames, summary.dropped_frames, summary.reconnects) == (3, 2, 1)
     assert summary.wall_s == 4.0
     assert summary.trend_ms == pytest.approx((43.0, 7.0))

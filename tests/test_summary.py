@@ -24,7 +24,7 @@ def _summary() -> StreamSummary:
     metrics.add(frame_report(0, "reference", stage_ms=(1.0, 40.0, 2.0, 0.5)))
     for index in (1, 2, 3):
         metrics.add(frame_report(index))
-    return metrics.summary(wall_s=2.0, dropped_frames=7)
+    return metrics.summary(wall_s=2.0, dropped_frames=7, oldest_frame_ms=12.4)
 
 
 def _printed(summary: StreamSummary, *, dense: bool, encoding: str = "utf-8") -> str:
@@ -45,6 +45,7 @@ def test_the_summary_shows_both_kinds_and_the_saving() -> None:
     assert ["tokens", "to", "prefill", "196.0", "58.0", "70.4%"] in lines
     assert "2.0 per second elapsed" in text
     assert "7 dropped" in text
+    assert "frames at most 12 ms old" in text
     assert "█▃▃▃" in text
 
 
@@ -59,6 +60,7 @@ def test_the_summary_prints_where_only_ascii_can() -> None:
 def test_the_summary_of_no_frame_prints() -> None:
     text = _printed(StreamMetrics(TOKENS, POOLED).summary(), dense=True)
     assert text.startswith("0 frames")
+    assert " old" not in text
 
 
 def test_the_document_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> None:
