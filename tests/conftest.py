@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -89,6 +90,14 @@ def checkpoint_bundle(
 
     output = tmp_path_factory.mktemp("checkpoint") / "bundle"
     return export(open_checkpoint(str(checkpoints[0])), output)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def stops_are_heard() -> None:
+    """Under nohup or in a shell's background, tests and all they start would hear none."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -78,13 +78,17 @@ def altered(bundle: Path, copy: Path, change: Callable[[dict[str, Any]], None]) 
 
 @pytest.mark.parametrize("command", MODULES)
 def test_flags_that_do_not_exist_are_refused(command: str, refused: Refused) -> None:
-    required = {"stc-export": ["--model", "demo"], "stc-run": ["B", "--video", "V"]}
+    required = {
+        "stc-export": ["--model", "demo"],
+        "stc-run": ["B", "--video", "V"],
+        "stc-build": ["B", "--target", "sm89"],
+    }
     line = refused(command, *required.get(command, ["B"]), "--no\nsuch-flag", "x")
     assert "unrecognized arguments: --no such-flag x" in line
     assert line.endswith(f"see {command} --help")
 
 
-@pytest.mark.parametrize("command", MODULES)
+@pytest.mark.parametrize("command", sorted(set(MODULES) - {"stc-doctor"}))
 def test_missing_arguments_are_refused(command: str, refused: Refused) -> None:
     assert "are required" in refused(command)
 
