@@ -85,6 +85,8 @@ class Bench:
         ratio = _over(reuse, reference)
         figures: dict[str, Any] = {
             "frames": len(self.reference_ms) + len(self.reuse_ms),
+            "reference_frames": len(self.reference_ms),
+            "reuse_frames": len(self.reuse_ms),
             "reference_ms_p50": reference,
             "reference_ms_p95": _p95(self.reference_ms),
             "reuse_ms_p50": reuse,

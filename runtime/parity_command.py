@@ -1,4 +1,4 @@
-"""`stc-parity`: does a bundle equal PyTorch? Graph by graph and end to end, on real frames.
+"""`stc-parity`: does a bundle equal PyTorch? Graph by graph and end to end, frame after frame.
 
 On TensorRT captured frames are compared as well; and without PyTorch, as on a device, the engines
 are held against ONNX Runtime on the same graphs.
@@ -10,13 +10,11 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from itertools import cycle, islice
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from rich.progress import Progress
-from rich.table import Table
 
 from stc import command, contracts, settings
 from stc.bundle import Bundle
@@ -24,7 +22,6 @@ from stc.command import Console
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError, SettingsError, VideoError
 from stc.runtime import open as opening
-from stc.runtime.bench import Bench
 from stc.runtime.document_output import document_output
 from stc.runtime.frame import Frame
 from stc.runtime.machine import machine_facts
@@ -35,7 +32,9 @@ from stc.runtime.parity import ParityReport
 from stc.runtime.parity_captured import captured_frames, compare_captured
 from stc.runtime.parity_graphs import compare_graphs
 from stc.runtime.parity_language import compare_language, language_steps
+from stc.runtime.parity_latency import ENOUGH, measure_latency
 from stc.runtime.parity_streams import compare_streams
+from stc.runtime.parity_table import PYTORCH, parity_console, print_parity
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.report import FrameKind
 from stc.runtime.torch_side import (
@@ -49,7 +48,7 @@ from stc.settings import SELECTIONS, Settings
 
 MODES = 3
 """dense, layerwise, shared."""
-PYTORCH, ONNX_RUNTIME = "PyTorch", "ONNX Runtime"
+ONNX_RUNTIME = "ONNX Runtime"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,8 +60,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.Parser(prog="stc-parity", description=__doc__)
     opening.add_flags(parser)
     parser.add_argument("--checkpoint", metavar="DIR_OR_ID", help="the checkpoint exported")
-    parser.add_argument("--video", metavar="FILE", help="default: seeded noise")
-    parser.add_argument("--frames", type=int, default=4, metavar="N", help="frames compared")
+    parser.add_argument("--video", metavar="FILE", help="frames compared, default seeded noise")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=4,
+        metavar="N",
+        help=f"frames compared, 2 to {opening.MOST_HELD}, default 4",
+    )
     parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
     settings.add_flags(parser)
     opening.add_int4_flag(parser)
@@ -70,8 +75,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parity(flags: argparse.Namespace) -> int:
-    if flags.frames < 2:
-        raise SettingsError("--frames", f"got {flags.frames}", "at least 2")
+    if not 2 <= flags.frames <= opening.MOST_HELD:
+        got, expected = f"got {flags.frames}", f"at least 2 and at most {opening.MOST_HELD}"
+        raise SettingsError("--frames", got, expected)
+    opening.refuse_idle_device(flags)
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
     )
@@ -85,8 +92,14 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
     bundle = Bundle.open(flags.bundle)
     manifest = bundle.manifest
     chosen = settings.from_flags(flags, manifest.default_settings, manifest.vision.pooled)
-    # Two frames in a row are one of each kind.
-    chosen = replace(chosen, reference_interval=max(2, chosen.reference_interval))
+    if flags.preset is None and flags.reference_interval is None:
+        # A bundle of dense streams is compared on both kinds of frame all the same.
+        chosen = replace(chosen, reference_interval=max(2, chosen.reference_interval))
+    if manifest.language is None and flags.backend == "onnxruntime":
+        for flag, value in (("--pruner", flags.pruner), ("--anchor-window", flags.anchor_window)):
+            if value is not None:
+                expected = "a bundle with a language side, which reads the tokens kept"
+                raise SettingsError(flag, "given", expected, "every pruner is compared without it")
     frames = opening.frames(flags.video, flags.frames)
     if len(frames) < 2:
         raise VideoError(flags.video, f"{len(frames)} frame", "at least 2 to compare")
@@ -100,8 +113,7 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
     if flags.int4 and not manifest.int4_graphs:
         raise EngineError("--int4", f"{bundle.root} was exported without --int4 32 or 128")
     against = _against(flags, on_device)
-    bench = Bench(opening.open_session(tower, chosen))
-    steps = len(contracts.vision_graphs(manifest.vision.blocks)) + (MODES + 1) * len(frames)
+    steps = len(contracts.vision_graphs(manifest.vision.blocks)) + MODES * len(frames)
     replayed: set[FrameKind] = set()
     console = Console(stderr=True)
     with (
@@ -118,19 +130,32 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
         if on_device:
             progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
             replayed = compare_captured(tower, frames, chosen, report, tick)
-            bench.warm_up(islice(cycle(frames), captured_frames(chosen)))
-        for frame in frames:
-            bench.measure(frame, other.stream if isinstance(other, TorchSide) else None)
-            tick()
+        measuring = progress.add_task("measuring latency", total=ENOUGH)
+        bench = measure_latency(
+            opening.open_session(tower, chosen),
+            frames,
+            other.stream if isinstance(other, TorchSide) else None,
+            lambda measured: progress.update(measuring, completed=measured),
+        )
     if manifest.language is not None and not on_device:
         _compare_language(bundle, tower, flags, frames, chosen, report, console)
     latency = bench.figures()
-    _show(Console(), report, latency, tower, against)
+    shown = f"{len(frames)} of {flags.video or 'seeded noise'}"
+    print_parity(
+        parity_console(),
+        report,
+        latency,
+        backend=tower.backend.name,
+        against=against,
+        shown=shown,
+    )
     if manifest.language is not None and on_device:
         console.print("the language side was not compared here: stc-build compares its engines")
     return {
         "bundle": manifest.provenance.checkpoint,
         "against": against,
+        "frames": shown,
+        "settings": asdict(chosen),
         "captured": sorted(replayed),
         **report.to_json(),
         "latency": latency,
@@ -182,43 +207,6 @@ def _compare_language(
         compare_language(
             model, torch.run_graph, torch.decoder, video, report, tick, four_bits=four_bits
         )
-
-
-def _show(
-    console: Console,
-    report: ParityReport,
-    latency: dict[str, Any],
-    tower: VisionTower,
-    against: str,
-) -> None:
-    table = Table(title=f"{tower.backend.name} against {against}, {report.precision}")
-    for column in ("graph or mode", "tensor"):
-        table.add_column(column)
-    for column in ("max abs", "relative L2", "min cosine", "limit", "verdict"):
-        table.add_column(column, justify="right")
-    for row in report.rows.values():
-        figures = (row.max_abs, row.relative_l2, row.min_cosine, row.limit)
-        shown = ("" if value != value else f"{value:.3g}" for value in figures)
-        verdict = "pass" if row.passed else "[bold red]FAIL"
-        if row.limit != row.limit:
-            verdict = "told"
-        table.add_row(row.where, row.tensor, *shown, verdict)
-    console.print(table)
-    times = Table(title="latency of the tower, ms")
-    columns = {"bundle p50": "{}_ms_p50", "bundle p95": "{}_ms_p95"}
-    if against == PYTORCH:
-        columns["PyTorch p50"] = "torch_{}_ms_p50"
-        columns["PyTorch p95"] = "torch_{}_ms_p95"
-        columns["ratio"] = "speedup_{}"
-    for column in ("frame", *columns):
-        times.add_column(column, justify="right")
-    for kind in ("reference", "reuse"):
-        values = [latency[name.format(kind)] for name in columns.values()]
-        times.add_row(kind, *("" if value is None else f"{value:.2f}" for value in values))
-    console.print(times)
-    failed = sum(not row.passed for row in report.rows.values())
-    verdict = "equal" if report.passed else f"NOT equal: {failed} of {len(report.rows)} rows fail"
-    console.print(f"the bundle and {against} are {verdict}")
 
 
 if __name__ == "__main__":

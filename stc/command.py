@@ -8,6 +8,7 @@ SIGHUP, which a terminal sends that is closed, interrupt as Ctrl-C does.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import stat
@@ -42,6 +43,9 @@ class Console(console.Console):
 
 def run(body: Callable[[], int]) -> int:
     """The exit code of `body`, with what a user can mend told in one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A table or an answer that stdout's encoding lacks letters for is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             with _stoppable():

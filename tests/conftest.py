@@ -108,6 +108,14 @@ def threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "share_threads", lambda: None)
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency measured in this process is nobody's figure: PyTorch's threads need no rest."""
+    from stc.runtime import bench
+
+    monkeypatch.setattr(bench, "PAUSE_S", 0.0)
+
+
 @pytest.fixture
 def run_main(
     capsys: pytest.CaptureFixture[str],

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stc.runtime import bench_command, run_command
+from stc.runtime import bench_command, parity_command, run_command
 from stc.runtime import open as opening
 from stc.runtime.open import MOST_HELD
 
@@ -16,6 +16,7 @@ Outcome = subprocess.CompletedProcess[str]
 MAINS = {
     "stc-run": run_command.main,
     "stc-bench": bench_command.main,
+    "stc-parity": parity_command.main,
 }
 TENSORRT = ["--device", "cuda", "--backend", "tensorrt"]
 IDLE = "--device cuda: --backend tensorrt, expected --backend onnxruntime; leave one out"
@@ -26,6 +27,7 @@ IDLE = "--device cuda: --backend tensorrt, expected --backend onnxruntime; leave
     [
         (["stc-run", "B", "--video", "V", *TENSORRT], IDLE),
         (["stc-bench", "B", *TENSORRT], IDLE),
+        (["stc-parity", "B", *TENSORRT], IDLE),
         (
             ["stc-bench", "B", "--checkpoint", "X"],
             "--checkpoint: given, expected --against torch beside it",

@@ -74,8 +74,11 @@ def test_the_demo_bundle_equals_pytorch_on_a_video(demo_bundle: Path) -> None:
         "torch_reuse_ms_p50",
     ):
         assert document["latency"][name] > 0
-    for where in ("keys_00", "layerwise"):
+    assert document["latency"]["reference_frames"] >= 10
+    assert document["latency"]["reuse_frames"] >= 10
+    for where in ("keys_00", "layerwise", "prune_dual_anchor"):
         assert re.search(rf"│ {where} .*│ +pass │", done.stdout)
+    assert f"frames: 4 of {STREET}\n" in done.stdout
 
 
 def test_other_weights_than_the_bundles_do_not_equal_it(
@@ -125,6 +128,7 @@ def test_a_checkpoint_of_another_model_is_one_line(
     ("arguments", "told"),
     [
         (["--frames", "1"], "--frames: got 1, expected at least 2"),
+        (["--frames", "100000"], "--frames: got 100000, expected at least 2 and at most 32"),
         (["--video", "no.mp4"], "no.mp4"),
         (["--recompute-ratio", "0"], "--recompute-ratio: got 0.0"),
         (["--budget", "50"], "--budget: got 50, expected at most 49"),
@@ -134,3 +138,23 @@ def test_a_mistake_is_one_line(
     demo_bundle: Path, arguments: list[str], told: str, stc_parity: Callable[..., Outcome]
 ) -> None:
     assert told in one_line(stc_parity(demo_bundle, *arguments))
+
+
+def test_a_stream_that_is_all_references_is_compared_as_asked(
+    demo_bundle: Path, stc_parity: Callable[..., Outcome]
+) -> None:
+    done = stc_parity(demo_bundle, "--preset", "off", "--frames", 2, "--json", "-")
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = document_of(done)
+    assert document["settings"]["reference_interval"] == 1
+    assert document["latency"]["reuse_frames"] == 0
+    assert document["latency"]["reuse_ms_p50"] is None
+    assert "frames: 2 of seeded noise\n" in done.stdout
+
+
+@pytest.mark.parametrize("flag", [["--pruner", "gaussian"], ["--anchor-window", "3"]])
+def test_a_pruner_that_nobody_reads_after_is_refused(
+    checkpoint_bundle: Exported, flag: list[str], stc_parity: Callable[..., Outcome]
+) -> None:
+    line = one_line(stc_parity(checkpoint_bundle.bundle.root, *flag))
+    assert f"{flag[0]}: given, expected a bundle with a language side" in line
