@@ -32,8 +32,9 @@ PAGES = [
 ]
 
 SLOW = {
-    "stc-export --model llava-ov --random-weights --vision-only --output out/full",
-    "stc-bench out/full --video tests/data/street.mp4 --against torch",
+    "stc-export --model llava-ov --random-weights --int4 32 --output out/full",
+    "stc-bench out/full --video tests/data/street.mp4 --frames 12 --against torch",
+    "stc-bench out/full --prefill --frames 8 --against torch --against int4",
     "stc-parity out/full --video tests/data/street.mp4",
 }
 """Commands of the README that take minutes."""
