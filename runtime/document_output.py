@@ -22,12 +22,14 @@ def document_output(target: str | None) -> Iterator[Callable[[Document], None]]:
         that cannot be kept, and appears when the body ends without an error; `-` is one line on
         stdout; None is nowhere.
 
-    Raises SettingsError when the file cannot be written.
+    Raises SettingsError when it names a folder or cannot be written.
     """
     if target is None:
         yield lambda document: None
     elif target == "-":
         yield lambda document: print(json.dumps(document, allow_nan=False))
+    elif target.endswith("/"):
+        raise SettingsError(f"--json {target}", "names a folder", "a file", "name a file inside it")
     else:
         with ExitStack() as stack:
             with _one_line_errors(target):

@@ -173,6 +173,9 @@ class StreamSession:
         self, pixel_values: NDArray[np.floating], kind: FrameKind, frame_index: int
     ) -> None:
         """Run the frame again, looking at every output; always raises NonFiniteError."""
+        mend = "export another checkpoint, or copy this one again"
+        if self.tower.dtype == np.float16:
+            mend = "export again with --precision fp32, or another checkpoint"
 
         def look(graph: str, outputs: Mapping[str, Tensor]) -> None:
             for name, tensor in outputs.items():
@@ -181,7 +184,7 @@ class StreamSession:
                         f"graph {graph}, frame {frame_index}",
                         f"NaN or infinity in {name}",
                         "finite numbers",
-                        "try --precision fp32 at export, or another checkpoint",
+                        mend,
                     )
 
         self._vision.observer = look

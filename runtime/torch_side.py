@@ -68,6 +68,7 @@ def torch_language_side(bundle: Bundle, checkpoint: str | None) -> Iterator[Torc
                 weights.name,
                 "another decoder than the bundle's",
                 bundle.manifest.provenance.checkpoint,
+                "pass the checkpoint it was exported from",
             )
         yield TorchLanguageSide(TorchLanguageGraphs(language), TorchLanguage(language))
 
@@ -91,6 +92,9 @@ def _weights(bundle: Bundle, checkpoint: str | None) -> Iterator[Any]:
     with open_weights(kind, checkpoint or provenance.checkpoint) as weights:
         if weights.spec != bundle.manifest.vision:
             raise CheckpointError(
-                weights.name, "another model than the bundle's", provenance.checkpoint
+                weights.name,
+                "another model than the bundle's",
+                provenance.checkpoint,
+                "pass the checkpoint it was exported from",
             )
         yield weights

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from stc.errors import SettingsError, VideoError
-from stc.runtime.video_sampler import Sampler
+from stc.runtime.video_sampler import FrameSampler
 from stc.runtime.video_source import Reconnection, VideoSource, without_credentials
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def open_video(
     source; VideoError when PyAV is not installed, or the source cannot be opened or has no video.
     """
     # Checked before anything is opened, so that a wrong rate leaves nothing to close.
-    Sampler(fps, 0.0)
+    FrameSampler(fps, 0.0)
     if not source:
         raise VideoError("--video", "got nothing", "a file, /dev/videoN or an rtsp:// address")
     _require_av()
@@ -132,7 +132,7 @@ def _open_file(source: str, fps: float | None) -> VideoSource:
     if container.format.name == "tty":
         # libav plays plain text files as terminal recordings.
         container.close()
-        raise VideoError(source, "a text file", "a video")
+        raise VideoError(source, "a text file", "a video", "name the file of the video")
     return VideoFile(container, source, fps=fps)
 
 
@@ -141,7 +141,8 @@ def _check_path(path: str) -> None:
     try:
         status = Path(path).stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise VideoError(path, "no such file", mend="check the path") from error
+        mend = f"a camera is: --video /dev/video{path}" if path.isdecimal() else "check the path"
+        raise VideoError(path, "no such file", mend=mend) from error
     except (OSError, ValueError) as error:
         raise VideoError(path, f"cannot be opened ({error})", "a video file") from error
     if stat.S_ISDIR(status.st_mode):

@@ -131,7 +131,14 @@ def _video_stream(container: InputContainer, name: str) -> VideoStream:
         if stream.disposition & Disposition.attached_pic:
             continue
         if stream.codec_context is None:
-            raise VideoError(name, "this build of PyAV has no decoder for its video codec")
+            raise VideoError(
+                name,
+                "no decoder for its video codec",
+                "one PyAV has",
+                "write it again: ffmpeg -c:v libx264",
+            )
         return stream
     kinds = sorted({stream.type for stream in container.streams})
-    raise VideoError(name, f"has no video, only {' and '.join(kinds)}", "a video stream")
+    raise VideoError(
+        name, f"has no video, only {' and '.join(kinds)}", "a video stream", "name another file"
+    )

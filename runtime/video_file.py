@@ -12,7 +12,7 @@ from stc.runtime.frame import Frame
 from stc.runtime.video_clock import Clock
 from stc.runtime.video_decoder import Decoder
 from stc.runtime.video_errors import reason
-from stc.runtime.video_sampler import Sampler, expected_frames
+from stc.runtime.video_sampler import FrameSampler, expected_frames
 from stc.runtime.video_source import VideoSource
 
 SPARSE = 4
@@ -31,7 +31,7 @@ class VideoFile(VideoSource):
     def __init__(self, container: InputContainer, source: str, *, fps: float | None) -> None:
         super().__init__(source)
         self._decoder = Decoder(container, self.name)
-        self._sampler = Sampler(fps, self._decoder.tick_s)
+        self._sampler = FrameSampler(fps, self._decoder.tick_s)
         self.rate = self._decoder.rate
         if fps is not None and self.rate is not None and fps * SPARSE <= self.rate:
             self._decoder.decode_in_parallel()

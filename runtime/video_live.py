@@ -18,7 +18,7 @@ from stc.runtime.frame import Frame
 from stc.runtime.video_clock import Clock
 from stc.runtime.video_decoder import Decoder
 from stc.runtime.video_errors import reason, unreadable
-from stc.runtime.video_sampler import Sampler
+from stc.runtime.video_sampler import FrameSampler
 from stc.runtime.video_source import Reconnection, VideoSource
 
 CLOSE_WAIT_S = 2.0
@@ -65,7 +65,7 @@ class LiveVideo(VideoSource):
         except FFmpegError as error:
             raise unreadable(self.name, error) from error
         self.rate = decoder.rate
-        self._sampler = Sampler(fps, decoder.tick_s)
+        self._sampler = FrameSampler(fps, decoder.tick_s)
         self._clock = Clock(decoder.period_s)
         self._handed_out = 0
         # Shared with the thread, under `_changed`, except for the flag and the two plain values.

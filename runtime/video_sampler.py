@@ -1,4 +1,4 @@
-"""A sampler: which frames of a source are taken at a lower rate."""
+"""A frame sampler: which frames of a source are taken at a lower rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COARSEST_ROUNDING_S = 1e-3
 """Cameras stamp to the microsecond, Matroska and FLV to the millisecond."""
 
 
-class Sampler:
+class FrameSampler:
     """Takes, for each target time k/fps, the first frame that is not earlier.
 
     A frame is taken at most once, so a rate above the source's takes every frame once.
@@ -42,7 +42,7 @@ class Sampler:
 
 
 def expected_frames(frames: int | None, rate: float | None, fps: float | None) -> int | None:
-    """How many of `frames` at `rate` per second a Sampler of `fps` takes; None if unknown."""
+    """How many of `frames` at `rate` per second a FrameSampler of `fps` takes; None if unknown."""
     if frames is None or fps is None:
         return frames
     if rate is None:

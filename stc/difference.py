@@ -18,14 +18,6 @@ class Difference:
     relative_l2: float
     min_cosine: float
 
-    def worse(self, other: Difference) -> Difference:
-        """The worse of both in every figure."""
-        return Difference(
-            max(self.max_abs, other.max_abs),
-            max(self.relative_l2, other.relative_l2),
-            min(self.min_cosine, other.min_cosine),
-        )
-
 
 def difference(expected: NDArray[Any], got: NDArray[Any]) -> Difference:
     """The difference of `got` from `expected`, arrays of one shape, computed in float64.

@@ -29,20 +29,12 @@ def gelu_tanh(x: Array) -> Array:
     return activated
 
 
-def quick_gelu(x: Array) -> Array:
-    """x * sigmoid(1.702 x), CLIP's gelu."""
-    # Through tanh, which cannot overflow.
-    activated: Array = 0.5 * x * (1 + np.tanh(0.851 * x))
-    return activated
-
-
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": gelu,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
-    "quick_gelu": quick_gelu,
 }
 """Activations by their Hugging Face name."""
 

@@ -231,6 +231,7 @@ def test_a_disk_that_fills_up_while_graphs_are_written_is_one_line(
     ("flags", "message"),
     [
         (["--json", "none/o.json"], "--json none/o.json: cannot be written (No such file"),
+        (["--json", "o/"], "--json o/: names a folder, expected a file"),
         (["--json", "."], "--json .: cannot be written (is a folder)"),
         (["--overlay", "none/o.mp4"], "none/o.mp4: cannot be written"),
         (["--overlay", "o.avi"], "o.avi: unknown ending '.avi'"),

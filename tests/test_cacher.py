@@ -269,7 +269,6 @@ def test_activations_equal_torchs(name: str) -> None:
         "gelu": lambda: torch.nn.functional.gelu(tensor),
         "gelu_new": lambda: torch.nn.functional.gelu(tensor, approximate="tanh"),
         "gelu_pytorch_tanh": lambda: torch.nn.functional.gelu(tensor, approximate="tanh"),
-        "quick_gelu": lambda: tensor * torch.sigmoid(1.702 * tensor),
     }[name]()
     np.testing.assert_allclose(ACTIVATIONS[name](x), expected.numpy(), rtol=1e-9, atol=1e-12)
     assert ACTIVATIONS[name](x.astype(np.float32)).dtype == np.float32

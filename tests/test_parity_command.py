@@ -122,6 +122,7 @@ def test_a_checkpoint_of_another_model_is_one_line(
     other = exported("half").bundle.root
     line = one_line(stc_parity(other, "--checkpoint", checkpoints[0]))
     assert "first: another model than the bundle's" in line
+    assert line.endswith("; pass the checkpoint it was exported from")
 
 
 @pytest.mark.parametrize(

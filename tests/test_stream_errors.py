@@ -13,8 +13,9 @@ from stc import contracts
 from stc.contracts import EMBED, PROJECT, TOKENS
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import EngineError, NonFiniteError, VideoError
+from stc.manifest import Precision
 from stc.runtime.session import StreamSession
-from stc.runtime.tower import VisionTower
+from stc.runtime.tower import NETWORK_DTYPES, VisionTower
 from stc.runtime.vision import StreamVision
 from stc.settings import SCORINGS, Scoring
 from stc.tower_weights import ProjectorWeights, TowerWeights
@@ -137,6 +138,25 @@ def test_nan_is_traced_to_its_graph_and_frame(graph: str, frame_index: int) -> N
     assert session.push(frames[frame_index + 2]).kind == (
         "reference" if (frame_index + 2) % 3 == 0 else "reuse"
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "mend"),
+    [
+        ("fp32", "; export another checkpoint, or copy this one again"),
+        ("fp16", "; export again with --precision fp32, or another checkpoint"),
+    ],
+)
+def test_fp32_is_advised_where_it_is_not_in_use(precision: Precision, mend: str) -> None:
+    weights = numpy_weights(WEIGHTS)
+    _poison(*weights)[PROJECT].flat[0] = np.nan
+    tower = VisionTower(OracleBackend(*weights), WEIGHTS.spec, "fp32")
+    session = StreamSession(tower, SETTINGS)
+    # The oracle computes in float32 whatever the bundle has.
+    tower.dtype = NETWORK_DTYPES[precision]
+    with pytest.raises(NonFiniteError) as caught:
+        session.push(moving_frames(1)[0])
+    assert str(caught.value).endswith(mend)
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)

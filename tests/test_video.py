@@ -19,7 +19,7 @@ from stc.errors import SettingsError, VideoError
 from stc.runtime.video import open_video
 from stc.runtime.video_clock import Clock
 from stc.runtime.video_decoder import Decoder
-from stc.runtime.video_sampler import Sampler, expected_frames
+from stc.runtime.video_sampler import FrameSampler, expected_frames
 from tests.clips import (
     number_of,
     numbered,
@@ -107,7 +107,7 @@ def test_the_sampler_keeps_its_definition(steps: list[float], fps: float, tick_s
     near = np.abs((times + slack_s) * fps - np.round((times + slack_s) * fps))
     assume(near.min() > 1e-9)
     first_at_or_after = np.searchsorted(times + slack_s, targets)
-    sampler = Sampler(fps, tick_s)
+    sampler = FrameSampler(fps, tick_s)
     taken = [index for index, time_s in enumerate(times) if sampler.takes(time_s)]
     assert taken == sorted(set(first_at_or_after[targets <= times[-1] + slack_s].tolist()))
 

@@ -53,13 +53,15 @@ def test_a_file_that_is_no_video_is_refused(tmp_path: Path, content: bytes, mess
 def test_a_text_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("hello world\n" * 50)
-    assert refusal(path) == f"{path}: a text file, expected a video"
+    assert refusal(path) == (f"{path}: a text file, expected a video; name the file of the video")
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.wav", "pcm_s16le"), ("a.mp4", "aac")])
 def test_sound_alone_is_refused(tmp_path: Path, name: str, codec: str) -> None:
     path = write_sound(tmp_path / name, codec)
-    assert refusal(path) == f"{path}: has no video, only audio, expected a video stream"
+    assert refusal(path) == (
+        f"{path}: has no video, only audio, expected a video stream; name another file"
+    )
 
 
 def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
@@ -74,6 +76,7 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
     [
         ("", "--video: got nothing, expected a file, /dev/videoN or an rtsp:// address"),
         ("nothing/here.mp4", "no such file; check the path"),
+        ("0", "no such file; a camera is: --video /dev/video0"),
         ("a\0b.mp4", "cannot be opened"),
         ("x" * 5000, "cannot be opened"),
         (str(DATA), "a folder, expected a video file; name a file inside it"),
