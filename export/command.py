@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.Parser(prog="stc-export", description=__doc__)
-    parser.add_argument("--model", required=True, choices=MODELS)
+    parser.add_argument("--model", required=True, choices=MODELS, help="what is exported")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--checkpoint", metavar="DIR_OR_ID", help="LlavaOnevision checkpoint, local or on the hub"
@@ -39,10 +39,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=SIZES,
         const=SIZES[0],
         metavar="0.5b|7b",
-        help="full-size architecture with seeded weights, to measure speed; 0.5b if not said",
+        help="full-size architecture with seeded weights, to measure speed; default size 0.5b",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default out/MODEL")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16"), default="fp32", help="of weights, default fp32"
+    )
     parser.add_argument(
         "--vision-only", action="store_true", help="no language graphs: kept tokens, no answers"
     )
@@ -51,7 +53,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         choices=(32, 128),
         metavar="32|128",
-        help="language matrices in four bits as well, so many values to a scale",
+        help="language matrices in four bits as well, so many values to a scale; default none",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     settings.add_flags(parser)

@@ -1,4 +1,7 @@
-"""`stc-bench`: latency of a bundle's tower on this machine, last line one JSON object."""
+"""`stc-bench`: latency of a bundle's tower on this machine, last line one JSON object.
+
+At reference interval 4 unless something else is said.
+"""
 
 from __future__ import annotations
 
@@ -54,12 +57,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help=f"frames measured, default 24; the first {opening.MOST_HELD} over and over",
     )
-    parser.add_argument("--video", metavar="FILE", help="default: seeded noise")
+    parser.add_argument("--video", metavar="FILE", help="frames measured, default seeded noise")
     parser.add_argument(
         "--against",
         action="append",
         choices=("torch", "int4"),
-        help="measure PyTorch, or --prefill with four-bit matrices, beside it; repeatable",
+        help="measure PyTorch, or --prefill with four-bit matrices, too; default none; repeatable",
     )
     parser.add_argument("--checkpoint", metavar="DIR_OR_ID", help="weights for --against torch")
     parser.add_argument(

@@ -34,9 +34,17 @@ MOST_HELD = 32
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags every command that runs a bundle has."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of stc-export")
-    parser.add_argument("--backend", choices=BACKENDS, default=BACKENDS[0], help="what computes")
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where ONNX Runtime computes"
+        "--backend",
+        choices=BACKENDS,
+        default=BACKENDS[0],
+        help=f"what computes, default {BACKENDS[0]}",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where ONNX Runtime computes, default cpu",
     )
 
 

@@ -50,7 +50,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chat", action="store_true", help="ask at a prompt while the stream runs and after it"
     )
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="of an answer, default 128")
+    group.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=f"of an answer, default {MOST_NEW_TOKENS}"
+    )
     group.add_argument("--temperature", type=float, metavar="T", help="default 0: greedy")
     group.add_argument("--top-p", type=float, metavar="P", help="default 1: no token left out")
     group.add_argument("--seed", type=int, metavar="N", help="of the draws, default 0")

@@ -34,7 +34,7 @@ def _integer(flag: str, value: int, *, least: int, most: int | None = None) -> N
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a stream is compressed.
+    """How a stream is compressed; the defaults are the paper's, PRESETS[DEFAULT_PRESET].
 
     reference_interval: a frame is a reference frame when frame_index % reference_interval == 0;
         1 makes every frame a reference (dense).
@@ -51,7 +51,7 @@ class Settings:
 
     reference_interval: int = 2
     recompute_ratio: float = 0.25
-    selection: Selection = "shared"
+    selection: Selection = "layerwise"
     budget: int = 58
     pruner: Scoring = "dual-anchor"
     anchor_window: int = 32
@@ -91,10 +91,10 @@ class Settings:
 
 
 PRESETS: dict[str, Settings] = {
-    "cacher": Settings(reference_interval=4, selection="layerwise", budget=KEEP_ALL),
+    "cacher": Settings(reference_interval=4, budget=KEEP_ALL),
     "pruner": Settings(reference_interval=1, recompute_ratio=1.0, budget=49),
-    "paper": Settings(selection="layerwise"),
-    "released": Settings(selection="layerwise", budget=60, pruner="gaussian"),
+    "paper": Settings(),
+    "released": Settings(budget=60, pruner="gaussian"),
     "off": Settings(reference_interval=1, recompute_ratio=1.0, budget=KEEP_ALL),
 }
 """Settings of the paper's section 4.1 and of its released code, by name; budgets are stated for
@@ -117,14 +117,45 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     Flags default to None, so that only what the user wrote overrides the preset.
     """
-    group = parser.add_argument_group("STC settings")
-    group.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
-    group.add_argument("--reference-interval", type=int, metavar="N", help="1 = every frame dense")
-    group.add_argument("--recompute-ratio", type=float, metavar="R", help="0 < R <= 1")
-    group.add_argument("--selection", metavar="|".join(SELECTIONS))
-    group.add_argument("--budget", type=int, metavar="K", help="tokens kept per frame, 0 = all")
-    group.add_argument("--pruner", metavar="|".join(SCORINGS))
-    group.add_argument("--anchor-window", type=int, metavar="W", help="frames, dual-anchor")
+    group = parser.add_argument_group(
+        "STC settings",
+        "Default: those the bundle was exported with, which are those of --preset "
+        f"{DEFAULT_PRESET} if nothing else was said.",
+    )
+    presets = "; ".join(f"{name}: {_contents(preset)}" for name, preset in PRESETS.items())
+    group.add_argument("--preset", metavar="NAME", help=f"all of the flags below. {presets}")
+    group.add_argument(
+        "--reference-interval", type=int, metavar="N", help="every Nth frame is dense, 1: all"
+    )
+    group.add_argument(
+        "--recompute-ratio",
+        type=float,
+        metavar="R",
+        help="share of the tokens recomputed on the frames between, 0 < R <= 1",
+    )
+    group.add_argument(
+        "--selection",
+        metavar="|".join(SELECTIONS),
+        help="who chooses them: the first block for all, or each block for itself",
+    )
+    group.add_argument("--budget", type=int, metavar="K", help="tokens kept per frame, 0: all")
+    group.add_argument(
+        "--pruner",
+        metavar="|".join(SCORINGS),
+        help="what chooses the tokens kept: the paper, the released code, or that code mended",
+    )
+    group.add_argument(
+        "--anchor-window", type=int, metavar="W", help="frames dual-anchor looks back, 1 or more"
+    )
+
+
+def _contents(preset: Settings) -> str:
+    if preset.reference_interval == 1:
+        frames = "every frame dense"
+    else:
+        frames = f"interval {preset.reference_interval}, ratio {preset.recompute_ratio:g}"
+    kept = f"keeps {preset.budget} of {PRESET_POOLED} by {preset.pruner}"
+    return f"{frames}, {kept if preset.budget else 'keeps all'}"
 
 
 def from_flags(flags: argparse.Namespace, default: Settings, pooled: int) -> Settings:

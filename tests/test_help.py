@@ -1,0 +1,86 @@
+"""Every flag of every command says what it does, and what holds without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+
+from stc import command
+from stc.engines import build_command
+from stc.export import command as export_command
+from stc.runtime import bench_command, doctor_command, parity_command, run_command
+from stc.settings import DEFAULT_PRESET, PRESETS, Settings
+
+MAINS: dict[str, Callable[[list[str]], int]] = {
+    "stc-export": export_command.main,
+    "stc-build": build_command.main,
+    "stc-run": run_command.main,
+    "stc-parity": parity_command.main,
+    "stc-bench": bench_command.main,
+    "stc-doctor": doctor_command.main,
+}
+SAID_BY_THE_GROUP = "STC settings"
+
+
+class Parsed(Exception):  # noqa: N818
+    """Carries the parser of a command out of it."""
+
+
+def parser_of(main: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch) -> command.Parser:
+    def parse(parser: command.Parser, arguments: object) -> NoReturn:
+        raise Parsed(parser)
+
+    monkeypatch.setattr(command.Parser, "parse_args", parse)
+    with pytest.raises(Parsed) as caught:
+        main([])
+    parser = caught.value.args[0]
+    assert isinstance(parser, command.Parser)
+    return parser
+
+
+@pytest.mark.parametrize("name", MAINS)
+def test_every_flag_has_help_with_its_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = parser_of(MAINS[name], monkeypatch)
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            flag = action.option_strings[-1] if action.option_strings else action.dest
+            assert action.help, flag
+            takes_a_value = action.option_strings and action.nargs != 0
+            if action.required or not takes_a_value or group.title == SAID_BY_THE_GROUP:
+                continue
+            if action.default is not None or action.type in (int, float) or action.choices:
+                told = "default" in action.help or isinstance(action.default, list)
+                assert told or flag in SILENT, flag
+
+
+SILENT = {"--prefill-every"}
+"""One frame per call is what nobody would look up."""
+
+
+def test_help_says_what_presets_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = parser_of(run_command.main, monkeypatch)
+    text = " ".join(parser.format_help().split())
+    for told in (
+        "cacher: interval 4, ratio 0.25, keeps all",
+        "pruner: every frame dense, keeps 49 of 196 by dual-anchor",
+        "paper: interval 2, ratio 0.25, keeps 58 of 196 by dual-anchor",
+        "released: interval 2, ratio 0.25, keeps 60 of 196 by gaussian",
+        "off: every frame dense, keeps all",
+        "those of --preset paper if nothing else was said",
+    ):
+        assert told in text
+
+
+def test_settings_without_a_word_are_the_default_presets() -> None:
+    assert Settings() == PRESETS[DEFAULT_PRESET]
+    assert Settings().selection == "layerwise"
+
+
+def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for main in MAINS.values():
+        with pytest.raises(SystemExit) as ended:
+            main(["--help"])
+        assert ended.value.code == 0
+    assert capsys.readouterr().err == ""
