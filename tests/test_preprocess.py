@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from stc.errors import VideoError
 from stc.manifest import VisionSpec
@@ -44,8 +45,7 @@ def spec(
 
 
 def by_transformers(rgb: NDArray[np.uint8], spec: VisionSpec) -> NDArray[np.float32]:
-    siglip = pytest.importorskip("transformers.models.siglip.image_processing_pil_siglip")
-    processor = siglip.SiglipImageProcessorPil(
+    processor = SiglipImageProcessorPil(
         size={"height": spec.image_size, "width": spec.image_size},
         image_mean=list(spec.image_mean),
         image_std=list(spec.image_std),
