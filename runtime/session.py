@@ -133,7 +133,7 @@ class StreamSession:
         language side.
         """
         if self.language is None:
-            raise LanguageError("question", "this session has no language side")
+            raise LanguageError("question", "the stream was opened without a language side")
         return self.language.ask(question, max_new_tokens, sampling)
 
     def _tower(

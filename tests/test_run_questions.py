@@ -328,5 +328,5 @@ def test_prefill_mistakes_are_one_line(
 def test_a_session_without_a_language_side_refuses_questions() -> None:
     case = language_case()
     tower = VisionTower(OnnxRuntimeBackend(case.bundle), case.bundle.manifest.vision, "fp32")
-    with pytest.raises(LanguageError, match="question: this session has no language side"):
+    with pytest.raises(LanguageError, match="the stream was opened without a language side"):
         StreamSession(tower, PRESETS["off"]).ask(QUESTION)
