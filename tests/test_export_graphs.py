@@ -253,7 +253,7 @@ def test_exports_of_one_checkpoint_are_equal_to_the_byte(
     done = run_python(
         *("-m", "stc.export.command", "--model", "llava-ov"),
         *("--checkpoint", checkpoints[0], "--output", output),
-        *("--budget", 2, "--selection", "shared", "--vision-only"),
+        *("--budget", 2, "--vision-only"),
         PYTHONHASHSEED="1",
     )
     assert done.returncode == 0, done.stderr
