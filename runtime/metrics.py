@@ -97,6 +97,11 @@ class StreamMetrics:
         self._prefill_ms = 0.0
         self._trend = Trend()
 
+    @property
+    def frames(self) -> int:
+        """How many were added."""
+        return sum(kind.frames for kind in self._kinds.values())
+
     def add(self, report: FrameReport) -> None:
         """`report` counts; it is not held."""
         self._kinds[report.kind].add(report)
@@ -115,7 +120,7 @@ class StreamMetrics:
     ) -> StreamSummary:
         """The stream so far, with what only the caller knows of it."""
         reference, reuse = self._kinds["reference"], self._kinds["reuse"]
-        frames = reference.frames + reuse.frames
+        frames = self.frames
         total_ms = reference.total_ms + reuse.total_ms
         computed_ms = total_ms + self._prefill_ms
         return StreamSummary(

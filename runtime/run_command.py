@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
+from typing import Final
 
 from stc import command, settings
 from stc.bundle import Bundle
@@ -21,28 +20,28 @@ from stc.runtime import open as opening
 from stc.runtime.chat import HINT, Chat
 from stc.runtime.comparison import compare_with_dense
 from stc.runtime.conversation import Conversation
+from stc.runtime.dense_run import DenseRun
 from stc.runtime.document_output import document_output
-from stc.runtime.fidelity import Fidelity
-from stc.runtime.frame import Frame
 from stc.runtime.live_table import LiveTable
-from stc.runtime.metrics import StreamMetrics
 from stc.runtime.open_language import open_stream_language
 from stc.runtime.output_paths import refuse_shared_paths
 from stc.runtime.overlay import OverlayWriter
 from stc.runtime.run_document import run_document
+from stc.runtime.stream_run import StreamRun
 from stc.runtime.summary import print_summary
-from stc.runtime.taken_frames import TakenFrames
+from stc.runtime.taken_frames import EndedBy
 from stc.runtime.tower import VisionTower
-from stc.settings import PRESETS, Settings
+from stc.settings import Settings
 
 OVERLAY_FPS = 5.0
 """Frames per second of an overlay whose source names no rate."""
-PIECES = 4
-"""Pieces of an answer between two frames of a live source, which does not wait."""
-TYPED_S = 0.1
-"""Seconds after which a question that was typed is noticed, though no frame came."""
 STILL = ".png"
 """Ending of the still that is saved beside an overlay."""
+_ENDINGS: Final[dict[EndedBy, str]] = {
+    "interrupt": "interrupted",
+    "loss": "the source was lost",
+    "error": "a frame could not be computed",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,9 +90,12 @@ def _run(flags: argparse.Namespace) -> int:
                         flags.overlay, spec.side, spec.pooled_side, rate, covered=spec.covered
                     )
                 )
-            streams = 2 if flags.compare_dense else 1
             tower = opening.open_tower(
-                bundle, flags.device, flags.backend, streams=streams, context=_context(flags)
+                bundle,
+                flags.device,
+                flags.backend,
+                streams=2 if flags.compare_dense else 1,
+                context=_context(flags),
             )
             chat = Chat() if flags.chat else None
             conversation = _conversation(bundle, tower, chosen, flags, console, chat)
@@ -102,52 +104,28 @@ def _run(flags: argparse.Namespace) -> int:
                 chat.invite()
             language = None if conversation is None else conversation.language
             session = opening.open_session(tower, chosen, language)
-            metrics = StreamMetrics(spec.tokens, spec.pooled)
-            dense = opening.open_session(tower, PRESETS["off"]) if flags.compare_dense else None
-            dense_metrics = StreamMetrics(spec.tokens, spec.pooled)
-            fidelity = Fidelity()
-            frames = TakenFrames(source, flags.frames)
+            dense = DenseRun(tower) if flags.compare_dense else None
+            stream = StreamRun(
+                source,
+                session,
+                most=flags.frames,
+                dense=dense,
+                overlay=overlay,
+                conversation=conversation,
+            )
             table = stack.enter_context(
                 LiveTable(
                     spec.tokens,
                     spec.pooled,
-                    expected=frames.expected,
+                    expected=stream.expected,
                     console=console if chat is None else Console(quiet=True, file=io.StringIO()),
                 )
             )
             if conversation is not None:
                 conversation.aside = table.aside
-            start = time.perf_counter()
-            try:
-                for frame in _meanwhile(frames, conversation):
-                    # A frame is in the metrics, the table and the overlay, or in none of them.
-                    with command.uninterrupted():
-                        report = session.push(frame)
-                        metrics.add(report)
-                        table.count(
-                            dropped_frames=source.dropped,
-                            broken_frames=source.broken,
-                            reconnects=source.reconnects,
-                        )
-                        table.add(report)
-                        if dense is not None:
-                            dense_report = dense.push(frame)
-                            dense_metrics.add(dense_report)
-                            fidelity.add(report, dense_report)
-                        if overlay is not None:
-                            overlay.add(frame, report)
-                        if conversation is not None:
-                            conversation.frame(report)
-                    if conversation is not None:
-                        _give_answers(conversation, PIECES if source.is_live else None)
-            except KeyboardInterrupt:
-                if not metrics.summary().frames:
-                    raise
-                frames.ended_by = "interrupt"
-                console.print("interrupted; this is the stream so far")
-            if frames.loss is not None:
-                console.print("the source was lost; this is the stream so far")
-            wall_s = time.perf_counter() - start
+            stream.take(table)
+            if stream.ended_by in _ENDINGS:
+                console.print(f"{_ENDINGS[stream.ended_by]}; this is the stream so far")
         if conversation is not None:
             try:
                 conversation.ask_rest()
@@ -155,31 +133,25 @@ def _run(flags: argparse.Namespace) -> int:
                 console.print("interrupted; these are the answers so far")
         if overlay is not None:
             overlay.save_still(still)
-        summary = metrics.summary(
-            wall_s=wall_s,
-            broken_frames=source.broken,
-            dropped_frames=source.dropped,
-            reconnects=source.reconnects,
-            oldest_frame_ms=source.oldest_ms,
-        )
-        comparison = compare_with_dense(summary, dense_metrics.summary() if dense else None)
+        summary = stream.summary()
+        comparison = compare_with_dense(summary, dense.summary() if dense else None)
         print_summary(console, summary, comparison)
-        if dense is not None:
-            console.print(fidelity.line(), highlight=False, soft_wrap=True)
-        for line in conversation.lines() if conversation is not None else ():
+        told = [] if dense is None else [dense.fidelity.line()]
+        told += [] if conversation is None else conversation.lines()
+        for line in told:
             console.print(line, highlight=False, soft_wrap=True)
         document = run_document(
             summary,
             settings=chosen,
             bundle=manifest.provenance.checkpoint,
-            ended_by=frames.ended_by,
+            ended_by=stream.ended_by,
             comparison=comparison,
         )
-        document["fidelity"] = fidelity.to_json() if dense is not None else None
-        document["language"] = conversation.to_json() if conversation is not None else None
+        document["fidelity"] = None if dense is None else dense.fidelity.to_json()
+        document["language"] = None if conversation is None else conversation.to_json()
         write(document)
-    if frames.loss is not None:
-        raise frames.loss
+    if stream.failure is not None:
+        raise stream.failure
     return 2 if conversation is not None and (conversation.failed or conversation.left_out) else 0
 
 
@@ -214,26 +186,6 @@ def _conversation(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     return Conversation(language, asked, sys.stdout, say, chat)
-
-
-def _meanwhile(frames: TakenFrames, conversation: Conversation | None) -> Iterator[Frame]:
-    """`frames`; while none is there, questions are asked and answers go on."""
-    while True:
-        if conversation is not None:
-            while not frames.wait(0.0 if conversation.answering else TYPED_S):
-                conversation.advance()
-        try:
-            frame = next(frames)
-        except StopIteration:
-            return
-        yield frame
-
-
-def _give_answers(conversation: Conversation, pieces: int | None) -> None:
-    """Questions due or typed are asked and answered, `pieces` of text at most; all when None."""
-    for _ in count() if pieces is None else range(pieces):
-        if not conversation.advance():
-            return
 
 
 if __name__ == "__main__":

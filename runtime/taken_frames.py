@@ -9,7 +9,8 @@ from stc.errors import VideoError
 from stc.runtime.frame import Frame
 from stc.runtime.video_source import VideoSource
 
-EndedBy = Literal["end", "frames", "interrupt", "loss"]
+EndedBy = Literal["end", "frames", "interrupt", "loss", "error"]
+"""The source's end, as many frames as were asked for, a signal, a lost source, a failing engine."""
 
 
 class TakenFrames(Iterator[Frame]):
@@ -18,8 +19,7 @@ class TakenFrames(Iterator[Frame]):
     A source that cannot be read on after its first frame ends them as its end would, so that what
     was computed is kept, and `loss` says why.
 
-    ended_by: `end` of the source, number of `frames` asked for, `loss` of the source; whoever
-        stops taking for an `interrupt` says so here.
+    ended_by: what ended the frames.
     """
 
     def __init__(self, source: VideoSource, most: int | None) -> None:

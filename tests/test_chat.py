@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from stc.runtime import run_command
+from stc.runtime import stream_run
 from stc.runtime.chat import SIGN, Chat
 from stc.runtime.frame import Frame
 from stc.runtime.stream_language import StreamLanguage
@@ -143,7 +143,7 @@ def test_a_typed_question_is_answered_though_no_frame_comes(
 def test_frames_of_a_live_source_keep_coming_during_an_answer(
     camera: Camera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_command, "PIECES", 1)
+    monkeypatch.setattr(stream_run, "PIECES", 1)
     decode = StreamLanguage._decode
     taken = []
 

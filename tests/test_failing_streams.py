@@ -1,18 +1,21 @@
-"""A source that is lost midway ends a run with all that was computed, an error line and exit 2."""
+"""A source or an engine that fails midway ends a run with all that was computed, and exit 2."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from stc.errors import VideoError
+from stc.errors import EngineError, StcError, VideoError
 from stc.runtime import run_command
 from stc.runtime.frame import Frame
+from stc.runtime.session import StreamSession
 from stc.runtime.taken_frames import TakenFrames
 from stc.runtime.video_file import VideoFile
 from stc.runtime.video_source import VideoSource
@@ -73,33 +76,68 @@ def test_the_nearer_end_is_expected() -> None:
     assert TakenFrames(source, 2).expected == 2
 
 
-def test_a_file_that_fails_midway_keeps_what_was_computed(
+DISK = VideoError("clip.mp4", "cannot be read on", mend="check the disk")
+ENGINE = EngineError("update_03", "the GPU is gone", mend="see dmesg")
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "failure", "ended_by", "told"),
+    [
+        (VideoFile, "__next__", DISK, "loss", "the source was lost"),
+        (StreamSession, "push", ENGINE, "error", "a frame could not be computed"),
+    ],
+    ids=["source", "engine"],
+)
+def test_a_stream_that_fails_midway_keeps_what_was_computed(
+    owner: type,
+    method: str,
+    failure: StcError,
+    ended_by: str,
+    told: str,
     demo_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     run_main: Callable[..., Outcome],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    read = VideoFile.__next__
+    whole = getattr(owner, method)
+    calls = itertools.count()
 
-    def failing(video: VideoFile) -> Frame:
-        frame = read(video)
-        if frame.index == 3:
-            raise VideoError(video.name, "cannot be read on after 3 frames", mend="check the disk")
-        return frame
+    def failing(*arguments: object) -> object:
+        if next(calls) == 3:
+            raise failure
+        return whole(*arguments)
 
-    monkeypatch.setattr(VideoFile, "__next__", failing)
+    monkeypatch.setattr(owner, method, failing)
     numbered_clip(tmp_path)
     outputs = ["--overlay", "o.mp4", "--json", "o.json"]
     done = run_main(run_command.main, demo_bundle, "--video", "clip.mp4", *outputs)
     assert done.returncode == 2
+    assert f"{told}; this is the stream so far\n" in done.stderr
     assert "\n3 frames" in done.stderr
-    line = "error: clip.mp4: cannot be read on after 3 frames; check the disk"
-    assert done.stderr.splitlines()[-1] == line
+    assert done.stderr.splitlines()[-1] == f"error: {failure}"
     document = json.loads((tmp_path / "o.json").read_text())
-    assert (document["ended_by"], document["summary"]["frames"]) == ("loss", 3)
+    assert (document["ended_by"], document["summary"]["frames"]) == (ended_by, 3)
     assert frames_of(tmp_path / "o.mp4") == 3
     assert set(standing(tmp_path)) == {"clip.mp4", "o.mp4", "o.png", "o.json"}
+
+
+def test_a_stream_that_fails_at_its_first_frame_leaves_nothing(
+    demo_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_main: Callable[..., Outcome],
+) -> None:
+    def failing(session: StreamSession, frame: Frame) -> NoReturn:
+        raise ENGINE
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(StreamSession, "push", failing)
+    numbered_clip(tmp_path)
+    outputs = ["--overlay", "o.mp4", "--json", "o.json"]
+    done = run_main(run_command.main, demo_bundle, "--video", "clip.mp4", *outputs)
+    assert (done.returncode, done.stderr) == (2, f"error: {ENGINE}\n")
+    assert set(standing(tmp_path)) == {"clip.mp4"}
 
 
 def test_a_camera_that_stays_away_keeps_what_was_computed(
