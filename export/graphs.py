@@ -20,7 +20,8 @@ from stc.contracts import Contract, Port
 from stc.errors import ExportError
 from stc.export.check import GraphCheck
 from stc.export.graph import FreeAxis, bind, free_count, trace
-from stc.export.modules import Prune, Select
+from stc.export.modules import Select
+from stc.export.prune_module import Prune
 from stc.export.tower import EMBED_TENSORS, Tower, keys_tensors, update_tensors
 from stc.export.weights_file import Span, WeightsFile
 from stc.manifest import Precision, VisionSpec

@@ -14,7 +14,8 @@ from stc import contracts
 from stc.contracts import COUNT, Contract
 from stc.errors import ExportError
 from stc.export.checkpoint import VisionWeights
-from stc.export.modules import Prune, Select
+from stc.export.modules import Select
+from stc.export.prune_module import Prune
 from stc.export.tower import Tower
 from stc.settings import SCORINGS
 

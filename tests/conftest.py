@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.device_cases import Rig
     from tests.vision_cases import Exported
 
 
@@ -90,6 +91,14 @@ def checkpoint_bundle(
 
     output = tmp_path_factory.mktemp("checkpoint") / "bundle"
     return export(open_checkpoint(str(checkpoints[0])), output)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    """A tower on doubles of CUDA and TensorRT."""
+    from tests.device_cases import Rig
+
+    return Rig(tmp_path)
 
 
 @pytest.fixture(scope="session", autouse=True)

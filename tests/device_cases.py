@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,11 @@ def numpy_graphs(seed: int = 0) -> dict[str, Any]:
 
         graphs[name] = run
     return graphs
+
+
+def refusing(graph: str, where: str) -> Callable[[str, str], bool]:
+    """For `FakeTensorRt.refuse`: whether it is `graph` that is asked, `where` (run, capture)."""
+    return lambda asked, when: (asked, when) == (graph, where)
 
 
 @dataclass

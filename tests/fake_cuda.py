@@ -12,12 +12,13 @@ values...) and never raise.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tests.fake_stream import FakeEvent, FakeStream, Work
 
 NAMES = {
     0: "cudaSuccess",
@@ -36,32 +37,10 @@ STICKY = (700, 719)
 FREED = 0xEE
 """What freed pinned memory is filled with."""
 Bytes = NDArray[np.uint8]
-Work = Callable[[], None]
 
 
 class DeviceFaultError(Exception):
     """Work on the device that breaks it."""
-
-
-class FakeEvent:
-    """`time` is set when the stream gets to its mark; `timed` unless a capture swallowed it."""
-
-    def __init__(self) -> None:
-        self.time: int | None = None
-        self.timed = True
-
-
-class FakeStream:
-    """Work in order, and whether it is being captured."""
-
-    def __init__(self, handle: int, flags: int) -> None:
-        self.handle, self.flags = handle, flags
-        self.work: list[Work] = []
-        self.captured: list[Work] | None = None
-        self.broken = False
-
-    def __int__(self) -> int:
-        return self.handle
 
 
 class FakeCuda:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,11 +15,6 @@ from stc.engines.device_tensor import DeviceTensor
 from stc.errors import EngineError
 from stc.runtime.session import StreamSession
 from tests.device_cases import Rig, assert_equal, frames, oracle_session
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
 
 
 def prepared(session: StreamSession, index: int) -> tuple[NDArray[np.float32], Any]:

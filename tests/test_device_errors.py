@@ -13,11 +13,6 @@ from stc.errors import DeviceError, EngineError, NonFiniteError
 from tests.device_cases import SETTINGS, Rig, assert_same_stream, frames
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
-
-
 def test_a_graph_that_yields_nan_is_named(rig: Rig) -> None:
     session, stream = rig.session(), frames(3)
     session.push(stream[0])

@@ -23,7 +23,6 @@ from stc.contracts import (
     REF_VALUE,
     SCORE,
 )
-from stc.engines.device_tensor import DeviceTensor
 from stc.engines.flavour import FLAVOURS, Flavour
 from stc.engines.plan import Buckets
 from stc.errors import EngineError
@@ -37,19 +36,11 @@ from tests.device_cases import (
     frames,
     numpy_graphs,
     oracle_session,
+    refusing,
 )
 from tests.fake_tensorrt import FakeEngine
 
 RigMaker = Callable[..., Rig]
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
-
-
-def refusing(graph: str, where: str) -> Callable[[str, str], bool]:
-    return lambda asked, when: (asked, when) == (graph, where)
 
 
 # What is computed.
@@ -136,76 +127,6 @@ def test_nothing_is_left_on_the_gpu_after_closing(rig: Rig) -> None:
 # Guards.
 
 
-def test_graphs_are_captured_anew_when_memory_they_use_has_moved(rig: Rig) -> None:
-    first = rig.session()
-    oracle = oracle_session()
-    stream = frames(30)
-    for frame in stream[:18]:
-        assert_equal(first.push(frame), oracle.push(frame))
-    captures = rig.cuda.calls.count("cudaStreamBeginCapture")
-    # Another pruner's engine asks for more scratch memory than any so far: it moves.
-    second = rig.session(replace(SETTINGS, pruner="gaussian-fixed"))
-    second.push(stream[0])
-    assert first.captured == set()
-    for frame in stream[18:]:
-        assert_equal(first.push(frame), oracle.push(frame))
-    assert rig.cuda.calls.count("cudaStreamBeginCapture") > captures
-    assert first.captured == {"reference", "reuse"}
-
-
-def test_closing_a_session_leaves_the_graphs_of_the_others(rig: Rig) -> None:
-    first, second = rig.session(), rig.session()
-    for frame in frames(16):
-        first.push(frame)
-        second.push(frame)
-    captures = rig.cuda.calls.count("cudaStreamBeginCapture")
-    second.close()
-    assert first.captured == {"reference", "reuse"}
-    for frame in frames(8):
-        first.push(frame)
-    assert rig.cuda.calls.count("cudaStreamBeginCapture") == captures
-
-
-def test_a_captured_frame_copies_from_and_to_pinned_memory_alone(rig: Rig) -> None:
-    session = rig.session()
-    before = rig.cuda.pageable_copies
-    for frame in frames(16):
-        session.push(frame)
-    assert rig.cuda.pageable_copies == before
-
-
-def test_a_graph_is_not_replayed_on_a_closed_tensor(rig: Rig) -> None:
-    source, target = (DeviceTensor(rig.device, (4,), np.float32) for _ in range(2))
-
-    def body() -> None:
-        for tensor in (source, target):
-            rig.device.uses(tensor.address)
-        rig.device.copy(target.address, source.address, 16)
-
-    recording = rig.backend.recording("copy", body)
-    for _ in range(3):
-        recording.run()
-    assert recording.captured
-    source.close()
-    assert not recording.captured
-
-
-@pytest.mark.parametrize("closed", [PIXEL_VALUES, HIDDEN])
-def test_a_graph_of_an_engine_is_not_replayed_on_a_closed_tensor(rig: Rig, closed: str) -> None:
-    pixels = rig.backend.to_device(np.zeros((3, SPEC.image_size, SPEC.image_size), np.float32))
-    hidden = rig.backend.empty((SPEC.tokens, SPEC.width), np.float32)
-
-    def body() -> None:
-        rig.tower.embed({PIXEL_VALUES: pixels}, {HIDDEN: hidden})
-
-    recording = rig.backend.recording("embed", body)
-    for _ in range(3):
-        recording.run()
-    assert recording.captured
-    (pixels if closed == PIXEL_VALUES else hidden).close()
-    assert not recording.captured
-
-
 def test_a_context_that_cannot_be_made_is_one_line(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,27 +151,6 @@ def test_an_engine_that_refuses_to_be_enqueued_fails_the_frame_and_not_the_next(
         session.push(stream[1])
     rig.trt.refuse = lambda *_: False
     assert session.push(stream[2]).kind == "reference"
-
-
-def test_an_engine_that_refuses_a_capture_is_enqueued_plainly_and_that_is_said_once(
-    rig: Rig,
-) -> None:
-    rig.trt.refuse = refusing("update_01", "capture")
-    session = rig.session()
-    assert_same_stream(session, SETTINGS, 18)
-    assert session.captured == set()
-    # Two kinds of frame, each at two sets of references.
-    assert len(rig.said) == 2
-    assert all("no CUDA graph (update_01: TensorRT did not enqueue it" in said for said in rig.said)
-
-
-def test_rtx_is_asked_before_it_is_captured(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, flavour="tensorrt-rtx")
-    rig.trt.capturable = False
-    session = rig.session()
-    assert_same_stream(session, SETTINGS, 12)
-    assert session.captured == set()
-    assert "TensorRT cannot have it captured" in rig.said[0]
 
 
 def test_sessions_of_other_sizes_do_not_disturb_one_anothers_shapes(rig: Rig) -> None:
@@ -384,24 +284,6 @@ def test_of_engines_that_share_a_size_one_is_loaded(tmp_path: Path) -> None:
     other = replace(SETTINGS, recompute_ratio=0.1)
     assert_same_stream(rig.session(other), other, 6)
     assert len(loads["update_00"]) == 2
-
-
-def test_a_capture_is_given_up_cleanly_when_its_body_fails(rig: Rig) -> None:
-    def body() -> None:
-        rig.backend.empty((1000,), np.float32)  # memory is not made inside a capture
-
-    with pytest.raises(EngineError, match="memory made before it"):
-        rig.device.capture(body)
-    assert not rig.device.capturing
-    assert_same_stream(rig.session(), SETTINGS, 6)
-
-
-def test_tensors_dropped_inside_a_capture_are_freed_after_it(rig: Rig) -> None:
-    doomed = [rig.backend.empty((10,), np.float32)]
-    address = doomed[0].address
-    graph = rig.device.capture(doomed.clear)
-    assert address not in rig.cuda.memory
-    rig.device.drop(graph)
 
 
 def test_an_engine_of_other_tensors_than_the_manifests_is_refused(rig: Rig) -> None:

@@ -32,7 +32,7 @@ from stc.contracts import (
 from stc.difference import difference
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
 from stc.export.graphs import GraphWriter
-from stc.export.modules import Prune
+from stc.export.prune_module import Prune
 from stc.export.reference import TorchVision
 from stc.export.torch_graphs import TorchGraphs
 from stc.export.weights_file import WeightsFile
