@@ -88,14 +88,14 @@ class TorchLanguage:
         return array
 
     @torch.inference_mode()
-    def generate(self, hidden: NDArray[np.float32], most: int, stop: tuple[int, ...]) -> list[int]:
-        """transformers' greedy answer to `hidden` [m, D], at most `most` tokens."""
+    def generate(self, hidden: NDArray[np.float32], most: int) -> list[int]:
+        """The first `most` tokens of transformers' greedy answer to `hidden` [m, D]."""
         given = self._model.generate(
             inputs_embeds=torch.from_numpy(hidden)[None],
             attention_mask=torch.ones(1, len(hidden), dtype=torch.long),
             max_new_tokens=most,
             do_sample=False,
-            eos_token_id=list(stop) or None,
+            eos_token_id=None,
             pad_token_id=0,
         )
         ids: list[int] = given[0].tolist()

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from stc.errors import SettingsError
 from stc.runtime.bench import PAUSE_S
-from stc.runtime.kv_rows import KvRows
-from stc.runtime.language import EMPTY, LanguageModel
-from stc.runtime.parity_language import TorchDecoder
+from stc.runtime.language import LanguageModel
+from stc.runtime.plain_rows import PlainRows
+from stc.runtime.torch_side import TorchDecoder
 
 QUESTION = 16
 """Text tokens of the question whose first token is timed."""
@@ -43,29 +43,21 @@ class Filled:
             )
         self.model = model
         self.context = context
-        self._rows = KvRows(model, model.spec.most_positions)
-        self._rows.reserve(context + most)
+        self._rows = PlainRows(model, context + most)
         random = np.random.default_rng(0)
         self.tokens = random.standard_normal((context, model.spec.width)).astype(model.dtype)
         step = 256
         for first in range(0, context, step):
-            self.prefill(self.tokens[first : first + step], first)
+            self._rows.remember(self.tokens[first : first + step], first)
 
-    def prefill(self, hidden: NDArray[Any], start: int | None = None) -> None:
-        """The rows from `start`, by default those after the context, hold the tokens `hidden`."""
-        places, positions = self._placed(len(hidden), self.context if start is None else start)
-        self.model.remember(hidden, places, self._rows, places, positions)
+    def prefill(self, hidden: NDArray[Any]) -> None:
+        """The tokens `hidden` stand behind the context."""
+        self._rows.remember(hidden, self.context)
 
     def text(self, ids: NDArray[np.int64], after: int = 0) -> NDArray[np.float32]:
         """Logits [V] after the text tokens `ids`, the first of which is number `after` of the text
         behind the context."""
-        places, positions = self._placed(len(ids), self.context + after)
-        return self.model.logits(self.model.embed(ids), places, self._rows, places, positions)
-
-    def _placed(self, count: int, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        positions = np.full(self._rows.capacity, EMPTY, np.int64)
-        positions[: start + count] = np.arange(start + count)
-        return start + np.arange(count), positions
+        return self._rows.logits(self.model.embed(ids), self.context + after)
 
 
 @dataclass

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 from stc.bundle import Bundle
 from stc.contracts import HIDDEN, SCORE, TOKENS
-from stc.engines.engine import Tensor
-from stc.manifest import Manifest
-from stc.runtime.open import open_tower
+from stc.engines.engine import Backend, Engine, Tensor
+from stc.runtime.language import LanguageModel
+from stc.runtime.open import open_backend, open_tower
+from stc.runtime.open_language import open_model
+from stc.runtime.plain_rows import PlainRows
 from stc.runtime.tower import VisionTower
 from stc.runtime.vision import StreamVision
 from stc.settings import SCORINGS, Selection
@@ -22,19 +24,17 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class OnnxGraphs:
-    """Runs a graph of `tower` on arrays of any float type; outputs are float32."""
+    """Runs `engines` of `bundle` on arrays of any float type; outputs are float32."""
 
-    def __init__(self, tower: VisionTower, manifest: Manifest) -> None:
-        self._backend = tower.backend
-        self._manifest = manifest
-        engines = [tower.embed, tower.select, *tower.keys, *tower.updates, tower.project]
-        engines += [tower.prune(scoring) for scoring in SCORINGS]
+    def __init__(self, bundle: Bundle, backend: Backend, engines: list[Engine]) -> None:
+        self._backend = backend
+        self._entries = bundle.manifest.graphs
         self._engines = {engine.name: engine for engine in engines}
 
     def __call__(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         given = {
             port.name: self._backend.to_device(inputs[port.name].astype(port.dtype))
-            for port in self._manifest.graphs[graph].inputs
+            for port in self._entries[graph].inputs
         }
         outputs = self._engines[graph](given)
         return {name: _wide(self._backend.to_host(value)) for name, value in outputs.items()}
@@ -92,6 +92,27 @@ class OnnxStream:
         return found
 
 
+class OnnxDecoder:
+    """The decoder `model`, answering greedily; see `stc.runtime.parity_language.WholeDecoder`."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+
+    def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._model.embed(ids).astype(np.float32)
+
+    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        return PlainRows(self._model, len(hidden)).logits(hidden, 0)
+
+    def generate(self, hidden: NDArray[np.float32], most: int) -> list[int]:
+        rows = PlainRows(self._model, len(hidden) + most)
+        answer = [int(rows.logits(hidden, 0).argmax())]
+        while len(answer) < most:
+            text = self._model.embed(np.array(answer[-1:]))
+            answer.append(int(rows.logits(text, len(hidden) + len(answer) - 1).argmax()))
+        return answer
+
+
 @dataclass(frozen=True)
 class OnnxSide:
     """ONNX Runtime with a bundle's graphs: single graphs, and whole streams."""
@@ -100,10 +121,27 @@ class OnnxSide:
     stream: OnnxStream
 
 
+@dataclass(frozen=True)
+class OnnxLanguageSide:
+    """ONNX Runtime with a bundle's decoder: single graphs, and the whole of it."""
+
+    run_graph: OnnxGraphs
+    decoder: OnnxDecoder
+
+
 def onnx_side(bundle: Bundle) -> OnnxSide:
     """The bundle's own graphs on the CPU. Raises EngineError when onnxruntime is not installed."""
     tower = open_tower(bundle, "cpu")
-    return OnnxSide(OnnxGraphs(tower, bundle.manifest), OnnxStream(tower))
+    engines = [tower.embed, tower.select, *tower.keys, *tower.updates, tower.project]
+    engines += [tower.prune(scoring) for scoring in SCORINGS]
+    return OnnxSide(OnnxGraphs(bundle, tower.backend, engines), OnnxStream(tower))
+
+
+def onnx_language_side(bundle: Bundle) -> OnnxLanguageSide:
+    """The bundle's own language graphs on the CPU; raises as `onnx_side`."""
+    model = open_model(bundle, open_backend(bundle, "cpu"))
+    engines = [model.text_embed, *model.qkv, *model.attend, model.head]
+    return OnnxLanguageSide(OnnxGraphs(bundle, model.backend, engines), OnnxDecoder(model))
 
 
 def _wide(array: NDArray[Any]) -> NDArray[Any]:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,13 +18,15 @@ from rich.progress import Progress
 from stc import command, contracts, settings
 from stc.bundle import Bundle
 from stc.command import Console
+from stc.engines.plan import CONTEXTS
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError, SettingsError, VideoError
+from stc.manifest import Manifest
 from stc.runtime import open as opening
 from stc.runtime.document_output import document_output
 from stc.runtime.frame import Frame
 from stc.runtime.machine import machine_facts
-from stc.runtime.onnx_side import OnnxSide, onnx_side
+from stc.runtime.onnx_side import OnnxSide
 from stc.runtime.open_language import open_model
 from stc.runtime.output_paths import refuse_shared_paths
 from stc.runtime.parity import ParityReport
@@ -33,22 +34,17 @@ from stc.runtime.parity_captured import captured_frames, compare_captured
 from stc.runtime.parity_graphs import compare_graphs
 from stc.runtime.parity_language import compare_language, language_steps
 from stc.runtime.parity_latency import ENOUGH, measure_latency
+from stc.runtime.parity_sides import Against, language_side, other_side, vision_side
 from stc.runtime.parity_streams import compare_streams
-from stc.runtime.parity_table import PYTORCH, parity_console, print_parity
+from stc.runtime.parity_table import parity_console, print_parity
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.report import FrameKind
-from stc.runtime.torch_side import (
-    TorchSide,
-    torch_is_installed,
-    torch_language_side,
-    torch_side,
-)
+from stc.runtime.torch_side import TorchSide
 from stc.runtime.tower import VisionTower
 from stc.settings import SELECTIONS, Settings
 
 MODES = 3
 """dense, layerwise, shared."""
-ONNX_RUNTIME = "ONNX Runtime"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +67,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
     settings.add_flags(parser)
     opening.add_int4_flag(parser)
+    parser.add_argument(
+        "--vision-only", action="store_true", help="leave the language side uncompared"
+    )
     return parser.parse_args(arguments)
 
 
@@ -95,51 +94,24 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
     if flags.preset is None and flags.reference_interval is None:
         # A bundle of dense streams is compared on both kinds of frame all the same.
         chosen = replace(chosen, reference_interval=max(2, chosen.reference_interval))
-    if manifest.language is None and flags.backend == "onnxruntime":
-        for flag, value in (("--pruner", flags.pruner), ("--anchor-window", flags.anchor_window)):
-            if value is not None:
-                expected = "a bundle with a language side, which reads the tokens kept"
-                raise SettingsError(flag, "given", expected, "every pruner is compared without it")
+    with_language = manifest.language is not None and not flags.vision_only
+    _refuse_idle_flags(flags, manifest, with_language=with_language)
     frames = opening.frames(flags.video, flags.frames)
     if len(frames) < 2:
         raise VideoError(flags.video, f"{len(frames)} frame", "at least 2 to compare")
-    tower = opening.open_tower(bundle, flags.device, flags.backend)
-    preprocess = Preprocessor(manifest.vision)
-    pixels = [preprocess(frame.rgb).copy() for frame in frames]
+    context = CONTEXTS[0] if with_language else 0
+    tower = opening.open_tower(bundle, flags.device, flags.backend, context=context)
     report = ParityReport(manifest.provenance.precision)
     on_device = isinstance(tower.backend, TensorRtBackend)
-    if flags.int4 and on_device:
-        raise SettingsError("--int4", "given", "--backend onnxruntime beside it")
-    if flags.int4 and not manifest.int4_graphs:
-        raise EngineError("--int4", f"{bundle.root} was exported without --int4 32 or 128")
-    against = _against(flags, on_device)
-    steps = len(contracts.vision_graphs(manifest.vision.blocks)) + MODES * len(frames)
-    replayed: set[FrameKind] = set()
+    against = other_side(flags.checkpoint, on_device=on_device)
     console = Console(stderr=True)
     with (
-        _side(bundle, flags.checkpoint, against) as other,
+        vision_side(bundle, flags.checkpoint, against) as other,
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
-        task = progress.add_task("comparing", total=steps)
-
-        def tick() -> None:
-            progress.advance(task)
-
-        compare_graphs(tower, other.run_graph, (pixels[0], pixels[1]), chosen, report, tick)
-        compare_streams(tower, other.stream, pixels, chosen, report, tick)
-        if on_device:
-            progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
-            replayed = compare_captured(tower, frames, chosen, report, tick)
-        measuring = progress.add_task("measuring latency", total=ENOUGH)
-        bench = measure_latency(
-            opening.open_session(tower, chosen),
-            frames,
-            other.stream if isinstance(other, TorchSide) else None,
-            lambda measured: progress.update(measuring, completed=measured),
-        )
-    if manifest.language is not None and not on_device:
-        _compare_language(bundle, tower, flags, frames, chosen, report, console)
-    latency = bench.figures()
+        captured, latency = _compare_vision(tower, other, frames, chosen, report, progress)
+    if with_language:
+        _compare_language(bundle, tower, flags, against, frames, chosen, report, console)
     shown = f"{len(frames)} of {flags.video or 'seeded noise'}"
     print_parity(
         parity_console(),
@@ -149,40 +121,75 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
         against=against,
         shown=shown,
     )
-    if manifest.language is not None and on_device:
-        console.print("the language side was not compared here: stc-build compares its engines")
     return {
         "bundle": manifest.provenance.checkpoint,
         "against": against,
         "frames": shown,
         "settings": asdict(chosen),
-        "captured": sorted(replayed),
+        "captured": sorted(captured),
         **report.to_json(),
         "latency": latency,
         "machine": machine_facts(),
     }
 
 
-def _against(flags: argparse.Namespace, on_device: bool) -> str:
-    """What the bundle is compared with: PyTorch, unless a device has none."""
-    if on_device and flags.checkpoint is None and not torch_is_installed():
-        return ONNX_RUNTIME
-    return PYTORCH
+def _refuse_idle_flags(
+    flags: argparse.Namespace, manifest: Manifest, *, with_language: bool
+) -> None:
+    """Raise SettingsError for a flag that would change nothing, or asks for what is not there."""
+    if manifest.language is None and flags.vision_only:
+        raise SettingsError("--vision-only", "given", "a bundle with a language side to leave out")
+    if not with_language and flags.backend == "onnxruntime":
+        for flag, value in (("--pruner", flags.pruner), ("--anchor-window", flags.anchor_window)):
+            if value is not None:
+                expected = "a language side compared, which reads the tokens kept"
+                raise SettingsError(flag, "given", expected, "every pruner is compared without it")
+    if flags.int4 and flags.backend != "onnxruntime":
+        raise SettingsError("--int4", "given", "--backend onnxruntime beside it")
+    if flags.int4 and not manifest.int4_graphs:
+        raise EngineError("--int4", f"{flags.bundle} was exported without --int4 32 or 128")
+    if flags.int4 and flags.vision_only:
+        raise SettingsError("--int4", "given with --vision-only", "one of them")
 
 
-@contextmanager
-def _side(bundle: Bundle, checkpoint: str | None, against: str) -> Iterator[TorchSide | OnnxSide]:
-    if against == ONNX_RUNTIME:
-        yield onnx_side(bundle)
-        return
-    with torch_side(bundle, checkpoint) as side:
-        yield side
+def _compare_vision(
+    tower: VisionTower,
+    other: TorchSide | OnnxSide,
+    frames: list[Frame],
+    chosen: Settings,
+    report: ParityReport,
+    progress: Progress,
+) -> tuple[set[FrameKind], dict[str, Any]]:
+    """`report` has rows for the tower. The kinds of frame that were captured, and latencies."""
+    preprocess = Preprocessor(tower.spec)
+    pixels = [preprocess(frame.rgb).copy() for frame in frames]
+    steps = len(contracts.vision_graphs(tower.spec.blocks)) + MODES * len(frames)
+    task = progress.add_task("comparing", total=steps)
+
+    def tick() -> None:
+        progress.advance(task)
+
+    compare_graphs(tower, other.run_graph, (pixels[0], pixels[1]), chosen, report, tick)
+    compare_streams(tower, other.stream, pixels, chosen, report, tick)
+    captured: set[FrameKind] = set()
+    if isinstance(tower.backend, TensorRtBackend):
+        progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
+        captured = compare_captured(tower, frames, chosen, report, tick)
+    measuring = progress.add_task("measuring latency", total=ENOUGH)
+    bench = measure_latency(
+        opening.open_session(tower, chosen),
+        frames,
+        other.stream if isinstance(other, TorchSide) else None,
+        lambda measured: progress.update(measuring, completed=measured),
+    )
+    return captured, bench.figures()
 
 
 def _compare_language(
     bundle: Bundle,
     tower: VisionTower,
     flags: argparse.Namespace,
+    against: Against,
     frames: list[Frame],
     chosen: Settings,
     report: ParityReport,
@@ -196,7 +203,7 @@ def _compare_language(
     if flags.int4:
         four_bits = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
     with (
-        torch_language_side(bundle, flags.checkpoint) as torch,
+        language_side(bundle, flags.checkpoint, against) as other,
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("comparing language", total=language_steps(model.spec.blocks))
@@ -205,7 +212,7 @@ def _compare_language(
             progress.advance(task)
 
         compare_language(
-            model, torch.run_graph, torch.decoder, video, report, tick, four_bits=four_bits
+            model, other.run_graph, other.decoder, video, report, tick, four_bits=four_bits
         )
 
 

@@ -36,13 +36,13 @@ from stc.runtime.tower import VisionTower
 from stc.settings import SCORINGS, Scoring, Settings
 
 Arrays = dict[str, NDArray[Any]]
-TorchRun = Callable[[str, Mapping[str, NDArray[Any]]], Arrays]
-"""Runs a graph's PyTorch module on float32 arrays."""
+GraphRun = Callable[[str, Mapping[str, NDArray[Any]]], Arrays]
+"""Runs a graph on the other side, PyTorch's or ONNX Runtime's, on float32 arrays."""
 
 
 def compare_graphs(
     tower: VisionTower,
-    torch_run: TorchRun,
+    run_graph: GraphRun,
     frames: tuple[NDArray[np.float32], NDArray[np.float32]],
     settings: Settings,
     report: ParityReport,
@@ -52,7 +52,7 @@ def compare_graphs(
 
     `frames` are the pixel_values of both; PyTorch's outputs are the next graph's inputs.
     """
-    both = _Both(tower, torch_run, report)
+    both = _Both(tower, run_graph, report)
     spec = tower.spec
     first, second = (both.run(tower.embed, {PIXEL_VALUES: pixels})[HIDDEN] for pixels in frames)
     tick()
@@ -98,14 +98,14 @@ def compare_graphs(
 class _Both:
     """Runs a graph in the bundle and in PyTorch and reports the difference."""
 
-    def __init__(self, tower: VisionTower, torch_run: TorchRun, report: ParityReport) -> None:
+    def __init__(self, tower: VisionTower, run_graph: GraphRun, report: ParityReport) -> None:
         self._tower = tower
-        self._torch_run = torch_run
+        self._run_graph = run_graph
         self._report = report
 
     def run(self, engine: Engine, inputs: Arrays) -> Arrays:
         """PyTorch's outputs, compared with the engine's."""
-        expected = self._torch_run(engine.name, inputs)
+        expected = self._run_graph(engine.name, inputs)
         for name, got in self._bundle(engine, inputs).items():
             self._report.graph(engine.name, name, expected[name], got)
         return expected
@@ -128,7 +128,7 @@ class _Both:
                 HISTORY_COUNT: np.array([number], np.float32),
                 COUNT: np.array([kept], np.int64),
             }
-            expected = self._torch_run(engine.name, inputs)
+            expected = self._run_graph(engine.name, inputs)
             got = self._bundle(engine, inputs)
             rank = -novelty(scoring, tokens, mean, float(number))[0]
             gap = selection_gap(rank, got[KEPT_INDICES])

@@ -1,12 +1,12 @@
-"""The language side: every graph, the logits and a whole greedy answer against PyTorch's.
+"""The language side: every graph, the logits and a whole greedy answer against another side's.
 
-Knows nothing of PyTorch: it compares arrays.
+That is PyTorch's, or ONNX Runtime's on a device without PyTorch; arrays are compared.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,12 +28,10 @@ from stc.contracts import (
 )
 from stc.engines.engine import Engine
 from stc.manifest import Precision
-from stc.runtime.kv_rows import KvRows
 from stc.runtime.language import EMPTY, LanguageModel
 from stc.runtime.parity import ParityReport
-
-Arrays = dict[str, NDArray[Any]]
-TorchRun = Callable[[str, Mapping[str, NDArray[Any]]], Arrays]
+from stc.runtime.parity_graphs import Arrays, GraphRun
+from stc.runtime.plain_rows import PlainRows
 
 PROMPT = 24
 """Text tokens before the answer."""
@@ -42,33 +40,25 @@ ANSWER = 16
 EMPTY_ROWS = 8
 """Empty rows among the cached ones."""
 FOUR_BITS = "four-bit decoder"
-"""Rows of a report on graphs with four-bit matrices, which PyTorch does not have."""
+"""Rows of a report on graphs with four-bit matrices, which the other side does not have."""
 OTHERS = f"other tokens of {ANSWER}"
-"""Figure of an answer: how many of its tokens PyTorch chose are not the likeliest here."""
+"""Figure of an answer: how many of the other side's tokens are not the likeliest here."""
 LIMITS: dict[Precision, tuple[float, float, float]] = {
     "fp32": (1e-3, 1e-6, 1e-3),
     "fp16": (3e-1, 1e-2, 3e-1),
 }
 """Largest absolute difference of logits; of their distributions, KL in nats; and by how much the
-logit of PyTorch's next token may fall short of the highest one, where rounding decides."""
+logit of the other side's next token may fall short of the highest one, where rounding decides."""
 
 
-class TorchDecoder(Protocol):
-    """See `stc.export.torch_language.TorchLanguage`."""
+class WholeDecoder(Protocol):
+    """The other side's decoder, whole. hidden [m, D] and logits [V] are float32."""
 
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
 
     def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
-    def generate(
-        self, hidden: NDArray[np.float32], most: int, stop: tuple[int, ...]
-    ) -> list[int]: ...
-
-    def forget(self, kept: int) -> None: ...
-
-    def prefill(self, hidden: NDArray[np.float32]) -> None: ...
-
-    def decode(self, token: int) -> NDArray[np.float32]: ...
+    def generate(self, hidden: NDArray[np.float32], most: int) -> list[int]: ...
 
 
 def language_steps(blocks: int) -> int:
@@ -78,8 +68,8 @@ def language_steps(blocks: int) -> int:
 
 def compare_language(
     model: LanguageModel,
-    torch_run: TorchRun,
-    torch_decoder: TorchDecoder,
+    run_graph: GraphRun,
+    decoder: WholeDecoder,
     video: NDArray[Any],
     report: ParityReport,
     tick: Callable[[], None],
@@ -87,19 +77,21 @@ def compare_language(
 ) -> None:
     """`report` has rows for every language graph, for logits and for a greedy answer.
 
-    `video` [m, D] are kept tokens; they stand before PROMPT text tokens in the whole chain. What
+    `run_graph` and `decoder` are the other side. `video` [m, D] are kept tokens; they stand before
+    PROMPT text tokens in the whole chain, as many as the least context has room for. What
     `four_bits` makes of the same tokens is told and not judged.
     """
     ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, PROMPT)
-    _compare_graphs(model, torch_run, ids, report, tick)
-    hidden = np.concatenate([video.astype(np.float32), torch_decoder.embed(ids)])
-    expected = torch_decoder.generate(hidden, ANSWER, ())
-    first = torch_decoder.logits(hidden)
+    _compare_graphs(model, run_graph, report, tick)
+    room = (*model.buckets.contexts, model.spec.most_positions)[0] - PROMPT - ANSWER
+    hidden = np.concatenate([video[:room].astype(np.float32), decoder.embed(ids)])
+    expected = decoder.generate(hidden, ANSWER)
+    first = decoder.logits(hidden)
     logits = _answer(model, hidden, expected)
     _compare_logits(report, "whole decoder", first, logits[0])
-    # PyTorch's answer is given token by token, so that one tie broken the other way does not
+    # The other side's answer is given token by token, so that one tie broken the other way does not
     # make the rest another text. Where no token is another one, each was chosen after the same
-    # tokens as PyTorch chose it after: the answers are equal to the letter.
+    # tokens as the other side chose it after: the answers are equal to the letter.
     tie = LIMITS[report.precision][2]
     gaps = [float(row.max() - row[token]) for token, row in zip(expected, logits, strict=True)]
     report.figure("greedy answer", "gap", max(gaps), tie)
@@ -135,17 +127,19 @@ def _compare_logits(
 
 def _compare_graphs(
     model: LanguageModel,
-    torch_run: TorchRun,
-    ids: NDArray[np.int64],
+    run_graph: GraphRun,
     report: ParityReport,
     tick: Callable[[], None],
 ) -> None:
-    """Every graph from equal inputs; PyTorch's outputs are the next graph's inputs."""
+    """Every graph from equal inputs; the other side's outputs are the next graph's inputs.
+
+    Of few tokens, one where the engines take any size, as in decoding, and of many.
+    """
     contracts = language_graphs(model.spec.blocks)
     backend = model.backend
 
     def both(engine: Engine, inputs: Arrays) -> Arrays:
-        expected = torch_run(engine.name, inputs)
+        expected = run_graph(engine.name, inputs)
         tensors = {}
         for port in contracts[engine.name].inputs:
             array = inputs[port.name]
@@ -156,23 +150,26 @@ def _compare_graphs(
         tick()
         return expected
 
-    m, rows = len(ids), len(ids) + EMPTY_ROWS
-    places = np.random.default_rng(1).permutation(rows)[:m]
+    chunks = model.buckets.chunks or (1, PROMPT)
+    sizes = model.buckets.contexts or (PROMPT + EMPTY_ROWS,)
+    few, m = chunks[0], chunks[-1]
+    ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, m)
     hidden = both(model.text_embed, {IDS: ids})[HIDDEN]
-    both(model.text_embed, {IDS: ids[-1:]})
+    both(model.text_embed, {IDS: ids[-few:]})
     for qkv, attend in zip(model.qkv, model.attend, strict=True):
         fresh = both(qkv, {HIDDEN: hidden})
-        both(qkv, {HIDDEN: hidden[-1:]})
-        shape = (model.spec.key_heads, rows, model.spec.head_width)
-        cached = {name: np.zeros(shape, np.float32) for name in (KEY, VALUE)}
-        for name, buffer in cached.items():
-            buffer[:, places] = fresh[name]
-        # From the context's end, and at its start; whole, and one token as in decoding.
-        for start in (model.spec.most_positions - m, 0):
+        both(qkv, {HIDDEN: hidden[-few:]})
+        # From the context's end, and at its start.
+        for start, rows in ((model.spec.most_positions - m, sizes[-1]), (0, sizes[0])):
+            places = np.random.default_rng(1).permutation(rows)[:m]
+            shape = (model.spec.key_heads, rows, model.spec.head_width)
+            cached = {name: np.zeros(shape, np.float32) for name in (KEY, VALUE)}
+            for name, buffer in cached.items():
+                buffer[:, places] = fresh[name]
             positions = start + np.arange(m)
             key_positions = np.full(rows, EMPTY, np.int64)
             key_positions[places] = positions
-            for queries in (slice(m - 1, m), slice(0, m)):
+            for queries in (slice(m - few, m), slice(0, m)):
                 inputs = {
                     HIDDEN: hidden[queries],
                     QUERY: fresh[QUERY][:, queries],
@@ -183,7 +180,7 @@ def _compare_graphs(
                 }
                 following = both(attend, inputs)[HIDDEN_OUT]
         hidden = following
-    expected = torch_run(model.head.name, {HIDDEN: hidden[-1:]})[LOGITS]
+    expected = run_graph(model.head.name, {HIDDEN: hidden[-1:]})[LOGITS]
     last = backend.to_device(hidden[-1:].astype(model.dtype))
     got = backend.to_host(model.head({HIDDEN: last})[LOGITS])
     _compare_logits(report, model.head.name, expected[0], got[0])
@@ -194,15 +191,10 @@ def _answer(
     model: LanguageModel, hidden: NDArray[Any], answer: list[int]
 ) -> list[NDArray[np.float32]]:
     """Logits [V] before every token of `answer`, which follows the tokens `hidden` [m, D]."""
-    rows = KvRows(model, model.spec.most_positions)
-    rows.reserve(len(hidden) + len(answer))
-    key_positions = np.full(rows.capacity, EMPTY, np.int64)
-    logits, count = [], 0
-    for tokens in [hidden, *(model.embed(np.array([token])) for token in answer[:-1])]:
-        places = count + np.arange(len(tokens))
-        key_positions[places] = places
-        logits.append(model.logits(tokens, places, rows, places, key_positions))
-        count += len(tokens)
+    rows = PlainRows(model, len(hidden) + len(answer))
+    logits = [rows.logits(hidden, 0)]
+    for number, token in enumerate(answer[:-1]):
+        logits.append(rows.logits(model.embed(np.array([token])), len(hidden) + number))
     return logits
 
 

@@ -8,8 +8,8 @@ from rich.table import Table
 
 from stc.command import Console
 from stc.runtime.parity import ParityReport
+from stc.runtime.parity_sides import PYTORCH, Against
 
-PYTORCH = "PyTorch"
 LOG_WIDTH = 200
 """Columns where there is no terminal: names stay whole, for grep."""
 
@@ -26,7 +26,7 @@ def print_parity(
     latency: dict[str, Any],
     *,
     backend: str,
-    against: str,
+    against: Against,
     shown: str,
 ) -> None:
     """`console` shows `report` and `latency` of `backend`, compared with `against` on `shown`."""
@@ -54,7 +54,7 @@ def _rows_table(report: ParityReport, title: str) -> Table:
     return table
 
 
-def _latency_table(latency: dict[str, Any], against: str) -> Table:
+def _latency_table(latency: dict[str, Any], against: Against) -> Table:
     table = Table(title="latency of the tower, ms")
     columns = {"bundle p50": "{}_ms_p50", "bundle p95": "{}_ms_p95"}
     if against == PYTORCH:

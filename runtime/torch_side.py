@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from stc.bundle import Bundle
 from stc.errors import CheckpointError, StcError
-from stc.runtime.parity_graphs import TorchRun
-from stc.runtime.parity_language import TorchDecoder
+from stc.runtime.parity_graphs import GraphRun
+from stc.runtime.parity_language import WholeDecoder
 from stc.runtime.parity_streams import TorchStream
 
 
@@ -21,7 +24,7 @@ from stc.runtime.parity_streams import TorchStream
 class TorchSide:
     """PyTorch with a bundle's weights: single graphs, and whole streams."""
 
-    run_graph: TorchRun
+    run_graph: GraphRun
     stream: TorchStream
 
 
@@ -48,11 +51,21 @@ def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchSide]:
         yield TorchSide(TorchGraphs(weights), TorchVision(weights))
 
 
+class TorchDecoder(WholeDecoder, Protocol):
+    """See `stc.export.torch_language.TorchLanguage`."""
+
+    def forget(self, kept: int) -> None: ...
+
+    def prefill(self, hidden: NDArray[np.float32]) -> None: ...
+
+    def decode(self, token: int) -> NDArray[np.float32]: ...
+
+
 @dataclass(frozen=True)
 class TorchLanguageSide:
     """PyTorch with a bundle's decoder: single graphs, and the whole of it."""
 
-    run_graph: TorchRun
+    run_graph: GraphRun
     decoder: TorchDecoder
 
 
