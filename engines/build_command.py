@@ -27,7 +27,7 @@ from stc.engines.flavour import FLAVOURS, TensorRt
 from stc.engines.library import EngineLibrary
 from stc.engines.plan import CONTEXTS, Buckets, choose_buckets, plan_engines
 from stc.engines.preflight import Demand, check_fits
-from stc.engines.targets import THIS_DEVICE, Target, joined_name, parse_targets
+from stc.engines.targets import JOINED, TARGETS, THIS_DEVICE, Target, joined_name, parse_targets
 from stc.errors import EngineError, SettingsError
 
 
@@ -40,7 +40,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.Parser(prog="stc-build", description=__doc__)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of stc-export")
     parser.add_argument(
-        "--target", required=True, metavar="T", help="this-device, orin-nano, sm89, sm86+sm89, ..."
+        "--target",
+        required=True,
+        metavar="T",
+        help=f"{THIS_DEVICE}, {', '.join(TARGETS)}, or several joined by {JOINED}",
     )
     parser.add_argument("--backend", choices=FLAVOURS, help="default: what is installed and fits")
     parser.add_argument(
@@ -55,7 +58,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         action="append",
         metavar="K",
-        help="build for this budget; may be given again (default: the bundle's)",
+        help="build for this budget; may be given again (default: the bundle's and all presets')",
     )
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="builders at once (default: by memory)"

@@ -3,9 +3,9 @@
 A tower is some fifty small sessions; with a spinning thread pool each they slow one another down
 up to 2.5 times (docs/log.md). So sessions either share the process's pool, which only the owner
 of the process may decide (`share_threads`: from then on every session in it must use that pool),
-or they have pools of their own that sleep instead of spin, some 10% slower. They share one arena in
-either case: with an arena each, every session keeps its largest attention map, 5 GB in a tower of
-SigLIP-so400m. Inputs and outputs are bound, so that tensors stay where they are and big outputs
+or they have pools of their own that sleep instead of spin, up to 18% slower. They share one arena
+in either case: with an arena each, every session keeps its largest attention map, 5 GB in a tower
+of SigLIP-so400m. Inputs and outputs are bound, so that tensors stay where they are and big outputs
 are written into buffers that live on.
 """
 

@@ -1,6 +1,6 @@
 """`stc-bench`: latency of a bundle's tower on this machine, last line one JSON object.
 
-At reference interval 4 unless something else is said.
+The tower is measured at reference interval 4 unless --reference-interval or --preset says another.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=24,
         metavar="N",
-        help=f"frames measured, default 24; the first {opening.MOST_HELD} over and over",
+        help="frames measured, or rounds of --prefill, default 24; past "
+        f"{opening.MOST_HELD} the first come again",
     )
     parser.add_argument("--video", metavar="FILE", help="frames measured, default seeded noise")
     parser.add_argument(

@@ -10,7 +10,7 @@ from typing import IO
 
 from stc.errors import SettingsError
 
-HINT = "ask a question and press Enter; end with Ctrl-D"
+HINT = "ask a question and press Enter; Ctrl-D ends the questions, Ctrl-C the stream"
 SIGN = "? "
 """Shown where a question can be typed."""
 

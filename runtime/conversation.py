@@ -20,6 +20,9 @@ from stc.runtime.report import FrameReport
 from stc.runtime.reservoir import Reservoir
 from stc.runtime.stream_language import StreamLanguage
 
+MOST_ANSWERS = 1_000
+"""Answers that are held for the document; of older ones only the figures are."""
+
 
 class Conversation:
     """Asks `language` the questions of a run, and those typed in `chat`, one after the other, and
@@ -60,7 +63,10 @@ class Conversation:
         self._answer: Answer | None = None
         self._record: dict[str, Any] = {}
         self._beside = ExitStack()
-        self._answers: list[dict[str, Any]] = []
+        self._answers: deque[dict[str, Any]] = deque(maxlen=MOST_ANSWERS)
+        self._asked = 0
+        self._first_token_ms = Reservoir()
+        self._tokens_per_s = Reservoir()
 
     @property
     def answering(self) -> bool:
@@ -145,7 +151,12 @@ class Conversation:
     def _end(self, error: StcError | None = None) -> None:
         """The answer, or what was given of it before `error`, is in the records."""
         if self._answer is not None:
-            self._record |= self._answer.to_json()
+            given = self._answer.to_json()
+            if given["answer_tokens"]:
+                self._first_token_ms.add(given["first_token_ms"])
+            if given["tokens_per_s"]:
+                self._tokens_per_s.add(given["tokens_per_s"])
+            self._record |= given
             self._answer = None
         if error is not None:
             self.failed += 1
@@ -154,6 +165,7 @@ class Conversation:
         self._out.write("\n")
         self._out.flush()
         self._count(self.language.prefilled())
+        self._asked += 1
         self._answers.append({**self._record, "memory": asdict(self.language.facts())})
         self._beside.close()
         if self._chat is not None:
@@ -175,7 +187,10 @@ class Conversation:
         return self._prefilled.ms / max(1, self._prefilled.frames)
 
     def to_json(self) -> dict[str, Any]:
-        """Every question with its answer, what prefill took, and the memory as it is now."""
+        """What prefill took, the memory as it is now, and the newest questions with answers.
+
+        Of `questions_asked` the last MOST_ANSWERS are there: memory does not grow with them.
+        """
         return {
             "frames_prefilled": self._prefilled.frames,
             "frames_left_out": self.left_out,
@@ -183,7 +198,8 @@ class Conversation:
             "prefill_ms_p50": self._prefill_ms.quantile(0.5),
             "prefill_ms_p95": self._prefill_ms.quantile(0.95),
             "memory": asdict(self.language.facts()),
-            "questions": self._answers,
+            "questions_asked": self._asked,
+            "questions": list(self._answers),
         }
 
     def lines(self) -> list[str]:
@@ -202,9 +218,8 @@ class Conversation:
         ]
         if self.left_out:
             lines.append(f"{self.left_out} frames could not be remembered")
-        first = [one["first_token_ms"] for one in self._answers if "first_token_ms" in one]
-        if first:
-            rates = [one["tokens_per_s"] for one in self._answers if one.get("tokens_per_s")]
-            rate = f", {sum(rates) / len(rates):.1f} tokens/s" if rates else ""
-            lines.append(f"answers: first token after {sum(first) / len(first):.0f} ms{rate}")
+        if self._first_token_ms.count:
+            rate = self._tokens_per_s
+            told = f", {rate.mean:.1f} tokens/s" if rate.count else ""
+            lines.append(f"answers: first token after {self._first_token_ms.mean:.0f} ms{told}")
         return lines

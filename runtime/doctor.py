@@ -16,7 +16,7 @@ from stc.engines.cuda import DeviceFacts, available_host_bytes, device_facts, lo
 from stc.engines.flavour import FLAVOURS, Flavour, load_tensorrt
 from stc.engines.open_tensorrt import built_target, check_memory, find_engines
 from stc.engines.plan import context_rows
-from stc.engines.targets import GIB
+from stc.engines.targets import GIB, targets_of
 from stc.errors import DeviceError, EngineError, StcError
 from stc.runtime.gpu_facts import power_mode
 
@@ -93,8 +93,9 @@ def _gpu() -> tuple[Finding, DeviceFacts | None]:
     try:
         device = device_facts(load_cuda())
     except DeviceError as error:
-        mend = "install or update the NVIDIA driver; nothing to do where there is no GPU"
-        return Finding(subject, error.got, error.mend or mend, needed), None
+        mend = error.mend or "install or update the NVIDIA driver"
+        mend = f"nothing to do where there is no NVIDIA GPU; else {mend}"
+        return Finding(subject, error.got, mend, needed), None
     except EngineError as error:
         return Finding(subject, error.got, error.mend, needed), None
     capability = "{}.{}".format(*device.compute_capability)
@@ -114,6 +115,9 @@ def _flavour(flavour: Flavour, device: DeviceFacts | None) -> tuple[Finding, boo
     try:
         tensorrt = load_tensorrt(flavour)
     except EngineError as error:
+        alike = targets_of(device.compute_capability) if device is not None else []
+        if flavour == "tensorrt-rtx" and alike and not any(target.rtx for target in alike):
+            return Finding(flavour, "not installed; it does not run on this GPU"), False
         return Finding(flavour, error.got, error.mend, needed), False
     profiles = "" if tensorrt.several_profiles else ", one engine per size (before 10.8)"
     if device is None:

@@ -52,7 +52,7 @@ class KvBuckets:
                 "context",
                 f"{rows} rows needed",
                 f"at most {self.contexts[-1]}, the longest its engines were built for",
-                "use a smaller --window, or build longer engines",
+                "use a smaller --window or a shorter question, or --backend onnxruntime",
             )
         step = max(LEAST_STEP, (1 << rows.bit_length()) // 16)
         return max(rows, min(-(-rows // step) * step, most))

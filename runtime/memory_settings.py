@@ -22,8 +22,8 @@ Policy = Literal["window", "rekv", "all"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 WINDOW = 3840
-"""Tokens of a window nobody asked for: 66 frames of 58, and 4,096 rows with a question and its
-answer. ReKV's own setting is 15,000."""
+"""Tokens of a window nobody asked for: 66 frames of 58. Engines have room for fewer
+(`stc.engines.plan.window_of`). ReKV's own setting is 15,000."""
 TOP_PAGES = 64
 """Pages fetched for a question nobody said otherwise for, as in ReKV."""
 SINKS = 4
@@ -151,17 +151,35 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("language memory")
     group.add_argument("--memory", metavar="|".join(POLICIES), help="default window")
     group.add_argument(
-        "--window", type=int, metavar="W", help=f"last tokens seen, default {WINDOW}"
+        "--window",
+        type=int,
+        metavar="W",
+        help=f"last tokens seen, default {WINDOW}, or as many as fit",
     )
     group.add_argument(
-        "--top-pages", type=int, metavar="K", help="rekv: frames fetched, default 64"
+        "--top-pages",
+        type=int,
+        metavar="K",
+        help=f"rekv: frames fetched for a question, default {TOP_PAGES}, or as many as fit",
     )
     group.add_argument(
-        "--host-memory-mb", type=int, metavar="MB", help="rekv: of older frames, default 2000"
+        "--host-memory-mb",
+        type=int,
+        metavar="MB",
+        help="rekv: host memory for frames that left the window, default 2000",
     )
-    group.add_argument("--spill", type=Path, metavar="DIR", help="rekv: beyond that, into a file")
-    group.add_argument("--spill-mb", type=int, metavar="MB", help="its size, default 16000")
-    group.add_argument("--prefill-every", type=int, metavar="F", help="frames per language call")
+    group.add_argument(
+        "--spill",
+        type=Path,
+        metavar="DIR",
+        help="rekv: frames beyond that go to a file in this folder, default none",
+    )
+    group.add_argument(
+        "--spill-mb", type=int, metavar="MB", help="size of that file at most, default 16000"
+    )
+    group.add_argument(
+        "--prefill-every", type=int, metavar="F", help="frames per language call, default 1"
+    )
 
 
 def from_flags(flags: argparse.Namespace) -> MemorySettings:

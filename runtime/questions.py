@@ -38,20 +38,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `Questions`; read them with `from_flags`."""
     group = parser.add_argument_group("questions")
     group.add_argument(
-        "--ask", action="append", default=[], metavar="TEXT", help="at the end; repeatable"
+        "--ask", action="append", default=[], metavar="TEXT", help="question at the end; repeatable"
     )
     group.add_argument(
         "--ask-at",
         action="append",
         default=[],
         metavar="SECONDS:TEXT",
-        help="when the stream gets there; repeatable",
+        help="question when the stream gets there; repeatable",
     )
     group.add_argument(
         "--chat", action="store_true", help="ask at a prompt while the stream runs and after it"
     )
     group.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help=f"of an answer, default {MOST_NEW_TOKENS}"
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help=f"text tokens of an answer at most, default {MOST_NEW_TOKENS}",
     )
     group.add_argument("--temperature", type=float, metavar="T", help="default 0: greedy")
     group.add_argument("--top-p", type=float, metavar="P", help="default 1: no token left out")

@@ -53,7 +53,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.Parser(prog="stc-run", description=__doc__)
     opening.add_flags(parser)
     source_flags.add_flags(parser)
-    parser.add_argument("--overlay", type=Path, metavar="OUT.mp4", help="draw what was computed")
+    parser.add_argument(
+        "--overlay",
+        type=Path,
+        metavar="OUT.mp4",
+        help="draw what was computed, and a still .png beside it",
+    )
     parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
     parser.add_argument(
         "--compare-dense",

@@ -125,24 +125,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     presets = "; ".join(f"{name}: {_contents(preset)}" for name, preset in PRESETS.items())
     group.add_argument("--preset", metavar="NAME", help=f"all of the flags below. {presets}")
     group.add_argument(
-        "--reference-interval", type=int, metavar="N", help="every Nth frame is dense, 1: all"
+        "--reference-interval",
+        type=int,
+        metavar="N",
+        help="every Nth frame is a reference frame, which computes all tokens; 1: every frame",
     )
     group.add_argument(
         "--recompute-ratio",
         type=float,
         metavar="R",
-        help="share of the tokens recomputed on the frames between, 0 < R <= 1",
+        help="share of the tokens recomputed on reuse frames, 0 < R <= 1",
     )
     group.add_argument(
         "--selection",
         metavar="|".join(SELECTIONS),
-        help="who chooses them: the first block for all, or each block for itself",
+        help="who selects those tokens: the first block for all, or each block for itself",
     )
     group.add_argument("--budget", type=int, metavar="K", help="tokens kept per frame, 0: all")
     group.add_argument(
         "--pruner",
         metavar="|".join(SCORINGS),
-        help="what chooses the tokens kept: the paper, the released code, or that code mended",
+        help="what chooses the tokens kept: the paper's, the released code's, or that mended",
     )
     group.add_argument(
         "--anchor-window", type=int, metavar="W", help="frames dual-anchor looks back, 1 or more"

@@ -69,6 +69,19 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     return Machine(monkeypatch, tmp_path)
 
 
+def test_tensorrt_rtx_is_not_asked_for_where_it_does_not_run(machine: Machine) -> None:
+    machine.install("cuda.bindings", "12")
+    for device, fine in ((ORIN, True), (GEFORCE, False)):
+        machine.device = device
+        assert machine.found("tensorrt-rtx").fine == fine
+
+
+def test_a_machine_without_a_gpu_is_told_that_nothing_is_to_be_done(machine: Machine) -> None:
+    machine.install("cuda.bindings.runtime", "12")
+    machine.device = DeviceError("cudaSetDevice", "no driver", mend="update it")
+    assert machine.found("GPU").mend == "nothing to do where there is no NVIDIA GPU; else update it"
+
+
 def test_a_bare_machine_is_told_a_command_for_everything(machine: Machine) -> None:
     diagnosis = diagnose(None, machine.root)
     assert diagnosis.backends == []

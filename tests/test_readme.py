@@ -91,8 +91,9 @@ def test_slow_commands_take_their_flags(line: str) -> None:
     import_module(MODULES[command])._parse(arguments)
 
 
-def test_the_python_runs(checkout: Path) -> None:
-    [code] = blocks("python")
+def printed(page: str, checkout: Path) -> str:
+    """What the Python of `page` prints."""
+    [code] = blocks("python", (ROOT / page).read_text())
     ran = subprocess.run(
         [sys.executable, "-c", code],
         cwd=checkout,
@@ -101,10 +102,15 @@ def test_the_python_runs(checkout: Path) -> None:
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
-    lines = ran.stdout.splitlines()
+    return ran.stdout
+
+
+def test_the_python_runs(checkout: Path) -> None:
+    lines = printed("README.md", checkout).splitlines()
     assert len(lines) == 40  # a frame a second
     assert lines[0].split()[:2] == ["0", "reference"]
     assert lines[1].split()[:2] == ["1", "reuse"]
+    assert printed("docs/language.md", checkout)
 
 
 def test_every_path_in_the_tree_exists() -> None:
@@ -124,8 +130,14 @@ def test_every_path_in_the_tree_exists() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
-        if not target.startswith("https://"):
-            assert ((ROOT / page).parent / target).exists(), target
+        if target.startswith("https://"):
+            continue
+        file, _, heading = target.partition("#")
+        leads_to = (ROOT / page).parent / file if file else ROOT / page
+        assert leads_to.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", leads_to.read_text(), re.MULTILINE)
+            assert heading in {one.lower().replace(" ", "-") for one in headings}, target
 
 
 def test_every_letter_of_a_shape_is_explained() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
 from stc.errors import LanguageError
-from stc.runtime import bench_command, run_command
+from stc.runtime import bench_command, conversation, run_command
 from stc.runtime.memory_settings import POLICIES
 from stc.runtime.prefill import Prefill
 from stc.runtime.session import StreamSession
@@ -51,6 +51,21 @@ def test_questions_are_answered_when_they_are_due(
     assert language["prefill_ms_p50"] > 0
     printed = capsys.readouterr().out
     assert f"[2.0 s] {QUESTION}\n> {first['answer']}\n" in printed
+
+
+def test_of_many_questions_the_newest_are_held(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(conversation, "MOST_ANSWERS", 2)
+    out = tmp_path / "run.json"
+    asked = ("first?", "second?", "third?")
+    questions = [word for text in asked for word in ("--ask", text)]
+    assert run("--frames", "1", "--max-new-tokens", "2", *questions, "--json", str(out)) == 0
+    language = json.loads(out.read_text())["language"]
+    assert language["questions_asked"] == 3
+    assert [one["question"] for one in language["questions"]] == ["second?", "third?"]
+    printed = capsys.readouterr().out
+    assert all(f"] {text}\n" in printed for text in asked)
 
 
 def test_prefill_figures_count_frames_that_were_not_a_whole_batch(
