@@ -13,9 +13,10 @@ from typing import Any
 def widen_attention(trt: Any, network: Any) -> int:
     """Each product of two computed tensors multiplies in float32; the number of them.
 
-    Its inputs are cast up and its result is cast back, so that the types around it stay. Products
-    with a weight are left alone. `network` is strongly typed.
+    Its inputs are cast up, and its result is cast back for whoever wants it narrow: a softmax in
+    float32 does not. Products with a weight are left alone. `network` is strongly typed.
     """
+    wanted = trt.DataType.FLOAT
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     constants = {
         layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.CONSTANT
@@ -36,9 +37,11 @@ def widen_attention(trt: Any, network: Any) -> int:
         ]
         dtype = narrow.dtype
         for index in range(2):
-            wide = network.add_cast(product.get_input(index), trt.DataType.FLOAT)
+            wide = network.add_cast(product.get_input(index), wanted)
             product.set_input(index, wide.get_output(0))
-        back = network.add_cast(product.get_output(0), dtype)
+        result = product.get_output(0)
+        back = network.add_cast(result, dtype).get_output(0)
         for layer, index in readers:
-            layer.set_input(index, back.get_output(0))
+            widens = layer.type == trt.LayerType.CAST and layer.get_output(0).dtype == wanted
+            layer.set_input(index, result if widens else back)
     return len(products)

@@ -70,8 +70,8 @@ class Int4Writer:
             network = NETWORK[self.precision]
             packed = int4_template(template, matrices, self.group, network)
             if kind == "attend":
-                fuse_key_rotation(packed, self.spec, network)
-                for table, values in rotation_tables(self.spec, network).items():
+                fuse_key_rotation(packed, self.spec)
+                for table, values in rotation_tables(self.spec).items():
                     self._tables[table] = self.weights.add(table, values)
             self._templates[kind] = packed
         spans = dict(self._tables) if kind == "attend" else {}

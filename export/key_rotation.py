@@ -22,22 +22,24 @@ COSINES, SINES = "rotary.cosines", "rotary.sines"
 _FIRST, _ZERO = "rotary.first_axis", "rotary.zero"
 
 
-def rotation_tables(spec: LanguageSpec, network: str) -> dict[str, NDArray[np.floating]]:
-    """COSINES and SINES [positions, e/2] of every position of the model, in the network's dtype."""
+def rotation_tables(spec: LanguageSpec) -> dict[str, NDArray[np.floating]]:
+    """COSINES and SINES float32 [positions, e/2] of every position of the model."""
     half = np.arange(0, spec.head_width, 2, dtype=np.float32) / np.float32(spec.head_width)
     frequency = (np.float32(spec.rotary_base) ** -half).astype(np.float32)
     angles = np.arange(spec.most_positions, dtype=np.float32)[:, None] * frequency
-    return {COSINES: np.cos(angles).astype(network), SINES: np.sin(angles).astype(network)}
+    return {COSINES: np.cos(angles), SINES: np.sin(angles)}
 
 
-def fuse_key_rotation(model: onnx.ModelProto, spec: LanguageSpec, network: str) -> None:
+def fuse_key_rotation(model: onnx.ModelProto, spec: LanguageSpec) -> None:
     """The keys of `model`, an `attend` graph, are rotated by RotaryEmbedding.
 
     Its tables are initialisers without values. Raises ExportError where the written-out rotation
     is not found.
     """
     graph = model.graph
-    splits = [node for node in graph.node if node.op_type == "Split" and node.input[0] == KEYS]
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.input[0] == KEYS]
+    (keys,) = {node.output[0] for node in casts} or {KEYS}
+    splits = [node for node in graph.node if node.op_type == "Split" and node.input[0] == keys]
     halves = {half for split in splits for half in split.output}
     products = {node.output[0] for node in graph.node if halves.intersection(node.input)}
     sums = {node.output[0] for node in graph.node if products.intersection(node.input)}
@@ -49,7 +51,7 @@ def fuse_key_rotation(model: onnx.ModelProto, spec: LanguageSpec, network: str) 
         # A row of position -1 is empty: nobody sees how it is turned.
         helper.make_node("Max", [KEY_POSITIONS, _ZERO], ["rotary.positions"]),
         helper.make_node("Unsqueeze", ["rotary.positions", _FIRST], ["rotary.position_ids"]),
-        helper.make_node("Unsqueeze", [KEYS, _FIRST], ["rotary.keys"]),
+        helper.make_node("Unsqueeze", [keys, _FIRST], ["rotary.keys"]),
         helper.make_node(
             OPERATOR,
             ["rotary.keys", "rotary.position_ids", COSINES, SINES],
@@ -69,7 +71,7 @@ def fuse_key_rotation(model: onnx.ModelProto, spec: LanguageSpec, network: str) 
     dims = (spec.most_positions, spec.head_width // 2)
     for name in (COSINES, SINES):
         graph.initializer.append(
-            TensorProto(name=name, data_type=ELEMENT_TYPES[network], dims=dims)
+            TensorProto(name=name, data_type=ELEMENT_TYPES["float32"], dims=dims)
         )
     graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), _FIRST))
     graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), _ZERO))

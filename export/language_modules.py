@@ -1,7 +1,7 @@
 """The language graphs as torch modules: one module per contract of `stc.contracts`, no batch axis.
 
 Matrices are stored pre-transposed, as in `stc.export.modules`; only the embedding keeps its rows,
-since the head may share them. Norms, rotary angles, the mask, softmax and logits are float32
+since the head may share them. Norms, rotary, scores, softmax and logits are float32
 whatever the network's dtype.
 
 Knows nothing of checkpoints, ONNX or files.
@@ -99,15 +99,17 @@ class Attend(nn.Module):
         query_positions: Tensor,
         key_positions: Tensor,
     ) -> Tensor:
-        rotated = self.rotate(query * self.scale, query_positions)
+        # Keys of Qwen2 are large: in float16 their products lose what softmax tells apart, or
+        # leave its range.
+        rotated = self.rotate(query.float() * self.scale, query_positions)
         # Query heads stand together on the key head they share, so that no key is repeated.
         grouped = rotated.reshape(self.key_heads, -1, self.head_width)
-        scores = grouped @ self.rotate(keys, key_positions).transpose(1, 2)
+        scores = grouped @ self.rotate(keys.float(), key_positions).transpose(1, 2)
         groups = self.query_heads // self.key_heads
         m, rows = hidden.shape[0], keys.shape[1]
-        by_query = scores.reshape(self.query_heads, m, rows).float()
+        by_query = scores.reshape(self.query_heads, m, rows)
         shares = torch.softmax(by_query + self.mask(query_positions, key_positions), dim=-1)
-        shares = shares.to(scores.dtype).reshape(self.key_heads, groups * m, rows)
+        shares = shares.to(values.dtype).reshape(self.key_heads, groups * m, rows)
         attended = (shares @ values).reshape(self.query_heads, m, self.head_width)
         merged = attended.transpose(0, 1).reshape(m, self.query_heads * self.head_width)
         after: Tensor = hidden + self.out(merged)
@@ -116,9 +118,9 @@ class Attend(nn.Module):
         return after + mlp
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x [heads, rows, e] turned by the angles of its rows' positions [rows]."""
+        """x float32 [heads, rows, e] turned by the angles of its rows' positions [rows]."""
         angles = positions.float().unsqueeze(1) * self.frequency
-        cosine, sine = torch.cos(angles).to(x.dtype), torch.sin(angles).to(x.dtype)
+        cosine, sine = torch.cos(angles), torch.sin(angles)
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
 

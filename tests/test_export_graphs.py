@@ -17,12 +17,14 @@ import pytest
 import torch
 from onnx import external_data_helper
 from torch import Tensor, nn
+from torch.nn import functional
 
 from stc import contracts
 from stc.bundle import Bundle
 from stc.contracts import Contract
 from stc.errors import ExportError
 from stc.export import graphs
+from stc.export.check import GraphCheck
 from stc.export.graph import IR_VERSION, OPSET, PORTABLE_OPS, bind, trace
 from stc.export.modules import Keys, Update
 from stc.export.synthetic import RandomCheckpoint
@@ -271,6 +273,20 @@ def digests(root: Path) -> dict[str, str]:
 # A graph that does not equal PyTorch.
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e5])
+def test_large_values_may_differ_from_pytorch_by_their_own_rounding(
+    checkpoint_bundle: Exported, offset: float
+) -> None:
+    name, spec = contracts.keys_graph(0), checkpoint_bundle.weights.spec
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(spec.tokens, spec.width, generator=random) + offset
+    ref_key = torch.randn(spec.heads, spec.tokens, spec.head_width, generator=random)
+    path, contract = checkpoint_bundle.bundle.graph_path(name), contracts.vision_graphs(1)[name]
+    GraphCheck(path, contract, "fp32").compare(
+        Tower(checkpoint_bundle.weights).keys(0), (hidden, ref_key)
+    )
+
+
 def trace_with(kind: type[nn.Module], change: Callable[[Any], None]) -> Callable[..., Any]:
     """`trace`, but modules of `kind` are changed before."""
 
@@ -291,9 +307,14 @@ def flat_attention(module: Update) -> None:
     module.scale *= 0.5
 
 
+def other_gelu(module: Update) -> None:
+    module.activation = functional.gelu
+
+
 DIFFERENT: list[tuple[type[nn.Module], Callable[[Any], None], str]] = [
     (Keys, coarse_norm, "keys_00: key"),
     (Update, flat_attention, "update_00: hidden_out"),
+    (Update, other_gelu, "update_00: hidden_out"),
 ]
 
 

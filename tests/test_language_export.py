@@ -268,6 +268,28 @@ def test_a_half_precision_bundle_keeps_positions_norms_and_logits_in_float32() -
     assert entries[contracts.HEAD].outputs[0].dtype == "float32"
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
+def test_products_of_large_keys_stay_within_half_precision(scale: float) -> None:
+    case, name = language_case(precision="fp16"), contracts.attend_graph(0)
+    weights = open_checkpoint(str(case.checkpoint)).language()
+    assert weights is not None
+    spec, m, rows = weights.spec, 6, 300
+    random = torch.Generator().manual_seed(0)
+    heads, width = (spec.query_heads, spec.key_heads), spec.head_width
+    inputs = (
+        torch.randn(m, spec.width, generator=random),
+        torch.randn(heads[0], m, width, generator=random) * scale,
+        torch.randn(heads[1], rows, width, generator=random) * scale,
+        torch.randn(heads[1], rows, width, generator=random),
+        torch.arange(rows - m, rows),
+        torch.arange(rows),
+    )
+    check = GraphCheck(
+        case.bundle.graph_path(name), contracts.language_graphs(1)[name], "fp16", limit=1e-2
+    )
+    check.compare(Decoder(weights).attend(0), inputs)
+
+
 def test_random_weights_have_the_geometry_of_the_published_models() -> None:
     small, large = (random_checkpoint(size).language() for size in ("llava-ov-0.5b", "llava-ov-7b"))
     assert small is not None
