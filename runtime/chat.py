@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import queue
 import sys
 import threading
@@ -22,10 +23,14 @@ class Chat:
     """
 
     def __init__(self, typed: IO[str] | None = None, shown: IO[str] | None = None) -> None:
-        self._typed = typed or sys.stdin
-        self._shown = shown or sys.stderr
-        if not self._typed.isatty():
+        given: IO[str] | None = typed or sys.stdin  # None when it was closed
+        if given is None or not given.isatty():
             raise SettingsError("--chat", "stdin is no terminal", mend="use --ask TEXT")
+        if isinstance(given, io.TextIOWrapper):
+            # A letter in another encoding than the terminal's is no reason to stop listening.
+            given.reconfigure(errors="replace")
+        self._typed = given
+        self._shown = shown or sys.stderr
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._ended = False
         # A daemon: nothing can end a read of a terminal that nobody types at.
@@ -54,7 +59,11 @@ class Chat:
         return line
 
     def _read(self) -> None:
-        for line in self._typed:
-            if line.strip():
-                self._lines.put(line.strip())
-        self._lines.put(None)
+        try:
+            for line in self._typed:
+                if line.strip():
+                    self._lines.put(line.strip())
+        except OSError:
+            pass  # the terminal is gone, which ends the questions too
+        finally:
+            self._lines.put(None)

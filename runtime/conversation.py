@@ -112,7 +112,7 @@ class Conversation:
     def _next_question(self) -> str | None:
         if self._due:
             at_s = self._due[0].at_s
-            if at_s is not None and self._time_s >= at_s:
+            if at_s is not None and self._frames and self._time_s >= at_s:
                 return self._due.popleft().text
         return None if self._chat is None else self._chat.typed()
 
@@ -181,6 +181,11 @@ class Conversation:
             self._prefill_ms.add(prefill.ms / prefill.frames)
         for notice in self.language.notices():
             self._say(notice)
+
+    @property
+    def prefill_ms(self) -> float:
+        """What the prefill of all frames took so far."""
+        return self._prefilled.ms
 
     @property
     def _prefill_ms_per_frame(self) -> float:

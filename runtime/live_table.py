@@ -58,6 +58,7 @@ class LiveTable:
         self.count()
         self._drawn_s = -math.inf
         console = console or Console(stderr=True)
+        self._closed = False
         self._live: Live | None = None
         if console.file.isatty() and not console.is_dumb_terminal:
             self._console = console
@@ -82,9 +83,9 @@ class LiveTable:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed = True
         if self._live:
-            self._live.update(self._picture(), refresh=True)
-            self._live.stop()
+            self._stop()
         elif self._frames:
             self._console.print(self._picture())
 
@@ -92,14 +93,20 @@ class LiveTable:
     def aside(self) -> Iterator[None]:
         """What the body prints stands between the table so far and the table from then on.
 
-        Frames added meanwhile show afterwards.
+        Frames added meanwhile show afterwards. The body may outlast the table, or follow it.
         """
-        if self._live:
-            self._live.update(self._picture(), refresh=True)
-            self._live.stop()
+        shown = self._stop()
         yield
-        if self._live:
+        if self._live and shown and not self._closed:
             self._live.start()
+
+    def _stop(self) -> bool:
+        """The table stays as it is now and is not redrawn; whether it was until then."""
+        if not self._live or not self._live.is_started:
+            return False
+        self._live.update(self._picture(), refresh=True)
+        self._live.stop()
+        return True
 
     def add(self, report: FrameReport) -> None:
         """`report` is the newest frame; it shows within a quarter of a second."""

@@ -94,7 +94,6 @@ class StreamMetrics:
             "reuse": _KindMetrics(),
         }
         self._engine_ms = 0.0
-        self._prefill_ms = 0.0
         self._trend = Trend()
 
     @property
@@ -106,13 +105,13 @@ class StreamMetrics:
         """`report` counts; it is not held."""
         self._kinds[report.kind].add(report)
         self._engine_ms += report.engine_ms
-        self._prefill_ms += report.prefill.ms if report.prefill is not None else 0.0
         self._trend.add(report.total_ms)
 
     def summary(
         self,
         *,
         wall_s: float | None = None,
+        prefill_ms: float = 0.0,
         broken_frames: int = 0,
         dropped_frames: int = 0,
         reconnects: int = 0,
@@ -122,7 +121,7 @@ class StreamMetrics:
         reference, reuse = self._kinds["reference"], self._kinds["reuse"]
         frames = self.frames
         total_ms = reference.total_ms + reuse.total_ms
-        computed_ms = total_ms + self._prefill_ms
+        computed_ms = total_ms + prefill_ms
         return StreamSummary(
             frames=frames,
             reference_frames=reference.frames,

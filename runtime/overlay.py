@@ -5,7 +5,6 @@ PyAV and Pillow are imported when a writer is made, so that this module loads wi
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,6 +32,7 @@ _ENCODERS: dict[str, dict[str, str]] = {
     "libx264": {"preset": "veryfast", "crf": "20"},
     "mpeg4": {"flags": "+qscale", "global_quality": "354"},  # 3 x FF_QP2LAMBDA
 }
+_TICK_S = Fraction(1, 1000)
 _BT601 = 6  # AVColorSpace of what swscale makes of RGB; untagged, players guess by picture size
 
 
@@ -40,26 +40,21 @@ class OverlayWriter:
     """Writes a video of the frames it is given, marked with what their reports say.
 
     `path` ends in .mp4, .mov or .mkv. It appears, whole, when the `with` block ends well; when
-    the block raises, whatever stood there before stays untouched. `side` and `pooled_side` are
-    the model's tokens along one side, `covered` the share of that side they see, `fps` the frames
-    per second of the result. Size and scale follow the first frame.
+    the block, or an `add` in it, raises, whatever stood there before stays untouched. `side` and
+    `pooled_side` are the model's tokens along one side, `covered` the share of that side they see.
+    Size and scale follow the first frame; every frame is shown at its own time after that one.
 
-    Raises VideoError when PyAV or Pillow is missing, the ending is unknown, `fps` is not
-    positive, the path cannot be written, the disk is full, or no frame was added.
+    Raises VideoError when PyAV or Pillow is missing, the ending is unknown, the path cannot be
+    written, the disk is full, or no frame was added.
     """
 
-    def __init__(
-        self, path: Path | str, side: int, pooled_side: int, fps: float, covered: float = 1.0
-    ) -> None:
+    def __init__(self, path: Path | str, side: int, pooled_side: int, covered: float = 1.0) -> None:
         _require_libraries()
         self._path = Path(path)
         if self._path.suffix.lower() not in _FORMATS:
             raise VideoError(
                 self._path, f"unknown ending {self._path.suffix!r}", " or ".join(_FORMATS)
             )
-        if not (math.isfinite(fps) and fps > 0):
-            raise VideoError(self._path, f"{fps} frames per second", "a positive number")
-        self._rate = Fraction(fps).limit_denominator(1001)
         self._side = side
         self._geometry = (side, pooled_side, covered)
         self._still: Image | None = None
@@ -69,7 +64,8 @@ class OverlayWriter:
         import av
 
         self._canvas: Canvas | None = None
-        self._frames = 0
+        self._shown_ticks = -1
+        self._failure: VideoError | None = None
         with self._one_line_errors(), ExitStack() as stack:
             self._file = _UnfailingFile(stack.enter_context(whole_file(self._path)))
             self._container: OutputContainer = av.open(
@@ -85,29 +81,24 @@ class OverlayWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is None and self._failure is not None:
+            kind, error = VideoError, self._failure
         with self._one_line_errors():
             self._open.__exit__(kind, error, trace)
+        if self._failure is not None and error is self._failure:
+            raise self._failure
 
     def add(self, frame: Frame, report: FrameReport) -> None:
         """Append `frame`, marked with `report`.
 
-        Raises VideoError when it cannot be written.
+        Raises VideoError when it cannot be written, as the end of the `with` block does then.
         """
-        from av import VideoFrame
-
-        from stc.runtime.canvas import Canvas
-
-        with self._one_line_errors():
-            if self._canvas is None:
-                self._canvas = Canvas(frame, *self._geometry)
-                self._stream = self._add_stream(self._canvas)
-            picture = self._canvas.draw(frame, report)
-            self._remember(picture, report)
-            video_frame = VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
-            video_frame.pts = self._frames
-            self._frames += 1
-            self._encode(video_frame)
-            self._file.raise_failure()
+        try:
+            with self._one_line_errors():
+                self._append(frame, report)
+        except VideoError as failure:
+            self._failure = failure
+            raise
 
     def save_still(self, path: Path | str) -> None:
         """`path` holds, as a PNG, the reuse frame whose recomputed tokens lie closest together.
@@ -125,6 +116,25 @@ class OverlayWriter:
         except OSError as error:
             raise VideoError(path, f"cannot be written ({error.strerror or error})") from error
 
+    def _append(self, frame: Frame, report: FrameReport) -> None:
+        from av import VideoFrame
+
+        from stc.runtime.canvas import Canvas
+
+        if self._canvas is None:
+            self._canvas = Canvas(frame, *self._geometry)
+            self._stream = self._add_stream(self._canvas)
+            self._start_s = frame.time_s
+        picture = self._canvas.draw(frame, report)
+        self._remember(picture, report)
+        video_frame = VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+        ticks = round((frame.time_s - self._start_s) / _TICK_S)
+        ticks = max(ticks, self._shown_ticks + 1)
+        self._lasts_ticks, self._shown_ticks = max(1, ticks - self._shown_ticks), ticks
+        video_frame.pts, video_frame.time_base = ticks, _TICK_S
+        self._encode(video_frame)
+        self._file.raise_failure()
+
     def _add_stream(self, canvas: Canvas) -> VideoStream:
         from av import Codec
         from av.codec.codec import UnknownCodecError
@@ -134,7 +144,8 @@ class OverlayWriter:
             Codec(name, "w")
         except UnknownCodecError:
             name = "mpeg4"  # always there; wheels without GPL parts lack libx264
-        stream = self._container.add_stream(name, rate=self._rate, options=_ENCODERS[name])
+        stream = self._container.add_stream(name, options=_ENCODERS[name])
+        stream.codec_context.time_base = stream.time_base = _TICK_S
         stream.width, stream.height = canvas.width_px, canvas.height_px
         stream.pix_fmt = "yuv420p"
         stream.codec_context.colorspace = _BT601
@@ -142,6 +153,7 @@ class OverlayWriter:
 
     def _encode(self, frame: VideoFrame | None) -> None:
         for packet in self._stream.encode(frame):
+            packet.duration = self._lasts_ticks  # what counts is the last one's: as the one before
             self._container.mux(packet)
 
     def _close(

@@ -56,6 +56,9 @@ class Prompt:
         """
         if not question.strip():
             raise LanguageError("question", "empty", "some text")
+        if any("\ud800" <= letter <= "\udfff" for letter in question):
+            mend = "set LANG and the terminal to UTF-8"
+            raise LanguageError("question", "bytes that are no letters", "text in UTF-8", mend)
         for token in self._special:
             if token in question:
                 raise LanguageError("question", f"contains {token}", "plain text")

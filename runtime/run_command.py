@@ -6,7 +6,7 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ from stc.bundle import Bundle
 from stc.command import Console
 from stc.engines.plan import context_rows
 from stc.errors import SettingsError
+from stc.manifest import VisionSpec
 from stc.runtime import memory_settings, questions, source_flags
 from stc.runtime import open as opening
 from stc.runtime.chat import HINT, Chat
@@ -23,18 +24,16 @@ from stc.runtime.conversation import Conversation
 from stc.runtime.dense_run import DenseRun
 from stc.runtime.document_output import document_output
 from stc.runtime.live_table import LiveTable
+from stc.runtime.memory_settings import MemorySettings
 from stc.runtime.open_language import open_stream_language
 from stc.runtime.output_paths import refuse_shared_paths
 from stc.runtime.overlay import OverlayWriter
+from stc.runtime.questions import Questions
 from stc.runtime.run_document import run_document
 from stc.runtime.stream_run import StreamRun
 from stc.runtime.summary import print_summary
 from stc.runtime.taken_frames import EndedBy
-from stc.runtime.tower import VisionTower
-from stc.settings import Settings
 
-OVERLAY_FPS = 5.0
-"""Frames per second of an overlay whose source names no rate."""
 STILL = ".png"
 """Ending of the still that is saved beside an overlay."""
 _ENDINGS: Final[dict[EndedBy, str]] = {
@@ -76,43 +75,49 @@ def _run(flags: argparse.Namespace) -> int:
     if flags.frames is not None and flags.frames < 1:
         raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
     opening.refuse_idle_device(flags)
+    asked, memory = _asked(flags)
     still = flags.overlay and flags.overlay.parent / f"{flags.overlay.stem}{STILL}"
+    if still is not None and still.is_dir():
+        raise SettingsError("the still of --overlay", f"{still} is a folder", "a file")
     outputs = {"--overlay": flags.overlay, "the still of --overlay": still, "--json": flags.json}
     refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle)
+    chat = Chat() if flags.chat else None
     bundle = Bundle.open(flags.bundle)
-    manifest = bundle.manifest
-    spec = manifest.vision
-    chosen = settings.from_flags(flags, manifest.default_settings, spec.pooled)
+    spec = bundle.manifest.vision
+    chosen = settings.from_flags(flags, bundle.manifest.default_settings, spec.pooled)
     console = Console(stderr=True)
-    with document_output(flags.json) as write:
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    # What is opened first is closed last: an overlay that cannot be ended takes nothing with it.
+    with _overlay(flags.overlay, spec) as overlay, document_output(flags.json) as write:
         with ExitStack() as stack:
             source = stack.enter_context(source_flags.open_source(flags))
-            overlay = None
-            if flags.overlay is not None:
-                rate = flags.fps or source.rate or OVERLAY_FPS
-                overlay = stack.enter_context(
-                    OverlayWriter(
-                        flags.overlay, spec.side, spec.pooled_side, rate, covered=spec.covered
-                    )
-                )
             tower = opening.open_tower(
                 bundle,
                 flags.device,
                 flags.backend,
                 streams=2 if flags.compare_dense else 1,
-                context=_context(flags),
+                context=0 if asked is None or flags.int4 else context_rows(memory.window),
             )
-            chat = Chat() if flags.chat else None
-            conversation = _conversation(bundle, tower, chosen, flags, console, chat)
+            conversation = None
+            if asked is not None:
+                backend = opening.language_backend(bundle, tower, flags.device, int4=flags.int4)
+                kept = chosen.kept(spec.pooled)
+                language = open_stream_language(bundle, backend, memory, kept)
+                conversation = Conversation(language, asked, sys.stdout, say, chat)
             if chat is not None:
-                console.print(HINT)
+                say(HINT)
                 chat.invite()
-            language = None if conversation is None else conversation.language
-            session = opening.open_session(tower, chosen, language)
+            session = opening.open_session(
+                tower, chosen, None if conversation is None else conversation.language
+            )
             dense = DenseRun(tower) if flags.compare_dense else None
             stream = StreamRun(
                 source,
                 session,
+                say,
                 most=flags.frames,
                 dense=dense,
                 overlay=overlay,
@@ -130,67 +135,55 @@ def _run(flags: argparse.Namespace) -> int:
                 conversation.aside = table.aside
             stream.take(table)
             if stream.ended_by in _ENDINGS:
-                console.print(f"{_ENDINGS[stream.ended_by]}; this is the stream so far")
+                say(f"{_ENDINGS[stream.ended_by]}; this is the stream so far")
         if conversation is not None:
             try:
                 conversation.ask_rest()
             except KeyboardInterrupt:
-                console.print("interrupted; these are the answers so far")
-        if overlay is not None:
-            overlay.save_still(still)
+                say("interrupted; these are the answers so far")
         summary = stream.summary()
         comparison = compare_with_dense(summary, dense.summary() if dense else None)
         print_summary(console, summary, comparison)
         told = [] if dense is None else [dense.fidelity.line()]
         told += [] if conversation is None else conversation.lines()
         for line in told:
-            console.print(line, highlight=False, soft_wrap=True)
+            say(line)
         document = run_document(
             summary,
             settings=chosen,
-            bundle=manifest.provenance.checkpoint,
+            bundle=bundle.manifest.provenance.checkpoint,
             ended_by=stream.ended_by,
             comparison=comparison,
         )
         document["fidelity"] = None if dense is None else dense.fidelity.to_json()
         document["language"] = None if conversation is None else conversation.to_json()
         write(document)
+    if overlay is not None:
+        overlay.save_still(still)
     if stream.failure is not None:
         raise stream.failure
     return 2 if conversation is not None and (conversation.failed or conversation.left_out) else 0
 
 
-def _context(flags: argparse.Namespace) -> int:
-    """Rows of keys and values on the device; 0 where nothing is asked of it."""
-    if flags.int4 or not (flags.chat or questions.from_flags(flags).asked):
-        return 0
-    return context_rows(memory_settings.from_flags(flags).window)
+def _asked(flags: argparse.Namespace) -> tuple[Questions | None, MemorySettings]:
+    """The questions of the run, None without any, and the memory they are answered from.
 
-
-def _conversation(
-    bundle: Bundle,
-    tower: VisionTower,
-    chosen: Settings,
-    flags: argparse.Namespace,
-    console: Console,
-    chat: Chat | None,
-) -> Conversation | None:
-    """The questions of the run and the language side that answers them; None without any."""
+    Raises SettingsError for a flag out of range, or of questions without one.
+    """
     asked, memory = questions.from_flags(flags), memory_settings.from_flags(flags)
-    if not asked.asked and not flags.chat:
-        for name in (*questions.ANSWERING, *memory_settings.NAMES, "int4"):
-            if getattr(flags, name) not in (None, False):
-                flag = f"--{name.replace('_', '-')}"
-                raise SettingsError(flag, "given", "--ask, --ask-at or --chat beside it")
-        return None
-    kept = chosen.kept(bundle.manifest.vision.pooled)
-    backend = opening.language_backend(bundle, tower, flags.device, int4=flags.int4)
-    language = open_stream_language(bundle, backend, memory, kept)
+    if asked.asked or flags.chat:
+        return asked, memory
+    for name in (*questions.ANSWERING, *memory_settings.NAMES, "int4"):
+        if getattr(flags, name) not in (None, False):
+            flag = f"--{name.replace('_', '-')}"
+            raise SettingsError(flag, "given", "--ask, --ask-at or --chat beside it")
+    return None, memory
 
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    return Conversation(language, asked, sys.stdout, say, chat)
+def _overlay(path: Path | None, spec: VisionSpec) -> AbstractContextManager[OverlayWriter | None]:
+    if path is None:
+        return nullcontext()
+    return OverlayWriter(path, spec.side, spec.pooled_side, spec.covered)
 
 
 if __name__ == "__main__":

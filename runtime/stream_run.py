@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 
 from stc import command
-from stc.errors import EngineError, StcError
+from stc.errors import EngineError, StcError, VideoError
 from stc.runtime.conversation import Conversation
 from stc.runtime.dense_run import DenseRun
 from stc.runtime.frame import Frame
@@ -32,12 +32,14 @@ class StreamRun:
 
     ended_by: what ended the stream.
     failure: the error that ended it after its first frame; all before it is kept.
+    `say` is told what else the user should know.
     """
 
     def __init__(
         self,
         source: VideoSource,
         session: StreamSession,
+        say: Callable[[str], None],
         *,
         most: int | None = None,
         dense: DenseRun | None = None,
@@ -49,6 +51,7 @@ class StreamRun:
         self.failure: StcError | None = None
         self._source = source
         self._session = session
+        self._say = say
         self._frames = TakenFrames(source, most)
         self._metrics = StreamMetrics(spec.tokens, spec.pooled)
         self._dense = dense
@@ -84,8 +87,10 @@ class StreamRun:
 
     def summary(self) -> StreamSummary:
         """The stream's figures so far."""
+        conversation = self._conversation
         return self._metrics.summary(
             wall_s=self._wall_s,
+            prefill_ms=conversation.prefill_ms if conversation is not None else 0.0,
             broken_frames=self._source.broken,
             dropped_frames=self._source.dropped,
             reconnects=self._source.reconnects,
@@ -104,7 +109,11 @@ class StreamRun:
         )
         table.add(report)
         if self._overlay is not None:
-            self._overlay.add(frame, report)
+            try:
+                self._overlay.add(frame, report)
+            except VideoError as error:  # which closing the overlay raises again
+                self._overlay = None
+                self._say(f"error: {error}; the stream goes on without the overlay")
         if self._conversation is not None:
             self._conversation.frame(report)
 

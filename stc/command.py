@@ -111,8 +111,11 @@ def _leave_terminal(number: int) -> None:
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C, and what else interrupts, waits for the body to end, and interrupts then.
 
-    For the main thread, the only one that is interrupted.
+    Other threads than the main one are never interrupted.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     caught: list[int] = []
     handlers = {stop: handler for stop in STOPS if callable(handler := signal.getsignal(stop))}
 

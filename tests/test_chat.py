@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from stc.errors import SettingsError
 from stc.runtime import stream_run
 from stc.runtime.chat import SIGN, Chat
 from stc.runtime.frame import Frame
@@ -158,6 +159,43 @@ def test_frames_of_a_live_source_keep_coming_during_an_answer(
     assert len(taken) == 11
     # Frame 1 asks, frame 2 chooses the first token, from frame 3 on a token is decoded at each.
     assert taken[:4] == [3, 4, 5, 6]
+
+
+def test_letters_in_another_encoding_do_not_end_the_questions() -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, encoding="utf-8") as typed:
+        chat = Chat(typed, io.StringIO())
+        os.write(ours, b"caf\xe9?\nsecond?\n\x04")
+        assert list(chat.rest()) == ["caf\ufffd?", "second?"]
+    os.close(ours)
+
+
+def test_a_terminal_that_is_closed_ends_the_questions() -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs) as typed:
+        chat = Chat(typed, io.StringIO())
+        os.close(ours)
+        assert list(chat.rest()) == []
+
+
+def test_a_closed_stdin_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(SettingsError, match="--chat: stdin is no terminal"):
+        Chat()
+
+
+def test_the_terminal_is_whole_after_an_answer_at_the_end(tmp_path: Path) -> None:
+    bundle = language_case().bundle.root
+    ours, theirs = pty.openpty()
+    flags = ["--video", VIDEO, "--frames", "3", "--ask", QUESTION, "--max-new-tokens", "2"]
+    command = [sys.executable, "-m", "stc.runtime.run_command", str(bundle), *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = _read_until(ours, "tokens/s")
+        assert process.wait(60) == 0
+    os.close(ours)
+    assert said.rfind("\x1b[?25h") > said.rfind("\x1b[?25l") >= 0  # the cursor is back
+    assert said.index(f"] {QUESTION}") > said.rfind("frames/s")  # and no table follows
 
 
 def test_a_terminal_shows_a_sign_and_answers_what_is_typed(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 from stc.errors import EngineError, StcError, VideoError
 from stc.runtime import run_command
 from stc.runtime.frame import Frame
+from stc.runtime.overlay import OverlayWriter
+from stc.runtime.report import FrameReport
 from stc.runtime.session import StreamSession
 from stc.runtime.taken_frames import TakenFrames
 from stc.runtime.video_file import VideoFile
@@ -120,6 +122,43 @@ def test_a_stream_that_fails_midway_keeps_what_was_computed(
     assert (document["ended_by"], document["summary"]["frames"]) == (ended_by, 3)
     assert frames_of(tmp_path / "o.mp4") == 3
     assert set(standing(tmp_path)) == {"clip.mp4", "o.mp4", "o.png", "o.json"}
+
+
+def test_an_overlay_that_fails_midway_takes_nothing_with_it(
+    demo_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_main: Callable[..., Outcome],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    append = OverlayWriter._append
+
+    def failing(writer: OverlayWriter, frame: Frame, report: FrameReport) -> None:
+        if frame.index == 2:
+            raise OSError(28, "No space left on device")
+        append(writer, frame, report)
+
+    monkeypatch.setattr(OverlayWriter, "_append", failing)
+    numbered_clip(tmp_path, 5)
+    outputs = ["--overlay", "o.mp4", "--json", "o.json"]
+    done = run_main(run_command.main, demo_bundle, "--video", "clip.mp4", *outputs)
+    assert done.returncode == 2
+    assert "No space left" in done.stderr
+    assert done.stderr.count("goes on without the overlay") == 1
+    assert done.stderr.splitlines()[-1].startswith("error: o.mp4: cannot be written (No space left")
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert (document["ended_by"], document["summary"]["frames"]) == ("end", 5)
+    assert set(standing(tmp_path)) == {"clip.mp4", "o.json"}
+
+
+def test_a_still_that_cannot_be_written_is_refused_before_the_stream(
+    demo_bundle: Path, tmp_path: Path, run_main: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "o.png").mkdir()
+    flags = ["--video", numbered_clip(tmp_path), "--overlay", tmp_path / "o.mp4"]
+    done = run_main(run_command.main, demo_bundle, *flags)
+    assert done.returncode == 2
+    assert "is a folder, expected a file" in done.stderr
 
 
 def test_a_stream_that_fails_at_its_first_frame_leaves_nothing(

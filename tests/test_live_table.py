@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import ExitStack
 
 import pytest
 from rich.console import Console
@@ -106,6 +107,20 @@ def test_an_exception_leaves_a_whole_terminal() -> None:
         table.add(frame_report(0))
         raise KeyboardInterrupt
     assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")
+
+
+def test_a_terminal_is_left_alone_once_the_table_has_ended() -> None:
+    file, console = _terminal()
+    table = LiveTable(TOKENS, POOLED, console=console)
+    with ExitStack() as outlasting:
+        with table:
+            table.add(frame_report(0))
+            outlasting.enter_context(table.aside())
+        ended = file.getvalue()
+    with table.aside():
+        pass
+    assert file.getvalue() == ended
+    assert ended.rfind("\x1b[?25h") > ended.rfind("\x1b[?25l") >= 0  # the cursor is back
 
 
 def test_the_header_counts_what_befell_the_source() -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from stc.runtime.comparison import compare_with_dense
 from stc.runtime.metrics import StreamMetrics
-from stc.runtime.prefill import Prefill
 from stc.runtime.report import STAGES, FrameReport
 from stc.runtime.reservoir import CAPACITY, Reservoir
 from stc.runtime.trend import STRETCHES, Trend, sparkline
@@ -55,8 +54,8 @@ def test_overhead_speed_and_token_means_come_from_the_reports() -> None:
     assert summary.host_overhead_fraction == pytest.approx(1 - 40 / 50)
     assert summary.frames_per_second == pytest.approx(2 / 0.050)
     assert summary.tokens_recomputed == (TOKENS + TOKENS // 4) / 2
-    prefilled = replace(second, prefill=Prefill(frames=2, ms=50.0))
-    assert _metrics([first, prefilled]).summary().frames_per_second == pytest.approx(2 / 0.100)
+    prefilled = _metrics([first, second]).summary(prefill_ms=50.0)
+    assert prefilled.frames_per_second == pytest.approx(2 / 0.100)
     assert summary.tokens_kept == 58
     assert summary.oldest_frame_ms == 12.5
     assert (summary.broken_frames, summary.dropped_frames, summary.reconnects) == (3, 2, 1)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -106,14 +107,14 @@ def test_a_reference_frame_is_bordered_and_lightly_tinted() -> None:
 def test_the_written_video_shows_the_marks_of_each_frame(tmp_path: Path) -> None:
     frames = video_frames("street.mp4", 6)
     reports = list(difference_reports(frames))
-    path = tmp_path / "overlay.mp4"
-    with OverlayWriter(path, SIDE, POOLED_SIDE, fps=5.0) as writer:
+    path, rate = tmp_path / "overlay.mp4", 1 / (frames[1].time_s - frames[0].time_s)
+    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
         for frame, report in zip(frames, reports, strict=True):
             writer.add(frame, report)
     with av.open(path) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
-        assert stream.average_rate == 5
+        assert stream.average_rate == pytest.approx(rate)
         assert stream.codec_context.colorspace == 6  # BT.601, what the pixels are
     shown = _decoded(path)
     assert len(shown) == len(frames)
@@ -165,7 +166,7 @@ def test_any_size_becomes_even_and_legible(
     tmp_path: Path, width: int, height: int, picture_px: tuple[int, int]
 ) -> None:
     path = tmp_path / "overlay.mp4"
-    with OverlayWriter(path, SIDE, POOLED_SIDE, fps=10.0) as writer:
+    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
         writer.add(_grey_frame(0, width, height), frame_report(0))
     (picture,) = _decoded(path)
     shown_height, shown_width = picture.shape[:2]
@@ -179,7 +180,7 @@ def test_any_size_becomes_even_and_legible(
 
 def test_the_legend_does_not_cover_the_picture(tmp_path: Path) -> None:
     path = tmp_path / "overlay.mp4"
-    with OverlayWriter(path, SIDE, POOLED_SIDE, fps=5.0) as writer:
+    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
         writer.add(_grey_frame(0, 640, 480), frame_report(0, recomputed=np.array([0])))
     (picture,) = _decoded(path)
     assert np.abs(picture[400:478].astype(int) - GREY).max() < 12
@@ -187,7 +188,7 @@ def test_the_legend_does_not_cover_the_picture(tmp_path: Path) -> None:
 
 def test_a_change_of_size_midway_is_stretched_to_the_first(tmp_path: Path) -> None:
     path = tmp_path / "overlay.mp4"
-    with OverlayWriter(path, SIDE, POOLED_SIDE, fps=5.0) as writer:
+    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
         for index, size in enumerate([(640, 480), (320, 200), (801, 333)]):
             writer.add(_grey_frame(index, *size), frame_report(index, recomputed=np.array([728])))
     pictures = _decoded(path)
@@ -198,7 +199,7 @@ def test_a_change_of_size_midway_is_stretched_to_the_first(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["a.mov", "a.mkv", "A.MP4"])
 def test_other_containers_are_written_too(tmp_path: Path, name: str) -> None:
-    with OverlayWriter(tmp_path / name, SIDE, POOLED_SIDE, fps=29.97) as writer:
+    with OverlayWriter(tmp_path / name, SIDE, POOLED_SIDE) as writer:
         writer.add(_grey_frame(0, 640, 480), frame_report(0))
     assert len(_decoded(tmp_path / name)) == 1
 
@@ -215,7 +216,7 @@ def test_without_libx264_the_video_is_mpeg4(
 
     monkeypatch.setattr(av, "Codec", without_x264)
     path = tmp_path / "overlay.mp4"
-    with OverlayWriter(path, SIDE, POOLED_SIDE, fps=29.97) as writer:
+    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
         for index in range(3):
             writer.add(_grey_frame(index, 640, 480), frame_report(index, recomputed=np.array([0])))
     with av.open(path) as container:
@@ -240,16 +241,36 @@ def test_a_path_that_cannot_be_a_video_is_refused_before_the_first_frame(
     (tmp_path / "folder.mp4").mkdir()
     with (
         pytest.raises(VideoError, match=says) as caught,
-        OverlayWriter(tmp_path / name, SIDE, POOLED_SIDE, fps=5.0),
+        OverlayWriter(tmp_path / name, SIDE, POOLED_SIDE),
     ):
         pytest.fail("the body ran")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("fps", [0.0, -5.0, float("nan"), float("inf")])
-def test_frames_per_second_must_be_positive(tmp_path: Path, fps: float) -> None:
-    with pytest.raises(VideoError, match="a positive number"):
-        OverlayWriter(tmp_path / "a.mp4", SIDE, POOLED_SIDE, fps=fps)
+def test_every_frame_is_shown_at_its_own_time(tmp_path: Path) -> None:
+    path, times_s = tmp_path / "overlay.mp4", (30.0, 30.04, 31.5, 31.5, 31.4, 34.0)
+    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
+        for index, time_s in enumerate(times_s):
+            frame = replace(_grey_frame(index, 64, 48), time_s=time_s)
+            writer.add(frame, frame_report(index))
+    with av.open(path) as container:
+        shown_s = [frame.time for frame in container.decode(video=0)]
+    # Two frames of one time, or of an earlier one, follow one another as closely as can be.
+    assert shown_s == pytest.approx([0.0, 0.04, 1.5, 1.501, 1.502, 4.0])
+
+
+def test_a_failed_frame_ends_the_video_though_the_body_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "overlay.mp4"
+    (frame,) = video_frames("street.mp4", 1)
+    with (
+        pytest.raises(VideoError, match="cannot be written"),
+        OverlayWriter(path, SIDE, POOLED_SIDE) as writer,
+        _largest_file(0),
+        pytest.raises(VideoError),
+    ):
+        for index in range(100):
+            writer.add(frame, frame_report(index))
+    assert list(tmp_path.iterdir()) == []
 
 
 @contextmanager
@@ -270,7 +291,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_video(tmp_path: Path, size_b
     with (
         _largest_file(size_bytes),
         pytest.raises(VideoError, match=r"cannot be written \(File too large\)"),
-        OverlayWriter(path, SIDE, POOLED_SIDE, fps=5.0) as writer,
+        OverlayWriter(path, SIDE, POOLED_SIDE) as writer,
     ):
         writer.add(_grey_frame(0, 640, 480), frame_report(0))
     assert path.read_bytes() == b"old"
@@ -284,7 +305,7 @@ def test_an_exception_passes_through_and_leaves_nothing(
 ) -> None:
     with (
         pytest.raises(interruption, match="mine"),
-        OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE, fps=5.0) as writer,
+        OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE) as writer,
     ):
         for index in range(added):
             writer.add(_grey_frame(index, 640, 480), frame_report(index))
@@ -295,7 +316,7 @@ def test_an_exception_passes_through_and_leaves_nothing(
 def test_no_frame_is_no_video(tmp_path: Path) -> None:
     with (
         pytest.raises(VideoError, match="no frame to write"),
-        OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE, fps=5.0),
+        OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -304,7 +325,7 @@ def test_no_frame_is_no_video(tmp_path: Path) -> None:
 def test_the_still_is_the_reuse_frame_with_the_most_connected_tokens(tmp_path: Path) -> None:
     grid = np.arange(SIDE**2).reshape(SIDE, SIDE)
     patch, scattered = grid[3:9, 3:9].ravel(), grid[::5, ::5].ravel()
-    with OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE, fps=5.0) as writer:
+    with OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE) as writer:
         writer.add(_grey_frame(0, 640, 480), frame_report(0, "reference"))
         for index, recomputed in enumerate([scattered, patch, scattered], 1):
             writer.add(_grey_frame(index, 640, 480), frame_report(index, recomputed=recomputed))
@@ -320,7 +341,7 @@ def test_the_still_is_the_reuse_frame_with_the_most_connected_tokens(tmp_path: P
 
 
 def test_the_still_of_a_dense_run_is_its_last_frame(tmp_path: Path) -> None:
-    with OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE, fps=5.0) as writer:
+    with OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE) as writer:
         with pytest.raises(VideoError, match="no frame to save"):
             writer.save_still(tmp_path / "still.png")
         for index in range(2):
@@ -339,7 +360,7 @@ def test_a_missing_library_is_named_with_its_pip_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(VideoError, match=r"not installed; pip install 'stc\[video\]'"):
-        OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE, fps=5.0)
+        OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE)
 
 
 def test_displays_import_without_video_libraries() -> None:

@@ -105,6 +105,12 @@ def test_an_empty_question_is_refused(root: Path, question: str) -> None:
         Prompt(root, spec()).after(question)
 
 
+def test_a_question_that_is_no_text_is_refused(root: Path) -> None:
+    """A byte that is no UTF-8 comes as this from argv."""
+    with pytest.raises(LanguageError, match="no letters, expected text in UTF-8; set LANG"):
+        Prompt(root, spec()).after("caf\udce9?")
+
+
 @pytest.mark.parametrize("token", ["<video>", "<|im_end|>", "<image>"])
 def test_a_question_that_forges_the_prompt_is_refused(root: Path, token: str) -> None:
     with pytest.raises(LanguageError, match=r"question: contains <.*>, expected plain text"):

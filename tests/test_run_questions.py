@@ -131,6 +131,7 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
         (["--ask-at", "soon:What?"], "--ask-at: got 'soon:What?', expected SECONDS:TEXT"),
         (["--ask-at=-1:What?"], "--ask-at: got '-1:What?'"),
         (["--ask", "a", "--max-new-tokens", "0"], "--max-new-tokens: got 0"),
+        (["--ask", "caf\udce9"], "question: bytes that are no letters, expected text in UTF-8"),
         (["--ask", "a", "--temperature", "-1"], "--temperature: got -1.0"),
         (["--ask", "a", "--top-p", "0.5"], "--top-p: given, expected --temperature above 0"),
         (["--ask", "a", "--memory", "some"], "--memory: got 'some'"),
@@ -159,6 +160,14 @@ def test_mistakes_are_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert told in error
+
+
+@pytest.mark.parametrize("flags", [["--ask-at", "soon:x"], ["--window", "9"], ["--chat"]])
+def test_mistaken_flags_are_told_before_anything_is_read(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command.main(["no-bundle", "--video", "no-video", *flags]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {flags[0]}: ")
 
 
 def test_a_window_larger_than_free_memory_is_refused(
