@@ -11,7 +11,7 @@ from stc.engines.builders import BuildObserver
 from stc.engines.chain import chain_cosine
 from stc.engines.comparison import Tick, compare_vision
 from stc.engines.comparison_language import compare_language
-from stc.engines.cuda import Cuda
+from stc.engines.cuda import Cuda, device_facts
 from stc.engines.device import Device
 from stc.engines.flavour import TensorRt, import_or_mend
 from stc.engines.library import EngineEntry, EngineLibrary
@@ -22,16 +22,16 @@ from stc.engines.targets import Target
 from stc.engines.tensorrt_backend import TensorRtBackend
 
 
-def waiting(library: EngineLibrary, tensorrt: TensorRt) -> bool:
-    """Whether an engine of this flavour, or the whole tower, was not accepted yet.
+def waiting(library: EngineLibrary, tensorrt: TensorRt, device: str | None = None) -> bool:
+    """Whether an engine of this flavour, or the whole tower, was not accepted on GPU `device` yet.
 
-    What was refused counts too: it is compared again, and widened if it was not before.
+    `device` None is any. What was refused counts too: it is compared again, and widened if it was
+    not before.
     """
-    own, chain = _own(library, tensorrt), library.chain_cosines().get(tensorrt.flavour)
-    accepted = all(
-        entry.acceptance is not None and entry.acceptance.passed for entry in own.values()
-    )
-    return not accepted or chain is None or chain < CHAIN_COSINE
+    judged = [entry.accepted_on(device) for entry in _own(library, tensorrt).values()]
+    chain = library.chain_on(tensorrt.flavour, device)
+    accepted = all(one is not None and one.passed for one in judged)
+    return not accepted or chain is None or chain.cosine < CHAIN_COSINE
 
 
 def accept_here(
@@ -74,7 +74,8 @@ def accept_here(
         plan = BuildPlan(library, {name: (_spec(own[name]), own[name].stamp) for name in names}, 0)
         run_build(bundle, plan, tensorrt.flavour, targets, observer, workers=1, wide_attention=True)
 
-    return accept_engines(library, tensorrt.flavour, compare, rebuild)
+    name = device_facts(cuda).name
+    return accept_engines(library, tensorrt.flavour, name, compare, rebuild)
 
 
 def _own(library: EngineLibrary, tensorrt: TensorRt) -> dict[str, EngineEntry]:

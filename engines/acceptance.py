@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from stc.contracts import SELECT
 from stc.engines.flavour import Flavour
-from stc.engines.library import Acceptance, EngineEntry, EngineLibrary
+from stc.engines.library import Acceptance, Chain, EngineEntry, EngineLibrary
 from stc.engines.likeness import CHAIN_COSINE, Compared
 from stc.engines.plan import Buckets
 
@@ -52,16 +52,17 @@ class AcceptanceReport:
 def accept_engines(
     library: EngineLibrary,
     flavour: Flavour,
+    device: str,
     compare: Callable[[], Comparison],
     rebuild: Callable[[list[str]], None],
 ) -> AcceptanceReport:
-    """Every engine of `flavour` in the library has its acceptance in the list.
+    """Every engine of `flavour` in the library has its acceptance on GPU `device` in the list.
 
     `compare` runs them all; `rebuild` builds the engines it is given the names of once more, with
     float32 attention.
     """
     found = compare()
-    judged = _judge(library, flavour, found)
+    judged = _judge(library, flavour, device, found)
     strayed = {
         name: entry.acceptance.min_cosine
         for name, entry in judged.items()
@@ -71,7 +72,7 @@ def accept_engines(
     if to_widen:
         rebuild(to_widen)
         found = compare()
-        judged = _judge(library, flavour, found)
+        judged = _judge(library, flavour, device, found)
     widened, refused = {}, {}
     for name, entry in judged.items():
         assert entry.acceptance is not None
@@ -96,7 +97,7 @@ def compared_buckets(entries: Iterable[EngineEntry]) -> Buckets:
     return Buckets(tuple(sorted(recomputed)), tuple(sorted(kept)))
 
 
-def _judge(library: EngineLibrary, flavour: Flavour, found: Comparison) -> Entries:
+def _judge(library: EngineLibrary, flavour: Flavour, device: str, found: Comparison) -> Entries:
     """The compared engines with their acceptance, which is in the list."""
     entries, judged = library.entries(), {}
     for name, entry in entries.items():
@@ -118,9 +119,10 @@ def _judge(library: EngineLibrary, flavour: Flavour, found: Comparison) -> Entri
                     min_cosine=min(outputs.values()),
                     outputs=outputs,
                     relative_l2=min(max(one.relative_l2 for one in own), 1e9),
+                    device=device,
                 ),
             }
         )
-    chains = {**library.chain_cosines(), flavour: found.chain_cosine}
+    chains = {**library.chains(), flavour: Chain(cosine=found.chain_cosine, device=device)}
     library.write({**entries, **judged}, chains)
     return judged

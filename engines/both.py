@@ -9,8 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc import contracts
-from stc.contracts import HISTORY_COUNT, HISTORY_MEAN, INDICES, KEPT, KEPT_INDICES, SCORE, TOKENS
-from stc.difference import selection_gap
+from stc.contracts import (
+    FRAME_MEAN,
+    HISTORY_COUNT,
+    HISTORY_MEAN,
+    INDICES,
+    KEPT,
+    KEPT_INDICES,
+    SCORE,
+    TOKENS,
+)
+from stc.difference import ranked_means, selection_gap
 from stc.engines.engine import Backend, Engine
 from stc.engines.likeness import Compared, lowest_cosine, relative_l2
 from stc.engines.plan import Sizes
@@ -70,6 +79,8 @@ class Both:
                 chosen = inputs[TOKENS][np.clip(got[KEPT_INDICES], 0, len(inputs[TOKENS]) - 1)]
                 cosines[name] = lowest_cosine(chosen, got[name])
             else:
+                if (graph, name) == (contracts.prune_graph("gaussian"), FRAME_MEAN):
+                    values = ranked_means(inputs[TOKENS], got[name])
                 cosines[name] = lowest_cosine(values, got[name])
                 errors.append(relative_l2(values, got[name]))
         return Compared(graph, sizes, cosines, max(errors))

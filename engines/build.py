@@ -139,15 +139,13 @@ def run_build(
     size, peak = 0, 0
     with library.locked(), Builders(flavour, min(workers, len(jobs)), observer) as builders:
         entries = {name: one for name, one in library.entries().items() if name not in plan.dead}
-        chains = {
-            known: like for known, like in library.chain_cosines().items() if known != flavour
-        }
+        chains = {known: like for known, like in library.chains().items() if known != flavour}
         library.write(entries, chains)
         library.sweep()
         for job, outcome in builders.outcomes(jobs):
             peak = max(peak, outcome.peak_rss_bytes)
             if outcome.file is None:
-                raise EngineError(job.recipe.spec.stem, outcome.failure)
+                raise EngineError(job.recipe.spec.stem, outcome.failure, "", "what is built stays")
             size += outcome.file.size_bytes
             entries[job.name] = EngineEntry(
                 stamp=plan.missing[job.name][1],

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from stc import command
 from stc.bundle import Bundle
+from stc.contracts import attend_graph, update_graph
 from stc.engines.accept_here import accept_here, waiting
 from stc.engines.build import BuildPlan, default_workers, plan_build, run_build
 from stc.engines.build_progress import BuildProgress
@@ -25,8 +26,8 @@ from stc.engines.build_target import (
 from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
 from stc.engines.flavour import FLAVOURS, TensorRt
 from stc.engines.library import EngineLibrary
-from stc.engines.plan import CONTEXTS, Buckets, choose_buckets, plan_engines
-from stc.engines.preflight import Demand, check_fits
+from stc.engines.plan import CONTEXTS, EngineSpec, choose_buckets, plan_engines
+from stc.engines.preflight import Demand, check_fits, copies_of, told_elsewhere
 from stc.engines.targets import JOINED, TARGETS, THIS_DEVICE, Target, joined_name, parse_targets
 from stc.errors import EngineError, SettingsError
 
@@ -61,7 +62,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="build for this budget; may be given again (default: the bundle's and all presets')",
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="builders at once (default: by memory)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="builders at once (default: by memory; native TensorRT takes one)",
     )
     return parser.parse_args(arguments)
 
@@ -77,6 +81,9 @@ def _build(flags: argparse.Namespace) -> int:
     tensorrt = choose_flavour(targets, flags.backend)
     if tensorrt.flavour == "tensorrt":
         check_native(tensorrt, targets, device, why_not)
+        if flags.jobs is not None and flags.jobs > 1:
+            got = f"got {flags.jobs} with native TensorRT, which times kernels and must be alone"
+            raise SettingsError("--jobs", got, "1", "leave it out")
     default = bundle.manifest.default_settings.recompute_ratio
     ratios = flags.recompute_ratio or [
         default,
@@ -90,7 +97,7 @@ def _build(flags: argparse.Namespace) -> int:
     console = Console(stderr=True)
     try:
         if plan.missing or plan.dead:
-            built = _build_missing(flags, bundle, plan, tensorrt, targets, device, buckets, console)
+            built = _build_missing(flags, bundle, plan, tensorrt, targets, device, specs, console)
             print(f"{built}, {time.perf_counter() - start:.1f} s ({what})")
         else:
             print(f"{plan.library.folder}: all {plan.present} engines are there already ({what})")
@@ -107,19 +114,22 @@ def _build_missing(
     tensorrt: TensorRt,
     targets: tuple[Target, ...],
     device: DeviceFacts | None,
-    buckets: Buckets,
+    specs: Sequence[EngineSpec],
     console: Console,
 ) -> str:
     """What was built, for a person."""
+    demand = Demand(
+        manifest=bundle.manifest,
+        context=CONTEXTS[-1] if bundle.manifest.language is not None else 0,
+        update_copies=copies_of(update_graph(0), specs),
+        language_copies=copies_of(attend_graph(0), specs),
+    )
     for target in targets:
-        here = device is not None and may_be(device, target)
-        free = device.free_bytes if here and device is not None else target.memory_bytes
-        demand = Demand(
-            manifest=bundle.manifest,
-            context=CONTEXTS[-1] if bundle.manifest.language is not None else 0,
-            copies=1 if tensorrt.several_profiles else 1 + len(buckets.recomputed),
-        )
-        console.print(check_fits(demand, target.name, free), highlight=False, soft_wrap=True)
+        if device is not None and may_be(device, target):
+            line = check_fits(demand, target.name, device.free_bytes)
+        else:
+            line = told_elsewhere(demand, target.name, target.memory_bytes)
+        console.print(line, highlight=False, soft_wrap=True)
     workers = flags.jobs or default_workers(tensorrt.flavour)
     with BuildProgress(len(plan.missing), console) as progress:
         figures = run_build(bundle, plan, tensorrt.flavour, targets, progress, workers=workers)
@@ -139,9 +149,10 @@ def _accept(
     console: Console,
 ) -> int:
     """0 when every engine is accepted, or cannot be judged on this machine, which is said."""
-    if not waiting(library, tensorrt):
+    here = device if device is not None and any(may_be(device, one) for one in targets) else None
+    if not waiting(library, tensorrt, here.name if here is not None else None):
         return 0
-    if device is None or not any(may_be(device, target) for target in targets):
+    if here is None:
         print(
             f"not compared with ONNX Runtime: this machine is no {joined_name(targets)}; "
             "run the same command on the device"
@@ -164,7 +175,7 @@ def _accept(
         print(f"{name}: REFUSED, cosine {cosine:.4f} to ONNX Runtime")
     verdict = "accepted" if report.passed else "NOT accepted"
     print(
-        f"{report.compared} engines compared with ONNX Runtime on {device.name}: "
+        f"{report.compared} engines compared with ONNX Runtime on {here.name}: "
         f"{verdict}, end to end cosine {report.chain_cosine:.4f}"
     )
     return 0 if report.passed else 1

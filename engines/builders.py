@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
@@ -12,6 +13,9 @@ from typing import Protocol
 from stc.engines.build_worker import Job, Outcome, Phase, work
 from stc.engines.flavour import Flavour
 from stc.errors import EngineError
+
+_OUT_OF_MEMORY = "out of memory kills builders: close programs, add swap, or use --jobs 1"
+_CRASHED = "the compiler crashed: try --jobs 1, or report it with what stc-doctor prints"
 
 
 class BuildObserver(Protocol):
@@ -92,7 +96,7 @@ class Builders:
                 job.recipe.spec.stem,
                 f"its builder died (exit code {process.exitcode})",
                 "",
-                "out of memory kills builders: close programs, add swap, or use --jobs 1; "
+                f"{_OUT_OF_MEMORY if process.exitcode == -signal.SIGKILL else _CRASHED}; "
                 "what is built stays",
             ) from None
         return message

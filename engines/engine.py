@@ -6,7 +6,9 @@ compute. Only `to_device` and `to_host` move bytes between it and numpy.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,3 +75,13 @@ class Backend(Protocol):
     def close(self) -> None:
         """What it holds on its device is given back; engines and tensors are of no use any more."""
         ...
+
+
+def lock_of(backend: Backend) -> AbstractContextManager[Any]:
+    """The re-entrant lock to hold while working with `backend`, where several threads may.
+
+    Its `lock`, if it has one: it then takes one thread at a time. Otherwise it takes several, and
+    the lock is a new one, the caller's own.
+    """
+    lock: AbstractContextManager[Any] = getattr(backend, "lock", None) or threading.RLock()
+    return lock

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stc.bundle import Bundle
 from stc.engines.flavour import Flavour
@@ -57,6 +57,20 @@ class Acceptance(_Entry):
     min_cosine: float = Field(description="of a token, over all outputs; NaN counts as -1")
     outputs: dict[str, float] = Field(description="the same, per output")
     relative_l2: float = Field(0.0, description="the largest of all outputs")
+    device: str = Field("", description="that GPU's name; empty in lists of before")
+
+
+class Chain(_Entry):
+    """How the whole tower compared with ONNX Runtime."""
+
+    cosine: float = Field(description="the lowest of a token, after the projector")
+    device: str = Field("", description="the GPU's name; empty in lists of before")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, value: object) -> object:
+        """Lists of before hold the cosine alone."""
+        return {"cosine": value} if isinstance(value, float | int) else value
 
 
 class EngineEntry(_Entry):
@@ -69,11 +83,19 @@ class EngineEntry(_Entry):
     workspace_bytes: int | None = Field(None, description="scratch memory; None: not loaded yet")
     acceptance: Acceptance | None = Field(None, description="None: not compared yet")
 
+    def accepted_on(self, device: str | None) -> Acceptance | None:
+        """Its acceptance on the GPU called `device`, None where it was not compared there.
+
+        Another GPU computes with other kernels. `device` None takes that of any.
+        """
+        judged = self.acceptance
+        return judged if judged is not None and device in (judged.device, None) else None
+
 
 class _List(_Entry):
     schema_version: Literal[1] = LIST_SCHEMA
     engines: dict[str, EngineEntry]
-    chain_cosine: dict[Flavour, float] = Field({}, description="of the whole tower, as accepted")
+    chain_cosine: dict[Flavour, Chain] = Field({}, description="of the whole tower, as accepted")
 
 
 class EngineLibrary:
@@ -89,12 +111,17 @@ class EngineLibrary:
         """
         return dict(self._list().engines)
 
-    def chain_cosines(self) -> dict[Flavour, float]:
+    def chains(self) -> dict[Flavour, Chain]:
         """How the whole tower compared with ONNX Runtime, where it was and nothing changed since.
 
         Raises EngineError when the list cannot be read.
         """
         return dict(self._list().chain_cosine)
+
+    def chain_on(self, flavour: Flavour, device: str | None) -> Chain | None:
+        """The same of `flavour` on the GPU called `device`; None takes that of any."""
+        chain = self.chains().get(flavour)
+        return chain if chain is not None and device in (chain.device, None) else None
 
     def targets(self) -> set[tuple[str, ...]]:
         """The targets its engines say they were built for. Raises EngineError as `entries`."""
@@ -115,10 +142,10 @@ class EngineLibrary:
         return FileEntry(path=name, sha256=digest, size_bytes=content.nbytes)
 
     def write(
-        self, entries: dict[str, EngineEntry], chain_cosine: dict[Flavour, float] | None = None
+        self, entries: dict[str, EngineEntry], chains: dict[Flavour, Chain] | None = None
     ) -> None:
-        """The list is `entries`; what is known of the whole tower is `chain_cosine`."""
-        text = _List(engines=entries, chain_cosine=chain_cosine or {}).model_dump_json(indent=1)
+        """The list is `entries`; what is known of the whole tower is `chains`."""
+        text = _List(engines=entries, chain_cosine=chains or {}).model_dump_json(indent=1)
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.folder / LIST, memoryview(text.encode()))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from stc.bundle import Bundle
-from stc.contracts import language_graphs
+from stc.contracts import language_graphs, prune_graph
 from stc.engines.acceptance import can_widen
 from stc.engines.build_target import known_target, this_target
 from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
@@ -18,14 +20,35 @@ from stc.engines.library import (
     weights_sha256,
 )
 from stc.engines.likeness import CHAIN_COSINE
+from stc.engines.plan import Sizes
 from stc.engines.preflight import Demand, check_fits
 from stc.engines.recording import Say
 from stc.engines.targets import JOINED, Target, targets_of
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError
+from stc.settings import SCORINGS
 
 Entries = dict[str, list[EngineEntry]]
 """Usable engines by graph."""
+
+PRUNERS = tuple(map(prune_graph, SCORINGS))
+"""Graphs of which a stream runs one or none."""
+
+
+class AcceptedLibrary(EngineLibrary):
+    """A library that hands out no engine of which `refusal` knows a reason not to."""
+
+    def __init__(
+        self, library: EngineLibrary, refusal: Callable[[EngineEntry], EngineError | None]
+    ) -> None:
+        super().__init__(library.folder)
+        self._refusal = refusal
+
+    def read(self, entry: EngineEntry) -> bytes:
+        """As EngineLibrary; raises the refusal too."""
+        if (refusal := self._refusal(entry)) is not None:
+            raise refusal
+        return super().read(entry)
 
 
 def open_tensorrt(
@@ -41,14 +64,16 @@ def open_tensorrt(
     cuda = load_cuda()
     facts = device_facts(cuda)
     target = built_target(bundle, facts)
-    library, entries = find_engines(bundle, tensorrt, target, language=context > 0)
+    device = facts.name
+    library, entries = find_engines(bundle, tensorrt, target, language=context > 0, device=device)
     check_memory(bundle, entries, facts, context=context, streams=streams)
-    if count := _uncompared(entries):
+    if count := _uncompared(entries, device):
         say(
             f"{count} engines were never compared with ONNX Runtime on this device; "
-            f"compare them with: {build_again(bundle, flavour)}"
+            f"compare them with: {build_again(bundle, flavour, _targets(entries))}"
         )
-    return TensorRtBackend(bundle, library, entries, tensorrt, Device(cuda), say)
+    accepted = AcceptedLibrary(library, lambda entry: _refusal(bundle, entry, device))
+    return TensorRtBackend(bundle, accepted, entries, tensorrt, Device(cuda), say)
 
 
 def built_target(bundle: Bundle, device: DeviceFacts) -> Target:
@@ -67,13 +92,20 @@ def built_target(bundle: Bundle, device: DeviceFacts) -> Target:
 
 
 def find_engines(
-    bundle: Bundle, tensorrt: TensorRt, target: Target, *, language: bool
+    bundle: Bundle,
+    tensorrt: TensorRt,
+    target: Target,
+    *,
+    language: bool,
+    device: str | None = None,
 ) -> tuple[EngineLibrary, Entries]:
     """The library whose engines this machine, a `target`, can run now, and those engines.
 
-    Those of the language model count only with `language`. Raises EngineError when there is none:
-    never built, for another GPU, by another version, of other graphs, or refused by the comparison
-    with ONNX Runtime.
+    Those of the language model count only with `language`. `device` is the GPU's name: what was
+    compared with ONNX Runtime on another was not compared here; None takes a comparison on any.
+    Raises EngineError when there is none: never built, for another GPU, by another version, of
+    other graphs, or refused by that comparison. Pruners that were refused are among the engines: a
+    stream runs one of them at most.
     """
     mend = f"build with: {build_again(bundle, tensorrt.flavour)}"
     libraries = libraries_of(bundle)
@@ -88,12 +120,13 @@ def find_engines(
             if not any(target.name in targets for targets in built):
                 others += map(JOINED.join, sorted(built))
                 continue
-            usable.append((library, _usable(bundle, library, tensorrt, target, language=language)))
+            found = _usable(bundle, library, tensorrt, target, language=language, device=device)
+            usable.append((library, found))
         except EngineError as error:
             refusals.append(error)
     if usable:
-        # Engines that were compared on this device are better than any that were not.
-        return min(usable, key=lambda found: bool(_uncompared(found[1])))
+        # Engines that were accepted on this device are better than any that were not.
+        return min(usable, key=lambda found: not _accepted(found[1], device))
     if refusals:
         raise refusals[-1]
     got = f"has engines for {', '.join(others)}"
@@ -103,26 +136,96 @@ def find_engines(
 def check_memory(
     bundle: Bundle, entries: Entries, facts: DeviceFacts, *, context: int, streams: int
 ) -> str:
-    """One line about the memory the engines will take. Raises EngineError when it is too much."""
+    """One line about the memory the engines will take. Raises EngineError when it is too much.
+
+    Of a graph's engines those count that a stream has loaded at once, at most.
+    """
     engines = [entry for graph in entries.values() for entry in graph]
     scratch = [entry.workspace_bytes for entry in engines if entry.workspace_bytes is not None]
     demand = Demand(
         manifest=bundle.manifest,
         context=context,
         streams=streams,
-        weights_bytes=sum(entry.file.size_bytes for entry in engines),
+        weights_bytes=sum(
+            _loaded_bytes(graph, some, bundle.manifest.vision.tokens)
+            for graph, some in entries.items()
+        ),
         workspace_bytes=max(scratch) if len(scratch) == len(engines) else None,
     )
     return check_fits(demand, facts.name, facts.free_bytes)
 
 
-def _uncompared(entries: Entries) -> int:
-    """How many engines were never compared with ONNX Runtime."""
-    return sum(entry.acceptance is None for graph in entries.values() for entry in graph)
+def _loaded_bytes(graph: str, engines: list[EngineEntry], tokens: int) -> int:
+    """Size of those of a graph's `engines` that a stream has loaded at once, at most.
+
+    A stream has one ratio and one budget, and a language model every size there is; see `prepare`
+    of TensorRtEngine.
+    """
+    sizes = [profile for entry in engines for profile in entry.stamp.profiles]
+    streams = [sizes]
+    if any({"M", "k"} & set(profile) for profile in sizes):
+        # A reference frame computes all tokens.
+        streams = [[profile, {"M": tokens}] for profile in sizes]
+    return max(_prepared_bytes(engines, wanted) for wanted in streams)
+
+
+def _prepared_bytes(engines: list[EngineEntry], wanted: list[Sizes]) -> int:
+    """Size of the `engines` that are loaded for the sizes `wanted`, where there are such."""
+    loaded: list[EngineEntry] = []
+    for sizes in wanted:
+        if any(sizes in entry.stamp.profiles for entry in loaded):
+            continue
+        holding = [entry for entry in engines if sizes in entry.stamp.profiles]
+        loaded += sorted(holding, key=lambda entry: _worth(entry, wanted))[-1:]
+    return sum(entry.file.size_bytes for entry in loaded)
+
+
+def _worth(entry: EngineEntry, wanted: list[Sizes]) -> tuple[int, int]:
+    """Of how many of the sizes `wanted` it is; of equals the larger counts."""
+    return sum(sizes in entry.stamp.profiles for sizes in wanted), entry.file.size_bytes
+
+
+def _uncompared(entries: Entries, device: str | None) -> int:
+    """How many engines were never compared with ONNX Runtime on `device`."""
+    engines = (entry for graph in entries.values() for entry in graph)
+    return sum(entry.accepted_on(device) is None for entry in engines)
+
+
+def _accepted(entries: Entries, device: str | None) -> bool:
+    """Whether every engine was compared on `device` and none strayed."""
+    judged = [entry.accepted_on(device) for graph in entries.values() for entry in graph]
+    return all(one is not None and one.passed for one in judged)
+
+
+def _targets(entries: Entries) -> str:
+    """The targets that the engines were built for together, as stc-build takes them."""
+    stamps = (entry.stamp for graph in entries.values() for entry in graph)
+    return JOINED.join(next(stamps).targets)
+
+
+def _refusal(bundle: Bundle, entry: EngineEntry, device: str | None) -> EngineError | None:
+    """Why the engine must not run on `device`, if the comparison with ONNX Runtime says so."""
+    judged, stamp = entry.accepted_on(device), entry.stamp
+    if judged is None or judged.passed:
+        return None
+    got = f"strays from ONNX Runtime on this device, cosine {judged.min_cosine:.4f}"
+    mend = f"build with: {build_again(bundle, stamp.flavour, JOINED.join(stamp.targets))}"
+    if not can_widen(entry):
+        pruner = "another --pruner, " if stamp.graph in PRUNERS else ""
+        mend = (
+            f"no build mends it: use {pruner}--backend onnxruntime, or another version of TensorRT"
+        )
+    return EngineError(entry.file.path, got, "", mend)
 
 
 def _usable(
-    bundle: Bundle, library: EngineLibrary, tensorrt: TensorRt, target: Target, *, language: bool
+    bundle: Bundle,
+    library: EngineLibrary,
+    tensorrt: TensorRt,
+    target: Target,
+    *,
+    language: bool,
+    device: str | None,
 ) -> Entries:
     """The library's engines of the flavour by graph, each checked against its stamp.
 
@@ -152,19 +255,17 @@ def _usable(
         if got:
             stale[stamp.graph] = EngineError(name, got, expected, mend)
             continue
-        if entry.acceptance is not None and not entry.acceptance.passed:
-            cosine = entry.acceptance.min_cosine
-            got = f"strays from ONNX Runtime on this device, cosine {cosine:.4f}"
-            no_mend = "no build mends it: use --backend onnxruntime, or another version of TensorRT"
-            raise EngineError(name, got, "", mend if can_widen(entry) else no_mend)
+        refusal = _refusal(bundle, entry, device)
+        if refusal is not None and stamp.graph not in PRUNERS:
+            raise refusal
         usable.setdefault(stamp.graph, []).append(entry)
     for graph, error in stale.items():
         if graph not in usable:
             raise error
     if not usable:
         raise EngineError(library.folder, f"has no engines of {tensorrt.flavour}", "", mend)
-    chain = library.chain_cosines().get(tensorrt.flavour)
-    if chain is not None and chain < CHAIN_COSINE:
-        got = f"the whole tower strays from ONNX Runtime on this device, cosine {chain:.4f}"
+    chain = library.chain_on(tensorrt.flavour, device)
+    if chain is not None and chain.cosine < CHAIN_COSINE:
+        got = f"the whole tower strays from ONNX Runtime on this device, cosine {chain.cosine:.4f}"
         raise EngineError(library.folder, got, f"{CHAIN_COSINE}", mend)
     return usable

@@ -11,9 +11,10 @@ CUDA         the driver's context and the runtime's own code
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from stc.engines.plan import CONTEXTS, window_of
+from stc.engines.plan import CONTEXTS, EngineSpec, window_of
 from stc.engines.targets import GIB
 from stc.errors import EngineError
 from stc.manifest import LANGUAGE_WEIGHTS, WEIGHTS, Manifest, Precision
@@ -26,7 +27,12 @@ CUDA_BYTES = 400 * MIB
 ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2}
 
 ENGINE_OVERHEAD = 1.21
-"""Size of the full-size engines over that of their weights, three sizes of M (docs/log.md)."""
+"""Size of the full-size tower's engines over that of their weights, three sizes of M
+(docs/log.md)."""
+
+LANGUAGE_OVERHEAD = 1.1
+"""The same of the language side, two sizes of m at two of S (docs/log.md): 2,342 MB less the
+tower's 966, for 1,260 MB with the head's table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,9 @@ class Demand:
     context: rows of keys and values of a stream; 0 without questions, and without a decoder.
     weights_bytes: of the engines; None estimates them from the bundle's weights.
     workspace_bytes: of the engine that asks for most; None estimates an upper bound.
-    copies: engines that hold one graph's weights, where several profiles are not known good.
+    update_copies: engines that hold the weights of one block's `update`: one, but one per size of M
+        where several profiles are not known good.
+    language_copies: the same of the language model, per chunk and context; its head has one size.
     precision: of the graphs; None is the bundle's own.
     """
 
@@ -45,22 +53,19 @@ class Demand:
     streams: int = 1
     weights_bytes: int | None = None
     workspace_bytes: int | None = None
-    copies: int = 1
+    update_copies: int = 1
+    language_copies: int = 1
     precision: Precision | None = None
 
     @property
     def parts(self) -> dict[str, int]:
         """Bytes by what they are for."""
         spec, language = self.manifest.vision, self.manifest.language
-        stored = self.manifest.provenance.precision
-        element = ELEMENT_BYTES[self.precision or stored]
+        element = self._element_bytes
         rows = spec.tokens * spec.width * element
         weights = self.weights_bytes
         if weights is None:
-            wanted = (WEIGHTS, LANGUAGE_WEIGHTS) if self.context else (WEIGHTS,)
-            files = (file for file in self.manifest.files if file.path in wanted)
-            size = sum(file.size_bytes for file in files) * element // ELEMENT_BYTES[stored]
-            weights = int(size * ENGINE_OVERHEAD) * self.copies
+            weights = self._tower_bytes() + (self._language_bytes() if self.context else 0)
         workspace = self.workspace_bytes
         if workspace is None:
             # Attention unfused, in float16 and float32, and the MLP's activation step by step.
@@ -84,6 +89,34 @@ class Demand:
         """All parts together."""
         return sum(self.parts.values())
 
+    @property
+    def _element_bytes(self) -> int:
+        return ELEMENT_BYTES[self.precision or self.manifest.provenance.precision]
+
+    def _tower_bytes(self) -> int:
+        """Of the tower's engines, estimated."""
+        spec, whole = self.manifest.vision, self._file_bytes(WEIGHTS)
+        # Queries, values, attention's output and the MLP; keys are a graph of their own.
+        matrices = 3 * spec.width**2 + 2 * spec.width * spec.mlp_width
+        update = min(whole, spec.blocks * matrices * self._element_bytes)
+        return int(ENGINE_OVERHEAD * (whole + (self.update_copies - 1) * update))
+
+    def _language_bytes(self) -> int:
+        """Of the language model's engines, estimated; 0 without one."""
+        spec = self.manifest.language
+        if spec is None:
+            return 0
+        # The head's engine holds its table itself, though it be the embedding's.
+        head = spec.vocabulary * spec.width * self._element_bytes
+        rest = max(0, self._file_bytes(LANGUAGE_WEIGHTS) - (0 if spec.tied_head else head))
+        return int(LANGUAGE_OVERHEAD * (self.language_copies * rest + head))
+
+    def _file_bytes(self, path: str) -> int:
+        """What the weights in the bundle's file `path` take in the precision that is counted."""
+        stored = ELEMENT_BYTES[self.manifest.provenance.precision]
+        size = sum(file.size_bytes for file in self.manifest.files if file.path == path)
+        return size * self._element_bytes // stored
+
     def line(self) -> str:
         """The sum, for a person: `2.1 GiB: weights 0.9, references 0.3, ...`."""
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in self.parts.items() if size)
@@ -103,6 +136,22 @@ def check_fits(demand: Demand, device: str, free_bytes: int) -> str:
         f"at most {free_bytes / GIB:.2f} GiB, what is free",
         _mend(demand, free_bytes),
     )
+
+
+def told_elsewhere(demand: Demand, target: str, smallest_bytes: int) -> str:
+    """One line that says what `demand` takes on a GPU of `target` that is not here.
+
+    Nothing is refused: how much memory that GPU has is not known, only that the smallest board of
+    the target has `smallest_bytes`.
+    """
+    short = ", which would not hold it" if demand.total_bytes > smallest_bytes else ""
+    smallest = f"its smallest board has {smallest_bytes / GIB:.2f} GiB{short}"
+    return f"{target}: needs {demand.line()}; {smallest}"
+
+
+def copies_of(graph: str, specs: Iterable[EngineSpec]) -> int:
+    """How many of the engines `specs` hold the weights of `graph`; at least 1."""
+    return max(1, sum(spec.graph == graph for spec in specs))
 
 
 def _mend(demand: Demand, free_bytes: int) -> str:

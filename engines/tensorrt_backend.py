@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from stc.bundle import Bundle
 from stc.contracts import COUNT
+from stc.engines.compile import wheel_mend
 from stc.engines.device import Device
 from stc.engines.device_array import on_device, read_array
 from stc.engines.device_tensor import DeviceTensor
@@ -29,6 +31,9 @@ class TensorRtBackend:
 
     Calls are enqueued, `to_host` waits. Tensors are DeviceTensors. `say` is told, once each, what
     a user should know but can go on with. A context manager: closing frees the device.
+
+    lock: held by whoever works with it or its engines where several threads may. What one thread
+        allocates would break what another captures, and its copies would become part of it.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class TensorRtBackend:
     ) -> None:
         self.name: str = tensorrt.flavour
         self.device = device
+        self.lock = threading.RLock()
         self.tensorrt = tensorrt
         self._bundle = bundle
         self._library = library
@@ -49,7 +55,12 @@ class TensorRtBackend:
         self._say = say
         self._said: set[str] = set()
         self._log = quiet_log(tensorrt.module)
-        self._runtime = tensorrt.module.Runtime(self._log)
+        try:
+            self._runtime = tensorrt.module.Runtime(self._log)
+        except Exception as error:  # pybind's, with nothing in it
+            device.close()
+            got = f"{tensorrt.version} cannot be started ({self._log.last or error})"
+            raise EngineError(self.name, got, "", wheel_mend(tensorrt)) from error
         self._rebuild = build_again(bundle, tensorrt.flavour)
         self._shared = Shared(
             tensorrt, device, self._log, Workspace(device), Sinks(device), self._rebuild
@@ -142,8 +153,13 @@ class TensorRtBackend:
 
     def read_rows(self, tensor: DeviceTensor, start: int, count: int) -> NDArray[Any]:
         *heads, held, width = tensor.shape
-        found = DeviceTensor(self.device, (*heads, count, width), tensor.dtype)
         row_bytes = width * tensor.dtype.itemsize
+        if np.prod(heads) == 1 or count == held:  # they lie in one piece
+            array = np.empty((*heads, count, width), tensor.dtype)
+            self.device.download(array, tensor.address + start * row_bytes)
+            self.device.synchronize()
+            return array
+        found = DeviceTensor(self.device, (*heads, count, width), tensor.dtype)
         self.device.copy_rows(
             found.address,
             count * row_bytes,
@@ -169,11 +185,12 @@ class TensorRtBackend:
 
     def close(self) -> None:
         """Engines and memory are given back; tensors of this backend are of no use any more."""
-        for loaded in self._engines:
-            loaded.close()
-        self._engines.clear()
-        self._runtime = None
-        self.device.close()
+        with self.lock:
+            for loaded in self._engines:
+                loaded.close()
+            self._engines.clear()
+            self._runtime = None
+            self.device.close()
 
     def _entries_of(self, graph: str) -> list[EngineEntry]:
         if graph not in self._entries:

@@ -33,6 +33,7 @@ from stc.runtime.output_paths import refuse_shared_paths
 from stc.runtime.resident import peak_rss_bytes
 from stc.runtime.session import StreamSession
 from stc.runtime.torch_side import torch_language_side, torch_side
+from stc.runtime.video_source import without_credentials
 
 INTERVAL = 4
 """Reference interval measured by default: the paper's for the cacher alone."""
@@ -176,7 +177,7 @@ def _measured(flags: argparse.Namespace) -> dict[str, Any]:
         "precision": bundle.manifest.provenance.precision,
         "backend": tower.backend.name,
         "settings": asdict(chosen),
-        "video": flags.video,
+        "video": None if flags.video is None else without_credentials(flags.video),
         "load_s": load_s,
         "peak_rss_bytes": rss,
         **bench.figures(),

@@ -117,7 +117,11 @@ class DeviceFrame:
     @property
     def captured(self) -> set[FrameKind]:
         """Kinds of frame of which a graph is replayed at the present front."""
-        return {kind for (kind, front), one in self._recordings.items() if one.captured}
+        return {
+            kind
+            for (kind, front), one in self._recordings.items()
+            if front == self.front and one.captured
+        }
 
     def close(self) -> None:
         """All it holds on the device and for it is given back, references included."""

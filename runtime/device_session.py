@@ -30,7 +30,8 @@ class DeviceSession(StreamSession):
     Reports give GPU time by stage in `stage_ms` and in all in `engine_ms`. A DeviceError ends the
     session: its memory is given back, and whatever is asked of it later is refused with the cause.
     The next session works; after a lost device on a tower opened anew, where the driver could reset
-    it.
+    it. Work on the GPU holds the backend's lock, so that another thread may run another session or
+    read an answer meanwhile.
 
     Raises EngineError when an engine for these settings was not built, with the command that builds
     it, DeviceError when there is not enough memory, and SettingsError as StreamSession.
@@ -48,11 +49,12 @@ class DeviceSession(StreamSession):
     ) -> None:
         if not isinstance(tower.backend, TensorRtBackend):
             raise TypeError(f"a tower on {tower.backend.name}")
-        _prepare_engines(tower, tower.backend, settings)
-        super().__init__(tower, settings, language)
-        self._backend = tower.backend
-        self._sets = (self._vision.references, References(tower))
-        self._frame = DeviceFrame(tower, tower.backend, settings, self._sets)
+        with tower.backend.lock:
+            _prepare_engines(tower, tower.backend, settings)
+            super().__init__(tower, settings, language)
+            self._backend = tower.backend
+            self._sets = (self._vision.references, References(tower))
+            self._frame = DeviceFrame(tower, tower.backend, settings, self._sets)
         self._outcome: DeviceOutcome | None = None
         self._ended: EngineError | None = None
         self._prepare = self._preprocess
@@ -94,11 +96,12 @@ class DeviceSession(StreamSession):
 
     def close(self) -> None:
         """Its device memory is given back. A device that is lost is closed with all it holds."""
-        if self._backend.device.lost:
-            self._backend.close()
-        self._frame.close()
-        for tensor in (*self._vision.tensors, self._kept_count):
-            tensor.close()
+        with self._backend.lock:
+            if self._backend.device.lost:
+                self._backend.close()
+            self._frame.close()
+            for tensor in (*self._vision.tensors, self._kept_count):
+                tensor.close()
         if self._ended is None:
             self._ended = EngineError("session", "was closed")
 
@@ -110,7 +113,8 @@ class DeviceSession(StreamSession):
     ) -> tuple[Tensor, NDArray[np.int64]]:
         if self._vision.observer is not None:
             return super()._tower(pixel_values, kind)
-        self._outcome = self._frame.run(pixel_values, kind, self._memory)
+        with self._backend.lock:
+            self._outcome = self._frame.run(pixel_values, kind, self._memory)
         self._vision.references = self._sets[self._frame.front]
         self._vision.references.valid = True
         return None, self._outcome.recomputed
@@ -125,6 +129,12 @@ class DeviceSession(StreamSession):
             return super()._prune(tokens)
         assert self._outcome is not None
         return self._outcome.tokens, self._outcome.kept, self._outcome.frame_mean
+
+    def _name_culprit(
+        self, pixel_values: NDArray[np.floating], kind: FrameKind, frame_index: int
+    ) -> None:
+        with self._backend.lock:
+            super()._name_culprit(pixel_values, kind, frame_index)
 
 
 def _prepare_engines(tower: VisionTower, backend: TensorRtBackend, settings: Settings) -> None:

@@ -205,7 +205,9 @@ def _bundle(path: Path, backends: list[str], device: DeviceFacts | None) -> list
         try:
             asks = bundle.manifest.language is not None
             target = built_target(bundle, device)
-            _, entries = find_engines(bundle, load_tensorrt(flavour), target, language=asks)
+            _, entries = find_engines(
+                bundle, load_tensorrt(flavour), target, language=asks, device=device.name
+            )
             context = context_rows(None) if asks else 0
             fits = check_memory(bundle, entries, device, context=context, streams=1)
             findings.append(Finding(subject, fits))

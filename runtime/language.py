@@ -4,7 +4,8 @@ state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from stc.contracts import (
 from stc.engines.engine import Backend, Engine, Tensor
 from stc.errors import NonFiniteError
 from stc.manifest import LanguageSpec, Precision
+from stc.runtime.call_outputs import CallOutputs, SpareOutputs
 from stc.runtime.kv_buckets import KvBuckets
 from stc.runtime.tower import NETWORK_DTYPES
 
@@ -43,17 +45,22 @@ Retrieve = Callable[[int, NDArray[np.float32]], None]
 
 @dataclass
 class _Piece:
-    """Tokens `first` to `first` + `count` of a chunk, as one call of a bucket's size."""
+    """Tokens `first` to `first` + `count` of a chunk, as one call of a bucket's `size`."""
 
     first: int
     count: int
+    size: int
     hidden: Tensor
     positions: Tensor
+    outputs: CallOutputs
     query: Tensor = None
 
 
 class LanguageModel:
     """The engines of one decoder.
+
+    Where calls have static sizes they write into buffers that live on: memory made and given back
+    in every call would make a GPU wait. No two calls use one at the same time.
 
     Raises EngineError when a graph cannot be loaded.
     """
@@ -69,6 +76,7 @@ class LanguageModel:
         self.spec = spec
         self.dtype = NETWORK_DTYPES[precision]
         self.buckets = buckets or KvBuckets()
+        self._spare = SpareOutputs(backend, spec, self.dtype, self.buckets.chunks)
         self.text_embed = backend.load(contracts.TEXT_EMBED)
         self.qkv = [backend.load(contracts.qkv_graph(i)) for i in range(spec.blocks)]
         self.attend = [backend.load(contracts.attend_graph(i)) for i in range(spec.blocks)]
@@ -93,8 +101,11 @@ class LanguageModel:
         for first, count, size in self.buckets.pieces(len(ids)):
             padded = np.zeros(size, np.int64)
             padded[:count] = ids[first : first + count]
-            outputs = self.text_embed({IDS: self.backend.to_device(padded)})
-            hidden[first : first + count] = self.backend.read_rows(outputs[HIDDEN], 0, count)
+            outputs = self._spare.take(size)
+            inputs = {IDS: self.backend.to_device(padded)}
+            found = self.text_embed(inputs, {HIDDEN: outputs.hidden[0]})[HIDDEN]
+            hidden[first : first + count] = self.backend.read_rows(found, 0, count)
+            self._spare.keep(size, outputs)
         return hidden
 
     def remember(
@@ -147,46 +158,63 @@ class LanguageModel:
         whole: bool,
     ) -> Tensor | None:
         """hidden [1, D] after the last token, on the device; None unless `whole`."""
-        pieces = self._pieces(hidden, positions)
         seen = self.backend.to_device(key_positions)
         ends: list[NDArray[Any]] = []
-        for block in range(self.spec.blocks):
-            last = block == self.spec.blocks - 1
-            for piece in pieces:
-                fresh = self.qkv[block]({HIDDEN: piece.hidden})
-                piece.query = fresh[QUERY]
-                here = places[piece.first : piece.first + piece.count]
-                rows.write(block, here, fresh[KEY], fresh[VALUE])
+        with self._pieces(hidden, positions) as pieces:
+            for block in range(self.spec.blocks):
+                last = block == self.spec.blocks - 1
+                for piece in pieces:
+                    fresh = self._qkv(block, piece)
+                    here = places[piece.first : piece.first + piece.count]
+                    rows.write(block, here, fresh[KEY], fresh[VALUE])
+                    if last and not whole:
+                        ends += [
+                            self.backend.read_rows(fresh[name], 0, piece.count)
+                            for name in (KEY, VALUE)
+                        ]
                 if last and not whole:
-                    ends += [
-                        self.backend.read_rows(fresh[name], 0, piece.count) for name in (KEY, VALUE)
-                    ]
-            if last and not whole:
-                break
-            if retrieve is not None:
-                retrieve(block, self._mean_query(pieces))
-            for piece in pieces:
-                piece.hidden = self._attend(block, piece, rows, seen)
-                if last:
-                    ends.append(self.backend.read_rows(piece.hidden, 0, piece.count))
+                    break
+                if retrieve is not None:
+                    retrieve(block, self._mean_query(pieces))
+                for piece in pieces:
+                    self._attend(block, piece, rows, seen)
+                    if last:
+                        ends.append(self.backend.read_rows(piece.hidden, 0, piece.count))
         # Whatever was not finite in any block has reached the last thing that was computed.
         if not all(np.isfinite(end).all() for end in ends):
-            self._name_culprit(self._pieces(hidden, positions), rows, seen)
+            with self._pieces(hidden, positions) as pieces:
+                self._name_culprit(pieces, rows, seen)
         return self.backend.to_device(ends[-1][-1:]) if whole else None
 
-    def _pieces(self, hidden: NDArray[Any], positions: NDArray[np.int64]) -> list[_Piece]:
-        pieces = []
-        for first, count, size in self.buckets.pieces(len(hidden)):
-            padded = np.zeros((size, self.spec.width), self.dtype)
-            padded[:count] = hidden[first : first + count]
-            places = np.full(size, EMPTY, np.int64)
-            places[:count] = positions[first : first + count]
-            device = self.backend.to_device
-            pieces.append(_Piece(first, count, device(padded), device(places)))
-        return pieces
+    @contextmanager
+    def _pieces(self, hidden: NDArray[Any], positions: NDArray[np.int64]) -> Iterator[list[_Piece]]:
+        """The tokens `hidden` in calls of the sizes there are; their outputs are lent."""
+        pieces: list[_Piece] = []
+        device = self.backend.to_device
+        try:
+            for first, count, size in self.buckets.pieces(len(hidden)):
+                padded = np.zeros((size, self.spec.width), self.dtype)
+                padded[:count] = hidden[first : first + count]
+                places = np.full(size, EMPTY, np.int64)
+                places[:count] = positions[first : first + count]
+                lent = self._spare.take(size)
+                pieces.append(_Piece(first, count, size, device(padded), device(places), lent))
+            yield pieces
+        finally:
+            for piece in pieces:
+                self._spare.keep(piece.size, piece.outputs)
 
-    def _attend(self, block: int, piece: _Piece, rows: KvRows, seen: Tensor) -> Tensor:
-        return self.attend[block](
+    def _qkv(self, block: int, piece: _Piece) -> dict[str, Tensor]:
+        """What `block` makes of the piece before it attends; the piece has its query."""
+        outputs = piece.outputs
+        wanted = {QUERY: outputs.query, KEY: outputs.key, VALUE: outputs.value}
+        fresh = self.qkv[block]({HIDDEN: piece.hidden}, wanted)
+        piece.query = fresh[QUERY]
+        return fresh
+
+    def _attend(self, block: int, piece: _Piece, rows: KvRows, seen: Tensor) -> None:
+        """The piece has its hidden after `block`."""
+        piece.hidden = self.attend[block](
             {
                 HIDDEN: piece.hidden,
                 QUERY: piece.query,
@@ -194,7 +222,8 @@ class LanguageModel:
                 VALUES: rows.values[block],
                 QUERY_POSITIONS: piece.positions,
                 KEY_POSITIONS: seen,
-            }
+            },
+            {HIDDEN_OUT: piece.outputs.hidden[block % 2]},
         )[HIDDEN_OUT]
 
     def _mean_query(self, pieces: list[_Piece]) -> NDArray[np.float32]:
@@ -215,11 +244,9 @@ class LanguageModel:
 
         for block in range(self.spec.blocks):
             for piece in pieces:
-                fresh = self.qkv[block]({HIDDEN: piece.hidden})
-                look(self.qkv[block], fresh)
-                piece.query = fresh[QUERY]
+                look(self.qkv[block], self._qkv(block, piece))
             for piece in pieces:
-                piece.hidden = self._attend(block, piece, rows, seen)
+                self._attend(block, piece, rows, seen)
                 look(self.attend[block], {HIDDEN_OUT: piece.hidden})
         raise NonFiniteError("language model", "NaN or infinity, not seen again on a re-run")
 

@@ -7,6 +7,7 @@ of a question.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -140,20 +141,26 @@ class WindowMemory:
 
 
 class AllMemory(WindowMemory):
-    """Every token, while there is room for a question; beyond that nothing more is taken in."""
+    """Every token, while there is room for a question; beyond that nothing more is taken in.
+
+    fitting: tokens there is memory for.
+    """
 
     policy = "all"
 
-    def __init__(self, model: LanguageModel, *, fixed: int) -> None:
-        super().__init__(model, fixed=fixed, window=most_remembered(model) - fixed)
+    def __init__(self, model: LanguageModel, *, fixed: int, fitting: int = sys.maxsize) -> None:
+        longest = most_remembered(model)
+        self._most, self._limit = longest, "the model's positions less question and answer"
+        if fitting < longest:
+            self._most, self._limit = fitting, "half of the memory that was free at the start"
+        super().__init__(model, fixed=fixed, window=self._most - fixed)
 
     def _admit(self, count: int) -> None:
-        most = most_remembered(self.model)
-        if self.order.count + count > most:
+        if self.order.count + count > self._most:
             raise LanguageError(
                 "--memory all",
                 f"{self.order.count} tokens remembered and {count} more",
-                f"at most {most}, the model's positions less question and answer",
+                f"at most {self._most}, {self._limit}",
                 "use --memory window or --memory rekv",
             )
 

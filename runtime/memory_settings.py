@@ -68,7 +68,7 @@ class MemorySettings:
         question fetches, the model or the machine.
         """
         if self.memory == "all":
-            return AllMemory(model, fixed=before)
+            return AllMemory(model, fixed=before, fitting=_fitting(model))
         fixed = before if self.memory == "rekv" else max(before, SINKS)
         top = self._top(model, fixed, page) if self.memory == "rekv" else 0
         window = self._window(model, fixed, top * page)

@@ -86,7 +86,7 @@ class ParityReport:
     def to_json(self) -> dict[str, Any]:
         """The same, of dicts, lists, strings and numbers; None where a figure has no meaning."""
         rows = [
-            {name: None if value != value else value for name, value in asdict(row).items()}
+            {name: None if _not_finite(value) else value for name, value in asdict(row).items()}
             for row in self.rows.values()
         ]
         return {"passed": self.passed, "precision": self.precision, "rows": rows}
@@ -114,6 +114,11 @@ class ParityReport:
         known = self.rows.get((row.where, row.tensor))
         if known is None or _badness(row) > _badness(known):
             self.rows[row.where, row.tensor] = row
+
+
+def _not_finite(value: object) -> bool:
+    """Whether `value` is a number that JSON has no word for."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _badness(row: Row) -> tuple[bool, float]:

@@ -41,6 +41,7 @@ from stc.runtime.preprocess import Preprocessor
 from stc.runtime.report import FrameKind
 from stc.runtime.torch_side import TorchSide
 from stc.runtime.tower import VisionTower
+from stc.runtime.video_source import without_credentials
 from stc.settings import SELECTIONS, Settings
 
 MODES = 3
@@ -97,8 +98,9 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
     with_language = manifest.language is not None and not flags.vision_only
     _refuse_idle_flags(flags, manifest, with_language=with_language)
     frames = opening.frames(flags.video, flags.frames)
+    video = "seeded noise" if flags.video is None else without_credentials(flags.video)
     if len(frames) < 2:
-        raise VideoError(flags.video, f"{len(frames)} frame", "at least 2 to compare")
+        raise VideoError(video, f"{len(frames)} frame", "at least 2 to compare")
     context = CONTEXTS[0] if with_language else 0
     tower = opening.open_tower(bundle, flags.device, flags.backend, context=context)
     report = ParityReport(manifest.provenance.precision)
@@ -112,7 +114,7 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
         captured, latency = _compare_vision(tower, other, frames, chosen, report, progress)
     if with_language:
         _compare_language(bundle, tower, flags, against, frames, chosen, report, console)
-    shown = f"{len(frames)} of {flags.video or 'seeded noise'}"
+    shown = f"{len(frames)} of {video}"
     print_parity(
         parity_console(),
         report,

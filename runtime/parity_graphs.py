@@ -28,7 +28,7 @@ from stc.contracts import (
     TOKENS,
     VALUE,
 )
-from stc.difference import selection_gap
+from stc.difference import ranked_means, selection_gap
 from stc.engines.engine import Engine
 from stc.pruner import novelty
 from stc.runtime.parity import ParityReport
@@ -137,8 +137,7 @@ class _Both:
             name = contracts.FRAME_MEAN
             mean = expected[name]
             if scoring == "gaussian":
-                # Channels whose variances are equal up to rounding may stand in either's place.
-                mean = _nearest(tokens.mean(axis=0), got[name])
+                mean = ranked_means(tokens, got[name]).astype(np.float32)
             self._report.graph(engine.name, name, mean, got[name])
 
     def _bundle(self, engine: Engine, inputs: Arrays) -> Arrays:
@@ -151,12 +150,3 @@ class _Both:
             for port in contract.inputs
         }
         return {name: backend.to_host(value) for name, value in engine(tensors).items()}
-
-
-def _nearest(values: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
-    """For each of `wanted` the one of `values` nearest to it."""
-    ordered = np.sort(values)
-    right = np.clip(np.searchsorted(ordered, wanted), 1, len(ordered) - 1)
-    left_is_nearer = wanted - ordered[right - 1] < ordered[right] - wanted
-    nearest: NDArray[np.float32] = ordered[right - left_is_nearer]
-    return nearest

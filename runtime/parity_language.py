@@ -199,7 +199,13 @@ def _answer(
 
 
 def kl(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
-    """Kullback-Leibler divergence of the next-token distributions of two rows of logits [V]."""
-    a, b = (x.astype(np.float64) - x.max() for x in (expected, got))
-    log_p, log_q = (x - math.log(float(np.exp(x).sum())) for x in (a, b))
-    return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum()))
+    """Kullback-Leibler divergence of the next-token distributions of two rows of logits [V].
+
+    NaN when a distribution is not one, because logits are NaN or infinite.
+    """
+    with np.errstate(invalid="ignore"):
+        a, b = (x.astype(np.float64) - x.max() for x in (expected, got))
+        log_p, log_q = (x - math.log(float(np.exp(x).sum())) for x in (a, b))
+        divergence = (np.exp(log_p) * (log_p - log_q)).sum()
+    # Unlike `max`, it keeps NaN.
+    return float(np.maximum(0.0, divergence))

@@ -7,18 +7,18 @@ the memory, and so is its answer: after it the memory is what it was before.
 While an answer is being given, frames wait. They are made up a few at a time with the frames that
 come after it, all of them before the next question: the end of an answer costs nothing and cannot
 fail. The answer sees the video as it was when it was asked. Every method may be called from any
-thread.
+thread: each takes a lock, the backend's where that takes one thread at a time.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stc.engines.engine import lock_of
 from stc.errors import DeviceError, LanguageError, SettingsError, StcError
 from stc.runtime.answer import Answer, Logits
 from stc.runtime.language import EMPTY, LanguageModel
@@ -55,7 +55,7 @@ class StreamLanguage:
         self._untold = Prefill()
         self._begun = False
         self._answer: Answer | None = None
-        self._lock = threading.RLock()
+        self._lock = lock_of(model.backend)
 
     def append(self, tokens: NDArray[Any]) -> Prefill:
         """The kept tokens [k, D] of the next frame are remembered, or wait for more frames.

@@ -6,6 +6,7 @@ Needs no PyAV to be imported; only `open_video` does.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import stat
 from pathlib import Path
@@ -20,7 +21,8 @@ from stc.runtime.video_source import Reconnection, VideoSource, without_credenti
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "tcp", "udp", "srt")
+RTSP_SCHEMES = ("rtsp", "rtsps")
+LIVE_SCHEMES = (*RTSP_SCHEMES, "rtmp", "rtmps", "rtp", "tcp", "udp", "srt")
 HTTP_SCHEMES = ("http", "https")
 FILE_SCHEMES = (*HTTP_SCHEMES, "file")
 
@@ -59,22 +61,23 @@ def open_video(
     if not source:
         raise VideoError("--video", "got nothing", "a file, /dev/videoN or an rtsp:// address")
     _require_av()
-    scheme = re.match(r"([a-z][a-z0-9+.-]*)://", source, re.IGNORECASE)
-    if live and (scheme is None or scheme[1].lower() not in HTTP_SCHEMES):
+    address = re.match(r"([a-z][a-z0-9+.-]*)://", source, re.IGNORECASE)
+    scheme = None if address is None else address[1].lower()
+    if live and scheme not in HTTP_SCHEMES:
         raise SettingsError("--live", "given", "an http:// or https:// --video", "leave it out")
     if scheme is None:
-        live = _CAMERA.fullmatch(source) is not None
-    elif scheme[1].lower() in LIVE_SCHEMES:
+        live = _is_camera(source)
+    elif scheme in LIVE_SCHEMES:
         live = True
-    elif scheme[1].lower() not in FILE_SCHEMES:
+    elif scheme not in FILE_SCHEMES:
         raise VideoError(
             without_credentials(source),
-            f"unknown address {scheme[1]}://",
+            f"unknown address {scheme}://",
             f"a file, /dev/videoN or one of {', '.join((*LIVE_SCHEMES, *FILE_SCHEMES))}",
         )
     if live:
-        return _open_live(source, fps, reconnection or Reconnection())
-    return _open_file(source, fps)
+        return _open_live(source, scheme, fps, reconnection or Reconnection())
+    return _open_file(source, fps, remote=scheme in HTTP_SCHEMES)
 
 
 def local_path(source: str) -> str:
@@ -93,32 +96,33 @@ def _require_av() -> None:
         ) from error
 
 
-def _open_live(source: str, fps: float | None, reconnection: Reconnection) -> VideoSource:
+def _open_live(
+    source: str, scheme: str | None, fps: float | None, reconnection: Reconnection
+) -> VideoSource:
     import av
 
     from stc.runtime.video_live import LiveVideo
 
     def connect() -> InputContainer:
-        options = _RTSP_OPTIONS if source.lower().startswith("rtsp") else {}
+        options = _RTSP_OPTIONS if scheme in RTSP_SCHEMES else {}
         return av.open(source, "r", options=options, timeout=_TIMEOUTS_S)
 
     def camera() -> InputContainer:
         return av.open(source, "r", format="v4l2")
 
-    if "://" in source:
+    if scheme is not None:
         return LiveVideo(connect, source, fps=fps, reconnection=reconnection)
     _check_camera(source)
     return LiveVideo(camera, source, fps=fps, reconnection=reconnection)
 
 
-def _open_file(source: str, fps: float | None) -> VideoSource:
+def _open_file(source: str, fps: float | None, *, remote: bool) -> VideoSource:
     import av
     from av.error import FFmpegError
 
     from stc.runtime.video_errors import unreadable
     from stc.runtime.video_file import VideoFile
 
-    remote = source.lower().startswith("http")
     source = local_path(source)
     try:
         if remote:
@@ -132,7 +136,8 @@ def _open_file(source: str, fps: float | None) -> VideoSource:
     if container.format.name == "tty":
         # libav plays plain text files as terminal recordings.
         container.close()
-        raise VideoError(source, "a text file", "a video", "name the file of the video")
+        name = without_credentials(source)
+        raise VideoError(name, "a text file", "a video", "name the file of the video")
     return VideoFile(container, source, fps=fps)
 
 
@@ -149,6 +154,14 @@ def _check_path(path: str) -> None:
         raise VideoError(path, "a folder", "a video file", "name a file inside it")
     if stat.S_ISREG(status.st_mode) and status.st_size == 0:
         raise VideoError(path, "an empty file", "a video", "copy or record it again")
+
+
+def _is_camera(path: str) -> bool:
+    """Whether `path` is a camera, or a link to one such as udev rules make."""
+    if "\0" in path:
+        return False
+    places = (path, os.path.realpath(path))
+    return any(_CAMERA.fullmatch(place) is not None for place in places)
 
 
 def _check_camera(path: str) -> None:

@@ -37,7 +37,8 @@ class LiveVideo(VideoSource):
     """The newest frame of a source that does not wait, at `fps` (None: all).
 
     A thread reads without pause and keeps the newest sampled frame only, so that a slow consumer
-    sees fewer frames, not later ones. Frames are numbered as they are handed out, without gaps.
+    sees fewer frames, not later ones. Frames are numbered as they are handed out, without gaps,
+    and their time counts from the first of them: a model may be loaded after the source was opened.
 
     `opener` returns the source, opened, or raises FFmpegError; it is called again, from the
     thread, whenever the source ends or fails. Every container it returned is closed by the
@@ -68,10 +69,12 @@ class LiveVideo(VideoSource):
         self._sampler = FrameSampler(fps, decoder.tick_s)
         self._clock = Clock(decoder.period_s)
         self._handed_out = 0
+        self._start_s: float | None = None
         # Shared with the thread, under `_changed`, except for the flag and the two plain values.
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._newest: _Picture | None = None
+        self._asked = False
         self._failure: BaseException | None = None
         self._alive_at_s = time.monotonic()
         self._trouble = "no frame came"
@@ -82,6 +85,7 @@ class LiveVideo(VideoSource):
 
     def __next__(self) -> Frame:
         with self._changed:
+            self._asked = True
             newest = self._wait_for_newest()
         if newest is None:
             self.close()
@@ -91,13 +95,19 @@ class LiveVideo(VideoSource):
                 mend="check that the camera or server is on, and the network",
             )
         self._handed_out += 1
-        frame = Frame(index=self._handed_out - 1, time_s=newest.time_s, rgb=newest.rgb())
+        if self._start_s is None:
+            self._start_s = newest.time_s
+        time_s = newest.time_s - self._start_s
+        frame = Frame(index=self._handed_out - 1, time_s=time_s, rgb=newest.rgb())
         self.oldest_ms = max(self.oldest_ms, (time.monotonic() - newest.decoded_at_s) * 1e3)
         return frame
 
     def wait(self, timeout_s: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(self._due, timeout_s)
+            self._asked = True
+            left_s = self._alive_at_s + self._reconnection.give_up_s - time.monotonic()
+            self._changed.wait_for(self._due, max(0.0, min(timeout_s, left_s)))
+            return self._due()
 
     def close(self) -> None:
         with self._changed:
@@ -186,7 +196,7 @@ class LiveVideo(VideoSource):
 
     def _put(self, picture: _Picture) -> None:
         with self._changed:
-            if self._newest is not None:
+            if self._newest is not None and self._asked:
                 self.dropped += 1
             self._newest = picture
             self._changed.notify()

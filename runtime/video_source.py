@@ -40,7 +40,8 @@ class VideoSource(ABC, Iterator[Frame]):
 
     name: the source as the user wrote it, without user name and password.
     is_live: whether frames come at the source's pace, so that late ones are dropped.
-    dropped: sampled live frames never handed out, because a newer one came first.
+    dropped: sampled live frames never handed out, because a newer one came first; counted from the
+        first call of `wait` or `next`.
     broken: frames or packets that could not be decoded and were skipped.
     reconnects: times a lost live source was opened again.
     oldest_ms: longest time that passed between decoding a live frame and handing it out.
@@ -91,5 +92,9 @@ class VideoSource(ABC, Iterator[Frame]):
 
 
 def without_credentials(source: str) -> str:
-    """`source` fit for an error line: `rtsp://user:password@host/` shows as `rtsp://***@host/`."""
-    return re.sub(r"(?<=://)[^/]*@", "***@", source)
+    """`source` fit for an error line: `rtsp://user:password@host/` shows as `rtsp://***@host/`.
+
+    A password may hold `/` and `@`. Where it cannot be told from a port and a path, too much is
+    hidden: `http://host:80/a@b` shows as `http://***@b`.
+    """
+    return re.sub(r"(?<=://)(.*:.*|[^/]*)@", "***@", source)

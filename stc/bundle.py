@@ -12,6 +12,7 @@ import hashlib
 import os
 import shlex
 import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +75,15 @@ def file_entry(root: Path, path: str) -> FileEntry:
     return FileEntry(path=path, sha256=sha256(file), size_bytes=file.stat().st_size)
 
 
-def sha256(file: Path) -> str:
-    """The hexadecimal SHA-256 of a file's bytes. Raises OSError."""
+def sha256(file: Path, stop: threading.Event | None = None) -> str:
+    """The hexadecimal SHA-256 of a file's bytes; of some of them once `stop` is set.
+
+    Raises OSError.
+    """
     digest = hashlib.sha256()
     chunk = memoryview(bytearray(CHUNK_BYTES))
     with file.open("rb", buffering=0) as stream:
-        while size := stream.readinto(chunk):
+        while not (stop and stop.is_set()) and (size := stream.readinto(chunk)):
             digest.update(chunk[:size])
     return digest.hexdigest()
 
@@ -184,12 +188,14 @@ def _verify_size(root: Path, entry: FileEntry, mend: str) -> None:
 
 def _verify_hashes(root: Path, entries: list[FileEntry], mend: str) -> None:
     """The files of `entries` hold the bytes they were written with."""
-    pool = ThreadPoolExecutor(HASHING_THREADS)
+    pool, stop = ThreadPoolExecutor(HASHING_THREADS), threading.Event()
     try:
-        found = pool.map(lambda entry: sha256(root / entry.path), entries)
+        found = pool.map(lambda entry: sha256(root / entry.path, stop), entries)
         for entry, digest in zip(entries, found, strict=True):
             if digest != entry.sha256:
                 got = f"was altered, sha256 {digest[:12]}"
                 raise BundleError(root / entry.path, got, entry.sha256[:12], mend)
     finally:
+        # Ctrl-C, too, waits for a chunk, not for a file of many gigabytes.
+        stop.set()
         pool.shutdown(cancel_futures=True)

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+VARIANCE_TIE = 1e-2
+"""Variances that differ by less, relatively, are a tie: less is float16's rounding."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -43,10 +46,27 @@ def selection_gap(rank: NDArray[Any], chosen: NDArray[np.int64]) -> float:
     """How far `chosen` is from the len(chosen) lowest of `rank`: 0 when it is a lowest set.
 
     Otherwise by how much the worst chosen exceeds the best that was left out, in units of rank:
-    a gap below rounding is a tie, not an error.
+    a gap below rounding is a tie, not an error. NaN when a rank is.
     """
     left = np.ones(len(rank), bool)
     left[chosen] = False
     if not left.any() or not len(chosen):
         return 0.0
-    return max(0.0, float(rank[chosen].max()) - float(rank[left].min()))
+    # Unlike `max`, it keeps NaN.
+    return float(np.maximum(0.0, float(rank[chosen].max()) - float(rank[left].min())))
+
+
+def ranked_means(tokens: NDArray[Any], got: NDArray[Any]) -> NDArray[np.float64]:
+    """What `got` [P] should be: means of the channels of `tokens` [n, D] by rising variance.
+
+    Channels whose variances are equal up to rounding may stand in either's place: each place has
+    the mean, of those that may stand there, that is nearest to what `got` has.
+    """
+    values, found = tokens.astype(np.float64), got.astype(np.float64)
+    variances, means = values.var(axis=0), values.mean(axis=0)
+    ranked = np.sort(variances)[: len(found), None]
+    slack = VARIANCE_TIE * ranked + 1e-6 * variances.mean()
+    off = np.abs(means - found[:, None])
+    may_stand = np.abs(variances - ranked) <= slack
+    nearest: NDArray[np.float64] = means[np.where(may_stand, off, np.inf).argmin(axis=1)]
+    return nearest

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -19,14 +20,19 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 
 from stc.bundle import Bundle
 from stc.engines import accept_here, build_command
-from stc.engines.library import Acceptance, EngineEntry, EngineLibrary, library_of
+from stc.engines.library import Acceptance, Chain, EngineEntry, EngineLibrary, library_of
+from stc.engines.open_tensorrt import open_tensorrt
 from stc.errors import EngineError
+from stc.runtime.device_session import DeviceSession
 from stc.runtime.open import open_tower
+from stc.settings import Settings
 from tests.fake_tensorrt import Graph
 from tests.onnx_device import SCRATCH_BYTES, OnnxGraphs, double_machine
 
 Build = Callable[[], "CompletedProcess[str]"]
-REFUSED = Acceptance(passed=False, min_cosine=0.9, outputs={"hidden_out": 0.9})
+HERE = "Fake GPU"
+REFUSED = Acceptance(passed=False, min_cosine=0.9, outputs={"hidden_out": 0.9}, device=HERE)
+PASSED = Acceptance(passed=True, min_cosine=1.0, outputs={}, device=HERE)
 
 
 @pytest.fixture
@@ -48,12 +54,16 @@ def entry_of(bundle: Path, graph: str) -> tuple[str, EngineEntry]:
     return next((name, one) for name, one in entries.items() if one.stamp.graph == graph)
 
 
-def judge(bundle: Path, graph: str, acceptance: Acceptance | None, chain: float = 1.0) -> None:
-    """The list says of `graph` what an earlier comparison might have said."""
+def judge(
+    bundle: Path, graph: str, acceptance: Acceptance | None, chain: float = 1.0, on: str = HERE
+) -> None:
+    """The list says of `graph` what an earlier comparison might have said, of the tower `on`."""
     library = library_at(bundle)
     name, entry = entry_of(bundle, graph)
     judged = entry.model_copy(update={"acceptance": acceptance})
-    library.write({**library.entries(), name: judged}, {"tensorrt-rtx": chain})
+    library.write(
+        {**library.entries(), name: judged}, {"tensorrt-rtx": Chain(cosine=chain, device=on)}
+    )
 
 
 def straying(bundle: Path, *, when_wide: bool) -> dict[str, Graph]:
@@ -76,7 +86,7 @@ def straying(bundle: Path, *, when_wide: bool) -> dict[str, Graph]:
     [
         (REFUSED, 1.0),
         (None, 1.0),
-        (Acceptance(passed=True, min_cosine=1.0, outputs={}), 0.5),
+        (PASSED, 0.5),
     ],
 )
 def test_what_was_not_accepted_is_compared_by_the_command_that_mends_it(
@@ -97,6 +107,42 @@ def test_what_was_not_accepted_is_compared_by_the_command_that_mends_it(
     assert {entry.workspace_bytes for entry in entries} == {SCRATCH_BYTES}
 
 
+@pytest.mark.parametrize("other", ["another GPU", ""])
+@pytest.mark.parametrize("what", ["engine", "refused engine", "tower"])
+def test_what_was_judged_on_another_gpu_is_compared_here(
+    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch, what: str, other: str
+) -> None:
+    double_machine(monkeypatch, bundle, "sm89")
+    judged = {"engine": PASSED, "refused engine": REFUSED}.get(what)
+    if judged is not None:
+        judge(bundle, "keys_00", judged.model_copy(update={"device": other}))
+    else:
+        judge(bundle, "keys_00", PASSED, 0.5, on=other)
+    said: list[str] = []
+    opened = Bundle.open(bundle)
+    open_tensorrt(opened, "tensorrt-rtx", said.append, context=0).close()
+    assert len(said) == (what != "tower")
+    assert all("1 engines were never compared" in line for line in said)
+    assert all("--target sm89 --backend tensorrt-rtx" in line for line in said)
+    ran = build()
+    assert ran.returncode == 0, ran.stderr
+    assert "compared with ONNX Runtime on Fake GPU: accepted" in ran.stdout
+    assert "compared with" not in build().stdout
+
+
+def test_engines_for_several_gpus_may_have_been_accepted_on_another(
+    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here no GPU says more of them than the list does."""
+    judge(bundle, "keys_00", PASSED.model_copy(update={"device": "another GPU"}))
+
+    def no_gpu() -> None:
+        raise EngineError("CUDA", "no driver")
+
+    monkeypatch.setattr(build_command, "load_cuda", no_gpu)
+    assert build_command.main([str(bundle), "--target", "sm89"]) == 0
+
+
 @pytest.mark.parametrize("cut", [True, False])
 def test_engines_of_other_sizes_that_nothing_can_use_are_forgotten(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch, cut: bool
@@ -110,7 +156,7 @@ def test_engines_of_other_sizes_that_nothing_can_use_are_forgotten(
     old = entry.model_copy(
         update={"stamp": entry.stamp.model_copy(update=sizes), "file": file, "acceptance": None}
     )
-    library.write({**library.entries(), "old.engine": old}, library.chain_cosines())
+    library.write({**library.entries(), "old.engine": old}, library.chains())
     if cut:
         (library.folder / "old.engine").unlink()
     ran = build()
@@ -161,6 +207,22 @@ def test_a_rebuild_that_was_interrupted_is_done_by_the_next_run(
     assert not entry_of(bundle, "update_00")[1].wide_attention
     assert build().returncode == 0
     assert entry_of(bundle, "update_00")[1].wide_attention
+
+
+def test_a_pruner_that_strays_is_refused_to_streams_that_use_it_alone(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    double_machine(monkeypatch, bundle, "sm89")
+    judge(bundle, "prune_gaussian", REFUSED)
+    name, entry = entry_of(bundle, "prune_gaussian")
+    assert entry.stamp.baked is not None
+    tower = open_tower(Bundle.open(bundle), "cpu", "tensorrt-rtx")
+    settings = Settings(pruner="gaussian", budget=entry.stamp.baked)
+    refusal = f"^{name}: strays from ONNX Runtime .*; no build mends it: use another --pruner, "
+    with pytest.raises(EngineError, match=refusal):
+        DeviceSession(tower, settings)
+    DeviceSession(tower, replace(settings, pruner="gaussian-fixed")).close()
+    tower.close()
 
 
 # Before anything is built or loaded.

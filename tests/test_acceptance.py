@@ -17,7 +17,7 @@ from stc.engines.chain import chain_cosine
 from stc.engines.comparison import compare_vision
 from stc.engines.comparison_language import compare_language
 from stc.engines.engine import Engine, Tensor
-from stc.engines.library import EngineEntry, EngineLibrary, Stamp
+from stc.engines.library import Chain, EngineEntry, EngineLibrary, Stamp
 from stc.engines.likeness import CHAIN_COSINE, Compared, lowest_cosine, relative_l2
 from stc.engines.oracle_backend import OracleBackend
 from stc.engines.plan import Buckets, EngineSpec
@@ -26,6 +26,7 @@ from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
 
 Outputs = dict[str, Tensor]
 Spoil = Callable[[Outputs], Outputs]
+GPU = "GPU of this test"
 
 
 class Spoiled(OracleBackend):
@@ -113,10 +114,37 @@ def test_engines_on_the_device_are_compared_like_any_other(tmp_path: Path) -> No
         ("prune_gaussian", changed(KEPT_INDICES, lambda value: np.arange(len(value)))),
         ("prune_dual_anchor", changed(KEPT, lambda value: value[::-1].copy())),
         ("prune_gaussian_fixed", changed(FRAME_MEAN, lambda value: value + value.std())),
+        ("prune_gaussian", changed(FRAME_MEAN, lambda value: value[::-1].copy())),
+        ("prune_gaussian", changed(FRAME_MEAN, lambda value: value * np.nan)),
     ],
 )
 def test_an_engine_that_strays_is_found_and_no_other(graph: str, spoil: Spoil) -> None:
     assert strayed(compared(**{graph: spoil})) == {graph}
+
+
+def test_channels_that_vary_alike_may_stand_in_either_order() -> None:
+    """The released pruner remembers channels by rank: of a tie each backend picks its own."""
+    random, graph = np.random.default_rng(0), "prune_gaussian"
+    tokens = random.standard_normal((SPEC.pooled, SPEC.language_width)).astype(np.float32)
+    tokens *= np.arange(1, SPEC.language_width + 1)
+    tokens[:, 1] = 3 - tokens[:, 0]  # varies as much, about another mean
+
+    def swapped(places: list[int]) -> Spoil:
+        return changed(FRAME_MEAN, lambda value: np.concatenate([value[places], value[2:]]))
+
+    memory = np.zeros(SPEC.language_width // 2)
+    inputs: dict[str, NDArray[Any]] = {
+        "tokens": tokens,
+        "history_mean": memory,
+        "history_count": np.zeros(1),
+        "count": np.array([3]),
+    }
+    passed = []
+    for spoil in (swapped([1, 0]), changed(FRAME_MEAN, lambda value: np.roll(value, 1))):
+        both = Both(OracleBackend(*weights()), Spoiled({graph: spoil}), manifest())
+        ((found, _),) = both.run(graph, [({"k": 3}, inputs)])
+        passed.append(found.passed)
+    assert passed == [True, False]
 
 
 def test_rounding_of_half_precision_passes() -> None:
@@ -203,12 +231,13 @@ class Bench:
 def test_engines_that_pass_are_accepted_with_their_cosines(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00", "update_00"])
     bench = Bench(made, {"keys_00": 0.9999, "update_00": 0.9995}, [])
-    report = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    report = accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     assert (report.passed, report.compared, bench.rebuilt) == (True, 2, [])
     acceptance = made.entries()["update_00.engine"].acceptance
     assert acceptance is not None
     assert (acceptance.passed, acceptance.outputs) == (True, {"hidden_out": 0.9995})
-    assert made.chain_cosines()["tensorrt"] == 1.0
+    assert acceptance.device == GPU
+    assert made.chains()["tensorrt"] == Chain(cosine=1.0, device=GPU)
 
 
 @pytest.mark.parametrize("kind", ["update", "attend"])
@@ -216,7 +245,7 @@ def test_a_block_that_strays_is_rebuilt_wider_and_listed(tmp_path: Path, kind: s
     strays, other = f"{kind}_00", f"{kind}_01"
     made = library(tmp_path, [strays, other])
     bench = Bench(made, {strays: 0.99, other: 0.9999}, [strays])
-    report = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    report = accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     assert bench.rebuilt == [f"{strays}.engine"]
     assert report.passed
     assert report.widened == {f"{strays}.engine": (0.99, 0.9999)}
@@ -231,10 +260,10 @@ def test_a_block_that_strays_even_when_wider_is_refused_and_not_rebuilt_again(
 ) -> None:
     made = library(tmp_path, ["update_00"])
     bench = Bench(made, {"update_00": 0.99}, [])
-    report = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    report = accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     assert not report.passed
     assert report.refused == {"update_00.engine": 0.99}
-    again = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    again = accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     assert bench.rebuilt == ["update_00.engine"]
     assert not again.passed
     acceptance = made.entries()["update_00.engine"].acceptance
@@ -245,7 +274,7 @@ def test_a_block_that_strays_even_when_wider_is_refused_and_not_rebuilt_again(
 def test_a_graph_without_attention_is_refused_at_once(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00"])
     bench = Bench(made, {"keys_00": -1.0}, [])
-    report = accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    report = accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     assert (bench.rebuilt, report.refused) == ([], {"keys_00.engine": -1.0})
 
 
@@ -253,23 +282,25 @@ def test_a_chain_that_strays_is_not_passed_though_every_graph_is(tmp_path: Path)
     made = library(tmp_path, ["keys_00"])
     bench = Bench(made, {"keys_00": 1.0}, [])
     bench.chain = 0.98
-    assert not accept_engines(made, "tensorrt", bench.compare, bench.rebuild).passed
-    assert made.chain_cosines()["tensorrt"] == 0.98
+    assert not accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild).passed
+    assert made.chains()["tensorrt"].cosine == 0.98
 
 
 def test_one_flavours_acceptance_leaves_the_others(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00"])
-    made.write(made.entries(), {"tensorrt-rtx": 0.9998})
+    other = Chain(cosine=0.9998, device="another GPU")
+    made.write(made.entries(), {"tensorrt-rtx": other})
     bench = Bench(made, {"keys_00": 1.0}, [])
-    accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
-    assert made.chain_cosines() == {"tensorrt-rtx": 0.9998, "tensorrt": 1.0}
+    accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
+    own = Chain(cosine=1.0, device=GPU)
+    assert made.chains() == {"tensorrt-rtx": other, "tensorrt": own}
 
 
 def test_an_engines_scratch_memory_is_in_the_list(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00", "keys_01"])
     bench = Bench(made, {"keys_00": 1.0, "keys_01": 1.0}, [])
     bench.workspace_bytes = {"keys_00.engine": 4096}
-    accept_engines(made, "tensorrt", bench.compare, bench.rebuild)
+    accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     found = {name: entry.workspace_bytes for name, entry in made.entries().items()}
     assert found == {"keys_00.engine": 4096, "keys_01.engine": None}
 
@@ -277,7 +308,7 @@ def test_an_engines_scratch_memory_is_in_the_list(tmp_path: Path) -> None:
 def test_what_was_not_compared_is_not_accepted(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00", "keys_01"])
     bench = Bench(made, {"keys_00": 1.0}, [])
-    assert accept_engines(made, "tensorrt", bench.compare, bench.rebuild).compared == 1
+    assert accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild).compared == 1
     assert made.entries()["keys_01.engine"].acceptance is None
 
 

@@ -13,9 +13,12 @@ import pytest
 
 from stc import cost
 from stc.runtime import bench_command
+from stc.runtime import open as opening
 from stc.runtime.bench import Bench
 from stc.runtime.session import StreamSession
+from stc.runtime.video import open_video
 from stc.settings import Settings
+from tests.clips import numbered_clip
 from tests.own_process import run_python
 from tests.vision_cases import DATA, made_up, moving_frames, oracle_tower
 
@@ -56,6 +59,20 @@ def test_the_last_line_has_every_figure(demo_bundle: Path) -> None:
     assert document["peak_rss_bytes"] > 50e6
     assert 0 < document["host_overhead_fraction"] < 1
     assert document["references_bytes"] == 6 * 3 * 196 * 192 * 4
+    assert document["video"] == str(DATA / "street.mp4")
+
+
+def test_a_password_is_not_in_the_document(
+    demo_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_main: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    clip = str(numbered_clip(tmp_path, 2))
+    monkeypatch.setattr(opening, "open_video", lambda source: open_video(clip))
+    flags = ("--frames", 2, "--video", "rtsp://viewer:secret@host/street")
+    document = document_of(run_main(bench_command.main, demo_bundle, *flags))
+    assert document["video"] == "rtsp://***@host/street"
 
 
 def test_pytorch_is_measured_beside_it(

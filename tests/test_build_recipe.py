@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from stc.bundle import Bundle
-from stc.engines import build
+from stc.engines import build, compile
 from stc.engines.build import (
     BUILDER_BYTES,
     UNIFIED_WORKSPACE_BYTES,
@@ -22,9 +23,10 @@ from stc.engines.build import (
     run_build,
 )
 from stc.engines.build_worker import Job, Outcome
-from stc.engines.builders import BuildObserver
-from stc.engines.compile import Recipe, build_config
+from stc.engines.builders import Builders, BuildObserver
+from stc.engines.compile import Recipe, build_config, compile_engine
 from stc.engines.flavour import Flavour, TensorRt
+from stc.engines.library import Chain, EngineLibrary
 from stc.engines.plan import EngineSpec
 from stc.engines.targets import TARGETS
 from stc.engines.timing_cache import save_timings
@@ -139,6 +141,36 @@ def test_scratch_memory_is_limited_where_the_recipe_says_so() -> None:
     assert config_of("tensorrt", workspace_bytes=1 << 20).limits == {"WORKSPACE": 1 << 20}
 
 
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize(
+    ("said", "mend"),
+    [
+        (
+            "pybind11::init(): factory function returned nullptr",
+            r"wheel of the driver's CUDA major version \(pip install {}-cu12\), or update the",
+        ),
+        ("Could not find an implementation for node", "use another version of {}, or --backend"),
+    ],
+)
+def test_a_graph_that_cannot_be_built_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, flavour: Flavour, said: str, mend: str
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise TypeError(said)
+
+    loaders = SimpleNamespace(NetworkFromOnnxPath=failing)
+    monkeypatch.setattr(compile, "_polygraphy", lambda _: loaders)
+    recipe = Recipe(
+        spec=EngineSpec("embed", ({},)),
+        path=Path("embed.onnx"),
+        graph=manifest().graphs["embed"],
+        targets=(TARGETS["sm86"],),
+    )
+    with pytest.raises(EngineError, match=mend.format(flavour)) as caught:
+        compile_engine(double(flavour), recipe, lambda *_: None)
+    assert f"embed: {flavour} 10.3.0 cannot build it ({said})" in str(caught.value)
+
+
 # Timings.
 
 
@@ -223,20 +255,52 @@ def test_a_target_decides_on_scratch_memory_and_the_flavour_on_timings(
     targets = (TARGETS[target],)
     specs = [EngineSpec("embed", ({},)), EngineSpec("select", ({"M": 3},), 3)]
     plan, nobody = plan_build(bundle, specs, double(flavour), targets), cast(BuildObserver, None)
-    with pytest.raises(EngineError, match=r"^embed: cannot be built$"):
+    with pytest.raises(EngineError, match=r"^embed: cannot be built; what is built stays$"):
         run_build(bundle, plan, flavour, targets, nobody, workers=1)
     assert [job.recipe.workspace_bytes for job in handed] == [limit] * 2
     assert [job.recipe.timing_cache is not None for job in handed] == [timings] * 2
+
+
+@pytest.mark.parametrize(
+    ("code", "mend"),
+    [
+        (-9, "out of memory kills builders: close programs, add swap, or use --jobs 1"),
+        (-11, "the compiler crashed: try --jobs 1, or report it with what stc-doctor prints"),
+        (1, "the compiler crashed: try --jobs 1, or report it with what stc-doctor prints"),
+    ],
+)
+def test_a_builder_that_died_tells_by_what(tmp_path: Path, code: int, mend: str) -> None:
+    job = Job(
+        "embed.engine",
+        Recipe(
+            spec=EngineSpec("embed", ({},)),
+            path=Path("embed.onnx"),
+            graph=manifest().graphs["embed"],
+            targets=(TARGETS["sm86"],),
+        ),
+        EngineLibrary(tmp_path),
+    )
+    builders = Builders("tensorrt", 0, cast(BuildObserver, None))
+    here, there = Pipe()
+    builders._processes[here] = cast(Any, SimpleNamespace(join=lambda: None, exitcode=code))
+    there.close()
+    with pytest.raises(EngineError) as caught:
+        builders._receive(here, job)
+    here.close()
+    assert str(caught.value) == (
+        f"embed: its builder died (exit code {code}); {mend}; what is built stays"
+    )
 
 
 @pytest.mark.usefixtures("handed")
 def test_a_build_forgets_how_its_own_flavours_tower_compared_and_no_others(tmp_path: Path) -> None:
     bundle, targets = Bundle.open(write_bundle(tmp_path / "bundle")), (TARGETS["sm89"],)
     plan = plan_build(bundle, [EngineSpec("embed", ({},))], double("tensorrt"), targets)
-    plan.library.write({}, {"tensorrt": 1.0, "tensorrt-rtx": 0.9998})
+    other = Chain(cosine=0.9998, device="a GPU")
+    plan.library.write({}, {"tensorrt": Chain(cosine=1.0, device="a GPU"), "tensorrt-rtx": other})
     with pytest.raises(EngineError, match="cannot be built"):
         run_build(bundle, plan, "tensorrt", targets, cast(BuildObserver, None), workers=1)
-    assert plan.library.chain_cosines() == {"tensorrt-rtx": 0.9998}
+    assert plan.library.chains() == {"tensorrt-rtx": other}
 
 
 @pytest.mark.parametrize(

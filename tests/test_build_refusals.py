@@ -20,7 +20,7 @@ from stc.engines.cuda import DeviceFacts
 from stc.engines.flavour import TensorRt, load_tensorrt, version_at_least
 from stc.engines.targets import TARGETS, parse_targets
 from stc.errors import EngineError
-from tests.tiny_bundle import write_bundle
+from tests.tiny_bundle import provenance, write_bundle
 
 ORIN_NANO = DeviceFacts(
     name="Orin",
@@ -36,11 +36,71 @@ def native(version: str) -> TensorRt:
     return TensorRt("tensorrt", SimpleNamespace(__version__=version))
 
 
+def rtx() -> TensorRt:
+    return TensorRt("tensorrt-rtx", SimpleNamespace(__version__="1.7.1"))
+
+
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert build_command.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     return error
+
+
+@pytest.fixture
+def half_bundle(tmp_path: Path) -> Path:
+    """A tiny bundle that says it is float16."""
+    half = provenance().model_copy(update={"precision": "fp16"})
+    return write_bundle(tmp_path / "bundle", made=half)
+
+
+def machine(
+    monkeypatch: pytest.MonkeyPatch, tensorrt: TensorRt, device: DeviceFacts | None
+) -> None:
+    """It has `tensorrt` and the GPU `device`; Ctrl-C is pressed when builders are to start."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_command, "choose_flavour", lambda *_: tensorrt)
+    monkeypatch.setattr(build_command, "_device", lambda: (device, "no driver"))
+    monkeypatch.setattr(build_command, "run_build", stop)
+
+
+def test_a_gpu_that_is_not_here_may_have_more_memory_than_the_smallest_board(
+    half_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine(monkeypatch, rtx(), None)
+    small = replace(TARGETS["sm89"], memory_bytes=1 << 28)
+    with monkeypatch.context() as patched:
+        patched.setattr(build_command, "parse_targets", lambda _: (small, TARGETS["sm120"]))
+        assert build_command.main([str(half_bundle), "--target", "sm89+sm120"]) == 130
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("sm89: needs 0.3")
+    assert told[0].endswith("; its smallest board has 0.25 GiB, which would not hold it")
+    assert told[1].endswith("; its smallest board has 8.00 GiB")
+    here = replace(ORIN_NANO, compute_capability=(8, 9), board="", free_bytes=1 << 28)
+    machine(monkeypatch, rtx(), here)
+    error = refused([str(half_bundle), "--target", "sm89"], capsys)
+    assert "expected at most 0.25 GiB, what is free" in error
+
+
+@pytest.mark.parametrize("jobs", [2, 4])
+def test_several_builders_of_native_tensorrt_are_refused(
+    half_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    jobs: int,
+) -> None:
+    machine(monkeypatch, native("10.3.0"), ORIN_NANO)
+    command = [str(half_bundle), "--target", "orin-nano", "--jobs"]
+    assert refused([*command, str(jobs)], capsys) == (
+        f"error: --jobs: got {jobs} with native TensorRT, which times kernels and must be alone, "
+        "expected 1; leave it out\n"
+    )
+    assert build_command.main([*command, "1"]) == 130
+    machine(monkeypatch, rtx(), None)
+    assert build_command.main([str(half_bundle), "--target", "sm89", "--jobs", str(jobs)]) == 130
 
 
 def test_an_fp32_bundle_is_refused_with_its_export_command(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -262,6 +265,28 @@ def test_unreadable_file_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Path, "open", refuse)
     assert f"{weights}: cannot be read (Permission denied)" in refusal(bundle)
+
+
+def test_ctrl_c_does_not_wait_for_a_whole_file(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[bytes] = []
+
+    class Slow:
+        def update(self, chunk: memoryview) -> None:
+            if not hashed:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            hashed.append(bytes(chunk))
+            time.sleep(0.05)
+
+        def hexdigest(self) -> str:
+            return ""
+
+    monkeypatch.setattr("stc.bundle.CHUNK_BYTES", 1)
+    monkeypatch.setattr("stc.bundle.hashlib.sha256", Slow)
+    with pytest.raises(KeyboardInterrupt):
+        Bundle.open(bundle)
+    assert len(hashed) < len(FILES["graphs/embed.onnx"])
 
 
 @pytest.mark.parametrize(

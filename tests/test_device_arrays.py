@@ -121,6 +121,20 @@ def test_rows_are_written_and_read_on_the_device(rig: Rig) -> None:
     np.testing.assert_array_equal(backend.read_rows(buffer, 2, 4), expected[:, 2:6])
 
 
+@pytest.mark.parametrize(
+    ("shape", "start", "count", "made"),
+    [((9, 4), 2, 3, 0), ((1, 9, 4), 2, 3, 0), ((2, 9, 4), 0, 9, 0), ((2, 9, 4), 2, 3, 1)],
+)
+def test_rows_that_lie_in_one_piece_are_read_without_memory_for_them(
+    rig: Rig, shape: tuple[int, ...], start: int, count: int, made: int
+) -> None:
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    tensor, before = rig.backend.to_device(values), rig.cuda.calls.count("cudaMalloc")
+    read = rig.backend.read_rows(tensor, start, count)
+    np.testing.assert_array_equal(read, values[..., start : start + count, :])
+    assert rig.cuda.calls.count("cudaMalloc") == before + made
+
+
 def test_tensors_tell_other_libraries_where_they_lie(rig: Rig) -> None:
     tensor = rig.backend.to_device(np.zeros((2, 3), np.float16))
     assert tensor.__cuda_array_interface__ == {

@@ -21,12 +21,13 @@ from tests.device_cases import (
     oracle_session,
     refusing,
 )
+from tests.other_thread import OtherThread
 
 
 def test_graphs_are_captured_anew_when_memory_they_use_has_moved(rig: Rig) -> None:
     first = rig.session()
     oracle = oracle_session()
-    stream = frames(30)
+    stream = frames(34)
     for frame in stream[:18]:
         assert_equal(first.push(frame), oracle.push(frame))
     captures = rig.cuda.calls.count("cudaStreamBeginCapture")
@@ -40,6 +41,20 @@ def test_graphs_are_captured_anew_when_memory_they_use_has_moved(rig: Rig) -> No
     assert first.captured == {"reference", "reuse"}
 
 
+def test_a_kind_of_frame_is_captured_at_the_front_that_comes_next(rig: Rig) -> None:
+    session = rig.session()
+    stream = frames(16)
+    for frame in stream[:3]:
+        session.push(frame)
+    assert session.captured == {"reuse"}
+    for frame in stream[3:5]:
+        session.push(frame)
+    assert session.captured == set()  # the second reference frame changed the front
+    for frame in stream[5:]:
+        session.push(frame)
+    assert session.captured == {"reference", "reuse"}
+
+
 def test_closing_a_session_leaves_the_graphs_of_the_others(rig: Rig) -> None:
     first, second = rig.session(), rig.session()
     for frame in frames(16):
@@ -51,6 +66,22 @@ def test_closing_a_session_leaves_the_graphs_of_the_others(rig: Rig) -> None:
     for frame in frames(8):
         first.push(frame)
     assert rig.cuda.calls.count("cudaStreamBeginCapture") == captures
+
+
+def test_another_thread_opens_runs_and_closes_a_session_while_a_frame_is_captured(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other() -> None:
+        second = rig.session()
+        assert_same_stream(second, SETTINGS, 18, seed=1)
+        second.close()
+
+    thread = OtherThread(rig.cuda, monkeypatch, other)
+    session = rig.session()
+    assert_same_stream(session, SETTINGS, 18)
+    thread.join()
+    assert session.captured == {"reference", "reuse"}
+    assert rig.said == []
 
 
 def test_a_captured_frame_copies_from_and_to_pinned_memory_alone(rig: Rig) -> None:

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from stc.engines.flavour import Flavour
 from stc.errors import DeviceError, EngineError, NonFiniteError
 from tests.device_cases import SETTINGS, Rig, assert_same_stream, frames
+from tests.fake_cuda import FakeCuda
+from tests.fake_tensorrt import VERSION, FakeTensorRt
 
 
 def test_a_graph_that_yields_nan_is_named(rig: Rig) -> None:
@@ -162,3 +165,22 @@ def test_a_closed_backend_leaves_no_graph(rig: Rig) -> None:
     held = (cuda.memory, cuda.pinned, cuda.streams, cuda.events, cuda.executables)
     assert [len(one) for one in held] == [0] * 5
     del session
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_a_wheel_newer_than_the_driver_is_one_line_and_gives_the_device_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flavour: Flavour
+) -> None:
+    def refuse(_: FakeTensorRt, logger: Any) -> None:
+        logger.log(FakeTensorRt.ILogger.Severity.ERROR, "CUDA initialization failure, error 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(FakeTensorRt, "Runtime", refuse)
+    cuda = FakeCuda()
+    with pytest.raises(EngineError) as caught:
+        Rig(tmp_path, flavour=flavour, cuda=cuda)
+    assert str(caught.value).startswith(
+        f"{flavour}: {VERSION} cannot be started (CUDA initialization failure, error 35); "
+    )
+    assert f"(pip install {flavour}-cu12), or update the driver" in str(caught.value)
+    assert cuda.streams == {}

@@ -70,7 +70,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 
 
 def test_tensorrt_rtx_is_not_asked_for_where_it_does_not_run(machine: Machine) -> None:
-    machine.install("cuda.bindings", "12")
+    machine.install("cuda.bindings.runtime", "12")
     for device, fine in ((ORIN, True), (GEFORCE, False)):
         machine.device = device
         assert machine.found("tensorrt-rtx").fine == fine

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,12 @@ from numpy.typing import NDArray
 from stc import contracts
 from stc.contracts import HIDDEN, INDICES, KEY, REF_KEY, SCORE
 from stc.engines.engine import Backend
-from stc.engines.onnxruntime_backend import PROVIDERS, OnnxRuntimeBackend, OnnxRuntimeEngine
+from stc.engines.onnxruntime_backend import (
+    PROVIDERS,
+    Device,
+    OnnxRuntimeBackend,
+    OnnxRuntimeEngine,
+)
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import BundleError, EngineError
 from tests.own_process import run_python
@@ -277,6 +283,25 @@ def test_a_graph_that_falls_back_to_the_cpu_is_refused(case: Exported, listed_cu
     expected = f"^{KEYS}: runs on CPUExecutionProvider, expected CUDAExecutionProvider{UNUSABLE}"
     with pytest.raises(EngineError, match=expected):
         OnnxRuntimeEngine(KEYS, case.bundle.graph_path(KEYS), "cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_cuda_multiplies_float32_as_such_and_takes_the_memory_it_asks_for(
+    case: Exported, monkeypatch: pytest.MonkeyPatch, device: Device
+) -> None:
+    given: list[list[Any]] = []
+    session = onnxruntime.InferenceSession
+
+    def seen(path: Path, options: Any, providers: list[Any]) -> Any:
+        given.append(providers)
+        return session(path, options, providers=[PROVIDERS["cpu"]])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", seen)
+    with suppress(EngineError):  # it sees that CUDA was not taken
+        OnnxRuntimeEngine(KEYS, case.bundle.graph_path(KEYS), device)
+    options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+    cuda = [(PROVIDERS["cuda"], options)] if device == "cuda" else []
+    assert given == [[*cuda, PROVIDERS["cpu"]]]
 
 
 def test_a_tensor_that_cannot_be_held_is_an_error_in_one_line(

@@ -50,7 +50,6 @@ def test_only_frames_that_are_taken_are_converted(
         assert opener.exhausted.wait(LONG_S)
         assert converted == []
         assert number_of(next(source).rgb) == 19
-        assert source.dropped == 19
     assert converted == [threading.main_thread()]
 
 
@@ -122,7 +121,9 @@ def test_a_camera_is_opened_as_v4l2(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(video, "_check_camera", lambda path: None)
     monkeypatch.setattr(av, "open", stub)
-    for camera in ("/dev/video0", "/dev/v4l/by-id/usb-camera"):
+    link = tmp_path / "front_cam"  # as a udev rule makes one in /dev
+    link.symlink_to("/dev/video0")
+    for camera in ("/dev/video0", "/dev/v4l/by-id/usb-camera", str(link)):
         with open_video(camera, reconnection=Reconnection(first_wait_s=LONG_S)) as source:
             assert source.is_live
             next(source)
@@ -165,10 +166,11 @@ def mjpeg_camera() -> Iterator[str]:
 def test_a_camera_on_the_web_is_live_when_asked(mjpeg_camera: str) -> None:
     with open_video(mjpeg_camera, live=True) as source:
         assert source.is_live
-        deadline = time.monotonic() + LONG_S
-        while source.dropped < 15 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert number_of(next(source).rgb) >= 15
+        numbers = [number_of(next(source).rgb)]
+        while numbers[-1] < 15:
+            numbers.append(number_of(next(source).rgb))
+        assert numbers == sorted(set(numbers))
+        assert numbers[-1] + 1 >= len(numbers) + source.dropped
     with open_video(mjpeg_camera) as source:
         assert not source.is_live
         assert number_of(next(source).rgb) == 0

@@ -18,6 +18,7 @@ from stc.runtime.kv_rows import runs
 from stc.runtime.language import LanguageModel
 from stc.runtime.memory import AllMemory, Memory, WindowMemory
 from stc.runtime.memory_rekv import RekvMemory
+from stc.runtime.memory_settings import MemorySettings
 from stc.runtime.prefill import Prefill
 from stc.runtime.row_order import RowOrder
 from stc.runtime.stream_language import StreamLanguage
@@ -199,6 +200,29 @@ def test_all_refuses_more_than_the_model_takes_and_goes_on_answering() -> None:
     assert memory.facts().tokens == 288
     with pytest.raises(LanguageError, match="question: 288 tokens of context"):
         language.ask(QUESTION, 111)
+    answer = language.ask(QUESTION, TOKENS)
+    list(answer)
+    assert len(answer.token_ids) == TOKENS
+
+
+def test_all_takes_no_more_than_half_of_the_memory_that_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = language_case()
+    model, prompt = case.language(), case.prompt()
+    free_bytes = 2 * 50 * model.token_bytes
+    monkeypatch.setattr("stc.runtime.memory_settings.available_host_bytes", lambda: free_bytes)
+    memory = MemorySettings(memory="all").make(model, len(prompt.before), POOLED)
+    language = StreamLanguage(model, memory, prompt)
+    told = Prefill()
+    for tokens in frames(13):
+        told += language.append(tokens)
+    assert (told.frames, told.left_out) == (11, 2)
+    assert str(told.error) == (
+        "--memory all: 48 tokens remembered and 4 more, "
+        "expected at most 50, half of the memory that was free at the start; "
+        "use --memory window or --memory rekv"
+    )
     answer = language.ask(QUESTION, TOKENS)
     list(answer)
     assert len(answer.token_ids) == TOKENS

@@ -15,6 +15,7 @@ from stc.engines.flavour import Flavour, TensorRt
 from stc.engines.library import (
     LIST,
     Acceptance,
+    Chain,
     EngineEntry,
     EngineLibrary,
     Stamp,
@@ -22,8 +23,10 @@ from stc.engines.library import (
     weights_sha256,
 )
 from stc.engines.open_tensorrt import built_target, check_memory, find_engines
-from stc.engines.targets import TARGETS
+from stc.engines.plan import Sizes
+from stc.engines.targets import GIB, TARGETS
 from stc.errors import DeviceError, EngineError
+from stc.manifest import FileEntry
 from tests.fake_cuda import FakeCuda
 from tests.tiny_bundle import write_bundle
 
@@ -75,6 +78,14 @@ def build(
         )
     library.write(entries)
     return library
+
+
+def recomputed(size: int) -> Sizes:
+    return {"M": size}
+
+
+def chunk(size: int) -> Sizes:
+    return {"m": size, "S": 4096}
 
 
 def refused(
@@ -151,6 +162,48 @@ def test_engines_that_stray_from_onnx_runtime_are_refused(bundle: Bundle) -> Non
         find_engines(bundle, installed(), SM89, language=True)
 
 
+STRAYS = Acceptance(passed=False, min_cosine=0.91, outputs={"hidden": 0.91}, device="here")
+
+
+def test_what_strayed_on_another_gpu_was_not_compared_here(bundle: Bundle) -> None:
+    library = build(bundle, acceptance=STRAYS)
+    library.write(library.entries(), {"tensorrt-rtx": Chain(cosine=0.5, device="here")})
+    find_engines(bundle, installed(), SM89, language=True, device="another GPU")
+    with pytest.raises(EngineError, match="strays from ONNX Runtime on this device"):
+        find_engines(bundle, installed(), SM89, language=True, device="here")
+
+
+def test_a_tower_that_strays_on_this_gpu_is_refused(bundle: Bundle) -> None:
+    library = build(bundle)
+    library.write(library.entries(), {"tensorrt-rtx": Chain(cosine=0.5, device="here")})
+    find_engines(bundle, installed(), SM89, language=True, device="another GPU")
+    with pytest.raises(EngineError, match=r"the whole tower strays .* cosine 0\.5000"):
+        find_engines(bundle, installed(), SM89, language=True, device="here")
+
+
+def test_engines_compared_here_are_preferred_to_those_of_another_gpu(bundle: Bundle) -> None:
+    passed = Acceptance(passed=True, min_cosine=1.0, outputs={}, device="another GPU")
+    build(bundle, "sm86+sm89", acceptance=passed)
+    build(bundle, "sm89", acceptance=passed.model_copy(update={"device": "here"}))
+    library, _ = find_engines(bundle, installed(), SM89, language=True, device="here")
+    assert library.folder.name == "sm89"
+
+
+def test_engines_without_a_pruner_that_strays_are_preferred(bundle: Bundle) -> None:
+    passed = STRAYS.model_copy(update={"passed": True})
+    graph = "prune_gaussian"
+    for targets, judged in (("sm86+sm89", STRAYS), ("sm89", passed)):
+        library = build(bundle, targets, acceptance=passed)
+        name, entry = next(iter(library.entries().items()))
+        stamp = entry.stamp.model_copy(
+            update={"graph": graph, "graph_sha256": bundle.manifest.graphs[graph].file.sha256}
+        )
+        pruner = entry.model_copy(update={"stamp": stamp, "acceptance": judged})
+        library.write({**library.entries(), f"pruner-{name}": pruner})
+    found, _ = find_engines(bundle, installed(), SM89, language=True, device="here")
+    assert found.folder.name == "sm89"
+
+
 def test_a_library_that_can_be_used_is_preferred_to_one_that_cannot(bundle: Bundle) -> None:
     build(bundle, "sm80+sm89", version="1.6.0")
     build(bundle, "sm89")
@@ -213,6 +266,69 @@ def test_engines_that_do_not_fit_are_refused_before_they_are_loaded(bundle: Bund
     with pytest.raises(EngineError, match=r"GPU: needs .* what is free"):
         small = DeviceFacts("GPU", (8, 9), 2 << 30, 1 << 20, False, "")
         check_memory(bundle, entries, small, context=0, streams=1)
+
+
+def sized(graph: str, *files: tuple[Any, ...]) -> list[EngineEntry]:
+    """Engines of `graph`: the GiB of each file and the sizes it holds."""
+    return [
+        EngineEntry(
+            stamp=Stamp(
+                graph=graph,
+                graph_sha256="0" * 64,
+                weights_sha256="0" * 64,
+                flavour="tensorrt",
+                version="10.3.0",
+                targets=("sm89",),
+                precision="fp16",
+                profiles=tuple(profiles),
+                baked=None,
+            ),
+            file=FileEntry(path=f"{graph}-{number}", sha256="0" * 64, size_bytes=int(gib * GIB)),
+            build_s=1.0,
+        )
+        for number, (gib, *profiles) in enumerate(files)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("graph", "files", "gib"),
+    [
+        # One ratio of two builds.
+        (
+            "update_00",
+            [
+                (2, recomputed(6), recomputed(12), recomputed(25)),
+                (1, recomputed(3), recomputed(25)),
+            ],
+            2,
+        ),
+        # Of one engine per size, all tokens and the larger of two ratios.
+        ("update_00", [(2, recomputed(6)), (4, recomputed(12)), (5, recomputed(25))], 9),
+        # A size that only another build has leaves that build's engine alone.
+        (
+            "update_00",
+            [
+                (4, recomputed(25)),
+                (2, recomputed(6), recomputed(25)),
+                (1, recomputed(3), recomputed(25)),
+            ],
+            4,
+        ),
+        ("select", [(1, recomputed(6)), (3, recomputed(12)), (2, recomputed(3))], 3),
+        ("prune_dual_anchor", [(1, {"k": 2}), (3, {"k": 4})], 3),
+        ("keys_00", [(3, {})], 3),
+        # A language model runs every size there is.
+        ("qkv_00", [(1, {"m": 16}), (2, {"m": 64})], 3),
+        ("attend_00", [(4, chunk(16), chunk(64)), (3, chunk(64))], 4),
+    ],
+)
+def test_engines_count_that_a_stream_has_loaded_at_once(
+    bundle: Bundle, graph: str, files: list[tuple[Any, ...]], gib: int
+) -> None:
+    entries = {graph: sized(graph, *files), "project": sized("project", (8, {}))}
+    facts = DeviceFacts("GPU", (8, 9), 99 * GIB, 99 * GIB, False, "")
+    line = check_memory(bundle, entries, facts, context=0, streams=1)
+    assert f" weights {gib + 8}.00, " in line
 
 
 def test_scratch_memory_that_engines_told_of_replaces_the_estimate(bundle: Bundle) -> None:

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from stc import contracts
+from stc.runtime import open as opening
 from stc.runtime import parity_command
 from stc.runtime.parity_language import OTHERS
+from stc.runtime.video import open_video
 from stc.settings import SELECTIONS
+from tests.clips import numbered_clip
 from tests.own_process import run_python
 from tests.vision_cases import DATA, Exported
 
@@ -168,3 +171,22 @@ def test_a_language_side_is_left_out_where_there_is_one_and_nothing_asks_for_it(
     assert "--vision-only: given, expected a bundle with a language side" in line
     line = one_line(stc_parity(demo_bundle, "--vision-only", "--pruner", "gaussian"))
     assert "--pruner: given, expected a language side compared" in line
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_password_is_not_shown(
+    demo_bundle: Path,
+    tmp_path: Path,
+    frames: int,
+    monkeypatch: pytest.MonkeyPatch,
+    stc_parity: Callable[..., Outcome],
+) -> None:
+    clip = str(numbered_clip(tmp_path, frames))
+    monkeypatch.setattr(opening, "open_video", lambda source: open_video(clip))
+    flags = ("--preset", "off", "--frames", 2, "--json", "-")
+    done = stc_parity(demo_bundle, "--video", "rtsp://viewer:secret@host/street", *flags)
+    assert "secret" not in done.stdout + done.stderr
+    if frames == 1:
+        assert one_line(done).startswith("error: rtsp://***@host/street: 1 frame, expected")
+    else:
+        assert document_of(done)["frames"] == "2 of rtsp://***@host/street"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
@@ -109,3 +110,30 @@ def test_parity_fails_when_one_language_graph_is_off(
     assert "attend_01" in failed
     assert "attend_00" not in failed
     assert "whole decoder" in failed
+
+
+def test_no_figure_of_logits_passes_when_they_are_nan(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = OnnxRuntimeEngine.__call__
+    heads = 0
+
+    def off(self: OnnxRuntimeEngine, *arguments: Any) -> Any:
+        nonlocal heads
+        outputs = call(self, *arguments)
+        if self.name == "head":
+            heads += 1
+            if heads == 1:  # alone; in a chain NaN ends the comparison
+                outputs["logits"].numpy()[:] = np.nan
+        return outputs
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "__call__", off)
+    code, document = parity(capsys)
+    assert code == 1
+    failed = [row for row in document["rows"] if not row["passed"]]
+    assert {row["where"] for row in failed} == {"head"}
+    assert {row["tensor"]: row["max_abs"] for row in failed} == {
+        "logits": None,
+        "KL": None,
+        "top-1 gap": None,
+    }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import sys
 from itertools import count
 from typing import Any
@@ -12,7 +14,9 @@ import pytest
 from rich.text import Text
 
 from stc import command
+from stc.runtime.document_output import document_output
 from stc.runtime.parity import ParityReport
+from stc.runtime.parity_language import kl
 from stc.runtime.parity_latency import ENOUGH, FEW, measure_latency
 from stc.runtime.parity_table import parity_console, print_parity
 from stc.runtime.session import StreamSession
@@ -103,3 +107,36 @@ def test_frames_enough_of_each_kind_are_measured_in_bounded_time(
     # The first interval does not count.
     assert session.frame_index == interval + references + reuses
     assert ticks == sorted(ticks)
+
+
+def test_figures_that_are_no_numbers_are_null_and_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    report = ParityReport("fp32")
+    report.chain("dense", "tokens", np.ones((2, 3), np.float32), np.ones((2, 4), np.float32))
+    report.figure("head", "KL", math.nan, 1.0)
+    report.figure("head", "logits", math.inf, 1.0)
+    report.told("four-bit decoder", "logits", -math.inf)
+    with document_output("-") as write:
+        write(report.to_json())
+    document = json.loads(capsys.readouterr().out)
+    assert not document["passed"]
+    assert [row["passed"] for row in document["rows"]] == [False, False, False, True]
+    assert {row["max_abs"] for row in document["rows"]} == {None}
+    assert document["rows"][0] == {
+        "where": "dense",
+        "tensor": "tokens (2, 4)",
+        "max_abs": None,
+        "relative_l2": None,
+        "min_cosine": 0.0,
+        "limit": 1e-3,
+        "passed": False,
+    }
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_do_not_pass(broken: float) -> None:
+    logits = np.arange(4, dtype=np.float32)
+    sick = np.where(logits == 1, np.float32(broken), logits)
+    report = ParityReport("fp32")
+    report.figure("head", "KL", kl(logits, sick), 1e9)
+    assert not report.passed
+    assert kl(logits, logits) == 0.0

@@ -6,8 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from stc.engines.plan import context_rows
-from stc.engines.preflight import Demand, check_fits
+from stc.engines.plan import context_rows, plan_engines
+from stc.engines.preflight import (
+    ENGINE_OVERHEAD,
+    LANGUAGE_OVERHEAD,
+    Demand,
+    check_fits,
+    copies_of,
+)
 from stc.engines.targets import GIB
 from stc.errors import EngineError
 from stc.manifest import (
@@ -21,6 +27,8 @@ from stc.manifest import (
     VisionSpec,
 )
 from stc.settings import PRESETS
+from tests.test_build_plan import BUCKETS
+from tests.test_build_plan import manifest as build_manifest
 from tests.tiny_bundle import provenance
 
 SO400M = VisionSpec(
@@ -125,12 +133,10 @@ def test_without_questions_the_language_side_takes_nothing() -> None:
     assert watching.parts["KV"] == 0
     # 4,096 rows of 24 blocks' keys and values, 2 heads of 64, float16
     assert asking.parts["KV"] == 4096 * 24 * 2 * 2 * 64 * 2
-    half = WEIGHTS_BYTES // 2
-    files = (*manifest().files, FileEntry(path=LANGUAGE_WEIGHTS, sha256="0" * 64, size_bytes=half))
-    both = asking.manifest.model_copy(update={"files": files})
-    more = replace(asking, manifest=both).parts["weights"]
-    assert more == pytest.approx(1.5 * asking.parts["weights"], rel=1e-6)
-    assert replace(watching, manifest=both).parts["weights"] == watching.parts["weights"]
+    asking = replace(asking, manifest=with_language_weights(LANGUAGE_BYTES))
+    watching = replace(asking, context=0)
+    assert watching.parts["weights"] == DEMAND.parts["weights"]
+    assert asking.parts["weights"] > watching.parts["weights"] + LANGUAGE_BYTES
 
 
 def test_contexts_follow_the_window() -> None:
@@ -154,5 +160,45 @@ def test_what_cannot_fit_is_told_how_much_is_lacking() -> None:
     assert mend == "no setting makes it fit: free 0.67 GiB, or use a larger device"
 
 
-def test_an_engine_per_size_holds_the_weights_that_often() -> None:
-    assert replace(DEMAND, copies=3).parts["weights"] == 3 * DEMAND.parts["weights"]
+# Engines that hold one graph's weights.
+
+UPDATE_BYTES = 26 * (3 * 1152**2 + 2 * 1152 * 4304) * 2
+"""Of all blocks' `update`: queries, values, output and MLP; keys, embedding and projector are not
+among them."""
+HEAD_BYTES = 152_000 * 896 * 2
+LANGUAGE_BYTES = 988_000_000
+
+
+def with_language_weights(size: int, *, tied: bool = True) -> Manifest:
+    made = manifest(language=QWEN.model_copy(update={"tied_head": tied}))
+    file = FileEntry(path=LANGUAGE_WEIGHTS, sha256="0" * 64, size_bytes=size)
+    return made.model_copy(update={"files": (*made.files, file)})
+
+
+def test_an_update_engine_per_size_holds_its_weights_that_often_and_no_other_does() -> None:
+    one, three = (replace(DEMAND, update_copies=count).parts["weights"] for count in (1, 3))
+    assert three - one == pytest.approx(2 * ENGINE_OVERHEAD * UPDATE_BYTES, rel=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_engine_per_size_holds_its_weights_that_often_but_the_head_once(
+    tied: bool,
+) -> None:
+    """A tied head's engine holds the embedding's table a second time."""
+    size = LANGUAGE_BYTES if tied else LANGUAGE_BYTES + HEAD_BYTES
+    asking = Demand(manifest=with_language_weights(size, tied=tied), context=4096)
+    for copies in (1, 2):
+        demand = replace(asking, language_copies=copies, update_copies=3)
+        language = demand.parts["weights"] - replace(demand, context=0).parts["weights"]
+        expected = LANGUAGE_OVERHEAD * (copies * LANGUAGE_BYTES + HEAD_BYTES)
+        assert language == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("several_profiles", "copies"), [(True, (1, 1)), (False, (3, 2))])
+def test_copies_are_counted_in_the_plan(several_profiles: bool, copies: tuple[int, int]) -> None:
+    """Two ratios and reference frames; two chunks at one context."""
+    planned = plan_engines(
+        build_manifest(language=True), BUCKETS, several_profiles=several_profiles
+    )
+    assert (copies_of("update_00", planned), copies_of("attend_00", planned)) == copies
+    assert copies_of("no such graph", planned) == 1

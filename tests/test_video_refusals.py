@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ import pytest
 from stc.errors import SettingsError, StcError, VideoError
 from stc.runtime.video import open_video
 from stc.runtime.video_errors import reason, unreadable
+from stc.runtime.video_source import without_credentials
 from tests.clips import (
     add_cover,
     damage,
@@ -56,6 +58,17 @@ def test_a_text_file_is_refused(tmp_path: Path) -> None:
     assert refusal(path) == (f"{path}: a text file, expected a video; name the file of the video")
 
 
+def test_a_text_file_on_the_web_is_refused_without_its_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("hello world\n" * 50)
+    open_text = partial(av.open, str(path))
+    monkeypatch.setattr(av, "open", lambda source, mode, timeout: open_text(mode))
+    told = "a text file, expected a video; name the file of the video"
+    assert refusal("http://viewer:secret@host/notes.txt") == f"http://***@host/notes.txt: {told}"
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.wav", "pcm_s16le"), ("a.mp4", "aac")])
 def test_sound_alone_is_refused(tmp_path: Path, name: str, codec: str) -> None:
     path = write_sound(tmp_path / name, codec)
@@ -83,10 +96,47 @@ def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
         (f"{STREET}/clip.mp4", "no such file; check the path"),
         ("bogus://somewhere", "unknown address bogus://, expected a file, /dev/videoN or one of"),
         ("http://127.0.0.1:9/clip.mp4", "connection refused"),
+        ("http_clip.mp4", "no such file; check the path"),
+        ("rtsp_clip.mp4", "no such file; check the path"),
     ],
 )
 def test_a_source_that_cannot_be_opened_is_refused(source: str, message: str) -> None:
     assert message in refusal(source)
+
+
+def test_a_link_to_a_camera_is_refused_as_one(tmp_path: Path) -> None:
+    link = tmp_path / "front_cam"
+    link.symlink_to("/dev/video999")
+    assert refusal(link).startswith(f"{link}: no such device; ")
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "front_cam"
+    link.symlink_to(link)
+    assert f"{link}: cannot be opened" in refusal(link)
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("rtsp://user:pass@host/a", "rtsp://***@host/a"),
+        ("rtsp://u:p@h/x", "rtsp://***@h/x"),
+        ("rtsp://u:pa/ss@h/x", "rtsp://***@h/x"),
+        ("rtsp://u:p@ss/word@h/x", "rtsp://***@h/x"),
+        ("rtsp://u:p?a#s s@h/x", "rtsp://***@h/x"),
+        ("rtsp://us/er:p@h/x", "rtsp://***@h/x"),
+        ("rtsp://token@h/a@b", "rtsp://***@h/a@b"),
+        ("rtsp://token@h:554/a:b", "rtsp://***@h:554/a:b"),
+        # Where the password ends cannot be told: rather too much is hidden.
+        ("rtsp://user:p@ss@host:554/a@b", "rtsp://***@b"),
+        ("rtsp://host/a@b", "rtsp://host/a@b"),
+        ("http://h/a@b.mp4", "http://h/a@b.mp4"),
+        ("http://h/a@b.mp4?at=12:30", "http://h/a@b.mp4?at=12:30"),
+        ("videos/me@home.mp4", "videos/me@home.mp4"),
+    ],
+)
+def test_user_and_password_are_not_shown(source: str, shown: str) -> None:
+    assert without_credentials(source) == shown
 
 
 @pytest.mark.parametrize("source", [str(STREET), "/dev/video0", "rtsp://camera"])
