@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stc.bundle import Bundle
 from stc.engines.flavour import Flavour
@@ -57,20 +57,14 @@ class Acceptance(_Entry):
     min_cosine: float = Field(description="of a token, over all outputs; NaN counts as -1")
     outputs: dict[str, float] = Field(description="the same, per output")
     relative_l2: float = Field(0.0, description="the largest of all outputs")
-    device: str = Field("", description="that GPU's name; empty in lists of before")
+    device: str = Field(description="that GPU's name")
 
 
 class Chain(_Entry):
     """How the whole tower compared with ONNX Runtime."""
 
     cosine: float = Field(description="the lowest of a token, after the projector")
-    device: str = Field("", description="the GPU's name; empty in lists of before")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_before(cls, value: object) -> object:
-        """Lists of before hold the cosine alone."""
-        return {"cosine": value} if isinstance(value, float | int) else value
+    device: str = Field(description="the GPU's name")
 
 
 class EngineEntry(_Entry):

@@ -14,9 +14,10 @@ from stc.bundle import Bundle
 from stc.engines.build_target import this_target
 from stc.engines.cuda import DeviceFacts, available_host_bytes, device_facts, load_cuda
 from stc.engines.flavour import FLAVOURS, Flavour, load_tensorrt
-from stc.engines.open_tensorrt import built_target, check_memory, find_engines
+from stc.engines.open_tensorrt import built_target, check_memory
 from stc.engines.plan import context_rows
 from stc.engines.targets import GIB, targets_of
+from stc.engines.usable_engines import find_engines
 from stc.errors import DeviceError, EngineError, StcError
 from stc.runtime.gpu_facts import power_mode
 

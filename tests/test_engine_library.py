@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -59,24 +58,6 @@ def test_a_missing_or_short_engine_is_not_whole(tmp_path: Path) -> None:
     assert not library.whole(entry)
     with pytest.raises(EngineError, match="cannot be read"):
         library.read(entry)
-
-
-def test_a_list_from_before_devices_were_named_is_of_no_known_device(tmp_path: Path) -> None:
-    library, entry = filled(tmp_path)
-    judged = Acceptance(passed=True, min_cosine=1.0, outputs={})
-    library.write(
-        {"embed.engine": entry.model_copy(update={"acceptance": judged})},
-        {"tensorrt": Chain(cosine=0.9998)},
-    )
-    listed = json.loads((library.folder / LIST).read_text())
-    del listed["engines"]["embed.engine"]["acceptance"]["device"]
-    listed["chain_cosine"]["tensorrt"] = 0.9998
-    (library.folder / LIST).write_text(json.dumps(listed))
-    entry = library.entries()["embed.engine"]
-    assert entry.accepted_on(None) == judged
-    assert entry.accepted_on("GPU") is None
-    assert library.chain_on("tensorrt", None) == Chain(cosine=0.9998)
-    assert library.chain_on("tensorrt", "GPU") is None
 
 
 def test_what_was_compared_on_a_device_is_known_there_and_not_on_another(tmp_path: Path) -> None:

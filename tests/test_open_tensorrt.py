@@ -22,15 +22,17 @@ from stc.engines.library import (
     library_of,
     weights_sha256,
 )
-from stc.engines.open_tensorrt import built_target, check_memory, find_engines
+from stc.engines.open_tensorrt import built_target, check_memory
 from stc.engines.plan import Sizes
 from stc.engines.targets import GIB, TARGETS
+from stc.engines.usable_engines import find_engines
 from stc.errors import DeviceError, EngineError
 from stc.manifest import FileEntry
 from tests.fake_cuda import FakeCuda
 from tests.tiny_bundle import write_bundle
 
 SM89 = TARGETS["sm89"]
+STRAYS = Acceptance(passed=False, min_cosine=0.91, outputs={"hidden": 0.91}, device="here")
 
 
 def installed(version: str = "1.7.1", flavour: Flavour = "tensorrt-rtx") -> TensorRt:
@@ -154,15 +156,12 @@ def test_a_missing_engine_is_refused(bundle: Bundle) -> None:
 
 
 def test_engines_that_stray_from_onnx_runtime_are_refused(bundle: Bundle) -> None:
-    build(bundle, acceptance=Acceptance(passed=False, min_cosine=0.91, outputs={"hidden": 0.91}))
+    build(bundle, acceptance=STRAYS)
     said = (
         r"strays from ONNX Runtime on this device, cosine 0\.9100; no build mends it: use --backend"
     )
     with pytest.raises(EngineError, match=said):
         find_engines(bundle, installed(), SM89, language=True)
-
-
-STRAYS = Acceptance(passed=False, min_cosine=0.91, outputs={"hidden": 0.91}, device="here")
 
 
 def test_what_strayed_on_another_gpu_was_not_compared_here(bundle: Bundle) -> None:
@@ -212,7 +211,7 @@ def test_a_library_that_can_be_used_is_preferred_to_one_that_cannot(bundle: Bund
 
 def test_engines_that_were_compared_are_preferred_to_those_that_were_not(bundle: Bundle) -> None:
     build(bundle, "sm86+sm89")
-    build(bundle, "sm89", acceptance=Acceptance(passed=True, min_cosine=1.0, outputs={}))
+    build(bundle, "sm89", acceptance=STRAYS.model_copy(update={"passed": True}))
     assert find_engines(bundle, installed(), SM89, language=True)[0].folder.name == "sm89"
 
 
