@@ -8,6 +8,7 @@ from typing import Any
 from stc.engines.device import Device
 from stc.engines.device_tensor import DeviceTensor
 from stc.engines.flavour import TensorRt
+from stc.engines.kernel_cache import KernelCache
 from stc.errors import EngineError
 
 Scratch = tuple[int, int]
@@ -60,6 +61,7 @@ class Shared:
     log: Any
     workspace: Workspace
     sinks: Sinks
+    kernels: KernelCache
     rebuild: str
 
     def refusal(self, graph: str, got: str, mend: str | None = None) -> EngineError:

@@ -18,6 +18,7 @@ from stc.engines.device_array import on_device, read_array
 from stc.engines.device_tensor import DeviceTensor
 from stc.engines.engine import Engine
 from stc.engines.flavour import TensorRt
+from stc.engines.kernel_cache import KernelCache
 from stc.engines.library import EngineEntry, EngineLibrary, build_again
 from stc.engines.plan import Sizes
 from stc.engines.recording import Recording, Say
@@ -63,7 +64,13 @@ class TensorRtBackend:
             raise EngineError(self.name, got, "", wheel_mend(tensorrt)) from error
         self._rebuild = build_again(bundle, tensorrt.flavour)
         self._shared = Shared(
-            tensorrt, device, self._log, Workspace(device), Sinks(device), self._rebuild
+            tensorrt,
+            device,
+            self._log,
+            Workspace(device),
+            Sinks(device),
+            KernelCache(library.folder),
+            self._rebuild,
         )
         self._engines: list[TensorRtEngine] = []
 
@@ -186,11 +193,20 @@ class TensorRtBackend:
     def close(self) -> None:
         """Engines and memory are given back; tensors of this backend are of no use any more."""
         with self.lock:
+            if not self.device.lost:
+                self._keep_kernels()
             for loaded in self._engines:
                 loaded.close()
             self._engines.clear()
             self._runtime = None
             self.device.close()
+
+    def _keep_kernels(self) -> None:
+        try:
+            self._shared.kernels.save()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self._say_once(f"kernels could not be kept ({reason}): each start compiles them again")
 
     def _entries_of(self, graph: str) -> list[EngineEntry]:
         if graph not in self._entries:

@@ -180,6 +180,7 @@ class TensorRtEngine:
             runtime_config.dynamic_shapes_kernel_specialization_strategy = (
                 trt.DynamicShapesKernelSpecializationStrategy.EAGER
             )
+            self._shared.kernels.attach(runtime_config)
             context = engine.create_execution_context(runtime_config)
         else:
             context = engine.create_execution_context(strategy)

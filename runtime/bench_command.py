@@ -98,12 +98,12 @@ def _bench(flags: argparse.Namespace) -> int:
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
     )
-    with document_output(flags.json) as write:
-        write(_prefill(flags) if flags.prefill else _measured(flags))
+    with document_output(flags.json) as write, ExitStack() as device:
+        write((_prefill if flags.prefill else _measured)(flags, device))
     return 0
 
 
-def _prefill(flags: argparse.Namespace) -> dict[str, Any]:
+def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     start = time.perf_counter()
     bundle = Bundle.open(flags.bundle)
     pooled = bundle.manifest.vision.pooled
@@ -116,6 +116,7 @@ def _prefill(flags: argparse.Namespace) -> dict[str, Any]:
         int4=flags.int4,
         context=context_rows(context + pooled),
     )
+    device.callback(backend.close)
     model = open_model(bundle, backend)
     load_s = time.perf_counter() - start
     with ExitStack() as stack:
@@ -146,7 +147,7 @@ def _prefill(flags: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _measured(flags: argparse.Namespace) -> dict[str, Any]:
+def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     shown = opening.frames(flags.video, flags.frames)
     start = time.perf_counter()
     bundle = Bundle.open(flags.bundle)
@@ -154,6 +155,7 @@ def _measured(flags: argparse.Namespace) -> dict[str, Any]:
     default = replace(bundle.manifest.default_settings, reference_interval=INTERVAL)
     chosen = settings.from_flags(flags, default, spec.pooled)
     tower = opening.open_tower(bundle, flags.device, flags.backend)
+    device.callback(tower.close)
     load_s = time.perf_counter() - start
     session = opening.open_session(tower, chosen)
     bench = Bench(session)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -82,13 +83,13 @@ def _parity(flags: argparse.Namespace) -> int:
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
     )
-    with document_output(flags.json) as write:
-        document = _compared(flags)
+    with document_output(flags.json) as write, ExitStack() as device:
+        document = _compared(flags, device)
         write(document)
     return 0 if document["passed"] else 1
 
 
-def _compared(flags: argparse.Namespace) -> dict[str, Any]:
+def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     bundle = Bundle.open(flags.bundle)
     manifest = bundle.manifest
     chosen = settings.from_flags(flags, manifest.default_settings, manifest.vision.pooled)
@@ -103,6 +104,7 @@ def _compared(flags: argparse.Namespace) -> dict[str, Any]:
         raise VideoError(video, f"{len(frames)} frame", "at least 2 to compare")
     context = CONTEXTS[0] if with_language else 0
     tower = opening.open_tower(bundle, flags.device, flags.backend, context=context)
+    device.callback(tower.close)
     report = ParityReport(manifest.provenance.precision)
     on_device = isinstance(tower.backend, TensorRtBackend)
     against = other_side(flags.checkpoint, on_device=on_device)

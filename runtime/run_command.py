@@ -91,7 +91,11 @@ def _run(flags: argparse.Namespace) -> int:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     # What is opened first is closed last: an overlay that cannot be ended takes nothing with it.
-    with _overlay(flags.overlay, spec) as overlay, document_output(flags.json) as write:
+    with (
+        _overlay(flags.overlay, spec) as overlay,
+        document_output(flags.json) as write,
+        ExitStack() as device,
+    ):
         with ExitStack() as stack:
             source = stack.enter_context(source_flags.open_source(flags))
             tower = opening.open_tower(
@@ -101,6 +105,7 @@ def _run(flags: argparse.Namespace) -> int:
                 streams=2 if flags.compare_dense else 1,
                 context=0 if asked is None or flags.int4 else context_rows(memory.window),
             )
+            device.callback(tower.close)
             conversation = None
             if asked is not None:
                 backend = opening.language_backend(bundle, tower, flags.device, int4=flags.int4)

@@ -49,6 +49,7 @@ class FakeTensorRt:
     refuse_call: the context's method that returns False whatever it is given.
     read: what an engine file says; the double's own are JSON.
     loaded: the profiles of every engine file that was loaded, by graph.
+    compiled: the engines whose kernels a context of TensorRT-RTX had to compile.
     """
 
     cuda: FakeCuda
@@ -58,6 +59,7 @@ class FakeTensorRt:
     capturable: bool = True
     read: Callable[[bytes], Plan] = lambda content: Plan(**json.loads(content))
     runs: list[str] = field(default_factory=list)
+    compiled: list[str] = field(default_factory=list)
     loaded: dict[str, list[list[Sizes]]] = field(default_factory=dict)
     refuse_call: str = ""
     logger: Any = None
@@ -146,16 +148,49 @@ class FakeEngine:
             # Another one compiles in the background, and a capture may come too early.
             strategies = FakeTensorRt.DynamicShapesKernelSpecializationStrategy
             assert how.dynamic_shapes_kernel_specialization_strategy is strategies.EAGER
+            kernel = f"{self.plan.graph} {self.plan.profiles}"
+            if how.cache is None or kernel not in how.cache.kernels:
+                self.trt.compiled.append(kernel)
+            if how.cache is not None:
+                how.cache.kernels.add(kernel)
             return CapturableContext(self, how.strategy)
         return FakeContext(self, how)
 
 
+class FakeRuntimeCache:
+    """Compiled kernels, of TensorRT-RTX of VERSION."""
+
+    def __init__(self) -> None:
+        self.kernels: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return json.dumps([VERSION, *sorted(self.kernels)]).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        try:
+            version, *kernels = json.loads(blob)
+        except ValueError:
+            return False
+        if version != VERSION:
+            return False
+        self.kernels.update(kernels)
+        return True
+
+
 class FakeRuntimeConfig:
+    cache: FakeRuntimeCache | None = None
     strategy: Any = None
     dynamic_shapes_kernel_specialization_strategy: Any = None
 
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache()
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self.cache = cache
+        return True
 
 
 class FakeContext:

@@ -34,6 +34,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "engine": ("ICudaEngine",),
     "context": ("IExecutionContext",),
     "runtime_config": ("IRuntimeConfig",),
+    "_kernels": ("IRuntimeCache",),
     "_runtime": ("Runtime",),
     "timings": ("ITimingCache",),
 }
@@ -49,6 +50,10 @@ ONLY_RTX = {
     "ICudaEngine.create_runtime_config",
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
     "IRuntimeConfig.set_execution_context_allocation_strategy",
+    "IRuntimeConfig.create_runtime_cache",
+    "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeCache.deserialize",
+    "IRuntimeCache.serialize",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
 }
@@ -59,7 +64,7 @@ GUARDED = {"BuilderFlag.REQUIRE_USER_ALLOCATION", "IExecutionContext.is_stream_c
 
 
 def speaks_tensorrt(tree: ast.Module) -> bool:
-    words = ("trt", "tensorrt", "timings")
+    words = ("trt", "tensorrt", "timings", "runtime_config")
     return any(isinstance(node, ast.Name) and node.id in words for node in ast.walk(tree))
 
 
