@@ -103,7 +103,8 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeBackend:
     """Loads a bundle's graphs with ONNX Runtime; see `stc.engines.engine.Backend`.
 
-    Tensors are OrtValues. With `int4` the graphs that have four-bit matrices as well are loaded
+    Tensors are OrtValues. Graphs that stand in the bundle with operators of ONNX Runtime's own are
+    loaded with those. With `int4` the graphs that have four-bit matrices as well are loaded
     with those. Raises EngineError when `device` needs a provider that the installed ONNX Runtime
     lacks, or when the bundle has no four-bit graphs.
     """
@@ -119,7 +120,8 @@ class OnnxRuntimeBackend:
             )
         if int4 and not bundle.manifest.int4_graphs:
             raise EngineError("--int4", f"{bundle.root} was exported without --int4 32 or 128")
-        self._int4 = bundle.manifest.int4_graphs if int4 else {}
+        own = bundle.manifest.int4_graphs if int4 else {}
+        self._own = {**bundle.manifest.fused_graphs, **own}
         _share_arena()
         self.name = f"onnxruntime-{device}"
         self._bundle = bundle
@@ -128,8 +130,8 @@ class OnnxRuntimeBackend:
             onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, device)
 
     def load(self, graph: str) -> Engine:
-        if graph in self._int4:
-            path = self._bundle.root / self._int4[graph].file.path
+        if graph in self._own:
+            path = self._bundle.root / self._own[graph].file.path
             return OnnxRuntimeEngine(graph, path, self._device)
         # A row at a time the head is as fast from the mapped file, which both graphs share: no
         # copy of the vocabulary's gigabytes in another layout.

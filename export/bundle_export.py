@@ -15,7 +15,7 @@ from stc.bundle_writer import BundleWriter
 from stc.export.checkpoint import VisionWeights
 from stc.export.decoder import Decoder
 from stc.export.graph import OPSET, FreeAxis
-from stc.export.graphs import GraphWriter, Tick, write_graphs
+from stc.export.graphs import FUSED, GraphWriter, Tick, write_graphs
 from stc.export.int4 import Group
 from stc.export.int4_graphs import Int4Writer
 from stc.export.language_graphs import write_language_graphs
@@ -34,7 +34,7 @@ from stc.manifest import (
     Provenance,
     Weights,
 )
-from stc.ports import GraphPorts, int4_ports, language_ports, vision_ports
+from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports, vision_ports
 from stc.settings import Settings
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
@@ -75,10 +75,12 @@ def export_bundle(
             write_graphs(graph_writer, tower, settings)
         stored = [WEIGHTS]
         entries = _entries(root, vision_ports(weights.spec, precision))
+        fused_entries: dict[str, GraphEntry] = {}
         int4_entries: dict[str, GraphEntry] = {}
         if language is not None:
             stored += _write_language(root, language, precision, int4, tick)
             entries |= _entries(root, language_ports(language.spec, precision))
+            fused_entries = _entries(root, fused_ports(language.spec, precision), FUSED)
             if int4 is not None:
                 int4_entries = _entries(root, int4_ports(language.spec, precision), "_int4")
         companions = weights.companions()
@@ -88,6 +90,7 @@ def export_bundle(
             vision=weights.spec,
             language=language.spec if language is not None else None,
             graphs=entries,
+            fused_graphs=fused_entries,
             int4_graphs=int4_entries,
             int4_group=int4,
             files=tuple(file_entry(root, path) for path in [*stored, *companions]),

@@ -18,14 +18,19 @@ from torch import Tensor, nn
 from stc import contracts
 from stc.contracts import Contract, Port
 from stc.errors import ExportError
+from stc.export import key_rotation
 from stc.export.check import GraphCheck
-from stc.export.graph import FreeAxis, bind, free_count, trace
+from stc.export.graph import PORTABLE_OPS, FreeAxis, bind, free_count, trace
 from stc.export.modules import Select
 from stc.export.prune_module import Prune
 from stc.export.tower import EMBED_TENSORS, Tower, keys_tensors, update_tensors
 from stc.export.weights_file import Span, WeightsFile
 from stc.manifest import Precision, VisionSpec
 from stc.settings import SCORINGS, Settings
+
+FUSED = "_fused"
+"""Ending of the names of files whose graphs only ONNX Runtime reads."""
+FUSED_OPS = PORTABLE_OPS | {key_rotation.OPERATOR}
 
 Tick = Callable[[str], None]
 """Called with a graph's name when it has been written and checked."""
@@ -41,6 +46,7 @@ class GraphWriter:
     free: tuple[FreeAxis, ...]
     tick: Tick
     _templates: dict[str, onnx.ModelProto] = field(default_factory=dict)
+    _spans: dict[str, Span] = field(default_factory=dict)
 
     def write(
         self,
@@ -65,12 +71,23 @@ class GraphWriter:
             if count is not None:
                 free_count(template, contract, count)
             self._templates[kind] = template
-        spans = {
+        self._spans = {
             parameter: self.weights.add((keys or {}).get(parameter, parameter), value.numpy())
             for parameter, value in module.named_parameters()
         }
         module.float()
-        return self.finish(name, contract, self._templates[kind], spans)
+        return self.finish(name, contract, self._templates[kind], self._spans)
+
+    def write_fused(
+        self, name: str, contract: Contract, template: onnx.ModelProto, tables: Mapping[str, Span]
+    ) -> GraphCheck:
+        """The check of graph `name`, just written, once it stands beside itself as NAME_fused.onnx.
+
+        `template` has operators that only ONNX Runtime knows; its weights are the same, and
+        `tables`.
+        """
+        spans = {**self._spans, **tables}
+        return self._bound(f"{name}{FUSED}", name, contract, template, spans, FUSED_OPS)
 
     def template(self, kind: str) -> onnx.ModelProto:
         """What graphs of `kind` are bound from, once one was written."""
@@ -80,8 +97,19 @@ class GraphWriter:
         self, name: str, contract: Contract, template: onnx.ModelProto, spans: Mapping[str, Span]
     ) -> GraphCheck:
         """The check of graph `name`, once written: `template` with its weights at `spans`."""
-        model = bind(template, name, spans, self.weights.path.name)
-        path = self.folder / f"{name}.onnx"
+        return self._bound(name, name, contract, template, spans, PORTABLE_OPS)
+
+    def _bound(
+        self,
+        stem: str,
+        name: str,
+        contract: Contract,
+        template: onnx.ModelProto,
+        spans: Mapping[str, Span],
+        allowed: frozenset[str],
+    ) -> GraphCheck:
+        model = bind(template, name, spans, self.weights.path.name, allowed=allowed)
+        path = self.folder / f"{stem}.onnx"
         path.write_bytes(model.SerializeToString())
         return GraphCheck(path, contract, self.precision)
 

@@ -68,6 +68,8 @@ def fuse_key_rotation(model: onnx.ModelProto, spec: LanguageSpec) -> None:
     for field, left in (("node", alive), ("initializer", stored)):
         graph.ClearField(field)
         getattr(graph, field).extend(left)
+    if DOMAIN not in {one.domain for one in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     dims = (spec.most_positions, spec.head_width // 2)
     for name in (COSINES, SINES):
         graph.initializer.append(

@@ -26,6 +26,7 @@ from stc.contracts import (
 from stc.errors import ExportError
 from stc.export import decoder
 from stc.export.decoder import Decoder
+from stc.export.fused_graphs import FusedWriter
 from stc.export.graph import trace
 from stc.export.graphs import GraphWriter
 from stc.export.int4_graphs import Int4Writer
@@ -57,8 +58,9 @@ def write_language_graphs(
     ids[-1] = spec.vocabulary - 1
     hidden, embedding = _text_embed(writer, model, ids)
     places = torch.randperm(CHUNK + EMPTY, generator=generator)[:CHUNK]
+    fused = FusedWriter(writer, spec)
     for block in range(spec.blocks):
-        hidden = _block(writer, model, block, hidden, places, int4)
+        hidden = _block(writer, model, block, hidden, places, fused, int4)
     _head(writer, model, hidden[-1:], embedding, int4)
 
 
@@ -84,6 +86,7 @@ def _block(
     block: int,
     hidden: Tensor,
     places: Tensor,
+    fused: FusedWriter,
     int4: Int4Writer | None,
 ) -> Tensor:
     """hidden [m, D] after the block; its rows are cached at `places`, all others are empty."""
@@ -109,6 +112,9 @@ def _block(
     (after,) = check.compare(attend, full)
     last = (hidden[-1:], query[:, -1:], keys, values, positions[-1:], key_positions)
     check.compare(attend, last)
+    check = fused.write(name)
+    for example in (full, last):
+        check.compare(attend, example)
     if int4 is not None:
         template = writer.template("attend")
         int4.write(

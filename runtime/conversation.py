@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import IO, Any
 
+from stc import command
 from stc.errors import StcError
 from stc.runtime.answer import Answer
 from stc.runtime.chat import Chat
@@ -150,6 +151,10 @@ class Conversation:
 
     def _end(self, error: StcError | None = None) -> None:
         """The answer, or what was given of it before `error`, is in the records."""
+        with command.uninterrupted():
+            self._close_record(error)
+
+    def _close_record(self, error: StcError | None) -> None:
         if self._answer is not None:
             given = self._answer.to_json()
             if given["answer_tokens"]:

@@ -50,7 +50,8 @@ class Bundle:
         root = Path(path)
         manifest = _read_manifest(root)
         mend = f"copy the bundle again, or {export_again(root, manifest.provenance)}"
-        graphs = [*manifest.graphs.values(), *manifest.int4_graphs.values()]
+        kinds = (manifest.graphs, manifest.fused_graphs, manifest.int4_graphs)
+        graphs = [graph for kind in kinds for graph in kind.values()]
         entries = list(dict.fromkeys([*(graph.file for graph in graphs), *manifest.files]))
         try:
             for entry in entries:

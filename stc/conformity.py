@@ -17,7 +17,7 @@ from stc.manifest import (
     Manifest,
     PortEntry,
 )
-from stc.ports import GraphPorts, int4_ports, language_ports, vision_ports
+from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports, vision_ports
 
 
 def check_conformity(manifest: Manifest, subject: object, mend: str) -> None:
@@ -34,18 +34,21 @@ def _disagreements(manifest: Manifest) -> Iterator[tuple[str, str]]:
     precision = manifest.provenance.precision
     vision, language = manifest.vision, manifest.language
     graphs = vision_ports(vision, precision)
+    fused: dict[str, GraphPorts] = {}
     four_bits: dict[str, GraphPorts] = {}
     weights = [WEIGHTS]
     if language is not None:
         if language.width != vision.language_width:
             yield f"language.width is {language.width}", f"vision's {vision.language_width}"
         graphs |= language_ports(language, precision)
+        fused = fused_ports(language, precision)
         weights.append(LANGUAGE_WEIGHTS)
     if manifest.int4_group is not None:
         if language is not None:
             four_bits = int4_ports(language, precision)
         weights.append(INT4_WEIGHTS)
     yield from _of_graphs("graphs", manifest.graphs, graphs)
+    yield from _of_graphs("fused_graphs", manifest.fused_graphs, fused)
     yield from _of_graphs("int4_graphs", manifest.int4_graphs, four_bits)
     listed = {file.path for file in manifest.files}
     for path in weights:

@@ -167,6 +167,9 @@ class Manifest(_Entry):
     vision: VisionSpec
     language: LanguageSpec | None = Field(None, description="None: the bundle has no language side")
     graphs: dict[str, GraphEntry]
+    fused_graphs: dict[str, GraphEntry] = Field(
+        {}, description="attend graphs a second time, with an operator of ONNX Runtime's own"
+    )
     int4_graphs: dict[str, GraphEntry] = Field(
         {}, description="language graphs a second time, with four-bit matrices, ONNX Runtime's own"
     )

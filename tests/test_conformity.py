@@ -23,7 +23,7 @@ from stc.manifest import (
     LanguageSpec,
     Manifest,
 )
-from stc.ports import GraphPorts, int4_ports, language_ports
+from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports
 from tests.tiny_bundle import SPEC, tiny_manifest, write_bundle
 
 LANGUAGE = LanguageSpec(
@@ -144,6 +144,7 @@ def speaking(tmp_path: Path) -> Manifest:
         update={
             "language": LANGUAGE,
             "graphs": manifest.graphs | _entries(language_ports(LANGUAGE, "fp32")),
+            "fused_graphs": _entries(fused_ports(LANGUAGE, "fp32")),
             "int4_graphs": _entries(int4_ports(LANGUAGE, "fp32")),
             "int4_group": 32,
             "files": (*manifest.files, *files),

@@ -1,0 +1,81 @@
+"""Graphs for ONNX Runtime alone: cached keys rotated in one operator, as the portable ones do."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from stc import contracts
+from stc.difference import difference
+from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
+from stc.export.key_rotation import COSINES, SINES
+from stc.manifest import LANGUAGE_WEIGHTS, Precision
+from tests.language_cases import LanguageCase, language_case
+
+NAME = contracts.attend_graph(1)
+
+
+def graph_of(case: LanguageCase, path: str) -> onnx.GraphProto:
+    return onnx.load(case.bundle.root / path, load_external_data=False).graph
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("int4", [False, True])
+def test_cached_keys_are_rotated_in_one_operator_alike(precision: Precision, int4: bool) -> None:
+    case = language_case(precision=precision, int4=32)
+    backend = OnnxRuntimeBackend(case.bundle, int4=int4)
+    manifest, random, rows = case.bundle.manifest, np.random.default_rng(0), 12
+    spec = manifest.language
+    assert spec is not None
+    own = manifest.int4_graphs if int4 else manifest.fused_graphs
+    operators = [node.op_type for node in graph_of(case, own[NAME].file.path).node]
+    assert operators.count("RotaryEmbedding") == 1
+    assert operators.count("Cos") == 1  # of the query's positions
+    positions = random.permutation(spec.most_positions)[:rows].astype(np.int64)
+    positions[[2, 7]] = -1
+    shape = (spec.key_heads, rows, spec.head_width)
+    dtype = np.float16 if precision == "fp16" else np.float32
+    inputs = {
+        contracts.HIDDEN: random.standard_normal((3, spec.width)).astype(dtype),
+        contracts.QUERY: random.standard_normal((spec.query_heads, 3, spec.head_width)).astype(
+            dtype
+        ),
+        contracts.KEYS: random.standard_normal(shape).astype(dtype),
+        contracts.VALUES: random.standard_normal(shape).astype(dtype),
+        contracts.QUERY_POSITIONS: np.array([0, 100, spec.most_positions - 1]),
+        contracts.KEY_POSITIONS: positions,
+    }
+    tensors = {name: backend.to_device(array) for name, array in inputs.items()}
+    portable = OnnxRuntimeEngine(NAME, case.bundle.graph_path(NAME), "cpu")
+    expected, got = (
+        backend.to_host(engine(tensors)[contracts.HIDDEN_OUT]).astype(np.float32)
+        for engine in (portable, backend.load(NAME))
+    )
+    if int4:
+        # What four bits change in the matrices, and no more: wrong angles are far from it.
+        assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.98
+    else:
+        most = 2e-3 if precision == "fp16" else 1e-5
+        assert difference(expected, got).relative_l2 <= most
+
+
+def test_the_weights_are_those_of_the_portable_graphs() -> None:
+    case = language_case()
+    manifest = case.bundle.manifest
+    assert set(manifest.fused_graphs) == {contracts.attend_graph(block) for block in range(3)}
+
+    def stored(path: str) -> dict[str, dict[str, str]]:
+        return {
+            one.name: {entry.key: entry.value for entry in one.external_data}
+            for one in graph_of(case, path).initializer
+            if one.external_data
+        }
+
+    portable = stored(manifest.graphs[NAME].file.path)
+    fused = stored(manifest.fused_graphs[NAME].file.path)
+    tables = {name: fused.pop(name) for name in (COSINES, SINES)}
+    assert fused == portable
+    other = stored(manifest.fused_graphs[contracts.attend_graph(0)].file.path)
+    assert tables == {name: other[name] for name in tables}  # once for all blocks
+    assert {one["location"] for one in tables.values()} == {LANGUAGE_WEIGHTS.rpartition("/")[2]}
