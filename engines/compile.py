@@ -76,23 +76,15 @@ def compile_engine(tensorrt: TensorRt, recipe: Recipe, report: Report) -> memory
     except Exception as error:  # Polygraphy's and pybind's exceptions share no narrower base
         reason = said.last or str(error)
         got = f"{tensorrt.flavour} {tensorrt.version} cannot build it ({reason})"
-        mend = f"use another version of {tensorrt.flavour}, or --backend onnxruntime"
+        mend = f"use another version of {tensorrt.flavour}, or run with --backend onnxruntime"
         if "factory function returned nullptr" in str(error):
-            mend = wheel_mend(tensorrt)
+            mend = tensorrt.wheel_mend
         raise EngineError(name, got, "", mend) from error
     finally:
         logger.removeHandler(said)
     if recipe.timing_cache is not None:
         save_timings(kept["config"], recipe.timing_cache)
     return memoryview(engine)
-
-
-def wheel_mend(tensorrt: TensorRt) -> str:
-    """What mends bindings that cannot make their objects: the driver does not suit the wheel."""
-    return (
-        "the driver may be older than the CUDA it was made for: install the wheel of the driver's "
-        f"CUDA major version (pip install {tensorrt.flavour}-cu12), or update the driver"
-    )
 
 
 def _polygraphy(tensorrt: TensorRt) -> Any:

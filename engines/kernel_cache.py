@@ -27,7 +27,10 @@ class KernelCache:
         """A context of `runtime_config` takes its kernels from here, and leaves new ones."""
         if self._kernels is None:
             self._kernels = runtime_config.create_runtime_cache()
-            content = self._file.read_bytes() if self._file.exists() else b""
+            try:
+                content = self._file.read_bytes()
+            except OSError:  # none yet, or another user's: then they are compiled
+                content = b""
             if content and self._kernels.deserialize(content):
                 self._kept = hashlib.sha256(content).hexdigest()
         runtime_config.set_runtime_cache(self._kernels)

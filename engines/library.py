@@ -2,6 +2,7 @@
 
     BUNDLE/engines/<targets>/<engine>      one file per engine
     BUNDLE/engines/<targets>/engines.json  the stamp of each
+    BUNDLE/engines/<targets>/kernels.rtxcache  see stc.engines.kernel_cache
 
 The list is rewritten after every engine, file first, each by a rename: whenever a build stops, what
 the list names is whole, and the next build goes on from there.

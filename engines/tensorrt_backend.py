@@ -12,7 +12,6 @@ from numpy.typing import DTypeLike, NDArray
 
 from stc.bundle import Bundle
 from stc.contracts import COUNT
-from stc.engines.compile import wheel_mend
 from stc.engines.device import Device
 from stc.engines.device_array import on_device, read_array
 from stc.engines.device_tensor import DeviceTensor
@@ -61,7 +60,7 @@ class TensorRtBackend:
         except Exception as error:  # pybind's, with nothing in it
             device.close()
             got = f"{tensorrt.version} cannot be started ({self._log.last or error})"
-            raise EngineError(self.name, got, "", wheel_mend(tensorrt)) from error
+            raise EngineError(self.name, got, "", tensorrt.wheel_mend) from error
         self._rebuild = build_again(bundle, tensorrt.flavour)
         self._shared = Shared(
             tensorrt,
@@ -193,13 +192,15 @@ class TensorRtBackend:
     def close(self) -> None:
         """Engines and memory are given back; tensors of this backend are of no use any more."""
         with self.lock:
-            if not self.device.lost:
-                self._keep_kernels()
-            for loaded in self._engines:
-                loaded.close()
-            self._engines.clear()
-            self._runtime = None
-            self.device.close()
+            try:
+                if not (self.device.lost or self.device.closed):
+                    self._keep_kernels()
+            finally:
+                for loaded in self._engines:
+                    loaded.close()
+                self._engines.clear()
+                self._runtime = None
+                self.device.close()
 
     def _keep_kernels(self) -> None:
         try:

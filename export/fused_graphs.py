@@ -6,13 +6,14 @@ are those of the portable graphs; two tables of cosines and sines come to them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 
 from stc.contracts import ATTEND_CONTRACT
 from stc.export.check import GraphCheck
 from stc.export.graphs import GraphWriter
-from stc.export.key_rotation import fuse_key_rotation, rotation_tables
-from stc.export.weights_file import Span
+from stc.export.key_rotation import COSINES, SINES, fuse_key_rotation, rotation_tables
 from stc.manifest import LanguageSpec
 
 
@@ -23,16 +24,14 @@ class FusedWriter:
         self._writer = writer
         self._spec = spec
         self._template: onnx.ModelProto | None = None
-        self._tables: dict[str, Span] = {}
 
-    def write(self, name: str) -> GraphCheck:
-        """The check of the graph beside the `attend` graph `name`, which was just written."""
+    def write(self, name: str, keys: Mapping[str, str]) -> GraphCheck:
+        """The check of the graph beside the `attend` graph `name`, written with `keys` before."""
         if self._template is None:
             self._template = onnx.ModelProto()
             self._template.CopyFrom(self._writer.template("attend"))
             fuse_key_rotation(self._template, self._spec)
-            self._tables = {
-                table: self._writer.weights.add(table, values)
-                for table, values in rotation_tables(self._spec).items()
-            }
-        return self._writer.write_fused(name, ATTEND_CONTRACT, self._template, self._tables)
+            for table, values in rotation_tables(self._spec).items():
+                self._writer.weights.add(table, values)
+        keys = {**keys, COSINES: COSINES, SINES: SINES}
+        return self._writer.write_fused(name, ATTEND_CONTRACT, self._template, keys)

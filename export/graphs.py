@@ -46,7 +46,6 @@ class GraphWriter:
     free: tuple[FreeAxis, ...]
     tick: Tick
     _templates: dict[str, onnx.ModelProto] = field(default_factory=dict)
-    _spans: dict[str, Span] = field(default_factory=dict)
 
     def write(
         self,
@@ -71,22 +70,22 @@ class GraphWriter:
             if count is not None:
                 free_count(template, contract, count)
             self._templates[kind] = template
-        self._spans = {
+        spans = {
             parameter: self.weights.add((keys or {}).get(parameter, parameter), value.numpy())
             for parameter, value in module.named_parameters()
         }
         module.float()
-        return self.finish(name, contract, self._templates[kind], self._spans)
+        return self.finish(name, contract, self._templates[kind], spans)
 
     def write_fused(
-        self, name: str, contract: Contract, template: onnx.ModelProto, tables: Mapping[str, Span]
+        self, name: str, contract: Contract, template: onnx.ModelProto, keys: Mapping[str, str]
     ) -> GraphCheck:
-        """The check of graph `name`, just written, once it stands beside itself as NAME_fused.onnx.
+        """The check of graph `name`, once it stands a second time, as NAME_fused.onnx.
 
-        `template` has operators that only ONNX Runtime knows; its weights are the same, and
-        `tables`.
+        `template` has operators that only ONNX Runtime knows; `keys` name the tensors of its
+        parameters, which are stored already.
         """
-        spans = {**self._spans, **tables}
+        spans = {parameter: self.weights.span(key) for parameter, key in keys.items()}
         return self._bound(f"{name}{FUSED}", name, contract, template, spans, FUSED_OPS)
 
     def template(self, kind: str) -> onnx.ModelProto:

@@ -112,7 +112,7 @@ def _block(
     (after,) = check.compare(attend, full)
     last = (hidden[-1:], query[:, -1:], keys, values, positions[-1:], key_positions)
     check.compare(attend, last)
-    check = fused.write(name)
+    check = fused.write(name, tensors)
     for example in (full, last):
         check.compare(attend, example)
     if int4 is not None:

@@ -48,6 +48,10 @@ class WeightsFile:
     ) -> None:
         self._file.close()
 
+    def span(self, key: str) -> Span:
+        """Where the tensor of `key` lies, which was added before."""
+        return self._spans[key]
+
     def add(self, key: str, array: NDArray[np.generic]) -> Span:
         """Where the tensor of `key` lies, after writing it if it is new.
 

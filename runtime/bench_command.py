@@ -98,7 +98,7 @@ def _bench(flags: argparse.Namespace) -> int:
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
     )
-    with document_output(flags.json) as write, ExitStack() as device:
+    with ExitStack() as device, document_output(flags.json) as write:
         write((_prefill if flags.prefill else _measured)(flags, device))
     return 0
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import stc
 from stc.bundle import Bundle
+from stc.contracts import prune_graph
 from stc.engines.build_target import this_target
 from stc.engines.cuda import DeviceFacts, available_host_bytes, device_facts, load_cuda
 from stc.engines.flavour import FLAVOURS, Flavour, load_tensorrt
 from stc.engines.open_tensorrt import built_target, check_memory
 from stc.engines.plan import context_rows
 from stc.engines.targets import GIB, targets_of
-from stc.engines.usable_engines import find_engines
+from stc.engines.usable_engines import find_engines, refusal
 from stc.errors import DeviceError, EngineError, StcError
 from stc.runtime.gpu_facts import power_mode
 
@@ -209,6 +210,9 @@ def _bundle(path: Path, backends: list[str], device: DeviceFacts | None) -> list
             _, entries = find_engines(
                 bundle, load_tensorrt(flavour), target, language=asks, device=device.name
             )
+            for entry in entries.get(prune_graph(bundle.manifest.default_settings.pruner), ()):
+                if (strays := refusal(bundle, entry, device.name)) is not None:
+                    raise strays
             context = context_rows(None) if asks else 0
             fits = check_memory(bundle, entries, device, context=context, streams=1)
             findings.append(Finding(subject, fits))

@@ -33,6 +33,7 @@ _ENCODERS: dict[str, dict[str, str]] = {
     "mpeg4": {"flags": "+qscale", "global_quality": "354"},  # 3 x FF_QP2LAMBDA
 }
 _TICK_S = Fraction(1, 1000)
+_ALONE_TICKS = 200  # a single frame is shown
 _BT601 = 6  # AVColorSpace of what swscale makes of RGB; untagged, players guess by picture size
 
 
@@ -65,6 +66,7 @@ class OverlayWriter:
 
         self._canvas: Canvas | None = None
         self._shown_ticks = -1
+        self._lasts_ticks = _ALONE_TICKS
         self._failure: VideoError | None = None
         with self._one_line_errors(), ExitStack() as stack:
             self._file = _UnfailingFile(stack.enter_context(whole_file(self._path)))
@@ -130,7 +132,9 @@ class OverlayWriter:
         video_frame = VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
         ticks = round((frame.time_s - self._start_s) / _TICK_S)
         ticks = max(ticks, self._shown_ticks + 1)
-        self._lasts_ticks, self._shown_ticks = max(1, ticks - self._shown_ticks), ticks
+        if self._shown_ticks >= 0:
+            self._lasts_ticks = ticks - self._shown_ticks
+        self._shown_ticks = ticks
         video_frame.pts, video_frame.time_base = ticks, _TICK_S
         self._encode(video_frame)
         self._file.raise_failure()

@@ -83,7 +83,7 @@ def _parity(flags: argparse.Namespace) -> int:
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
     )
-    with document_output(flags.json) as write, ExitStack() as device:
+    with ExitStack() as device, document_output(flags.json) as write:
         document = _compared(flags, device)
         write(document)
     return 0 if document["passed"] else 1

@@ -50,7 +50,7 @@ def compare_graphs(
 ) -> None:
     """Every graph has its rows in `report`, on a reference frame and a reuse frame.
 
-    `frames` are the pixel_values of both; PyTorch's outputs are the next graph's inputs.
+    `frames` are the pixel_values of both; the other side's outputs are the next graph's inputs.
     """
     both = _Both(tower, run_graph, report)
     spec = tower.spec
@@ -96,7 +96,7 @@ def compare_graphs(
 
 
 class _Both:
-    """Runs a graph in the bundle and in PyTorch and reports the difference."""
+    """Runs a graph in the bundle and on the other side and reports the difference."""
 
     def __init__(self, tower: VisionTower, run_graph: GraphRun, report: ParityReport) -> None:
         self._tower = tower
@@ -104,14 +104,14 @@ class _Both:
         self._report = report
 
     def run(self, engine: Engine, inputs: Arrays) -> Arrays:
-        """PyTorch's outputs, compared with the engine's."""
+        """The other side's outputs, compared with the engine's."""
         expected = self._run_graph(engine.name, inputs)
         for name, got in self._bundle(engine, inputs).items():
             self._report.graph(engine.name, name, expected[name], got)
         return expected
 
     def select(self, score: NDArray[np.float32], count: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The bundle's choice, judged by PyTorch's scores."""
+        """The bundle's choice, judged by the other side's scores."""
         engine = self._tower.select
         indices: NDArray[np.int64] = self._bundle(engine, {SCORE: score, COUNT: count})[INDICES]
         self._report.selection(engine.name, INDICES, selection_gap(score, indices))

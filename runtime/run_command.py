@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ from stc import command, settings
 from stc.bundle import Bundle
 from stc.command import Console
 from stc.engines.plan import context_rows
-from stc.errors import SettingsError
+from stc.errors import DeviceError, SettingsError, StcError, VideoError
 from stc.manifest import VisionSpec
 from stc.runtime import memory_settings, questions, source_flags
 from stc.runtime import open as opening
@@ -90,14 +90,12 @@ def _run(flags: argparse.Namespace) -> int:
     def say(line: str) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    # What is opened first is closed last: an overlay that cannot be ended takes nothing with it.
-    with (
-        _overlay(flags.overlay, spec) as overlay,
-        document_output(flags.json) as write,
-        ExitStack() as device,
-    ):
+    failures: list[StcError] = []
+    # The device is given back last: it takes time, and may fail.
+    with ExitStack() as device, document_output(flags.json) as write:
         with ExitStack() as stack:
             source = stack.enter_context(source_flags.open_source(flags))
+            overlay = stack.enter_context(_overlay(flags.overlay, spec, failures))
             tower = opening.open_tower(
                 bundle,
                 flags.device,
@@ -109,8 +107,7 @@ def _run(flags: argparse.Namespace) -> int:
             conversation = None
             if asked is not None:
                 backend = opening.language_backend(bundle, tower, flags.device, int4=flags.int4)
-                kept = chosen.kept(spec.pooled)
-                language = open_stream_language(bundle, backend, memory, kept)
+                language = open_stream_language(bundle, backend, memory, chosen.kept(spec.pooled))
                 conversation = Conversation(language, asked, sys.stdout, say, chat)
             if chat is not None:
                 say(HINT)
@@ -141,7 +138,11 @@ def _run(flags: argparse.Namespace) -> int:
             stream.take(table)
             if stream.ended_by in _ENDINGS:
                 say(f"{_ENDINGS[stream.ended_by]}; this is the stream so far")
-        if conversation is not None:
+        if overlay is not None and not failures:
+            _save_still(overlay, still, failures)
+        if stream.failure is not None:
+            failures.append(stream.failure)
+        if conversation is not None and not isinstance(stream.failure, DeviceError):
             try:
                 conversation.ask_rest()
             except KeyboardInterrupt:
@@ -163,11 +164,34 @@ def _run(flags: argparse.Namespace) -> int:
         document["fidelity"] = None if dense is None else dense.fidelity.to_json()
         document["language"] = None if conversation is None else conversation.to_json()
         write(document)
-    if overlay is not None:
-        overlay.save_still(still)
-    if stream.failure is not None:
-        raise stream.failure
+    for failure in failures[:-1]:
+        say(f"error: {failure}")
+    if failures:
+        raise failures[-1]
     return 2 if conversation is not None and (conversation.failed or conversation.left_out) else 0
+
+
+@contextmanager
+def _overlay(
+    path: Path | None, spec: VisionSpec, failures: list[StcError]
+) -> Iterator[OverlayWriter | None]:
+    """The overlay at `path`, None without one; that it cannot be ended is one of `failures`."""
+    if path is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        yield stack.enter_context(OverlayWriter(path, spec.side, spec.pooled_side, spec.covered))
+        try:
+            stack.close()
+        except VideoError as error:
+            failures.append(error)
+
+
+def _save_still(overlay: OverlayWriter, path: Path, failures: list[StcError]) -> None:
+    try:
+        overlay.save_still(path)
+    except VideoError as error:
+        failures.append(error)
 
 
 def _asked(flags: argparse.Namespace) -> tuple[Questions | None, MemorySettings]:
@@ -183,12 +207,6 @@ def _asked(flags: argparse.Namespace) -> tuple[Questions | None, MemorySettings]
             flag = f"--{name.replace('_', '-')}"
             raise SettingsError(flag, "given", "--ask, --ask-at or --chat beside it")
     return None, memory
-
-
-def _overlay(path: Path | None, spec: VisionSpec) -> AbstractContextManager[OverlayWriter | None]:
-    if path is None:
-        return nullcontext()
-    return OverlayWriter(path, spec.side, spec.pooled_side, spec.covered)
 
 
 if __name__ == "__main__":

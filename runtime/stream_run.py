@@ -111,9 +111,9 @@ class StreamRun:
         if self._overlay is not None:
             try:
                 self._overlay.add(frame, report)
-            except VideoError as error:  # which closing the overlay raises again
+            except VideoError:  # closing the overlay raises it again
                 self._overlay = None
-                self._say(f"error: {error}; the stream goes on without the overlay")
+                self._say("the overlay cannot be written on; the stream goes on without it")
         if self._conversation is not None:
             self._conversation.frame(report)
 

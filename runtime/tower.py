@@ -41,5 +41,5 @@ class VisionTower:
         return self._prune[scoring]
 
     def close(self) -> None:
-        """The backend's device is given back; sessions of this tower must be closed before."""
+        """The backend's device is given back, with all that sessions of this tower hold on it."""
         self.backend.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import queue
@@ -139,6 +140,16 @@ def test_a_typed_question_is_answered_though_no_frame_comes(
     assert run("--chat", "--max-new-tokens", "2", video=CAMERA) == 0
     assert asked in ([1], [2])
     assert f"] {QUESTION}\n> " in capsys.readouterr().out
+
+
+def test_a_timed_question_waits_for_the_first_frame(camera: Camera, tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    late = threading.Timer(0.5, camera.put, (*moving_frames(2), None))
+    late.start()
+    flags = ["--ask-at", f"0:{QUESTION}", "--max-new-tokens", "2", "--json", str(out)]
+    assert run(*flags, video=CAMERA) == 0
+    (asked,) = json.loads(out.read_text())["language"]["questions"]
+    assert asked["frames"] == 1
 
 
 def test_frames_of_a_live_source_keep_coming_during_an_answer(

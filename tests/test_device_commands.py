@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -27,7 +27,7 @@ CLIP = Path(__file__).parent / "data" / "street.mp4"
 
 
 @pytest.fixture
-def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """What the commands asked open_tensorrt for; they get a double's backend."""
     asked: list[dict[str, Any]] = []
 
@@ -35,10 +35,15 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, An
         bundle: Bundle, flavour: Flavour, say: Say, *, context: int, streams: int
     ) -> TensorRtBackend:
         asked.append({"flavour": flavour, "context": context, "streams": streams})
-        return Rig(tmp_path / "rig", flavour=flavour).backend
+        rigs.append(Rig(tmp_path / "rig", flavour=flavour))
+        return rigs[-1].backend
 
+    rigs: list[Rig] = []
     monkeypatch.setattr(open_tensorrt, "open_tensorrt", open_double)
-    return asked
+    yield asked
+    # Whatever a command did, it gave the GPU back.
+    for rig in rigs:
+        assert (rig.device.closed, rig.cuda.memory, rig.cuda.streams) == (True, {}, {})
 
 
 @pytest.fixture

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from stc.bundle import Bundle
+from stc.contracts import prune_graph
 from stc.engines.cuda import DeviceFacts
 from stc.errors import DeviceError
 from stc.runtime import doctor, doctor_command
 from stc.runtime.doctor import Finding, diagnose
+from tests.test_open_tensorrt import STRAYS, build
 from tests.tiny_bundle import write_bundle
 
 ORIN = DeviceFacts(
@@ -175,6 +178,27 @@ def test_a_bundle_without_engines_says_how_to_build_them(machine: Machine, tmp_p
     engines = machine.found("engines, tensorrt", bundle)
     assert engines.found == "has no engines"
     assert engines.mend.startswith("build with: stc-build")
+
+
+def test_a_bundle_whose_own_pruner_was_refused_here_says_so(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.install("cuda.bindings.runtime", "13.0")
+    machine.install("tensorrt_rtx", "1.7.1")
+    machine.device = GEFORCE
+    bundle = Bundle.open(write_bundle(tmp_path / "bundle"))
+    pruner = prune_graph(bundle.manifest.default_settings.pruner)
+    library = build(bundle)
+    name, entry = next(iter(library.entries().items()))
+    digest = bundle.manifest.graphs[pruner].file.sha256
+    stamp = entry.stamp.model_copy(update={"graph": pruner, "graph_sha256": digest})
+    refused = STRAYS.model_copy(update={"device": GEFORCE.name})
+    strays = entry.model_copy(update={"stamp": stamp, "acceptance": refused})
+    assert machine.found("engines, tensorrt-rtx", bundle.root).fine
+    library.write({**library.entries(), f"pruner-{name}": strays})
+    engines = machine.found("engines, tensorrt-rtx", bundle.root)
+    assert engines.found.startswith("strays from ONNX Runtime on this device")
+    assert "another --pruner" in engines.mend
 
 
 def test_a_damaged_bundle_is_a_finding_and_no_failure(machine: Machine, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import pytest
 
-from stc.errors import EngineError, StcError, VideoError
+from stc.errors import DeviceError, EngineError, StcError, VideoError
 from stc.runtime import run_command
 from stc.runtime.frame import Frame
 from stc.runtime.overlay import OverlayWriter
@@ -143,12 +143,44 @@ def test_an_overlay_that_fails_midway_takes_nothing_with_it(
     outputs = ["--overlay", "o.mp4", "--json", "o.json"]
     done = run_main(run_command.main, demo_bundle, "--video", "clip.mp4", *outputs)
     assert done.returncode == 2
-    assert "No space left" in done.stderr
-    assert done.stderr.count("goes on without the overlay") == 1
+    assert done.stderr.count("the stream goes on without it") == 1
+    assert done.stderr.count("No space left") == 1
     assert done.stderr.splitlines()[-1].startswith("error: o.mp4: cannot be written (No space left")
     document = json.loads((tmp_path / "o.json").read_text())
     assert (document["ended_by"], document["summary"]["frames"]) == ("end", 5)
     assert set(standing(tmp_path)) == {"clip.mp4", "o.json"}
+
+
+def test_every_failure_is_told_and_a_lost_gpu_is_asked_nothing(
+    demo_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_main: Callable[..., Outcome],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = StreamSession.push
+
+    def lost(session: StreamSession, frame: Frame) -> FrameReport:
+        if frame.index == 3:
+            raise DeviceError("device", "was lost (cudaErrorIllegalAddress)")
+        return whole(session, frame)
+
+    def failing(writer: OverlayWriter, path: Path | str) -> None:
+        raise VideoError(path, "cannot be written (disk full)")
+
+    monkeypatch.setattr(StreamSession, "push", lost)
+    monkeypatch.setattr(OverlayWriter, "save_still", failing)
+    numbered_clip(tmp_path)
+    outputs = ["--overlay", "o.mp4", "--json", "o.json", "--ask", "What is moving?"]
+    done = run_main(run_command.main, demo_bundle, "--video", "clip.mp4", *outputs)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: o.png: cannot be written (disk full)",
+        "error: device: was lost (cudaErrorIllegalAddress)",
+    ]
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert (document["summary"]["frames"], document["language"]["questions"]) == (3, [])
 
 
 def test_a_still_that_cannot_be_written_is_refused_before_the_stream(

@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -157,3 +158,16 @@ def test_a_full_stdout_is_one_line(demo_bundle: Path, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: --json /dev/full: cannot be written")
     assert "Traceback" not in result.stderr
+
+
+def test_other_threads_are_never_interrupted_and_need_no_guard() -> None:
+    ran = []
+
+    def guarded() -> None:
+        with uninterrupted():
+            ran.append(True)
+
+    thread = threading.Thread(target=guarded)
+    thread.start()
+    thread.join()
+    assert ran == [True]

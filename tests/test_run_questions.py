@@ -89,6 +89,20 @@ def test_prefill_figures_count_frames_that_were_not_a_whole_batch(
     assert language["prefill_ms_per_frame"] == pytest.approx(per_frame_ms)
 
 
+def test_frames_per_second_count_prefill_wherever_it_was_done(tmp_path: Path) -> None:
+    """At the question, here: no frame fills a batch of 100."""
+    out = tmp_path / "run.json"
+    flags = ["--frames", "6", "--prefill-every", "100", "--ask", QUESTION, "--max-new-tokens", "2"]
+    assert run(*flags, "--json", str(out)) == 0
+    document = json.loads(out.read_text())
+    summary, language = document["summary"], document["language"]
+    kinds = (summary["reference"], summary["reuse"])
+    push_ms = sum(kind["frames"] * kind["total"]["mean_ms"] for kind in kinds)
+    prefill_ms = language["prefill_ms_per_frame"] * language["frames_prefilled"]
+    assert prefill_ms > 0
+    assert summary["frames_per_second"] == pytest.approx(6e3 / (push_ms + prefill_ms))
+
+
 def test_the_answer_is_that_of_the_frames_seen(tmp_path: Path) -> None:
     out = tmp_path / "run.json"
     run("--frames", "6", "--fps", "2", "--preset", "off", "--ask", QUESTION, "--json", str(out))
