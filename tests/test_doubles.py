@@ -13,6 +13,7 @@ from tests.fake_tensorrt import (
     FakeContext,
     FakeEngine,
     FakeRuntime,
+    FakeRuntimeCache,
     FakeRuntimeConfig,
     FakeTensorRt,
 )
@@ -40,9 +41,10 @@ def test_every_tensorrt_name_of_the_double_is_one_of_the_bindings(version: str) 
     doubles = {"IExecutionContext": FakeContext, "Runtime": FakeRuntime}
     if version.startswith("tensorrt_rtx"):
         doubles |= {"IRuntimeConfig": FakeRuntimeConfig, "IExecutionContext": CapturableContext}
+        doubles["IRuntimeCache"] = FakeRuntimeCache
     for kind, double in doubles.items():
         names = [name for base in double.__mro__ for name in vars(base) if name[0] != "_"]
-        assert set(names) - {"strategy"} <= set(api[kind])
+        assert set(names) - {"strategy", "cache"} <= set(api[kind])
     own = {"trt", "plan", "inputs", "outputs", "ports", "create_runtime_config"}
     assert {name for name in vars(FakeEngine) if name[0] != "_"} - own <= set(api["ICudaEngine"])
     for kind in (

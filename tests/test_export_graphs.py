@@ -341,12 +341,12 @@ def test_parameters_in_each_others_place_fail_the_export_and_leave_the_bundle_be
     expected = digests(tmp_path)
 
     def swapped(
-        template: onnx.ModelProto, name: str, spans: dict[str, Span], location: str
+        template: onnx.ModelProto, name: str, spans: dict[str, Span], location: str, **others: Any
     ) -> onnx.ModelProto:
         if name == "update_01":
             query, out = spans["query.weight"], spans["out.weight"]
             spans = {**spans, "query.weight": out, "out.weight": query}
-        return bind(template, name, spans, location)
+        return bind(template, name, spans, location, **others)
 
     monkeypatch.setattr(graphs, "bind", swapped)
     with pytest.raises(ExportError, match=r"^update_01: hidden_out: differs from torch"):
