@@ -22,11 +22,17 @@ COSINES, SINES = "rotary.cosines", "rotary.sines"
 _FIRST, _ZERO = "rotary.first_axis", "rotary.zero"
 
 
+def table_rows(spec: LanguageSpec) -> int:
+    """Rows of the tables: a context has more rows than the model positions where some are empty,
+    and the operator wants one for each."""
+    return spec.most_positions + spec.most_positions // 4
+
+
 def rotation_tables(spec: LanguageSpec) -> dict[str, NDArray[np.floating]]:
-    """COSINES and SINES float32 [positions, e/2] of every position of the model."""
+    """COSINES and SINES float32 [table_rows, e/2] of every position of the model."""
     half = np.arange(0, spec.head_width, 2, dtype=np.float32) / np.float32(spec.head_width)
     frequency = (np.float32(spec.rotary_base) ** -half).astype(np.float32)
-    angles = np.arange(spec.most_positions, dtype=np.float32)[:, None] * frequency
+    angles = np.arange(table_rows(spec), dtype=np.float32)[:, None] * frequency
     return {COSINES: np.cos(angles), SINES: np.sin(angles)}
 
 
@@ -70,7 +76,7 @@ def fuse_key_rotation(model: onnx.ModelProto, spec: LanguageSpec) -> None:
         getattr(graph, field).extend(left)
     if DOMAIN not in {one.domain for one in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
-    dims = (spec.most_positions, spec.head_width // 2)
+    dims = (table_rows(spec), spec.head_width // 2)
     for name in (COSINES, SINES):
         graph.initializer.append(
             TensorProto(name=name, data_type=ELEMENT_TYPES["float32"], dims=dims)

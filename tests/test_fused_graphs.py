@@ -9,9 +9,10 @@ import pytest
 from stc import contracts
 from stc.difference import difference
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
+from stc.export.int4 import Group
 from stc.export.key_rotation import COSINES, SINES
 from stc.manifest import LANGUAGE_WEIGHTS, Precision
-from tests.language_cases import LanguageCase, language_case
+from tests.language_cases import MOST_POSITIONS, LanguageCase, language_case
 
 NAME = contracts.attend_graph(1)
 
@@ -20,20 +21,23 @@ def graph_of(case: LanguageCase, path: str) -> onnx.GraphProto:
     return onnx.load(case.bundle.root / path, load_external_data=False).graph
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(("precision", "group"), [("fp32", 32), ("fp16", 128)])
 @pytest.mark.parametrize("int4", [False, True])
-def test_cached_keys_are_rotated_in_one_operator_alike(precision: Precision, int4: bool) -> None:
-    case = language_case(precision=precision, int4=32)
+def test_cached_keys_are_rotated_in_one_operator_alike(
+    precision: Precision, group: Group, int4: bool
+) -> None:
+    """Also in a context of more rows than the model has positions."""
+    case = language_case(precision=precision, int4=group)
     backend = OnnxRuntimeBackend(case.bundle, int4=int4)
-    manifest, random, rows = case.bundle.manifest, np.random.default_rng(0), 12
+    manifest, random, rows = case.bundle.manifest, np.random.default_rng(0), MOST_POSITIONS + 90
     spec = manifest.language
     assert spec is not None
     own = manifest.int4_graphs if int4 else manifest.fused_graphs
     operators = [node.op_type for node in graph_of(case, own[NAME].file.path).node]
     assert operators.count("RotaryEmbedding") == 1
     assert operators.count("Cos") == 1  # of the query's positions
-    positions = random.permutation(spec.most_positions)[:rows].astype(np.int64)
-    positions[[2, 7]] = -1
+    positions = random.permutation(rows).astype(np.int64)
+    positions[positions >= spec.most_positions] = -1
     shape = (spec.key_heads, rows, spec.head_width)
     dtype = np.float16 if precision == "fp16" else np.float32
     inputs = {

@@ -14,7 +14,7 @@ from tests.language_cases import frames, language_case
 QUESTION = "What is moving?"
 
 
-@pytest.mark.parametrize(("precision", "group"), [("fp32", 128), ("fp16", 128)])
+@pytest.mark.parametrize(("precision", "group"), [("fp32", 32), ("fp16", 128)])
 def test_four_bit_graphs_answer_nearly_as_full_ones_do(precision: Precision, group: Group) -> None:
     case = language_case(precision=precision, int4=group)
     prompt = case.prompt()

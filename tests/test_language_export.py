@@ -260,7 +260,7 @@ def test_rows_that_a_query_must_not_see_change_nothing() -> None:
 
 
 def test_a_half_precision_bundle_keeps_positions_norms_and_logits_in_float32() -> None:
-    case = language_case(precision="fp16")
+    case = language_case(precision="fp16", int4=128)
     entries = case.bundle.manifest.graphs
     dtypes = {port.name: port.dtype for port in entries[contracts.attend_graph(0)].inputs}
     assert dtypes["keys"] == "float16"
@@ -270,7 +270,7 @@ def test_a_half_precision_bundle_keeps_positions_norms_and_logits_in_float32() -
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1000.0])
 def test_products_of_large_keys_stay_within_half_precision(scale: float) -> None:
-    case, name = language_case(precision="fp16"), contracts.attend_graph(0)
+    case, name = language_case(precision="fp16", int4=128), contracts.attend_graph(0)
     weights = open_checkpoint(str(case.checkpoint)).language()
     assert weights is not None
     spec, m, rows = weights.spec, 6, 300

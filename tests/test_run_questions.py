@@ -90,9 +90,9 @@ def test_prefill_figures_count_frames_that_were_not_a_whole_batch(
 
 
 def test_frames_per_second_count_prefill_wherever_it_was_done(tmp_path: Path) -> None:
-    """At the question, here: no frame fills a batch of 100."""
+    """At the question, here: no batch of 10 is full."""
     out = tmp_path / "run.json"
-    flags = ["--frames", "6", "--prefill-every", "100", "--ask", QUESTION, "--max-new-tokens", "2"]
+    flags = ["--frames", "6", "--prefill-every", "10", "--ask", QUESTION, "--max-new-tokens", "2"]
     assert run(*flags, "--json", str(out)) == 0
     document = json.loads(out.read_text())
     summary, language = document["summary"], document["language"]
@@ -214,7 +214,7 @@ def test_a_bundle_without_a_language_side_says_so(
     (root / "graphs").unlink()
     (root / "graphs").mkdir()
     manifest = json.loads((root / "manifest.json").read_text())
-    manifest["language"] = None
+    manifest["language"], manifest["fused_graphs"] = None, {}
     graphs = manifest["graphs"]
     for name in [name for name in graphs if name.startswith(("qkv", "attend", "text", "head"))]:
         del graphs[name]
