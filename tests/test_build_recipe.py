@@ -149,7 +149,7 @@ def test_scratch_memory_is_limited_where_the_recipe_says_so() -> None:
             "pybind11::init(): factory function returned nullptr",
             r"wheel of the driver's CUDA major version \(pip install {}-cu12\), or update the",
         ),
-        ("Could not find an implementation for node", "another version of {}, or run with --backend"),
+        ("Could not find an implementation", "another version of {}, or run with --backend"),
     ],
 )
 def test_a_graph_that_cannot_be_built_says_what_to_do(
