@@ -78,7 +78,8 @@ def _run(flags: argparse.Namespace) -> int:
     asked, memory = _asked(flags)
     still = flags.overlay and flags.overlay.parent / f"{flags.overlay.stem}{STILL}"
     if still is not None and still.is_dir():
-        raise SettingsError("the still of --overlay", f"{still} is a folder", "a file")
+        mend = "move it away, or choose another --overlay"
+        raise SettingsError("the still of --overlay", f"{still} is a folder", "a file", mend)
     outputs = {"--overlay": flags.overlay, "the still of --overlay": still, "--json": flags.json}
     refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle)
     chat = Chat() if flags.chat else None
