@@ -69,6 +69,32 @@ class Bundle:
             raise BundleError(self.root, got, "", export_again(self.root, self.manifest.provenance))
         return self.root / self.manifest.graphs[name].file.path
 
+    def read(self, path: str) -> bytes:
+        """The bytes of the listed file `path`, which are those the manifest's digest is of.
+
+        Raises BundleError when the manifest lists no such file, or its bytes are others.
+        """
+        entry = next((file for file in self.manifest.files if file.path == path), None)
+        if entry is None:
+            again = export_again(self.root, self.manifest.provenance)
+            raise BundleError(self.root / path, "is not listed in the manifest", "", again)
+        file = self.root / path
+        mend = f"copy the bundle again, or {export_again(self.root, self.manifest.provenance)}"
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise BundleError(file, f"cannot be read ({error.strerror})", "", mend) from error
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != entry.sha256:
+            got = f"was altered, sha256 {digest[:12]}"
+            raise BundleError(file, got, entry.sha256[:12], mend)
+        return content
+
+    def companions(self) -> dict[str, bytes]:
+        """The checkpoint's own files, by name; a few MB, tokenizer and templates among them."""
+        names = [file.path for file in self.manifest.files if "/" not in file.path]
+        return {name: self.read(name) for name in names}
+
 
 def file_entry(root: Path, path: str) -> FileEntry:
     """The entry of the file that stands at `path` below `root` now. Raises OSError."""
