@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stc import contracts
+from stc import contracts, optional
 from stc.bundle import Bundle
 from stc.engines.acceptance import AcceptanceReport, Comparison, accept_engines, compared_buckets
 from stc.engines.both import Both
@@ -13,7 +13,7 @@ from stc.engines.comparison import Tick, compare_vision
 from stc.engines.comparison_language import compare_language
 from stc.engines.cuda import Cuda, device_facts
 from stc.engines.device import Device
-from stc.engines.flavour import TensorRt, import_or_mend
+from stc.engines.flavour import TensorRt
 from stc.engines.library import EngineEntry, EngineLibrary
 from stc.engines.likeness import CHAIN_COSINE
 from stc.engines.plan import EngineSpec
@@ -48,8 +48,8 @@ def accept_here(
 
     Raises EngineError when onnxruntime is missing or an engine cannot be run.
     """
-    mend = "install it with: pip install onnxruntime"
-    import_or_mend("onnxruntime", "comparison with ONNX Runtime", mend)
+    fix = "install it with: pip install onnxruntime"
+    optional.load("onnxruntime", "onnxruntime", subject="comparison with ONNX Runtime", fix=fix)
     from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 
     def compare() -> Comparison:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stc.engines.flavour import TensorRt, import_or_mend
+from stc import optional
+from stc.engines.flavour import TensorRt
 from stc.engines.plan import EngineSpec, shape_at
 from stc.engines.targets import Target
 from stc.engines.timing_cache import save_timings, use_timings
@@ -89,15 +90,20 @@ def compile_engine(tensorrt: TensorRt, recipe: Recipe, report: Report) -> memory
 
 def _polygraphy(tensorrt: TensorRt) -> Any:
     """Polygraphy's loaders, bound to the flavour, silent but for errors."""
-    mend = f"install it with: pip install 'stc[{tensorrt.flavour}]'"
-    settings: Any = import_or_mend("polygraphy.config", "polygraphy", mend)
+    fix = f"install it with: pip install 'stc[{tensorrt.flavour}]'"
+
+    def load(module: str) -> Any:
+        return optional.load(module, "polygraphy", subject="polygraphy", fix=fix)
+
+    load("polygraphy")
+    settings = load("polygraphy.config")
     settings.USE_TENSORRT_RTX = tensorrt.flavour == "tensorrt-rtx"
-    log = import_or_mend("polygraphy.logger", "polygraphy", mend).G_LOGGER
+    log = load("polygraphy.logger").G_LOGGER
     log.use_python_logging_system = True
     log.module_severity = log.ERROR
     log.colors = False
     logging.getLogger("Polygraphy").propagate = False
-    return import_or_mend("polygraphy.backend.trt", "polygraphy", mend)
+    return load("polygraphy.backend.trt")
 
 
 class _Said(logging.Handler):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stc.engines.flavour import import_or_mend
+from stc import optional
 from stc.errors import DeviceError
 
 _BOARD = Path("/proc/device-tree/model")
@@ -78,11 +78,11 @@ class DeviceFacts:
 
 def load_cuda() -> Cuda:
     """The CUDA runtime. Raises EngineError with the command that installs its bindings."""
-    mend = (
+    fix = (
         "install it with: pip install cuda-bindings, of the driver's CUDA major version "
         "('cuda-bindings<13' on JetPack 6)"
     )
-    return Cuda(import_or_mend("cuda.bindings.runtime", "CUDA", mend))
+    return Cuda(optional.load("cuda.bindings.runtime", "cuda-bindings", subject="CUDA", fix=fix))
 
 
 def device_facts(cuda: Cuda, index: int = 0) -> DeviceFacts:

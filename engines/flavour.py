@@ -5,12 +5,10 @@ Nothing of either is imported before it is asked for: a machine that runs ONNX R
 
 from __future__ import annotations
 
-import importlib
 import re
-from types import ModuleType
 from typing import Any, Literal, get_args
 
-from stc.errors import EngineError
+from stc import optional
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
@@ -49,20 +47,8 @@ class TensorRt:
 
 def load_tensorrt(flavour: Flavour) -> TensorRt:
     """The installed `flavour`. Raises EngineError with the command that installs it."""
-    return TensorRt(flavour, import_or_mend(_MODULES[flavour], flavour, _MENDS[flavour]))
-
-
-def import_or_mend(module: str, subject: str, mend: str) -> ModuleType:
-    """The module called `module`; raises EngineError ending in `mend` when it cannot be imported.
-
-    A package that is there but broken (a shared library missing) is told from one that is not.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise EngineError(subject, f"Python package {error.name} not found", "", mend) from error
-    except (ImportError, OSError) as error:
-        raise EngineError(subject, f"cannot be loaded ({error})", "", mend) from error
+    module = optional.load(_MODULES[flavour], flavour, subject=flavour, fix=_MENDS[flavour])
+    return TensorRt(flavour, module)
 
 
 def version_at_least(version: str, least: tuple[int, ...]) -> bool:

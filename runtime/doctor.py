@@ -1,15 +1,15 @@
-"""What is installed on this machine, what is missing, and the command that mends it."""
+"""What is installed on this machine, what is missing or too old, and the command that fixes it."""
 
 from __future__ import annotations
 
-import importlib
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import stc
+from stc import optional
 from stc.bundle import Bundle
 from stc.contracts import prune_graph
 from stc.engines.build_target import this_target
@@ -32,19 +32,24 @@ ADD_SWAP = (
 
 SYSTEM = Path("/")
 
+BASE = ("numpy", "pydantic", "rich")
+VIDEO = "pip install 'stc[video]'"
+LANGUAGE = "pip install 'stc[language]'"
+
 
 @dataclass(frozen=True)
 class Finding:
     """One thing looked at.
 
-    subject: what; found: what was seen of it; mend: the command that mends it, "" where nothing
-    is to be done. needed_for: what does not work without it.
+    subject: what; found: what was seen of it; mend: the command that fixes it, "" where nothing
+    is to be done. needed_for: what does not work without it. vital: stc-run cannot do without it.
     """
 
     subject: str
     found: str
     mend: str = ""
     needed_for: str = ""
+    vital: bool = False
 
     @property
     def fine(self) -> bool:
@@ -54,14 +59,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, and the backends that can run a bundle here."""
+    """All findings, and the backends with which stc-run can run a bundle here.
+
+    Of the bundle that was looked at, if one was; it names no backend where something vital lacks.
+    """
 
     findings: list[Finding]
     backends: list[str]
 
 
 def diagnose(bundle: Path | None = None, system: Path = SYSTEM) -> Diagnosis:
-    """What this machine has and lacks; with `bundle`, whether its engines can be used.
+    """What this machine has and lacks; with `bundle`, whether that can be run.
 
     `system` is where the system's files stand. Nothing is changed.
     """
@@ -71,21 +79,26 @@ def diagnose(bundle: Path | None = None, system: Path = SYSTEM) -> Diagnosis:
     findings = [
         Finding("Python", platform.python_version()),
         Finding("stc", stc.__version__),
+        *(_package(name, name, name, "pip install stc", "stc", vital=True) for name in BASE),
         *_board(system, device),
         cuda,
         *(finding for finding, _ in flavours),
-        _package("polygraphy", "polygraphy", "pip install polygraphy", "stc-build"),
+        _package("polygraphy", "polygraphy", "polygraphy", "pip install polygraphy", "stc-build"),
         runtime,
-        _package("av", "video (PyAV)", "pip install 'stc[video]'", "stc-run --video"),
-        _package("PIL", "pictures (Pillow)", "pip install 'stc[video]'", "preparing frames"),
+        _package("av", "av", "video (PyAV)", VIDEO, "stc-run --video", vital=True),
+        _package("PIL.Image", "pillow", "pictures (Pillow)", VIDEO, "preparing frames", vital=True),
         _cameras(system),
-        _package("tokenizers", "tokenizers", "pip install 'stc[language]'", "stc-run --ask"),
-        _package("jinja2", "chat templates", "pip install 'stc[language]'", "stc-run --ask"),
+        _package("tokenizers", "tokenizers", "tokenizers", LANGUAGE, "stc-run --ask"),
+        _package("jinja2", "jinja2", "chat templates", LANGUAGE, "stc-run --ask"),
     ]
     backends = ["onnxruntime"] if onnxruntime else []
     backends += [flavour for flavour, (_, usable) in zip(FLAVOURS, flavours, strict=True) if usable]
     if bundle is not None:
-        findings += _bundle(bundle, backends, device)
+        found, unusable = _bundle(bundle, backends, device)
+        findings += found
+        backends = [backend for backend in backends if backend not in unusable]
+    if not all(finding.fine for finding in findings if finding.vital):
+        backends = []
     return Diagnosis(findings, backends)
 
 
@@ -136,28 +149,31 @@ def _flavour(flavour: Flavour, device: DeviceFacts | None) -> tuple[Finding, boo
 def _onnxruntime() -> tuple[Finding, bool]:
     """ONNX Runtime, and whether it is there."""
     needed = "--backend onnxruntime, and accepting engines"
+    fix = "pip install onnxruntime"
     try:
-        onnxruntime = importlib.import_module("onnxruntime")
-    except ImportError as error:
-        return Finding("onnxruntime", str(error), "pip install onnxruntime", needed), False
+        onnxruntime = optional.load("onnxruntime", "onnxruntime", subject="onnxruntime", fix=fix)
+    except EngineError as error:
+        return Finding("onnxruntime", error.got, error.mend, needed), False
     providers = ", ".join(
         name.removesuffix("ExecutionProvider") for name in _providers(onnxruntime)
     )
     return Finding("onnxruntime", f"{onnxruntime.__version__}, {providers}"), True
 
 
-def _providers(onnxruntime: object) -> list[str]:
-    asked: Callable[[], list[str]] = onnxruntime.get_available_providers  # type: ignore[attr-defined]
+def _providers(onnxruntime: ModuleType) -> list[str]:
+    asked: Callable[[], list[str]] = onnxruntime.get_available_providers
     return asked()
 
 
-def _package(module: str, subject: str, mend: str, needed_for: str) -> Finding:
+def _package(
+    module: str, package: str, subject: str, fix: str, needed_for: str, *, vital: bool = False
+) -> Finding:
+    """`module` of the pip package `package`: its version, or why it cannot be used."""
     try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        return Finding(subject, str(error), mend, needed_for)
-    version = getattr(found, "__version__", None)
-    return Finding(subject, str(version) if version else metadata.version(module))
+        found = optional.load(module, package, subject=subject, fix=fix)
+    except EngineError as error:
+        return Finding(subject, error.got, error.mend, needed_for, vital)
+    return Finding(subject, optional.version_of(found, package), vital=vital)
 
 
 def _cameras(system: Path) -> Finding:
@@ -192,14 +208,18 @@ def _swap_bytes(system: Path) -> int:
     return 0
 
 
-def _bundle(path: Path, backends: list[str], device: DeviceFacts | None) -> list[Finding]:
-    """The bundle, and for every flavour that runs here its engines."""
+def _bundle(
+    path: Path, backends: list[str], device: DeviceFacts | None
+) -> tuple[list[Finding], set[Flavour]]:
+    """The bundle, for every flavour that runs here its engines, and the flavours that lack them."""
     try:
         bundle = Bundle.open(path)
     except StcError as error:
-        return [Finding("bundle", error.got, error.mend or "export it again with stc-export")]
+        fix = error.mend or "export it again with stc-export"
+        return [Finding("bundle", error.got, fix, "running it", vital=True)], set()
     made = bundle.manifest.provenance
     findings = [Finding("bundle", f"{made.checkpoint}, {made.precision}")]
+    unusable: set[Flavour] = set()
     for flavour in FLAVOURS:
         if flavour not in backends or device is None:
             continue
@@ -219,4 +239,5 @@ def _bundle(path: Path, backends: list[str], device: DeviceFacts | None) -> list
         except StcError as error:
             mend = error.mend or "build again with stc-build"
             findings.append(Finding(subject, error.got, mend, f"--backend {flavour}"))
-    return findings
+            unusable.add(flavour)
+    return findings, unusable

@@ -1,4 +1,4 @@
-"""`stc-doctor`: what is installed here, what is missing, and the command that mends it."""
+"""`stc-doctor`: what is installed here, what is missing or too old, and how to fix it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from stc.runtime.doctor import Diagnosis, diagnose
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 when a bundle can be run here, 1 when none can."""
+    """Entry point; returns the exit code: 0 when stc-run would run here, 1 when it would not.
+
+    With a bundle, when it would run that.
+    """
     return command.run(lambda: _doctor(_parse(arguments)))
 
 
@@ -39,15 +42,17 @@ def _doctor(flags: argparse.Namespace) -> int:
 def _show(diagnosis: Diagnosis) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     for finding in diagnosis.findings:
-        sign = "ok     " if finding.fine else "missing"
+        sign = "ok    " if finding.fine else "to fix"
         console.print(f"{sign}  {finding.subject}: {finding.found}")
         if not finding.fine:
             needed = f" (for {finding.needed_for})" if finding.needed_for else ""
-            console.print(f"         mend: {finding.mend}{needed}")
+            console.print(f"        fix: {finding.mend}{needed}")
     if diagnosis.backends:
         console.print(f"bundles can be run here with: {', '.join(diagnosis.backends)}")
-    else:
-        console.print("no bundle can be run here yet; onnxruntime is the quickest remedy")
+        return
+    vital = [one.subject for one in diagnosis.findings if one.vital and not one.fine]
+    first = ", ".join(vital) or "a backend, onnxruntime is the quickest"
+    console.print(f"nothing can be run here yet; missing: {first}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from stc import optional
 from stc.bundle import Bundle
 from stc.engines.engine import Backend
-from stc.engines.flavour import FLAVOURS, import_or_mend
+from stc.engines.flavour import FLAVOURS
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import SettingsError
 from stc.runtime.device_session import DeviceSession
@@ -116,8 +117,8 @@ def open_backend(
             raise SettingsError("--int4", f"--backend {backend}", "--backend onnxruntime")
         flavour = next(flavour for flavour in FLAVOURS if flavour == backend)
         return open_tensorrt(bundle, flavour, _say, context=context, streams=streams)
-    mend = "install it with: pip install onnxruntime, or use --backend tensorrt"
-    import_or_mend("onnxruntime", "ONNX Runtime", mend)
+    fix = "install it with: pip install onnxruntime, or use --backend tensorrt"
+    optional.load("onnxruntime", "onnxruntime", subject="ONNX Runtime", fix=fix)
     from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 
     share_threads()

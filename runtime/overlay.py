@@ -18,6 +18,7 @@ import numpy as np
 from stc.errors import VideoError
 from stc.runtime.frame import Frame
 from stc.runtime.report import FrameReport
+from stc.runtime.video_libraries import require_av, require_pillow
 from stc.runtime.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class OverlayWriter:
     """
 
     def __init__(self, path: Path | str, side: int, pooled_side: int, covered: float = 1.0) -> None:
-        _require_libraries()
+        require_av()
+        require_pillow()
         self._path = Path(path)
         if self._path.suffix.lower() not in _FORMATS:
             raise VideoError(
@@ -244,13 +246,3 @@ def _concentration(report: FrameReport, side: int) -> float:
     grid = cells.reshape(side, side)
     pairs = np.sum(grid[1:] & grid[:-1]) + np.sum(grid[:, 1:] & grid[:, :-1])
     return float(pairs) / max(1, len(report.recomputed))
-
-
-def _require_libraries() -> None:
-    try:
-        import av  # noqa: F401
-        import PIL  # noqa: F401
-    except ImportError as missing:
-        raise VideoError(
-            "overlay", f"{missing.name} is not installed", mend="pip install 'stc[video]'"
-        ) from missing

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from stc.errors import VideoError
 from stc.manifest import VisionSpec
+from stc.runtime.video_libraries import require_pillow
 
 _LEVELS = 256
 
@@ -27,12 +26,7 @@ class Preprocessor:
     """
 
     def __init__(self, spec: VisionSpec, *, dtype: DTypeLike = np.float32) -> None:
-        try:
-            importlib.import_module("PIL.Image")
-        except ImportError as error:
-            raise VideoError(
-                "Pillow", f"cannot be imported ({error})", mend="pip install 'stc[video]'"
-            ) from error
+        require_pillow()
         self._side_px = spec.image_size
         self._values = _values_of_levels(spec).astype(dtype)
 

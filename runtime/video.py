@@ -5,7 +5,6 @@ Needs no PyAV to be imported; only `open_video` does.
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from stc.errors import SettingsError, VideoError
+from stc.runtime.video_libraries import require_av
 from stc.runtime.video_sampler import FrameSampler
 from stc.runtime.video_source import Reconnection, VideoSource, without_credentials
 
@@ -60,7 +60,7 @@ def open_video(
     FrameSampler(fps, 0.0)
     if not source:
         raise VideoError("--video", "got nothing", "a file, /dev/videoN or an rtsp:// address")
-    _require_av()
+    require_av()
     address = re.match(r"([a-z][a-z0-9+.-]*)://", source, re.IGNORECASE)
     scheme = None if address is None else address[1].lower()
     if live and scheme not in HTTP_SCHEMES:
@@ -85,15 +85,6 @@ def local_path(source: str) -> str:
     if source.lower().startswith("file://"):
         return url2pathname(urlsplit(source).path)
     return source
-
-
-def _require_av() -> None:
-    try:
-        importlib.import_module("av")
-    except ImportError as error:
-        raise VideoError(
-            "PyAV", f"cannot be imported ({error})", mend="pip install 'stc[video]'"
-        ) from error
 
 
 def _open_live(

@@ -40,7 +40,7 @@ class Machine:
         whole = importlib.import_module
 
         def find(name: str, package: str | None = None) -> ModuleType | Any:
-            if name in ("stc", "rich", "numpy") or name.startswith("stc."):
+            if name in ("stc", *doctor.BASE) or name.startswith("stc."):
                 return whole(name, package)
             if name not in self.packages:
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
@@ -53,6 +53,10 @@ class Machine:
 
     def install(self, name: str, version: str, **more: Any) -> None:
         self.packages[name] = SimpleNamespace(__version__=version, **more)
+
+    def install_video(self) -> None:
+        self.install("av", "18.1.0")
+        self.install("PIL.Image", "13.0.0")
 
     def swap(self, gib: int) -> None:
         (self.root / "proc/meminfo").write_text(f"MemTotal: 1 kB\nSwapTotal: {gib << 20} kB\n")
@@ -73,14 +77,14 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
 
 
 def test_tensorrt_rtx_is_not_asked_for_where_it_does_not_run(machine: Machine) -> None:
-    machine.install("cuda.bindings.runtime", "12")
+    machine.install("cuda.bindings.runtime", "12.9")
     for device, fine in ((ORIN, True), (GEFORCE, False)):
         machine.device = device
         assert machine.found("tensorrt-rtx").fine == fine
 
 
 def test_a_machine_without_a_gpu_is_told_that_nothing_is_to_be_done(machine: Machine) -> None:
-    machine.install("cuda.bindings.runtime", "12")
+    machine.install("cuda.bindings.runtime", "12.9")
     machine.device = DeviceError("cudaSetDevice", "no driver", mend="update it")
     assert machine.found("GPU").mend == "nothing to do where there is no NVIDIA GPU; else update it"
 
@@ -103,6 +107,7 @@ def test_a_complete_jetson_can_run_native_engines_only(machine: Machine) -> None
     machine.install("cuda.bindings.runtime", "12.9")
     machine.install("tensorrt", "10.3.0")
     machine.install("tensorrt_rtx", "1.7.1")
+    machine.install_video()
     machine.device = ORIN
     machine.swap(8)
     assert diagnose(None, machine.root).backends == ["tensorrt"]
@@ -154,6 +159,7 @@ def test_a_desktop_runs_both_flavours_and_onnx_runtime(machine: Machine) -> None
     machine.install(
         "onnxruntime", "1.31.1", get_available_providers=lambda: ["CPUExecutionProvider"]
     )
+    machine.install_video()
     machine.device = GEFORCE
     diagnosis = diagnose(None, machine.root)
     assert diagnosis.backends == ["onnxruntime", "tensorrt", "tensorrt-rtx"]
@@ -211,14 +217,15 @@ def test_the_command_prints_lines_and_ends_in_one_when_nothing_can_run(
 ) -> None:
     assert doctor_command.main([]) == 1
     printed = capsys.readouterr().out
-    assert "missing  onnxruntime: No module named 'onnxruntime'\n" in printed
-    assert "mend: pip install onnxruntime" in printed
-    assert "no bundle can be run here yet" in printed
+    assert "to fix  onnxruntime: Python package onnxruntime not found\n" in printed
+    assert "fix: pip install onnxruntime" in printed
+    assert "nothing can be run here yet; missing: video (PyAV), pictures (Pillow)" in printed
 
 
 def test_the_command_prints_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.install("onnxruntime", "1.31.1", get_available_providers=list)
+    machine.install_video()
     assert doctor_command.main(["--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["backends"] == ["onnxruntime"]
-    assert {"subject", "found", "mend", "needed_for"} == set(document["findings"][0])
+    assert {"subject", "found", "mend", "needed_for", "vital"} == set(document["findings"][0])
