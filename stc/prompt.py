@@ -86,10 +86,8 @@ class Prompt:
 
     def _split(self, question: str) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
         """The text tokens before and after the video, and those that have a meaning."""
-        stand_ins = self._tokens.stand_ins(question)
-        for part, letter in stand_ins.items():
-            question = question.replace(part, letter)
-        encoded = self._tokens.encode(self._rendered(question), stand_ins)
+        typed = self._tokens.typed(question)
+        encoded = self._tokens.encode(self._rendered(typed.text), typed)
         ids = np.array(encoded.ids, np.int64)
         videos = np.flatnonzero(ids == self._spec.video_token_id)
         if len(videos) != 1:

@@ -6,7 +6,6 @@ video's among them. A template writes them; a user who types one has typed lette
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stc.boundary import guarded
@@ -15,6 +14,19 @@ from stc.tokenizer_files import TokenizerFiles
 
 STAND_INS = range(0xF0000, 0xFFFFE)
 """Letters without a meaning, of a plane that is kept for private use."""
+MOST_ROUNDS = 4
+"""How often a question is searched; what is left then is found out by its prompt."""
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A question as a template is to see it: letters stand for parts that spell tokens.
+
+    stand_ins: such parts and the letter for each, in the order in which they were replaced.
+    """
+
+    text: str
+    stand_ins: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -45,36 +57,49 @@ class PromptTokens:
             if token.content != unknown and not token.content.isspace()
         }
         self._meant.update(meant)
+        self._contents = "".join(token.content for token in added.values())
         self._special = [token.content for token in added.values() if token.special]
 
-    def stand_ins(self, question: str) -> dict[str, str]:
-        """What to put in place of parts of `question` that would become tokens with a meaning.
+    def typed(self, question: str) -> Typed:
+        """`question` with letters for what would become tokens with a meaning of their own.
 
-        From each part to one letter; `encode` takes the parts for text again. Raises LanguageError
-        for a special token: who types one asks for it, and cannot have it.
+        Raises LanguageError for a special token: who types one asks for it, and cannot have it.
         """
         for token in self._special:
             if token in question:
                 raise _forged(token)
+        taken = set(question + self._contents)
+        free = (letter for code in STAND_INS if (letter := chr(code)) not in taken)
+        stand_ins: list[tuple[str, str]] = []
+        # More than once: some tokens are some only between words, and these letters are none.
+        for _ in range(MOST_ROUNDS):
+            parts = self._spelled(question)
+            if not parts:
+                break
+            for part, letter in zip(sorted(parts, key=len, reverse=True), free, strict=False):
+                question = question.replace(part, letter)
+                stand_ins.append((part, letter))
+        return Typed(question, tuple(stand_ins))
+
+    def _spelled(self, question: str) -> set[str]:
+        """Parts of `question` that would become tokens with a meaning of their own."""
         with guarded("tokenizer", "fails on the question"):
             encoding = self._tokenizer.encode(question, add_special_tokens=False)
-            found = zip(encoding.ids, encoding.offsets, strict=True)
-            spans = [span for index, span in found if index in self._meant]
-        letters = (letter for code in STAND_INS if (letter := chr(code)) not in question)
-        parts = dict.fromkeys(question[start:end] for start, end in spans)
-        return dict(zip(parts, letters, strict=False))
+        found = zip(encoding.ids, encoding.offsets, strict=True)
+        spans = [span for index, span in found if index in self._meant]
+        return {question[start:end] for start, end in spans if start < end}
 
-    def encode(self, prompt: str, stand_ins: Mapping[str, str]) -> Encoded:
-        """The text tokens of `prompt`, in which `stand_ins` stand for parts of the question.
+    def encode(self, prompt: str, typed: Typed) -> Encoded:
+        """The text tokens of `prompt`, which was made with the question `typed`.
 
-        Where there are none they are those of a transformers processor.
+        Where nothing stands for a part of it they are those of a transformers processor.
         """
         start = self._start
         bare = start is not None and prompt.startswith(start)
         with guarded("tokenizer", "fails on the prompt"):
             encoding = self._tokenizer.encode(prompt, add_special_tokens=not bare)
         meant = [index for index in encoding.ids if index in self._meant]
-        if not stand_ins:
+        if not typed.stand_ins:
             return Encoded(encoding.ids, meant)
         appended = encoding.special_tokens_mask
         front = appended.index(0) if 0 in appended else len(appended)
@@ -86,13 +111,13 @@ class PromptTokens:
                 first = last = 0 if place < front else len(prompt)
             elif index not in self._meant:
                 continue
-            ids += [*self._text(prompt[told:first], stand_ins), index]
+            ids += [*self._text(prompt[told:first], typed), index]
             told = last
-        return Encoded(ids + self._text(prompt[told:], stand_ins), meant)
+        return Encoded(ids + self._text(prompt[told:], typed), meant)
 
-    def _text(self, piece: str, stand_ins: Mapping[str, str]) -> list[int]:
-        """The text tokens of `piece` were no token added; `stand_ins` are what they stand for."""
-        for part, letter in stand_ins.items():
+    def _text(self, piece: str, typed: Typed) -> list[int]:
+        """The text tokens of a piece of a prompt, as if no token had been added."""
+        for part, letter in reversed(typed.stand_ins):
             piece = piece.replace(letter, part)
         tokenizer = self._tokenizer
         with guarded("tokenizer", "fails on the question"):

@@ -54,17 +54,22 @@ class TemplateProcess:
         """
         request = {"template": template, "variables": variables, "now": self._now}
         with self._lock:
+            if self._child is not None and self._child.process.poll() is not None:
+                self._end_child()  # killed while nothing was asked of it
             try:
                 self._child = self._child or _Child()
                 answer = self._child.ask(json.dumps(request).encode() + b"\n", MOST_WAIT_S)
             except BaseException:  # Ctrl-C, too: what it would answer next is unknown
-                child, self._child = self._child, None
-                if child is not None:
-                    child.end()
+                self._end_child()
                 raise
         if "text" in answer:
             return answer["text"]
         raise _refusal(answer["kind"], printable(answer["error"]))
+
+    def _end_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
 
 
 class _Child:
