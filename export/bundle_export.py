@@ -12,6 +12,7 @@ import torch
 import stc
 from stc.bundle import file_entry
 from stc.bundle_writer import BundleWriter
+from stc.errors import CheckpointError, LanguageError
 from stc.export.checkpoint import VisionWeights
 from stc.export.decoder import Decoder
 from stc.export.graph import OPSET, FreeAxis
@@ -29,12 +30,14 @@ from stc.manifest import (
     WEIGHTS,
     DefaultSettings,
     GraphEntry,
+    LanguageSpec,
     Manifest,
     Precision,
     Provenance,
     Weights,
 )
 from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports, vision_ports
+from stc.prompt import Prompt
 from stc.settings import Settings
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
@@ -55,11 +58,15 @@ def export_bundle(
 ) -> Manifest:
     """A bundle of `weights` stands at `output`, every graph equal to torch; returns its manifest.
 
-    Without `language` it has no language side; with `int4` that stands there a second time, its
-    matrices in four bits, `int4` values to a scale. Nothing is left at `output` when it fails.
+    Without `language` it has no language side; with it, and unless `kind` is random, the files
+    beside the weights were found to make prompts. With `int4` that side stands there a second time,
+    its matrices in four bits, `int4` values to a scale. Nothing is left at `output` when it fails.
     Raises ExportError, CheckpointError, BundleError, SettingsError.
     """
     settings.kept(weights.spec.pooled)
+    companions = weights.companions()
+    if language is not None and kind != "random":  # random weights have no tokenizer
+        _check_prompt(companions, language.spec, weights.name)
     with BundleWriter(output, force=force) as writer:
         root = writer.root
         (root / GRAPHS).mkdir()
@@ -83,7 +90,6 @@ def export_bundle(
             fused_entries = _entries(root, fused_ports(language.spec, precision), FUSED)
             if int4 is not None:
                 int4_entries = _entries(root, int4_ports(language.spec, precision), "_int4")
-        companions = weights.companions()
         for name, content in companions.items():
             (root / name).write_bytes(content)
         manifest = Manifest(
@@ -107,6 +113,18 @@ def export_bundle(
         )
         writer.finish(manifest)
     return manifest
+
+
+def _check_prompt(files: Mapping[str, bytes], spec: LanguageSpec, name: str) -> None:
+    """A question can be asked by these files; found now rather than on a device.
+
+    Raises CheckpointError.
+    """
+    try:
+        Prompt(files, spec, name)
+    except LanguageError as error:
+        mend = "; ".join(filter(None, (error.mend, "or export without answers: --vision-only")))
+        raise CheckpointError(error.subject, error.got, error.expected, mend) from error
 
 
 def _write_language(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.runtime.prompt import TextStream
+from stc.prompt import TextStream
 from stc.runtime.sampling import Sampler
 
 Stop = Literal["", "stop token", "length", "cancelled", "superseded", "video", "error"]

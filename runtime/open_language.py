@@ -8,10 +8,10 @@ from stc.engines.engine import Backend
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import LanguageError
 from stc.manifest import LanguageSpec
+from stc.prompt import Prompt
 from stc.runtime.kv_buckets import KvBuckets
 from stc.runtime.language import LanguageModel
 from stc.runtime.memory_settings import MemorySettings
-from stc.runtime.prompt import Prompt
 from stc.runtime.stream_language import StreamLanguage
 
 
@@ -39,7 +39,7 @@ def open_stream_language(
     Raises LanguageError when the bundle has no language side or no prompt of its own,
     SettingsError when `settings` do not fit, EngineError when a graph cannot be loaded.
     """
-    prompt = Prompt(bundle.root, _spec(bundle))
+    prompt = Prompt(bundle.companions(), _spec(bundle), bundle.root)
     model = open_model(bundle, backend)
     memory = settings.make(model, len(prompt.before), kept)
     return StreamLanguage(model, memory, prompt, settings.prefill_every)

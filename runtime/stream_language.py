@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from stc.engines.engine import lock_of
 from stc.errors import DeviceError, LanguageError, SettingsError, StcError
+from stc.prompt import Prompt
 from stc.runtime.answer import Answer, Logits
 from stc.runtime.language import EMPTY, LanguageModel
 from stc.runtime.memory import Context, Memory, MemoryFacts, refuse_long
 from stc.runtime.prefill import Prefill
-from stc.runtime.prompt import Prompt
 from stc.runtime.sampling import GREEDY, Sampler, Sampling
 
 MOST_NEW_TOKENS = 128

@@ -26,7 +26,9 @@ class StcError(Exception):
     """
 
     def __init__(self, subject: object, got: str, expected: str = "", mend: str = "") -> None:
+        self.subject = subject
         self.got = got
+        self.expected = expected
         self.mend = mend
         line = f"{subject}: {got}"
         if expected:

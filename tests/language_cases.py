@@ -26,9 +26,9 @@ from stc.export.checkpoint import open_checkpoint
 from stc.export.demo_tokenizer import demo_tokenizer
 from stc.export.int4 import Group
 from stc.manifest import Precision
+from stc.prompt import Prompt
 from stc.runtime.kv_buckets import KvBuckets
 from stc.runtime.language import LanguageModel
-from stc.runtime.prompt import Prompt
 from stc.settings import PRESETS
 from tests.tiny_checkpoint import write_checkpoint
 
@@ -61,7 +61,7 @@ class LanguageCase:
     def prompt(self) -> Prompt:
         """The checkpoint's prompt."""
         assert self.bundle.manifest.language is not None
-        return Prompt(self.bundle.root, self.bundle.manifest.language)
+        return Prompt(self.bundle.companions(), self.bundle.manifest.language, self.bundle.root)
 
 
 def language_model(*, tied: bool = True) -> Any:

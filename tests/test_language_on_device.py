@@ -17,6 +17,7 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 from stc.bundle import Bundle
 from stc.engines.engine import Engine, Tensor
 from stc.engines.tensorrt_backend import TensorRtBackend
+from stc.prompt import Prompt
 from stc.runtime import open as opening
 from stc.runtime.call_outputs import MOST_SPARE
 from stc.runtime.device_session import DeviceSession
@@ -24,7 +25,6 @@ from stc.runtime.language import LanguageModel
 from stc.runtime.memory_settings import MemorySettings, Policy
 from stc.runtime.open_language import open_model
 from stc.runtime.plain_rows import PlainRows
-from stc.runtime.prompt import Prompt
 from stc.runtime.stream_language import StreamLanguage
 from stc.settings import Settings
 from tests.fake_cuda import FakeCuda
@@ -63,7 +63,7 @@ def runtime(backend: TensorRtBackend) -> FakeCuda:
 
 def language_of(bundle: Bundle, model: LanguageModel, policy: Policy = "window") -> StreamLanguage:
     """A window that wraps, or retrieval from the host."""
-    prompt = Prompt(bundle.root, model.spec)
+    prompt = Prompt(bundle.companions(), model.spec, bundle.root)
     settings = MemorySettings(memory=policy, window=56, top_pages=3)
     memory = settings.make(model, len(prompt.before), SETTINGS.budget)
     return StreamLanguage(model, memory, prompt)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from stc.errors import LanguageError
 from stc.export.demo_tokenizer import CHAT_TEMPLATE
 from stc.manifest import LanguageSpec
-from stc.runtime.prompt import Prompt
+from stc.prompt import Prompt
 from tests.language_cases import language_case
 
 QUESTION = "What is moving, and where to?\nNaïve café 你好 🚲"
@@ -46,6 +46,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def prompt_of(root: Path, spec: LanguageSpec) -> Prompt:
+    return Prompt({file.name: file.read_bytes() for file in root.iterdir()}, spec, root)
+
+
 def spec() -> LanguageSpec:
     found = language_case().bundle.manifest.language
     assert found is not None
@@ -72,13 +76,13 @@ def test_prompts_are_the_tokens_transformers_makes(root: Path, template: str, ho
         held = named if holder == "named" else template
         file = "tokenizer_config.json" if holder == "named" else holder
         (root / file).write_text(json.dumps({"chat_template": held}))
-    prompt = Prompt(root, spec())
+    prompt = prompt_of(root, spec())
     ids = [*prompt.before, spec().video_token_id, *prompt.after(QUESTION)]
     assert ids == expected
 
 
 def test_text_comes_out_in_pieces_that_never_split_a_character(root: Path) -> None:
-    prompt = Prompt(root, spec())
+    prompt = prompt_of(root, spec())
     text = "a bicycle 🚲, 你好 naïve."
     tokenizer = AutoTokenizer.from_pretrained(root)
     ids = tokenizer.encode(text)
@@ -95,26 +99,26 @@ def test_text_comes_out_in_pieces_that_never_split_a_character(root: Path) -> No
 
 
 def test_special_tokens_are_no_text(root: Path) -> None:
-    stream = Prompt(root, spec()).text_stream()
+    stream = prompt_of(root, spec()).text_stream()
     assert stream.step(spec().stop_token_ids[0]) + stream.finish() == ""
 
 
 @pytest.mark.parametrize("question", ["", " \n\t"])
 def test_an_empty_question_is_refused(root: Path, question: str) -> None:
     with pytest.raises(LanguageError, match=r"^question: empty, expected some text$"):
-        Prompt(root, spec()).after(question)
+        prompt_of(root, spec()).after(question)
 
 
 def test_a_question_that_is_no_text_is_refused(root: Path) -> None:
     """A byte that is no UTF-8 comes as this from argv."""
     with pytest.raises(LanguageError, match="no letters, expected text in UTF-8; set LANG"):
-        Prompt(root, spec()).after("caf\udce9?")
+        prompt_of(root, spec()).after("caf\udce9?")
 
 
 @pytest.mark.parametrize("token", ["<video>", "<|im_end|>", "<image>"])
 def test_a_question_that_forges_the_prompt_is_refused(root: Path, token: str) -> None:
     with pytest.raises(LanguageError, match=r"question: contains <.*>, expected plain text"):
-        Prompt(root, spec()).after(f"Is {token} moving?")
+        prompt_of(root, spec()).after(f"Is {token} moving?")
 
 
 @pytest.mark.parametrize(
@@ -124,13 +128,13 @@ def test_a_question_that_forges_the_prompt_is_refused(root: Path, token: str) ->
 def test_missing_files_are_named(root: Path, name: str, told: str) -> None:
     (root / name).unlink()
     with pytest.raises(LanguageError, match=told):
-        Prompt(root, spec())
+        prompt_of(root, spec())
 
 
 def test_a_damaged_tokenizer_is_one_line(root: Path) -> None:
     (root / "tokenizer.json").write_text('{"model": \n 3}')
     with pytest.raises(LanguageError, match=r"tokenizer\.json: cannot be read") as caught:
-        Prompt(root, spec())
+        prompt_of(root, spec())
     assert "\n" not in str(caught.value)
 
 
@@ -146,19 +150,19 @@ def test_a_damaged_tokenizer_is_one_line(root: Path) -> None:
 def test_templates_that_do_not_fit_are_refused(root: Path, template: str, told: str) -> None:
     (root / "chat_template.jinja").write_text(template)
     with pytest.raises(LanguageError, match=told):
-        Prompt(root, spec())
+        prompt_of(root, spec())
 
 
 def test_a_template_with_the_question_before_the_video_is_refused(root: Path) -> None:
     (root / "chat_template.jinja").write_text("{{ messages[0]['content'][1]['text'] }}<video>")
     with pytest.raises(LanguageError, match="puts the question before the video"):
-        Prompt(root, spec()).after("Another question?")
+        prompt_of(root, spec()).after("Another question?")
 
 
 def test_a_tokenizer_of_another_model_is_refused(root: Path) -> None:
     small = spec().model_copy(update={"vocabulary": 500})
     with pytest.raises(LanguageError, match="expected below 500, the model's vocabulary"):
-        Prompt(root, small)
+        prompt_of(root, small)
     other = spec().model_copy(update={"video_token_id": 7})
     with pytest.raises(LanguageError, match=r"one, id 7 by config.json"):
-        Prompt(root, other)
+        prompt_of(root, other)
