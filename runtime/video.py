@@ -30,6 +30,9 @@ OPEN_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 10.0
 """How long a server may stay silent when asked, and between two packets."""
 
+OLDEST_AV = (14, 1)
+"""The oldest version of PyAV that reads videos as they are meant to be seen."""
+
 _TIMEOUTS_S = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
 _CAMERA = re.compile(r"/dev/(video\d+|v4l/.+)")
 # Picture and sound on one TCP connection lose nothing on the way; sound is not even asked for.
@@ -88,12 +91,14 @@ def local_path(source: str) -> str:
 
 
 def _require_av() -> None:
+    mend = "pip install 'stc[video]'"
     try:
-        importlib.import_module("av")
+        version = importlib.import_module("av").__version__
     except ImportError as error:
-        raise VideoError(
-            "PyAV", f"cannot be imported ({error})", mend="pip install 'stc[video]'"
-        ) from error
+        raise VideoError("PyAV", f"cannot be imported ({error})", mend=mend) from error
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_AV:
+        oldest = ".".join(map(str, OLDEST_AV))
+        raise VideoError("PyAV", f"is {version}", f"{oldest} or newer", mend)
 
 
 def _open_live(
