@@ -96,7 +96,8 @@ def _require_av() -> None:
         version = importlib.import_module("av").__version__
     except ImportError as error:
         raise VideoError("PyAV", f"cannot be imported ({error})", mend=mend) from error
-    if tuple(map(int, version.split(".")[:2])) < OLDEST_AV:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is not None and tuple(map(int, numbers.groups())) < OLDEST_AV:
         oldest = ".".join(map(str, OLDEST_AV))
         raise VideoError("PyAV", f"is {version}", f"{oldest} or newer", mend)
 

@@ -1,0 +1,1 @@
+"""What real checkpoints, files, cameras, prompts and users bring: the right value of each."""
