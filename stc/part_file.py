@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Raises OSError when it cannot be written.
     """
-    _sweep(path.parent)
+    _sweep(path)
     part, file = _new_part(path)
     try:
         with file:
