@@ -71,7 +71,7 @@ def _without_unnamed(picture: VideoFrame) -> VideoFrame:
     last = graph.add_buffer(
         width=picture.width, height=picture.height, format=picture.format, time_base=Fraction(1)
     )
-    named = {kind.value for kind in Type}
+    named: set[Any] = {kind.value for kind in Type}
     for kind in _SIDE_DATA_TYPES:
         if kind not in named:
             deletion = graph.add("sidedata", f"mode=delete:type={kind}")

@@ -47,7 +47,7 @@ def decoded(frame: VideoFrame) -> list[int]:
     rgb = decoder.rgb(frame)
     decoder.close()
     assert rgb.shape == (48, 64, 3)
-    return rgb[24, 32].tolist()
+    return [int(level) for level in rgb[24, 32]]
 
 
 def by_libav(frame: VideoFrame) -> list[int]:
@@ -59,8 +59,7 @@ def by_libav(frame: VideoFrame) -> list[int]:
         graph.add("buffersink"),
     ).configure()
     graph.vpush(frame)
-    value: list[int] = graph.vpull().to_ndarray()[24, 32].tolist()
-    return value
+    return [int(level) for level in graph.vpull().to_ndarray()[24, 32]]
 
 
 def near(value: list[int]) -> object:

@@ -26,7 +26,7 @@ from tests.test_video_damage import INVALID, Stumbling
 
 Outcome = CompletedProcess[str]
 
-FAST = {"options": {"movflags": "faststart"}}
+FAST: dict[str, Any] = {"options": {"movflags": "faststart"}}
 DECLARING: dict[str, dict[str, Any]] = {
     "clip.mp4": FAST,
     "clip.mov": FAST,
@@ -237,7 +237,9 @@ def test_the_size_a_file_says_is_its_own_wherever_it_is_cut(name: str, share: fl
         assert said > len(left) or content[len(left) + 4 : len(left) + 8].isalpha()
 
 
-@given(st.binary(max_size=200), st.sampled_from([b"", b"ftyp", b"RIFF", b"\x1a\x45\xdf\xa3", b"FLV"]))
+@given(
+    st.binary(max_size=200), st.sampled_from([b"", b"ftyp", b"RIFF", b"\x1a\x45\xdf\xa3", b"FLV"])
+)
 def test_whatever_a_file_begins_with_its_size_can_be_asked(content: bytes, start: bytes) -> None:
     """Damaged headers end no stream."""
     for before in (b"", bytes(4)):

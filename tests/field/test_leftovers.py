@@ -48,7 +48,7 @@ def writer(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def names(folder: Path) -> set[str]:
-    return set(os.listdir(folder))
+    return {path.name for path in folder.iterdir()}
 
 
 def wait_until(held: Callable[[], bool]) -> None:
