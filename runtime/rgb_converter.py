@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from stc.runtime.upright import display_matrix, upright
 
 _RGB, _BT601, _BT2020, _BT2020_CONSTANT = 0, 5, 9, 10
-_CONVERTIBLE = frozenset({_RGB, 1, 2, 4, _BT601, 6, 7, _BT2020})
-"""AVColorSpace of RGB, BT.709, unspecified (taken as BT.601), FCC, BT.601 twice, SMPTE 240M and
-BT.2020: what every version of swscale converts."""
+_CONVERTIBLE = frozenset({1, 2, 4, _BT601, 6, 7, _BT2020})
+"""AVColorSpace of BT.709, unspecified (taken as BT.601), FCC, BT.601 twice, SMPTE 240M and BT.2020:
+what every version of swscale converts."""
 _ALWAYS_FULL = ("yuvj", "gray", "ya")
 """How formats begin that have one range, whatever a tag says."""
 

@@ -5,6 +5,7 @@ The reference is libav's own filter graph: the scale filter as ffmpeg's command 
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from stc.errors import VideoError
+from stc.runtime.video import OLDEST_AV, open_video
 from stc.runtime.video_decoder import Decoder
 from tests.clips import numbered, read_frames, write_clip
 from tests.field.pixels import by_ffmpeg, needs_ffmpeg
@@ -165,3 +168,23 @@ def test_a_whole_clip_keeps_its_colours(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mkv", [coloured()], codec="ffv1", pix_fmt="yuv444p")
     (frame,) = read_frames(path)
     assert np.abs(frame.rgb.astype(int) - coloured()).max() <= 3
+
+
+@pytest.mark.parametrize("version", ["13.1.0", "14.0.1", "9.2.0"])
+def test_a_pyav_older_than_declared_is_refused_in_one_line(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device whose PyAV came with something else: the cause and the fix, no traceback."""
+    monkeypatch.setattr(av, "__version__", version)
+    with pytest.raises(VideoError) as raised:
+        open_video(str(STREET))
+    told = f"PyAV: is {version}, expected 14.1 or newer; pip install 'stc[video]'"
+    assert str(raised.value) == told
+
+
+def test_the_oldest_pyav_is_the_one_that_is_declared() -> None:
+    """What pip may install and what a video is opened with are the same."""
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    declared = re.search(r'"av>=([0-9.]+)"', project)
+    assert declared is not None
+    assert tuple(map(int, declared[1].split("."))) == OLDEST_AV
