@@ -29,14 +29,14 @@ def is_cut_off(path: str | Path) -> bool:
             declared = declared_size(file)
             return declared is not None and declared > file.seek(0, os.SEEK_END)
     except (OSError, ValueError):
-        return False  # an address, or gone meanwhile
+        return False  # gone meanwhile, or no path at all
 
 
 def declared_size(file: BinaryIO) -> int | None:
     """Bytes that the container in `file` says it has, at least; None when it does not say."""
     head = file.read(_HEAD_BYTES)
-    for start, offset, size in _CONTAINERS:
-        if head[offset : offset + len(start)] == start:
+    for place, starts, size in _CONTAINERS:
+        if head[place:].startswith(starts):
             return size(file, head)
     return None
 
@@ -82,14 +82,15 @@ def _number(content: bytes, place: int, *, keep_marker: bool) -> tuple[int, int]
 def _chunks(file: BinaryIO, head: bytes) -> int | None:
     """AVI: RIFF chunks of at most a gigabyte or two, one after the other."""
     size = file.seek(0, os.SEEK_END)
-    place = 0
+    place = end = 0
     while place + 8 <= size:
         file.seek(place)
         kind, length = struct.unpack("<4sI", file.read(8))
         if kind != b"RIFF" or length in (0, 0xFFFFFFFF):
             break
-        place += 8 + length + length % 2
-    return place or None
+        end = place + 8 + length
+        place = end + length % 2
+    return end or None
 
 
 def _properties(file: BinaryIO, head: bytes) -> int | None:
@@ -112,14 +113,11 @@ def _metadata(file: BinaryIO, head: bytes) -> int | None:
     return int(size) if 0 < size < _LARGEST_BYTES else None
 
 
-_CONTAINERS: tuple[tuple[bytes, int, Callable[[BinaryIO, bytes], int | None]], ...] = (
-    (b"ftyp", 4, _boxes),
-    (b"moov", 4, _boxes),
-    (b"mdat", 4, _boxes),
-    (b"wide", 4, _boxes),
-    (b"\x1a\x45\xdf\xa3", 0, _elements),
-    (b"RIFF", 0, _chunks),
-    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", 0, _properties),
-    (b"FLV", 0, _metadata),
+_CONTAINERS: tuple[tuple[int, tuple[bytes, ...], Callable[[BinaryIO, bytes], int | None]], ...] = (
+    (4, (b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip"), _boxes),
+    (0, (b"\x1a\x45\xdf\xa3",), _elements),
+    (0, (b"RIFF",), _chunks),
+    (0, (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",), _properties),
+    (0, (b"FLV",), _metadata),
 )
-"""The bytes that a container has at a place of its beginning, and how it says its size."""
+"""Where a container begins with one of which bytes, and how it says its size."""

@@ -1,4 +1,7 @@
-"""Turning pictures upright by their display matrix. Imports PyAV; see `stc.runtime.video`."""
+"""Turning pictures upright by their display matrix. Imports PyAV; see `stc.runtime.video`.
+
+Pillow is imported for an odd angle only.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,6 @@ from av.filter import Graph
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
-from PIL import Image
 
 Matrix = tuple[int, int, int, int]
 """a, b, c, d in any one unit: the pixel at (x, y) is shown at (a x + c y, b x + d y), y down."""
@@ -55,6 +57,8 @@ def upright(pixels: NDArray[np.uint8], matrix: Matrix) -> NDArray[np.uint8]:
         return pixels[:: -1 if d < 0 else 1, ::-1]
     if clockwise == 270:
         return pixels[::-1, ::-1].swapaxes(0, 1) if c < 0 else np.rot90(pixels)
+    from PIL import Image
+
     turned = Image.fromarray(pixels).rotate(-clockwise, Image.Resampling.BILINEAR)
     return np.array(turned)
 

@@ -91,7 +91,7 @@ def _remove_if_left(part: Path) -> None:
     status = part.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
         return
-    with part.open("rb") as file:
+    with part.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         part.unlink()
 
