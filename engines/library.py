@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from stc.engines.flavour import Flavour
 from stc.engines.targets import THIS_DEVICE
 from stc.errors import EngineError
 from stc.manifest import GRAPHS, FileEntry, Precision
+from stc.part_file import replacing
 
 LIST = "engines.json"
 ENGINES = "engines"
@@ -232,13 +232,5 @@ def weights_sha256(bundle: Bundle) -> str:
 
 def replace_file(file: Path, content: memoryview) -> None:
     """`file` holds `content`, on disk; until then it holds the whole of what it held before."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(file) as stream:
+        stream.write(content)

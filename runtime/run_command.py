@@ -96,6 +96,8 @@ def _run(flags: argparse.Namespace) -> int:
     with ExitStack() as device, document_output(flags.json) as write:
         with ExitStack() as stack:
             source = stack.enter_context(source_flags.open_source(flags))
+            if source.notice is not None:
+                say(source.notice)
             overlay = stack.enter_context(_overlay(flags.overlay, spec, failures))
             tower = opening.open_tower(
                 bundle,

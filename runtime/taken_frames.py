@@ -16,8 +16,8 @@ EndedBy = Literal["end", "frames", "interrupt", "loss", "error"]
 class TakenFrames(Iterator[Frame]):
     """The frames of `source`, `most` of them at most; all when None.
 
-    A source that cannot be read on after its first frame ends them as its end would, so that what
-    was computed is kept, and `loss` says why.
+    A source that cannot be read on after its first frame, or ends before it should, ends them as
+    its end would, so that what was computed is kept, and `loss` says why.
 
     ended_by: what ended the frames.
     """
@@ -45,10 +45,17 @@ class TakenFrames(Iterator[Frame]):
             raise StopIteration
         try:
             frame = next(self._source)
+        except StopIteration:
+            self._lost(self._source.loss)
+            raise
         except VideoError as error:
             if not self._taken:
                 raise
-            self.ended_by, self.loss = "loss", error
+            self._lost(error)
             raise StopIteration from error
         self._taken += 1
         return frame
+
+    def _lost(self, error: VideoError | None) -> None:
+        if error is not None:
+            self.ended_by, self.loss = "loss", error

@@ -8,13 +8,12 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
-from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from stc.errors import VideoError
+from stc.runtime.rgb_converter import RgbConverter
+from stc.runtime.video_streams import choose_stream
 
 LONGEST_DAMAGE = 16
 """Unreadable places in a row after which the rest of a container counts as lost."""
@@ -24,12 +23,16 @@ USUAL_RATE = 25.0
 
 
 class Decoder:
-    """Pictures of `container`'s first video stream; owns the container.
+    """Pictures of the video stream of `container` that is meant to be seen; owns the container.
 
     rate: frames per second, None if not declared. period_s: time between frames, estimated.
-    tick_s: unit of the stamps. frames: how many there should be, None if unknown.
+    tick_s: unit of the stamps.
+    frames: how many there should be, estimated, None if unknown. frames_counted: the same where
+        the container counts them, None where it does not.
     borrows: whether pictures lie in the container's own buffers, a camera's for example, which are
         gone when it is closed; other pictures outlive it.
+    notice: which of several video streams is read, one line; None where there is one.
+    gave_up: whether the rest of the container was unreadable.
 
     Raises VideoError, with the container closed, when there is no video stream to decode.
     """
@@ -37,19 +40,20 @@ class Decoder:
     def __init__(self, container: InputContainer, name: str) -> None:
         self._container = container
         try:
-            self._stream = _video_stream(container, name)
+            self._stream, self.notice = choose_stream(container, name)
         except VideoError:
             container.close()
             raise
-        # One converter for all pictures: it keeps its tables as long as the size stays.
-        self._converter = VideoReformatter()
+        self._converter = RgbConverter()
         self.borrows = self._stream.codec_context.name == "rawvideo"
         tick = self._stream.time_base
         self.tick_s = float(tick) if tick else 0.0
         rate = self._stream.average_rate or self._stream.guessed_rate
         self.rate = float(rate) if rate else None
         self.period_s = 1 / (self.rate or USUAL_RATE)
-        self.frames = self._declared_frames()
+        self.frames_counted = self._stream.frames or None
+        self.frames = self.frames_counted or self._estimated_frames()
+        self.gave_up = False
         self.last_error: FFmpegError | None = None
 
     def decode_in_parallel(self) -> None:
@@ -88,6 +92,7 @@ class Decoder:
                 yield None
                 continue
             yield from pictures
+        self.gave_up = True
         yield from self._stream.codec_context.decode(None)
 
     def stamp_s(self, picture: VideoFrame) -> float | None:
@@ -96,49 +101,16 @@ class Decoder:
 
     def rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
         """The picture upright: uint8 [height_px, width_px, 3], contiguous, the caller's own."""
-        converted = self._converter.reformat(picture, format="rgb24")
-        pixels = np.asarray(converted.to_ndarray(), dtype=np.uint8)
-        if converted is picture:
-            # Already RGB: the pixels may lie in a camera's own buffer, which is used again.
-            pixels = pixels.copy()
-        # Phones film in the sensor's orientation and note how to turn the picture.
-        return np.ascontiguousarray(np.rot90(pixels, round(picture.rotation / 90)))
+        return self._converter(picture)
 
     def close(self) -> None:
         """The container is released."""
         self._container.close()
 
-    def _declared_frames(self) -> int | None:
-        if self._stream.frames:
-            return self._stream.frames
+    def _estimated_frames(self) -> int | None:
         seconds = 0.0
         if self._stream.duration:
             seconds = self._stream.duration * self.tick_s
         elif self._container.duration:
             seconds = self._container.duration / av.time_base
         return round(seconds * self.rate) if seconds > 0 and self.rate else None
-
-
-def _video_stream(container: InputContainer, name: str) -> VideoStream:
-    if len(container.streams) == 0:
-        raise VideoError(
-            name,
-            "holds no streams; it was cut off, or never finished",
-            mend="copy or record it again",
-        )
-    for stream in container.streams.video:
-        # Music files carry their cover as a video stream of one picture.
-        if stream.disposition & Disposition.attached_pic:
-            continue
-        if stream.codec_context is None:
-            raise VideoError(
-                name,
-                "no decoder for its video codec",
-                "one PyAV has",
-                "write it again: ffmpeg -c:v libx264",
-            )
-        return stream
-    kinds = sorted({stream.type for stream in container.streams})
-    raise VideoError(
-        name, f"has no video, only {' and '.join(kinds)}", "a video stream", "name another file"
-    )

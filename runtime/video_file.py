@@ -8,6 +8,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 
 from stc.errors import VideoError
+from stc.runtime.declared_size import is_cut_off
 from stc.runtime.frame import Frame
 from stc.runtime.video_clock import Clock
 from stc.runtime.video_decoder import Decoder
@@ -23,7 +24,8 @@ class VideoFile(VideoSource):
     """Frames of a file, or of anything else that ends and can wait, at `fps` (None: all).
 
     Owns `container`. Raises VideoError, from the constructor without a video stream, while
-    iterating when the file cannot be read on or no frame at all could be decoded.
+    iterating when the file cannot be read on or no frame at all could be decoded. A file that was
+    cut off, or of which the rest is unreadable, gives the frames it has; `loss` says so then.
     """
 
     is_live = False
@@ -31,8 +33,10 @@ class VideoFile(VideoSource):
     def __init__(self, container: InputContainer, source: str, *, fps: float | None) -> None:
         super().__init__(source)
         self._decoder = Decoder(container, self.name)
+        self._source = source
         self._sampler = FrameSampler(fps, self._decoder.tick_s)
         self.rate = self._decoder.rate
+        self.notice = self._decoder.notice
         if fps is not None and self.rate is not None and fps * SPARSE <= self.rate:
             self._decoder.decode_in_parallel()
         self.frames_expected = expected_frames(self._decoder.frames, self.rate, fps)
@@ -65,7 +69,10 @@ class VideoFile(VideoSource):
                 f"cannot be read on after {decoded} frames ({reason(error)})",
                 mend="check the disk or the connection",
             ) from error
+        self.loss = self._shortfall(decoded)
         if decoded == 0:
+            if self.loss is not None:
+                raise self.loss
             last = self._decoder.last_error
             why = f" ({reason(last)})" if last else ""
             raise VideoError(
@@ -73,3 +80,23 @@ class VideoFile(VideoSource):
                 f"none of its frames could be decoded{why}",
                 mend="play it with ffplay, or write it again with ffmpeg",
             ) from last
+
+    def _shortfall(self, decoded: int) -> VideoError | None:
+        """Why `decoded` frames are not all that the file should have; None if they are."""
+        counted = self._decoder.frames_counted
+        if counted is not None and decoded >= counted:
+            return None
+        came = f"{decoded} frames" if counted is None else f"{decoded} of {counted} frames"
+        if is_cut_off(self._source):
+            return VideoError(
+                self.name,
+                f"ended early: {came}; the file is cut off",
+                mend="copy or record it again",
+            )
+        if self._decoder.gave_up and decoded:
+            return VideoError(
+                self.name,
+                f"ended early: {came}; what follows is unreadable",
+                mend="check the disk, or write it again with ffmpeg",
+            )
+        return None

@@ -66,6 +66,7 @@ class LiveVideo(VideoSource):
         except FFmpegError as error:
             raise unreadable(self.name, error) from error
         self.rate = decoder.rate
+        self.notice = decoder.notice
         self._sampler = FrameSampler(fps, decoder.tick_s)
         self._clock = Clock(decoder.period_s)
         self._handed_out = 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, TypeVar
 
-from stc.errors import SettingsError
+from stc.errors import SettingsError, VideoError
 from stc.runtime.frame import Frame
 
 _Source = TypeVar("_Source", bound="VideoSource")
@@ -47,6 +47,8 @@ class VideoSource(ABC, Iterator[Frame]):
     oldest_ms: longest time that passed between decoding a live frame and handing it out.
     frames_expected: estimate of the sampled frames of a file; None if unknown, or live.
     rate: frames per second the source declares; None if it declares none.
+    notice: what else there is to know about how the source is read, one line; None for nothing.
+    loss: once iteration has ended, why it ended before the source should have; None if it did not.
     """
 
     is_live: ClassVar[bool]
@@ -59,6 +61,8 @@ class VideoSource(ABC, Iterator[Frame]):
         self.oldest_ms = 0.0
         self.frames_expected: int | None = None
         self.rate: float | None = None
+        self.notice: str | None = None
+        self.loss: VideoError | None = None
 
     @abstractmethod
     def __next__(self) -> Frame:

@@ -121,11 +121,11 @@ def damage(path: Path, broken: Iterable[int]) -> Path:
     return path
 
 
-def turn(path: Path, matrix: tuple[int, int, int, int]) -> Path:
-    """The MP4's display matrix (a b c d, each -1, 0 or 1) set, in place."""
+def turn(path: Path, matrix: tuple[float, float, float, float]) -> Path:
+    """The MP4's display matrix (a b c d) set, in place."""
     content = bytearray(path.read_bytes())
     at = content.index(b"tkhd") + 4 + 40
     for number, place in zip(matrix, (0, 4, 12, 16), strict=True):
-        content[at + place : at + place + 4] = (number << 16).to_bytes(4, "big", signed=True)
+        content[at + place : at + place + 4] = round(number * 65536).to_bytes(4, "big", signed=True)
     path.write_bytes(content)
     return path
