@@ -116,16 +116,18 @@ def run_build(
 ) -> BuildFigures:
     """Every missing engine of `plan` is built and in the list, and no dead one is.
 
-    Whatever ends it early, what was finished stays. Raises EngineError with the first failure.
+    Whatever ends it early, what was finished stays. Raises EngineError with the first failure,
+    BundleError when a graph or the bundle is not what it was.
     """
     library = plan.library
     unified = any(target.unified for target in targets)
+    graphs = {spec.graph: bundle.graph(spec.graph) for spec, _ in plan.missing.values()}
     jobs = deque(
         Job(
             name,
             Recipe(
                 spec=spec,
-                path=bundle.graph_path(spec.graph),
+                path=graphs[spec.graph].path,
                 graph=bundle.manifest.graphs[spec.graph],
                 targets=targets,
                 workspace_bytes=UNIFIED_WORKSPACE_BYTES if unified else None,
@@ -146,6 +148,8 @@ def run_build(
             peak = max(peak, outcome.peak_rss_bytes)
             if outcome.file is None:
                 raise EngineError(job.recipe.spec.stem, outcome.failure, "", "what is built stays")
+            graphs[job.recipe.spec.graph].check_unchanged()
+            bundle.files.check_in_place("engines were built")
             size += outcome.file.size_bytes
             entries[job.name] = EngineEntry(
                 stamp=plan.missing[job.name][1],
