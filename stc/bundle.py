@@ -39,7 +39,7 @@ from stc.pinned_folder import PinnedFolder
 PARTIAL = ".stc-partial"
 """How the name of a directory ends in which a bundle is still being written."""
 REPLACED = ".stc-replaced"
-"""What follows the name of a bundle that was moved aside, and perhaps a number."""
+"""What follows the name of a bundle that was moved aside, then perhaps a number."""
 
 MOST_MANIFEST_BYTES = 64 << 20
 OPENINGS = 5
@@ -172,13 +172,15 @@ def file_entry(root: Path, path: str) -> FileEntry:
     return FileEntry(path=path, sha256=sha256(file), size_bytes=file.stat().st_size)
 
 
-def moved_aside(place: Path) -> list[Path]:
-    """What writers moved aside that replaced a bundle at `place`, the latest last."""
+def moved_aside(place: Path) -> dict[int, Path]:
+    """What writers moved aside that replaced a bundle at `place`, numbered, the latest last."""
     start = f".{place.name}{REPLACED}"
-    found = [beside for beside in place.parent.iterdir() if beside.name.startswith(start)]
-    numbers = {beside: beside.name.removeprefix(start).removeprefix("-") for beside in found}
-    own = [beside for beside in found if not numbers[beside] or numbers[beside].isdecimal()]
-    return sorted(own, key=lambda beside: int(numbers[beside] or 0))
+    ends = {
+        beside.name.removeprefix(start).removeprefix("-") or "0": beside
+        for beside in place.parent.iterdir()
+        if beside.name.startswith(start)
+    }
+    return dict(sorted((int(end), beside) for end, beside in ends.items() if end.isdecimal()))
 
 
 def export_again(root: Path, made: Provenance | None = None) -> str:
@@ -225,7 +227,7 @@ def _aside(root: Path) -> Path | None:
     """The bundle that was moved aside from `root` last."""
     place = Path(os.path.realpath(root))
     try:
-        return next(reversed(moved_aside(place)), None)
+        return next(reversed(moved_aside(place).values()), None)
     except OSError:  # there is no such folder, or it cannot be listed
         return None
 

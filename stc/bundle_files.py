@@ -56,6 +56,11 @@ class BundleFiles:
         self._verified: dict[str, FileIdentity] = {}
 
     @property
+    def folder(self) -> Path:
+        """The bundle's directory itself, whatever it is called now; see `stc.pinned_folder`."""
+        return self._folder.path
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every listed file, by its path."""
         return {path: entry.size_bytes for path, entry in self._entries.items()}
