@@ -148,7 +148,7 @@ def run_build(
             if outcome.file is None:
                 raise EngineError(job.recipe.spec.stem, outcome.failure, "", "what is built stays")
             graphs[job.recipe.spec.graph].check_unchanged()
-            bundle.files.check_in_place("engines were built")
+            bundle.files.check_in_place()
             size += outcome.file.size_bytes
             entries[job.name] = EngineEntry(
                 stamp=plan.missing[job.name][1],

@@ -101,7 +101,7 @@ class _List(_Entry):
     @classmethod
     def _beside(cls, engines: dict[str, EngineEntry]) -> dict[str, EngineEntry]:
         for name, entry in engines.items():
-            if entry.file.path != name or not is_engine_name(name):
+            if not (is_engine_name(name) and is_engine_name(entry.file.path)):
                 raise ValueError(f"{name!r} is no engine beside the list")
         return engines
 

@@ -107,10 +107,10 @@ class BundleFiles:
                 self._check_place(entry)
                 self._hash(entry)
 
-    def check_in_place(self, during: str) -> None:
-        """The bundle still stands at its name; another one was put there `during` something."""
+    def check_in_place(self) -> None:
+        """The bundle still stands at its name."""
         if not self._folder.stands():
-            got = f"was replaced while {during}"
+            got = "was replaced while it was in use"
             raise BundleError(self._root, got, "", "run the command again")
 
     def _entry(self, path: str) -> FileEntry:
@@ -161,6 +161,8 @@ class BundleFiles:
             raise self._refused(path, f"cannot be read ({error.strerror})", "") from error
 
     def _refused(self, path: str, got: str, expected: str) -> BundleError:
+        # Where nothing can be locked, what was replaced is deleted under its readers.
+        self.check_in_place()
         return BundleError(self._root / path, got, expected, self._mend)
 
 

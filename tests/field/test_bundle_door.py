@@ -221,8 +221,8 @@ def test_a_closed_bundle_leaves_no_descriptor(tmp_path: Path) -> None:
     made = write_bundle(tmp_path / "tiny")
 
     def held() -> int:
-        places = (Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd"))
-        return sum(place.is_dir() and place.samefile(made) for place in places)
+        open_files = list(Path("/proc/self/fd").iterdir())
+        return sum(place.is_dir() and place.samefile(made) for place in open_files)
 
     opened = Bundle.open(made)
     assert held() == 1
