@@ -116,12 +116,19 @@ class _List(_Entry):
 class EngineLibrary:
     """The engines of one set of targets, in `folder`; the folder need not exist yet.
 
-    place: where the folder is found, when that is not its name (see `stc.pinned_folder`).
+    place: where the folder is found, when that is not its name, for as long as `pinned` lives (see
+    `stc.pinned_folder`). A builder's process is handed the place alone.
     """
 
-    def __init__(self, folder: Path, place: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, place: Path | None = None, pinned: object | None = None
+    ) -> None:
         self.folder = folder
         self.place = folder if place is None else place
+        self.pinned = pinned
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "pinned": None}
 
     def file(self, name: str) -> Path:
         """Where file `name` of the library is read and written.
@@ -260,7 +267,7 @@ class EngineLibrary:
 def library_of(bundle: Bundle, targets: str) -> EngineLibrary:
     """The library of a bundle for the targets called `targets` together."""
     within = Path(ENGINES, targets)
-    return EngineLibrary(bundle.root / within, bundle.files.folder / within)
+    return EngineLibrary(bundle.root / within, bundle.files.folder / within, bundle.files)
 
 
 def libraries_of(bundle: Bundle) -> list[EngineLibrary]:

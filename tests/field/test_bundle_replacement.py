@@ -167,10 +167,11 @@ def test_a_folder_of_the_users_under_a_name_of_ours_is_kept(
     (folder / "notes.txt").write_text("the user's own")
     if linked:
         place.with_name(name).symlink_to(folder)
-    try:
+    if name.endswith("partial"):
+        with pytest.raises(BundleError, match=r"stc-partial is in the way .*; move it away"):
+            write_bundle(place, force=True, salt=b"new")
+    else:
         write_bundle(place, force=True, salt=b"new")
-    except BundleError as error:
-        assert "move it away" in str(error)
     assert (folder / "notes.txt").read_text() == "the user's own"
     Bundle.open(place)
 
@@ -254,7 +255,7 @@ def test_readers_see_the_old_bundle_or_the_new_one(
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as reader:  # type: ignore[call-overload]
         assert reader.stdout.readline()
-        for number in range(40):
+        for number in range(12):
             write_bundle(place, force=True, salt=b"new" * (number % 2))
         end.touch()
         seen, said = reader.communicate()
