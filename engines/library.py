@@ -202,13 +202,25 @@ class EngineLibrary:
         """
         names = self._list().unfinished if unfinished is None else tuple(sorted(unfinished))
         made = _List(engines=entries, unfinished=names, chain_cosine=chains or {})
-        self._make(LIST, memoryview(made.model_dump_json(indent=1).encode()))
+        with self._written():
+            self._make(LIST, memoryview(made.model_dump_json(indent=1).encode()))
 
     def sweep(self) -> None:
         """Engines that were never finished or are of no use are gone. Not while builders work."""
         known = self._list()
         for name in set(known.unfinished) - known.engines.keys():
             self.file(name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """An OSError of the body is an EngineError about the folder."""
+        try:
+            yield
+        except OSError as error:
+            got = f"cannot be written ({error.strerror})"
+            raise EngineError(
+                self.folder, got, "", "make it writable, or copy the bundle"
+            ) from error
 
     def _make(self, name: str, content: memoryview) -> None:
         file = self.file(name)
@@ -248,8 +260,10 @@ class EngineLibrary:
         Raises EngineError when another build is writing it.
         """
         file = self.file(LOCK)
-        self.place.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(file, _LOCKING, 0o666), "wb") as lock:
+        with self._written():
+            self.place.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, _LOCKING, 0o666)
+        with os.fdopen(descriptor, "wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

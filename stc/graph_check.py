@@ -16,7 +16,7 @@ from stc.operators import OPERATORS, GraphKind
 MOST_NODES = 512
 """An exported graph has at most some seventy."""
 
-MOST_GRAPH_BYTES = 1 << 20
+MOST_GRAPH_BYTES = 256 << 10
 """Of a graph's own file: without its weights it has some 6 kB."""
 
 MOST_AXES = 8
