@@ -7,10 +7,12 @@ is not seen here: a field twice or of another wire type is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_FIXED = {_FIXED64: 8, _FIXED32: 4}
+"""Bytes of their values."""
 _DEEPEST = 16
 """Graphs within graphs."""
 
@@ -71,7 +73,7 @@ def read_onnx(content: bytes) -> OnnxFile:
     """
     found = OnnxFile()
     graphs = 0
-    for number, value in _fields(memoryview(content), _MODEL, {7}):
+    for number, value in _fields(content, _MODEL, {7}):
         if number == 7:
             graphs += 1
             _read_graph(_bytes(value), found, 0)
@@ -87,7 +89,7 @@ def read_onnx(content: bytes) -> OnnxFile:
     return found
 
 
-def _read_graph(graph: memoryview, found: OnnxFile, depth: int) -> None:
+def _read_graph(graph: bytes, found: OnnxFile, depth: int) -> None:
     if depth > _DEEPEST:
         raise OnnxFileError(f"graphs are nested more than {_DEEPEST} deep")
     for number, value in _fields(graph, _GRAPH):
@@ -100,7 +102,7 @@ def _read_graph(graph: memoryview, found: OnnxFile, depth: int) -> None:
             _read_sparse(_bytes(value), found)
 
 
-def _read_function(function: memoryview, found: OnnxFile) -> None:
+def _read_function(function: bytes, found: OnnxFile) -> None:
     for number, value in _fields(function, _FUNCTION):
         if number == 7:
             _read_node(_bytes(value), found, 1)
@@ -108,7 +110,7 @@ def _read_function(function: memoryview, found: OnnxFile) -> None:
             _read_attribute(_bytes(value), found, 1)
 
 
-def _read_node(node: memoryview, found: OnnxFile, depth: int) -> None:
+def _read_node(node: bytes, found: OnnxFile, depth: int) -> None:
     name, domain = "", ""
     for number, value in _fields(node, _NODE, {4, 7}):
         if number == 4:
@@ -121,7 +123,7 @@ def _read_node(node: memoryview, found: OnnxFile, depth: int) -> None:
     found.operators.add((domain, name))
 
 
-def _read_attribute(attribute: memoryview, found: OnnxFile, depth: int) -> None:
+def _read_attribute(attribute: bytes, found: OnnxFile, depth: int) -> None:
     for number, value in _fields(attribute, _ATTRIBUTE, {5, 6, 22}):
         if number in (6, 11):
             found.unusual.add("subgraphs")
@@ -134,7 +136,7 @@ def _read_attribute(attribute: memoryview, found: OnnxFile, depth: int) -> None:
             _read_sparse(_bytes(value), found)
 
 
-def _read_sparse(tensor: memoryview, found: OnnxFile) -> None:
+def _read_sparse(tensor: bytes, found: OnnxFile) -> None:
     for _, value in _fields(tensor, _TWO, {1, 2}):
         found.tensors.append(_tensor(_bytes(value)))
 
@@ -152,7 +154,7 @@ _VALUES = (4, 5, 6, 7, 9, 10, 11)
 """Fields that hold values, each packed or one by one."""
 
 
-def _tensor(tensor: memoryview) -> StoredTensor:
+def _tensor(tensor: bytes) -> StoredTensor:
     name, data_type, stored, elsewhere = "", 0, 0, False
     shape: list[int] = []
     external: dict[str, str] = {}
@@ -176,58 +178,61 @@ def _tensor(tensor: memoryview) -> StoredTensor:
     return StoredTensor(name, data_type, tuple(shape), stored, external if elsewhere else None)
 
 
-def _pair(entry: memoryview) -> tuple[str, str]:
+def _pair(entry: bytes) -> tuple[str, str]:
     found = dict(_fields(entry, _TWO, {1, 2}))
-    return _text(found.get(1, memoryview(b""))), _text(found.get(2, memoryview(b"")))
+    return _text(found.get(1, b"")), _text(found.get(2, b""))
 
 
 def _fields(
-    message: memoryview, wires: _Wires, single: set[int] | None = None
-) -> Iterator[tuple[int, int | memoryview]]:
+    message: bytes, wires: _Wires, single: Set[int] = frozenset()
+) -> Iterator[tuple[int, int | bytes]]:
     """Number and value of the fields that `wires` names, with the wire types they may have.
 
     Those of `single` may come once.
     """
     seen: set[int] = set()
-    place = 0
-    while place < len(message):
-        key, place = _varint(message, place)
+    place, end = 0, len(message)
+    while place < end:
+        # Most keys and sizes are one byte: calling for each would double the time.
+        key = message[place]
+        place += 1
+        if key >= 0x80:
+            key, place = _varint(message, place - 1)
         number, wire = key >> 3, key & 7
-        value: int | memoryview
-        if number == 0:
-            raise OnnxFileError("a field has no number")
+        value: int | bytes = 0
         if wire == _VARINT:
             value, place = _varint(message, place)
+            size = 0
+        elif wire == _BYTES:
+            size, place = _varint(message, place)
+        elif wire in _FIXED:
+            size = _FIXED[wire]
         else:
-            if wire == _BYTES:
-                size, place = _varint(message, place)
-            elif wire in (_FIXED64, _FIXED32):
-                size = 8 if wire == _FIXED64 else 4
-            else:
-                raise OnnxFileError(f"a field has wire type {wire}")
-            if size > len(message) - place:
-                raise OnnxFileError("it is cut short")
-            value = message[place : place + size]
-            place += size
+            raise OnnxFileError(f"a field has wire type {wire}")
+        if size > end - place:
+            raise OnnxFileError("it is cut short")
+        place += size
         if number not in wires:
+            if number == 0:
+                raise OnnxFileError("a field has no number")
             continue
         if wire not in wires[number]:
             raise OnnxFileError(f"field {number} has wire type {wire}")
-        if single and number in single:
+        if number in single:
             if number in seen:
                 raise OnnxFileError(f"field {number} stands there twice")
             seen.add(number)
-        yield number, value
+        yield number, value if wire == _VARINT else message[place - size : place]
 
 
-def _varints(packed: memoryview) -> Iterator[int]:
+def _varints(packed: bytes) -> Iterator[int]:
     place = 0
     while place < len(packed):
         value, place = _varint(packed, place)
         yield value
 
 
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
+def _varint(message: bytes, place: int) -> tuple[int, int]:
     """The number at `place` and the place behind it."""
     if place < len(message) and message[place] < 0x80:
         return message[place], place + 1
@@ -246,21 +251,21 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _number(value: int | memoryview) -> int:
+def _number(value: int | bytes) -> int:
     """Of 32 bits: protobuf drops the others of an int32 and of an enum."""
-    if isinstance(value, memoryview):
+    if isinstance(value, bytes):
         raise OnnxFileError("bytes where a number belongs")
     return value & 0xFFFFFFFF
 
 
-def _bytes(value: int | memoryview) -> memoryview:
-    if not isinstance(value, memoryview):
+def _bytes(value: int | bytes) -> bytes:
+    if not isinstance(value, bytes):
         raise OnnxFileError("a number where bytes belong")
     return value
 
 
-def _text(value: int | memoryview) -> str:
+def _text(value: int | bytes) -> str:
     try:
-        return bytes(_bytes(value)).decode()
+        return _bytes(value).decode()
     except UnicodeDecodeError:
         raise OnnxFileError("a text is not UTF-8") from None
