@@ -52,7 +52,6 @@ class BundleWriter:
         self._target = Path(os.path.realpath(path))
         self._force = force
         self._finished = False
-        self._published = False
         self.root = self._target.with_name(f".{self._target.name}{PARTIAL}")
 
     def __enter__(self) -> BundleWriter:
@@ -127,7 +126,7 @@ class BundleWriter:
         if foreign is not None:
             raise BundleError(
                 self._name,
-                f"holds {foreign}, which is not the bundle's and --force would delete",
+                f"holds {foreign}, which is not the bundle's; --force would delete it",
                 f"what its {MANIFEST} lists, and engines",
                 "move it away, or choose another --output",
             )
@@ -178,12 +177,12 @@ class BundleWriter:
         return os.path.samestat(os.fstat(lock.fileno()), found)
 
     def _discard(self) -> None:
-        """The partial directory is gone, if it did not become the bundle.
+        """The partial directory is gone, unless it became the bundle and the name is free or taken.
 
         What cannot be removed is the next writer's leftover; the error that brought us here is the
         one to tell.
         """
-        if not self._published:
+        if self._is_lock(self._lock):
             with suppress(OSError):
                 self._empty()
                 shutil.rmtree(self.root)
@@ -229,7 +228,6 @@ class BundleWriter:
             self._replace()
         else:
             self.root.rename(self._target)
-        self._published = True
         (self._target / LOCK).unlink()
         _sync(self._target.parent)
         try:

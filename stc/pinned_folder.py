@@ -17,7 +17,7 @@ class PinnedFolder:
     """
 
     def __init__(self, name: Path) -> None:
-        self._name = name
+        self._name = name.absolute()
         self._descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
         # Some network file systems lock no directories: then a writer may delete it meanwhile, and

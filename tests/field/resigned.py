@@ -19,13 +19,14 @@ def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], None]) -> Non
 
 def resign(bundle: Path) -> None:
     """Every digest and size of the manifest is that of its file as it stands."""
+    edit_manifest(bundle, lambda document: resign_as(bundle, document))
 
-    def sign(document: dict[str, Any]) -> None:
-        kinds = ("graphs", "fused_graphs", "int4_graphs")
-        graphs = [graph["file"] for kind in kinds for graph in document[kind].values()]
-        for entry in [*graphs, *document["files"]]:
-            content = (bundle / entry["path"]).read_bytes()
-            entry["sha256"] = hashlib.sha256(content).hexdigest()
-            entry["size_bytes"] = len(content)
 
-    edit_manifest(bundle, sign)
+def resign_as(root: Path, document: dict[str, Any]) -> None:
+    """The manifest `document` has the digests and sizes of the files below `root`."""
+    kinds = ("graphs", "fused_graphs", "int4_graphs")
+    graphs = [graph["file"] for kind in kinds for graph in document[kind].values()]
+    for entry in [*graphs, *document["files"]]:
+        content = (root / entry["path"]).read_bytes()
+        entry["sha256"] = hashlib.sha256(content).hexdigest()
+        entry["size_bytes"] = len(content)

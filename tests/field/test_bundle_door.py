@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from stc.bundle import Bundle
+from stc.bundle_writer import BundleWriter
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import BundleError, StcError
-from tests.field.resigned import edit_manifest, resign
+from stc.manifest import Manifest
+from tests.field.resigned import edit_manifest, resign, resign_as
 from tests.tiny_bundle import write_bundle
 
 onnx = pytest.importorskip("onnx")
@@ -183,6 +186,23 @@ def test_a_bundle_of_links_is_refused_with_the_copy_that_works(tmp_path: Path, p
     Bundle.open(tmp_path / command.split()[-1])
 
 
+def test_graphs_of_a_bundle_that_was_replaced_are_loaded_as_they_were(demo: Path) -> None:
+    """Exported anew between opening and loading: the stream starts with the bundle it opened."""
+    opened = Bundle.open(demo)
+    with BundleWriter(demo, force=True) as writer:
+        (writer.root / "graphs").mkdir()
+        listed = json.loads((demo / "manifest.json").read_text())
+        kinds = ("graphs", "fused_graphs", "int4_graphs")
+        files = [graph["file"] for kind in kinds for graph in listed[kind].values()]
+        for file in [*files, *listed["files"]]:
+            (writer.root / file["path"]).write_bytes(b"of another model")
+        resign_as(writer.root, listed)
+        writer.finish(Manifest.model_validate(listed))
+    assert (demo / "graphs" / "weights.bin").read_bytes() == b"of another model"
+    for name in opened.manifest.graphs:
+        OnnxRuntimeBackend(opened).load(name)
+
+
 def test_a_bundle_on_read_only_media_opens(demo: Path) -> None:
     """A bundle on a mounted image, or another user's: nothing is written, no lock is needed."""
     for place in [demo, *demo.rglob("*")]:
@@ -197,6 +217,7 @@ import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
 import sys
 from stc.bundle import Bundle
+from stc.bundle_writer import BundleWriter
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 bundle = Bundle.open(sys.argv[1])
 engines = [OnnxRuntimeBackend(bundle).load(name) for name in bundle.manifest.graphs]
