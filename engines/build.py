@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stc.bundle import Bundle
+from stc.engine_folder import TIMINGS
 from stc.engines.build_worker import Job
 from stc.engines.builders import Builders, BuildObserver
 from stc.engines.compile import Recipe
@@ -32,8 +33,6 @@ UNIFIED_WORKSPACE_BYTES = 512 << 20
 """Most scratch memory of a layer on boards that share memory with the CPU: without a limit TensorRT
 tries kernels that take all there is. Full-size blocks need at most 0.12 GiB (engines/preflight.py).
 """
-
-TIMINGS = "timings.cache"
 
 
 @dataclass(frozen=True)
@@ -116,20 +115,22 @@ def run_build(
 ) -> BuildFigures:
     """Every missing engine of `plan` is built and in the list, and no dead one is.
 
-    Whatever ends it early, what was finished stays. Raises EngineError with the first failure.
+    Whatever ends it early, what was finished stays. Raises EngineError with the first failure,
+    BundleError when a graph or the bundle is not what it was.
     """
     library = plan.library
     unified = any(target.unified for target in targets)
+    graphs = {spec.graph: bundle.graph(spec.graph) for spec, _ in plan.missing.values()}
     jobs = deque(
         Job(
             name,
             Recipe(
                 spec=spec,
-                path=bundle.graph_path(spec.graph),
+                path=graphs[spec.graph].path,
                 graph=bundle.manifest.graphs[spec.graph],
                 targets=targets,
                 workspace_bytes=UNIFIED_WORKSPACE_BYTES if unified else None,
-                timing_cache=library.folder / TIMINGS if flavour == "tensorrt" else None,
+                timing_cache=library.file(TIMINGS) if flavour == "tensorrt" else None,
                 wide_attention=wide_attention,
             ),
             library,
@@ -140,12 +141,14 @@ def run_build(
     with library.locked(), Builders(flavour, min(workers, len(jobs)), observer) as builders:
         entries = {name: one for name, one in library.entries().items() if name not in plan.dead}
         chains = {known: like for known, like in library.chains().items() if known != flavour}
-        library.write(entries, chains)
+        library.write(entries, chains, library.unfinished() | plan.dead | plan.missing.keys())
         library.sweep()
         for job, outcome in builders.outcomes(jobs):
             peak = max(peak, outcome.peak_rss_bytes)
             if outcome.file is None:
                 raise EngineError(job.recipe.spec.stem, outcome.failure, "", "what is built stays")
+            graphs[job.recipe.spec.graph].check_unchanged()
+            bundle.files.check_in_place()
             size += outcome.file.size_bytes
             entries[job.name] = EngineEntry(
                 stamp=plan.missing[job.name][1],
@@ -154,7 +157,7 @@ def run_build(
                 wide_attention=wide_attention,
                 acceptance=None,
             )
-            library.write(entries, chains)
+            library.write(entries, chains, plan.missing.keys() - entries.keys())
             observer.finished(job.recipe.spec.stem)
     return BuildFigures(len(plan.missing), size, peak)
 

@@ -10,16 +10,17 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from stc.engine_folder import KERNELS
 from stc.engines.library import replace_file
 
-FILE = "kernels.rtxcache"
+FILE = KERNELS
 
 
 class KernelCache:
-    """The kernels of all engines in `folder`, one cache for all of their contexts."""
+    """The kernels of all engines beside `file`, one cache for all of their contexts."""
 
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / FILE
+    def __init__(self, file: Path) -> None:
+        self._file = file
         self._kernels: Any = None
         self._kept = ""
 

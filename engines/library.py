@@ -5,7 +5,10 @@
     BUNDLE/engines/<targets>/kernels.rtxcache  see stc.engines.kernel_cache
 
 The list is rewritten after every engine, file first, each by a rename: whenever a build stops, what
-the list names is whole, and the next build goes on from there.
+the list names is whole, and the next build goes on from there. Engines that are being built are in
+it by name, so that what is deleted is always what it names.
+
+Nothing is read, written or deleted through a link.
 """
 
 from __future__ import annotations
@@ -13,24 +16,25 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import shlex
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from stc.bundle import Bundle
+from stc.engine_folder import ENGINES, LIST, LOCK, is_engine_name
 from stc.engines.flavour import Flavour
 from stc.engines.targets import THIS_DEVICE
 from stc.errors import EngineError
 from stc.manifest import GRAPHS, FileEntry, Precision
 from stc.part_file import replacing
 
-LIST = "engines.json"
-ENGINES = "engines"
 LIST_SCHEMA: Final = 1
-_LOCK = ".lock"
+_LOCKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_BUILD = "build again with stc-build"
 
 
 class _Entry(BaseModel):
@@ -90,14 +94,59 @@ class EngineEntry(_Entry):
 class _List(_Entry):
     schema_version: Literal[1] = LIST_SCHEMA
     engines: dict[str, EngineEntry]
+    unfinished: tuple[str, ...] = Field((), description="files a build was to write or delete")
     chain_cosine: dict[Flavour, Chain] = Field({}, description="of the whole tower, as accepted")
+
+    @field_validator("engines")
+    @classmethod
+    def _beside(cls, engines: dict[str, EngineEntry]) -> dict[str, EngineEntry]:
+        for name, entry in engines.items():
+            if not (is_engine_name(name) and is_engine_name(entry.file.path)):
+                raise ValueError(f"{name!r} is no engine beside the list")
+        return engines
+
+    @field_validator("unfinished")
+    @classmethod
+    def _beside_too(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if strange := [name for name in names if not is_engine_name(name)]:
+            raise ValueError(f"{strange[0]!r} is no engine beside the list")
+        return names
 
 
 class EngineLibrary:
-    """The engines of one set of targets, in `folder`; the folder need not exist yet."""
+    """The engines of one set of targets, in `folder`; the folder need not exist yet.
 
-    def __init__(self, folder: Path) -> None:
+    place: where the folder is found, when that is not its name, for as long as `pinned` lives (see
+    `stc.pinned_folder`). A builder's process is handed the place alone.
+    """
+
+    def __init__(
+        self, folder: Path, place: Path | None = None, pinned: object | None = None
+    ) -> None:
         self.folder = folder
+        self.place = folder if place is None else place
+        self.pinned = pinned
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "pinned": None}
+
+    def file(self, name: str) -> Path:
+        """Where file `name` of the library is read and written.
+
+        Raises EngineError when it, its folder or the folder of all engines is a link: what it
+        leads to is not the bundle's.
+        """
+        shown = (self.folder.parent, self.folder, self.folder / name)
+        places = (self.place.parent, self.place, self.place / name)
+        for seen, place in zip(shown, places, strict=True):
+            if place.is_symlink():
+                raise EngineError(
+                    seen,
+                    f"is a link to {place.readlink()}",
+                    "a folder or file of the bundle's own",
+                    f"remove the link with: {shlex.join(['rm', str(seen)])}",
+                )
+        return self.place / name
 
     def entries(self) -> dict[str, EngineEntry]:
         """Engines by file name, empty when none was built.
@@ -105,6 +154,10 @@ class EngineLibrary:
         Raises EngineError when the list cannot be read.
         """
         return dict(self._list().engines)
+
+    def unfinished(self) -> set[str]:
+        """Engines by file name that a build was to write or delete. Raises EngineError too."""
+        return set(self._list().unfinished)
 
     def chains(self) -> dict[Flavour, Chain]:
         """How the whole tower compared with ONNX Runtime, where it was and nothing changed since.
@@ -125,38 +178,61 @@ class EngineLibrary:
     def whole(self, entry: EngineEntry) -> bool:
         """Whether the engine's file is there with its size."""
         try:
-            return (self.folder / entry.file.path).stat().st_size == entry.file.size_bytes
+            found = self.file(entry.file.path).stat()
         except FileNotFoundError:
             return False
+        return stat.S_ISREG(found.st_mode) and found.st_size == entry.file.size_bytes
 
     def store(self, name: str, content: memoryview) -> FileEntry:
         """`content` stands in file `name`, whole, on disk; it is not in the list yet."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self.folder / name, content)
+        self._make(name, content)
         digest = hashlib.sha256(content).hexdigest()
         return FileEntry(path=name, sha256=digest, size_bytes=content.nbytes)
 
     def write(
-        self, entries: dict[str, EngineEntry], chains: dict[Flavour, Chain] | None = None
+        self,
+        entries: dict[str, EngineEntry],
+        chains: dict[Flavour, Chain] | None = None,
+        unfinished: Iterable[str] | None = None,
     ) -> None:
-        """The list is `entries`; what is known of the whole tower is `chains`."""
-        text = _List(engines=entries, chain_cosine=chains or {}).model_dump_json(indent=1)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self.folder / LIST, memoryview(text.encode()))
+        """The list is `entries`; what is known of the whole tower is `chains`.
+
+        `unfinished` are names of engines that a build may write or has yet to delete; None leaves
+        them as they are.
+        """
+        names = self._list().unfinished if unfinished is None else tuple(sorted(unfinished))
+        made = _List(engines=entries, unfinished=names, chain_cosine=chains or {})
+        with self._written():
+            self._make(LIST, memoryview(made.model_dump_json(indent=1).encode()))
 
     def sweep(self) -> None:
-        """Engine files that the list does not name are gone. Not while builders are at work."""
-        entries = self.entries()
-        for file in self.folder.glob("*.engine"):
-            if file.name not in entries:
-                file.unlink()
+        """Engines that were never finished or are of no use are gone. Not while builders work."""
+        known = self._list()
+        for name in set(known.unfinished) - known.engines.keys():
+            self.file(name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """An OSError of the body is an EngineError about the folder."""
+        try:
+            yield
+        except OSError as error:
+            got = f"cannot be written ({error.strerror})"
+            raise EngineError(
+                self.folder, got, "", "make it writable, or copy the bundle"
+            ) from error
+
+    def _make(self, name: str, content: memoryview) -> None:
+        file = self.file(name)
+        self.place.mkdir(parents=True, exist_ok=True)
+        replace_file(file, content)
 
     def read(self, entry: EngineEntry) -> bytes:
         """The engine's bytes. Raises EngineError when they are not those that were written."""
         file = self.folder / entry.file.path
-        mend = "build again with stc-build"
+        mend = _BUILD
         try:
-            content = file.read_bytes()
+            content = self.file(entry.file.path).read_bytes()
         except OSError as error:
             raise EngineError(file, f"cannot be read ({error.strerror})", "", mend) from error
         if hashlib.sha256(content).hexdigest() != entry.file.sha256:
@@ -166,43 +242,47 @@ class EngineLibrary:
     def _list(self) -> _List:
         file = self.folder / LIST
         try:
-            return _List.model_validate_json(file.read_bytes())
+            place = self.file(LIST)
+            if place.exists() and not place.is_file():
+                raise EngineError(file, "is no file", "", f"remove it and {_BUILD}")
+            return _List.model_validate_json(place.read_bytes())
         except FileNotFoundError:
             return _List(engines={})
         except (OSError, ValidationError) as error:
             reason = str(error).splitlines()[0]
-            mend = f"delete {self.folder} and build again with stc-build"
+            mend = f"delete {self.folder} and {_BUILD}"
             raise EngineError(file, f"cannot be read ({reason})", "", mend) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """No other build writes this folder, and what a killed one left half written is gone.
+        """No other build writes this folder.
 
         Raises EngineError when another build is writing it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / _LOCK).open("wb") as lock:
+        file = self.file(LOCK)
+        with self._written():
+            self.place.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, _LOCKING, 0o666)
+        with os.fdopen(descriptor, "wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise EngineError(
                     self.folder, "another stc-build is writing it", "", "wait for it"
                 ) from error
-            for leftover in self.folder.glob(".*.part"):
-                leftover.unlink()
             yield
 
 
 def library_of(bundle: Bundle, targets: str) -> EngineLibrary:
     """The library of a bundle for the targets called `targets` together."""
-    return EngineLibrary(bundle.root / ENGINES / targets)
+    within = Path(ENGINES, targets)
+    return EngineLibrary(bundle.root / within, bundle.files.folder / within, bundle.files)
 
 
 def libraries_of(bundle: Bundle) -> list[EngineLibrary]:
     """Every library of the bundle that has a list."""
-    return [
-        EngineLibrary(file.parent) for file in sorted((bundle.root / ENGINES).glob(f"*/{LIST}"))
-    ]
+    lists = (bundle.files.folder / ENGINES).glob(f"*/{LIST}")
+    return [library_of(bundle, targets) for targets in sorted(file.parent.name for file in lists)]
 
 
 def build_again(bundle: Bundle, flavour: Flavour, targets: str = THIS_DEVICE) -> str:

@@ -28,6 +28,7 @@ from stc.bundle import Bundle
 from stc.contracts import HEAD, TEXT_EMBED
 from stc.engines.engine import Engine, Tensor
 from stc.errors import EngineError
+from stc.operators import GraphKind
 
 Device = Literal["cpu", "cuda"]
 
@@ -37,6 +38,8 @@ CUDA_OPTIONS = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
 """By default float32 is multiplied in TF32, with ten bits of mantissa, where parity asks for 1e-4;
 and every session's arena grows to the next power of two."""
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
 _INSTALL_CUDA = (
     "pip uninstall onnxruntime, then pip install --force-reinstall onnxruntime-gpu, which share a "
     "module, and the CUDA and cuDNN it names"
@@ -44,11 +47,26 @@ _INSTALL_CUDA = (
 
 
 class OnnxRuntimeEngine:
-    """A session on one graph; see `stc.engines.engine.Engine`."""
+    """A session on one graph; see `stc.engines.engine.Engine`.
 
-    def __init__(self, name: str, path: Path, device: Device, *, prepack: bool = True) -> None:
+    The graph is a file, or its bytes with the folder that its weights lie in.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        graph: Path | bytes,
+        device: Device,
+        *,
+        weights: Path | None = None,
+        prepack: bool = True,
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what fails is raised as well
+        # By default ONNX Runtime looks at the bytes itself for what format they have.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        if weights is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights))
         if not prepack:
             options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.use_env_allocators", "1")
@@ -61,7 +79,7 @@ class OnnxRuntimeEngine:
         if device == "cuda":
             providers.insert(0, (PROVIDERS["cuda"], CUDA_OPTIONS))
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+            self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
             raise EngineError(
                 name,
@@ -120,8 +138,9 @@ class OnnxRuntimeBackend:
             )
         if int4 and not bundle.manifest.int4_graphs:
             raise EngineError("--int4", f"{bundle.root} was exported without --int4 32 or 128")
-        own = bundle.manifest.int4_graphs if int4 else {}
-        self._own = {**bundle.manifest.fused_graphs, **own}
+        self._own: tuple[GraphKind, ...] = ("int4_graphs", "fused_graphs")
+        if not int4:
+            self._own = ("fused_graphs",)
         _share_arena()
         self.name = f"onnxruntime-{device}"
         self._bundle = bundle
@@ -130,14 +149,19 @@ class OnnxRuntimeBackend:
             onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, device)
 
     def load(self, graph: str) -> Engine:
-        if graph in self._own:
-            path = self._bundle.root / self._own[graph].file.path
-            return OnnxRuntimeEngine(graph, path, self._device)
+        made = self._bundle.manifest
+        own = (kind for kind in self._own if graph in getattr(made, kind))
+        kind: GraphKind = next(own, "graphs")
+        file = self._bundle.graph(graph, kind)
         # A row at a time the head is as fast from the mapped file, which both graphs share: no
         # copy of the vocabulary's gigabytes in another layout.
-        prepack = graph not in (TEXT_EMBED, HEAD)
-        path = self._bundle.graph_path(graph)
-        return OnnxRuntimeEngine(graph, path, self._device, prepack=prepack)
+        prepack = kind != "graphs" or graph not in (TEXT_EMBED, HEAD)
+        weights = file.path.parent
+        engine = OnnxRuntimeEngine(
+            graph, file.content, self._device, weights=weights, prepack=prepack
+        )
+        file.check_unchanged()
+        return engine
 
     def to_device(self, array: NDArray[np.generic]) -> Tensor:
         # On the CPU an OrtValue may alias the array it was made from.

@@ -30,7 +30,7 @@ class AcceptedLibrary(EngineLibrary):
     def __init__(
         self, library: EngineLibrary, refusal: Callable[[EngineEntry], EngineError | None]
     ) -> None:
-        super().__init__(library.folder)
+        super().__init__(library.folder, library.place, library.pinned)
         self._refusal = refusal
 
     def read(self, entry: EngineEntry) -> bytes:

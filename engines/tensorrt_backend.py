@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from stc.bundle import Bundle
 from stc.contracts import COUNT
+from stc.engine_folder import KERNELS
 from stc.engines.device import Device
 from stc.engines.device_array import on_device, read_array
 from stc.engines.device_tensor import DeviceTensor
@@ -68,7 +69,7 @@ class TensorRtBackend:
             self._log,
             Workspace(device),
             Sinks(device),
-            KernelCache(library.folder),
+            KernelCache(library.file(KERNELS)),
             self._rebuild,
         )
         self._engines: list[TensorRtEngine] = []

@@ -24,18 +24,11 @@ from torch import Tensor, nn
 from stc.contracts import COUNT, Contract
 from stc.errors import ExportError
 from stc.export.weights_file import Span
+from stc.operators import OPERATORS, GraphKind
+from stc.operators import PORTABLE_OPS as PORTABLE_OPS
 
 OPSET = 18
 IR_VERSION = 10
-
-PORTABLE_OPS = frozenset(
-    """
-    Add Cast Clip Concat Conv Cos Div Erf Exp Gather Gemm LayerNormalization MatMul Max Min Mul Neg
-    Pow Range ReduceMean ReduceSum Reshape ScatterND Shape Sigmoid Sin Softmax Split Sqrt Squeeze
-    Sub Tanh TopK Transpose Unsqueeze
-    """.split()
-)
-"""Operators that every supported runtime computes alike; a graph with another one is refused."""
 
 ELEMENT_TYPES = {
     "float32": TensorProto.FLOAT,
@@ -128,11 +121,11 @@ def bind(
     spans: Mapping[str, Span],
     location: str,
     *,
-    allowed: frozenset[str] = PORTABLE_OPS,
+    kind: GraphKind = "graphs",
 ) -> onnx.ModelProto:
     """A copy of `template` called `name`, its parameters read from `location` at `spans`.
 
-    Raises ExportError for an operator outside `allowed`.
+    Raises ExportError for an operator that no graph of `kind` may have.
     """
     model = onnx.ModelProto()
     model.CopyFrom(template)
@@ -153,8 +146,9 @@ def bind(
     stored = {initializer.name for initializer in model.graph.initializer}
     if lost := set(spans) - stored:
         raise ExportError(name, f"the trace lost parameters {sorted(lost)}")
-    if unknown := {node.op_type for node in model.graph.node} - allowed:
-        raise ExportError(name, f"operators {sorted(unknown)}", "the portable subset")
+    operators = {(node.domain, node.op_type) for node in model.graph.node}
+    if unknown := sorted(operator for _, operator in operators - OPERATORS[kind]):
+        raise ExportError(name, f"operators {unknown}", "the portable subset")
     return model
 
 

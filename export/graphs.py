@@ -18,19 +18,18 @@ from torch import Tensor, nn
 from stc import contracts
 from stc.contracts import Contract, Port
 from stc.errors import ExportError
-from stc.export import key_rotation
 from stc.export.check import GraphCheck
-from stc.export.graph import PORTABLE_OPS, FreeAxis, bind, free_count, trace
+from stc.export.graph import FreeAxis, bind, free_count, trace
 from stc.export.modules import Select
 from stc.export.prune_module import Prune
 from stc.export.tower import EMBED_TENSORS, Tower, keys_tensors, update_tensors
 from stc.export.weights_file import Span, WeightsFile
 from stc.manifest import Precision, VisionSpec
+from stc.operators import GraphKind
 from stc.settings import SCORINGS, Settings
 
 FUSED = "_fused"
 """Ending of the names of files whose graphs only ONNX Runtime reads."""
-FUSED_OPS = PORTABLE_OPS | {key_rotation.OPERATOR}
 
 Tick = Callable[[str], None]
 """Called with a graph's name when it has been written and checked."""
@@ -86,7 +85,7 @@ class GraphWriter:
         parameters, which are stored already.
         """
         spans = {parameter: self.weights.span(key) for parameter, key in keys.items()}
-        return self._bound(f"{name}{FUSED}", name, contract, template, spans, FUSED_OPS)
+        return self._bound(f"{name}{FUSED}", name, contract, template, spans, "fused_graphs")
 
     def template(self, kind: str) -> onnx.ModelProto:
         """What graphs of `kind` are bound from, once one was written."""
@@ -96,7 +95,7 @@ class GraphWriter:
         self, name: str, contract: Contract, template: onnx.ModelProto, spans: Mapping[str, Span]
     ) -> GraphCheck:
         """The check of graph `name`, once written: `template` with its weights at `spans`."""
-        return self._bound(name, name, contract, template, spans, PORTABLE_OPS)
+        return self._bound(name, name, contract, template, spans, "graphs")
 
     def _bound(
         self,
@@ -105,9 +104,9 @@ class GraphWriter:
         contract: Contract,
         template: onnx.ModelProto,
         spans: Mapping[str, Span],
-        allowed: frozenset[str],
+        kind: GraphKind,
     ) -> GraphCheck:
-        model = bind(template, name, spans, self.weights.path.name, allowed=allowed)
+        model = bind(template, name, spans, self.weights.path.name, kind=kind)
         path = self.folder / f"{stem}.onnx"
         path.write_bytes(model.SerializeToString())
         return GraphCheck(path, contract, self.precision)

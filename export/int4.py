@@ -14,14 +14,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from stc.export import key_rotation
-from stc.export.graph import ELEMENT_TYPES, PORTABLE_OPS
+from stc.export.graph import ELEMENT_TYPES
+from stc.operators import INT4_PRODUCT, RUNTIME_DOMAIN
 
 Group = Literal[32, 128]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
-OPERATOR, DOMAIN = "MatMulNBits", "com.microsoft"
-INT4_OPS = PORTABLE_OPS | {OPERATOR, key_rotation.OPERATOR}
+OPERATOR, DOMAIN = INT4_PRODUCT, RUNTIME_DOMAIN
 ACCURACY_LEVEL = 4
 """Inputs are rounded to int8 by group inside the product: four times as fast as float32."""
 ZERO = 8

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from stc.contracts import HEAD, HEAD_CONTRACT, Contract
 from stc.export.check import GraphCheck
 from stc.export.graph import bind
-from stc.export.int4 import CODES, INT4_OPS, SCALES, Group, dequantise, int4_template, quantise
+from stc.export.int4 import CODES, SCALES, Group, dequantise, int4_template, quantise
 from stc.export.key_rotation import fuse_key_rotation, rotation_tables
 from stc.export.weights_file import Span, WeightsFile
 from stc.manifest import LanguageSpec, Precision
@@ -122,7 +122,7 @@ class Int4Writer:
     def _finish(
         self, name: str, contract: Contract, template: onnx.ModelProto, spans: Mapping[str, Span]
     ) -> GraphCheck:
-        model = bind(template, name, spans, self.weights.path.name, allowed=INT4_OPS)
+        model = bind(template, name, spans, self.weights.path.name, kind="int4_graphs")
         path = self.folder / f"{name}_int4.onnx"
         path.write_bytes(model.SerializeToString())
         # Without prepacking MatMulNBits would not round its inputs.

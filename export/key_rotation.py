@@ -16,8 +16,8 @@ from stc.contracts import KEY_POSITIONS, KEYS
 from stc.errors import ExportError
 from stc.export.graph import ELEMENT_TYPES
 from stc.manifest import LanguageSpec
+from stc.operators import KEY_ROTATION, RUNTIME_DOMAIN
 
-OPERATOR, DOMAIN = "RotaryEmbedding", "com.microsoft"
 COSINES, SINES = "rotary.cosines", "rotary.sines"
 _FIRST, _ZERO = "rotary.first_axis", "rotary.zero"
 
@@ -59,10 +59,10 @@ def fuse_key_rotation(model: onnx.ModelProto, spec: LanguageSpec) -> None:
         helper.make_node("Unsqueeze", ["rotary.positions", _FIRST], ["rotary.position_ids"]),
         helper.make_node("Unsqueeze", [keys, _FIRST], ["rotary.keys"]),
         helper.make_node(
-            OPERATOR,
+            KEY_ROTATION,
             ["rotary.keys", "rotary.position_ids", COSINES, SINES],
             ["rotary.turned"],
-            domain=DOMAIN,
+            domain=RUNTIME_DOMAIN,
             interleaved=0,
         ),
         helper.make_node("Squeeze", ["rotary.turned", _FIRST], list(joined[0].output)),
@@ -74,8 +74,8 @@ def fuse_key_rotation(model: onnx.ModelProto, spec: LanguageSpec) -> None:
     for field, left in (("node", alive), ("initializer", stored)):
         graph.ClearField(field)
         getattr(graph, field).extend(left)
-    if DOMAIN not in {one.domain for one in model.opset_import}:
-        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
+    if RUNTIME_DOMAIN not in {one.domain for one in model.opset_import}:
+        model.opset_import.append(helper.make_opsetid(RUNTIME_DOMAIN, 1))
     dims = (table_rows(spec), spec.head_width // 2)
     for name in (COSINES, SINES):
         graph.initializer.append(

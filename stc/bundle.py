@@ -1,40 +1,77 @@
 """A bundle on disk, opened only when it is whole.
 
-Every file the manifest lists is there, with its size and its sha256, before anything is run.
-Hashing is what takes the time: about a second per 1.7 GB with a processor's SHA instructions.
+Every file the manifest lists is there, with its size and its sha256, before anything is run, and
+no other file of it is opened (`stc.bundle_files`).
 
 Knows nothing of how graphs are made or run; `stc.bundle_writer` makes bundles appear.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
-import stat
-import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 import stc
+from stc.bundle_files import BundleFiles, led_out, real_place, sha256
 from stc.conformity import check_conformity
 from stc.errors import BundleError, SettingsError
-from stc.manifest import MANIFEST, SCHEMA_VERSION, FileEntry, Manifest, Provenance, Weights
+from stc.graph_check import GraphRefusedError, check_graph
+from stc.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    Provenance,
+    Weights,
+)
+from stc.operators import GraphKind
+from stc.pinned_folder import PinnedFolder
 
 PARTIAL = ".stc-partial"
 """How the name of a directory ends in which a bundle is still being written."""
+REPLACED = ".stc-replaced"
+"""What follows the name of a bundle that was moved aside, then perhaps a number."""
 
-HASHING_THREADS = 2
-CHUNK_BYTES = 1 << 20
+MOST_MANIFEST_BYTES = 64 << 20
+OPENINGS = 5
+"""How often opening starts over when the bundle is replaced meanwhile."""
+RENAMING_S = 0.5
+"""How long a bundle may be gone that is being replaced where directories cannot be exchanged."""
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph that was checked, and how to load it.
+
+    content: its bytes. path: where it stands, for what must open it by itself; tensors that it
+    does not hold lie beside it.
+    """
+
+    content: bytes
+    path: Path
+    files: BundleFiles
+    names: tuple[str, ...]
+
+    def check_unchanged(self) -> None:
+        """What was loaded meanwhile are the bytes that were verified. Raises BundleError."""
+        self.files.check_unchanged(self.names)
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are those of its manifest; made by `Bundle.open`."""
+    """A bundle whose files are those of its manifest; made by `Bundle.open`.
+
+    It goes on with the directory it opened, also when another bundle takes its place.
+    """
 
     root: Path
     manifest: Manifest
@@ -43,57 +80,90 @@ class Bundle:
     def open(cls, path: Path | str) -> Bundle:
         """The bundle at `path`, every file verified.
 
-        Raises BundleError, one line, when the directory is missing or no bundle, its manifest is
-        of a newer schema, invalid or at odds with itself, or a file is missing, truncated, altered
-        or outside it.
+        One that is replaced meanwhile is the old one or the new one. Raises BundleError, one line,
+        when the directory is missing or no bundle, its manifest is of a newer schema, invalid or at
+        odds with itself, or a file is missing, truncated, altered or outside it.
         """
         root = Path(path)
-        manifest = _read_manifest(root)
-        mend = f"copy the bundle again, or {export_again(root, manifest.provenance)}"
-        kinds = (manifest.graphs, manifest.fused_graphs, manifest.int4_graphs)
-        graphs = [graph for kind in kinds for graph in kind.values()]
-        entries = list(dict.fromkeys([*(graph.file for graph in graphs), *manifest.files]))
-        try:
-            for entry in entries:
-                _verify_size(root, entry, mend)
-            _verify_hashes(root, entries, mend)
-        except OSError as error:
-            file = error.filename or root
-            raise BundleError(file, f"cannot be read ({error.strerror})", "", mend) from error
-        return cls(root, manifest)
+        for _ in range(OPENINGS):
+            folder = _pinned(root)
+            try:
+                bundle = cls(root, _read_manifest(root, folder))
+                files = bundle._files(folder)
+                files.verify()
+            except BundleError:
+                if folder.stands():
+                    raise
+                continue
+            vars(bundle)["files"] = files
+            return bundle
+        got = "was replaced again and again while it was opened"
+        raise BundleError(root, got, "", "run the command again")
+
+    @cached_property
+    def files(self) -> BundleFiles:
+        """The door to its files. Raises OSError when there is no such directory."""
+        return self._files(PinnedFolder(self.root))
 
     def graph_path(self, name: str) -> Path:
         """The file of graph `name`. Raises BundleError when the bundle has no such graph."""
-        if name not in self.manifest.graphs:
-            got = f"has no graph {name!r}"
-            raise BundleError(self.root, got, "", export_again(self.root, self.manifest.provenance))
-        return self.root / self.manifest.graphs[name].file.path
+        return self.root / self._graph(name).file.path
+
+    def graph(self, name: str, kind: GraphKind = "graphs") -> GraphFile:
+        """Graph `name` of the manifest's field `kind`, which may be handed to a runtime.
+
+        Raises BundleError when there is no such graph, when it or a file its tensors lie in is
+        not as the manifest says, or when it is no graph of the kind (see `stc.graph_check`).
+        """
+        entry = self._graph(name, kind).file
+        folder, _, _ = entry.path.rpartition("/")
+        beside = f"{folder}/" if folder else ""
+        sizes = {
+            path.removeprefix(beside): size
+            for path, size in self.files.sizes.items()
+            if path.startswith(beside)
+        }
+        content = self.files.read(entry.path)
+        try:
+            places = check_graph(content, kind, sizes)
+        except GraphRefusedError as error:
+            raise BundleError(
+                self.root / entry.path, error.got, error.expected, self._again
+            ) from error
+        names = (entry.path, *(f"{beside}{place}" for place in sorted(places)))
+        graph = GraphFile(content, self.files.place(entry.path), self.files, names)
+        # A file cut short since would kill the process that maps it.
+        graph.check_unchanged()
+        return graph
 
     def read(self, path: str) -> bytes:
         """The bytes of the listed file `path`, which are those the manifest's digest is of.
 
         Raises BundleError when the manifest lists no such file, or its bytes are others.
         """
-        entry = next((file for file in self.manifest.files if file.path == path), None)
-        if entry is None:
-            again = export_again(self.root, self.manifest.provenance)
-            raise BundleError(self.root / path, "is not listed in the manifest", "", again)
-        file = self.root / path
-        mend = f"copy the bundle again, or {export_again(self.root, self.manifest.provenance)}"
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise BundleError(file, f"cannot be read ({error.strerror})", "", mend) from error
-        digest = hashlib.sha256(content).hexdigest()
-        if digest != entry.sha256:
-            got = f"was altered, sha256 {digest[:12]}"
-            raise BundleError(file, got, entry.sha256[:12], mend)
-        return content
+        return self.files.read(path)
 
     def companions(self) -> dict[str, bytes]:
         """The checkpoint's own files, by name; a few MB, tokenizer and templates among them."""
         names = [file.path for file in self.manifest.files if "/" not in file.path]
         return {name: self.read(name) for name in names}
+
+    def _graph(self, name: str, kind: GraphKind = "graphs") -> GraphEntry:
+        graphs: Mapping[str, GraphEntry] = getattr(self.manifest, kind)
+        if name not in graphs:
+            raise BundleError(self.root, f"has no graph {name!r}", "", self._again)
+        return graphs[name]
+
+    def _files(self, folder: PinnedFolder) -> BundleFiles:
+        made = self.manifest
+        kinds = (made.graphs, made.fused_graphs, made.int4_graphs)
+        graphs = [graph.file for kind in kinds for graph in kind.values()]
+        mend = f"copy the bundle again, or {self._again}"
+        return BundleFiles(self.root, folder, [*graphs, *made.files], mend)
+
+    @property
+    def _again(self) -> str:
+        return export_again(self.root, self.manifest.provenance)
 
 
 def file_entry(root: Path, path: str) -> FileEntry:
@@ -102,17 +172,15 @@ def file_entry(root: Path, path: str) -> FileEntry:
     return FileEntry(path=path, sha256=sha256(file), size_bytes=file.stat().st_size)
 
 
-def sha256(file: Path, stop: threading.Event | None = None) -> str:
-    """The hexadecimal SHA-256 of a file's bytes; of some of them once `stop` is set.
-
-    Raises OSError.
-    """
-    digest = hashlib.sha256()
-    chunk = memoryview(bytearray(CHUNK_BYTES))
-    with file.open("rb", buffering=0) as stream:
-        while not (stop and stop.is_set()) and (size := stream.readinto(chunk)):
-            digest.update(chunk[:size])
-    return digest.hexdigest()
+def moved_aside(place: Path) -> dict[int, Path]:
+    """What writers moved aside that replaced a bundle at `place`, numbered, the latest last."""
+    start = f".{place.name}{REPLACED}"
+    ends = {
+        beside.name.removeprefix(start).removeprefix("-") or "0": beside
+        for beside in place.parent.iterdir()
+        if beside.name.startswith(start)
+    }
+    return dict(sorted((int(end), beside) for end, beside in ends.items() if end.isdecimal()))
 
 
 def export_again(root: Path, made: Provenance | None = None) -> str:
@@ -131,29 +199,65 @@ def export_again(root: Path, made: Provenance | None = None) -> str:
     return f"export again with: {shlex.join([*words, '--output', str(root), '--force'])}"
 
 
-def _read_manifest(root: Path) -> Manifest:
-    """The manifest of the bundle at `root`. Raises BundleError."""
-    file = root / MANIFEST
-    try:
-        if not root.exists():
+def _pinned(root: Path) -> PinnedFolder:
+    """The directory at `root`, held open. Raises BundleError."""
+    end = time.monotonic() + RENAMING_S
+    while True:
+        try:
+            return PinnedFolder(root)
+        except FileNotFoundError as error:
+            aside = _aside(root)
+            if aside and time.monotonic() < end:
+                time.sleep(0.01)
+                continue
             mend = f"make one with: stc-export --model MODEL --output {shlex.quote(str(root))}"
-            raise BundleError(root, "no such directory", "a bundle", mend)
-        if not root.is_dir():
-            raise BundleError(root, "is a file", "a bundle's directory", "pass its directory")
-        if os.path.realpath(root).endswith(PARTIAL):
-            got = "is what an interrupted export left behind"
-            raise BundleError(root, got, "a bundle", "export again to the same --output")
-        if not file.is_file():
+            if aside:
+                there = shlex.join(["mv", str(aside), os.path.realpath(root)])
+                mend = f"an export was killed while replacing it: restore the old one with: {there}"
+            raise BundleError(root, "no such directory", "a bundle", mend) from error
+        except NotADirectoryError as error:
+            mend = "pass its directory"
+            raise BundleError(root, "is a file", "a bundle's directory", mend) from error
+        except OSError as error:
+            got = f"cannot be read ({error.strerror})"
+            raise BundleError(root, got, "", "make it readable") from error
+
+
+def _aside(root: Path) -> Path | None:
+    """The bundle that was moved aside from `root` last."""
+    place = Path(os.path.realpath(root))
+    try:
+        return next(reversed(moved_aside(place).values()), None)
+    except OSError:  # there is no such folder, or it cannot be listed
+        return None
+
+
+def _read_manifest(root: Path, folder: PinnedFolder) -> Manifest:
+    """The manifest of the bundle at `root`, read from `folder`. Raises BundleError."""
+    file = root / MANIFEST
+    if os.path.realpath(root).endswith(PARTIAL):
+        got = "is what an interrupted export left behind"
+        raise BundleError(root, got, "a bundle", "export again to the same --output")
+    try:
+        if not (folder.path / MANIFEST).is_file():
             got = f"is not a bundle, it has no {MANIFEST}"
             raise BundleError(root, got, "", "pass a directory of stc-export, or copy it again")
-        content = file.read_bytes()
+        place = real_place(folder, MANIFEST)
+        if place is None:
+            raise led_out(root, file)
+        with place.open("rb") as stream:
+            content = stream.read(MOST_MANIFEST_BYTES + 1)
     except OSError as error:
         mend = "make it readable"
         raise BundleError(file, f"cannot be read ({error.strerror})", "", mend) from error
+    if len(content) > MOST_MANIFEST_BYTES:
+        got, expected = f"is longer than {MOST_MANIFEST_BYTES:,} bytes", "a manifest of stc-export"
+        raise BundleError(file, got, expected, "pass another bundle")
     try:
         document = from_json(content)
     except ValueError as error:
-        raise BundleError(file, f"is not JSON ({error})", "", export_again(root)) from error
+        mend = f"copy it again, or delete {root} and {export_again(root)}"
+        raise BundleError(file, f"is not JSON ({error})", "", mend) from error
     mend = export_again(root, _provenance(document))
     version = document.get("schema_version") if isinstance(document, dict) else None
     # Before anything else: the other fields of a newer schema mean nothing here.
@@ -192,37 +296,3 @@ def _first(error: ErrorDetails, count: int) -> str:
     message = message[:1].lower() + message[1:]
     more = f" (and {count - 1} more)" if count > 1 else ""
     return f"{place}: {message}{more}"
-
-
-def _verify_size(root: Path, entry: FileEntry, mend: str) -> None:
-    """The file of `entry` is a plain file inside `root` and has its size."""
-    file = root / entry.path
-    target = Path(os.path.realpath(file))
-    if not target.is_relative_to(os.path.realpath(root)):
-        raise BundleError(file, f"leads to {target}", "a file inside the bundle", mend)
-    try:
-        found = target.stat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(file, "is missing", f"{entry.size_bytes:,} bytes", mend) from error
-    if not stat.S_ISREG(found.st_mode):
-        raise BundleError(file, "is not a plain file", f"{entry.size_bytes:,} bytes", mend)
-    if found.st_size != entry.size_bytes:
-        got = f"is {'truncated' if found.st_size < entry.size_bytes else 'too long'}"
-        raise BundleError(
-            file, f"{got}, {found.st_size:,} bytes", f"{entry.size_bytes:,} bytes", mend
-        )
-
-
-def _verify_hashes(root: Path, entries: list[FileEntry], mend: str) -> None:
-    """The files of `entries` hold the bytes they were written with."""
-    pool, stop = ThreadPoolExecutor(HASHING_THREADS), threading.Event()
-    try:
-        found = pool.map(lambda entry: sha256(root / entry.path, stop), entries)
-        for entry, digest in zip(entries, found, strict=True):
-            if digest != entry.sha256:
-                got = f"was altered, sha256 {digest[:12]}"
-                raise BundleError(root / entry.path, got, entry.sha256[:12], mend)
-    finally:
-        # Ctrl-C, too, waits for a chunk, not for a file of many gigabytes.
-        stop.set()
-        pool.shutdown(cancel_futures=True)

@@ -2,6 +2,9 @@
 
 It is written into `.NAME.stc-partial` beside its place and renamed when it is done. A killed writer
 leaves that directory behind, which nobody takes for a bundle and the next writer of NAME clears.
+
+A bundle that stood there changes places with it and is deleted then: its own files alone, and not
+while somebody has it open. What stays for that reason the next writer of NAME clears.
 """
 
 from __future__ import annotations
@@ -10,17 +13,21 @@ import errno
 import fcntl
 import os
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from stc.bundle import PARTIAL
+from stc.bundle import PARTIAL, REPLACED, moved_aside
+from stc.bundle_contents import WRITING as LOCK
+from stc.bundle_contents import BundleContents
 from stc.errors import BundleError
-from stc.manifest import GRAPHS, MANIFEST, Manifest
+from stc.exchange import exchange
+from stc.manifest import MANIFEST, Manifest
 
-REPLACED = ".stc-replaced"
-LOCK = ".lock"
+_LOCKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF})
+"""What a file system says that locks no directories."""
 
 ONLY_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 """What only a file being written can raise."""
@@ -32,7 +39,8 @@ class BundleWriter:
     root: where to write files, until the end of the body; then they stand at `path`.
 
     A body that raises, KeyboardInterrupt included, leaves nothing behind and whatever stood at
-    `path` untouched. With `force` a bundle at `path` is replaced, other files never are.
+    `path` untouched. With `force` a bundle at `path` is replaced, with files that are not its own
+    beside them it never is.
 
     Raises BundleError when `path` is taken or being written by another process, and for every
     OSError that says that it cannot be written: no space, no permission, read-only.
@@ -44,7 +52,6 @@ class BundleWriter:
         self._target = Path(os.path.realpath(path))
         self._force = force
         self._finished = False
-        self._aside = self._target.with_name(f".{self._target.name}{REPLACED}")
         self.root = self._target.with_name(f".{self._target.name}{PARTIAL}")
 
     def __enter__(self) -> BundleWriter:
@@ -53,9 +60,7 @@ class BundleWriter:
                 self._refuse_taken()
                 self.root.parent.mkdir(parents=True, exist_ok=True)
                 self._lock = undo.enter_context(self._locked())
-                # What cannot be removed is the next writer's leftover; the error that brought us
-                # here is the one to tell.
-                undo.callback(shutil.rmtree, self.root, ignore_errors=True)
+                undo.callback(self._discard)
                 self._clear_leftovers()
                 self._refuse_taken()
             except OSError as error:
@@ -109,12 +114,21 @@ class BundleWriter:
                 "",
                 "replace it with --force, or choose another --output",
             )
-        if not ((target / MANIFEST).is_file() and (target / GRAPHS).is_dir()):
+        contents = BundleContents(target)
+        foreign = contents.foreign()
+        if not contents.listed:
             raise BundleError(
                 self._name,
                 "holds files and is no bundle, --force would delete them",
-                f"a directory with {MANIFEST} and {GRAPHS}/, or an empty one",
+                f"a directory whose {MANIFEST} lists graphs, or an empty one",
                 "choose another --output, or empty it yourself",
+            )
+        if foreign is not None:
+            raise BundleError(
+                self._name,
+                f"holds {foreign}, which is not the bundle's; --force would delete it",
+                f"what its {MANIFEST} lists, and engines",
+                "move it away, or choose another --output",
             )
 
     def _locked(self) -> IO[bytes]:
@@ -124,8 +138,9 @@ class BundleWriter:
         """
         while True:
             self.root.mkdir(exist_ok=True)
+            self._refuse_strange()
             try:
-                lock = (self.root / LOCK).open("wb")
+                lock = os.fdopen(os.open(self.root / LOCK, _LOCKING, 0o666), "wb")
             except FileNotFoundError:
                 continue  # its owner removed the directory just now
             try:
@@ -146,14 +161,34 @@ class BundleWriter:
                 raise
             lock.close()
 
-    def _is_lock(self, lock: IO[bytes]) -> bool:
+    def _refuse_strange(self) -> None:
+        """Raise BundleError when the partial directory is none that a writer left."""
+        left = not any(self.root.iterdir()) or (self.root / LOCK).exists()
+        if self.root.is_symlink() or not left:
+            got = f"{self.root} is in the way and nothing an export left"
+            raise BundleError(self._name, got, "", "move it away, or choose another --output")
+
+    def _is_lock(self, lock: IO[bytes], folder: Path | None = None) -> bool:
+        """Whether `lock` is the lock file in `folder`, or in the partial directory."""
         try:
-            return os.path.samestat(os.fstat(lock.fileno()), (self.root / LOCK).stat())
+            found = ((folder or self.root) / LOCK).stat()
         except FileNotFoundError:
             return False
+        return os.path.samestat(os.fstat(lock.fileno()), found)
 
-    def _clear_leftovers(self) -> None:
-        """What killed writers left is gone; a bundle they had moved aside is back in place."""
+    def _discard(self) -> None:
+        """The partial directory is gone, unless it became the bundle and the name is free or taken.
+
+        What cannot be removed is the next writer's leftover; the error that brought us here is the
+        one to tell.
+        """
+        if self._is_lock(self._lock):
+            with suppress(OSError):
+                self._empty()
+                shutil.rmtree(self.root)
+
+    def _empty(self) -> None:
+        """The partial directory holds its lock alone, by which the next writer knows it."""
         for leftover in self.root.iterdir():
             if leftover.name == LOCK:
                 continue
@@ -161,14 +196,26 @@ class BundleWriter:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink()
-        self._restore()
-        if self._aside.exists():
-            shutil.rmtree(self._aside)
 
-    def _restore(self) -> None:
-        """A bundle that was moved aside is back in place if nothing has taken it."""
-        if self._aside.exists() and not self._target.exists():
-            self._aside.rename(self._target)
+    def _clear_leftovers(self) -> None:
+        """What killed writers left is gone; a bundle they had moved aside is back in place."""
+        self._empty()
+        aside = moved_aside(self._target)
+        if aside and not self._target.exists():
+            aside[max(aside)].rename(self._target)
+        self._clear_aside()
+
+    def _clear_aside(self) -> None:
+        """Bundles that were moved aside are gone, but for those that somebody has open.
+
+        Files that are not theirs stay. Raises OSError.
+        """
+        for aside in moved_aside(self._target).values():
+            if aside.is_symlink() or not aside.is_dir():
+                continue
+            with ExitStack() as held:
+                if all(_held(place, held) for place in (aside, aside / LOCK) if place.exists()):
+                    BundleContents(aside).remove()
 
     def _publish(self) -> None:
         """The partial directory stands at the target, on disk."""
@@ -177,17 +224,41 @@ class BundleWriter:
                 _sync(Path(folder, name))
             _sync(Path(folder))
         self._refuse_taken()
-        try:
-            if self._target.exists():
-                self._target.rename(self._aside)
+        if self._target.exists():
+            self._replace()
+        else:
             self.root.rename(self._target)
-        except BaseException:
-            self._restore()
-            raise
         (self._target / LOCK).unlink()
         _sync(self._target.parent)
-        if self._aside.exists():
-            shutil.rmtree(self._aside)
+        try:
+            self._clear_aside()
+        except OSError as error:
+            raise BundleError(
+                self._name,
+                f"is written, but what it replaced cannot be deleted ({error.strerror})",
+                "",
+                f"delete {error.filename or 'it'} yourself",
+            ) from error
+
+    def _replace(self) -> None:
+        """The partial directory stands at the target, and what stood there is moved aside."""
+        number = max(moved_aside(self._target), default=-1) + 1
+        name = f".{self._target.name}{REPLACED}" + (f"-{number}" if number else "")
+        aside = self._target.with_name(name)
+        try:
+            # First, so that nobody takes the old bundle for a partial one.
+            self.root.rename(aside)
+            if exchange(aside, self._target):
+                return
+            aside.rename(self.root)
+            self._target.rename(aside)
+            self.root.rename(self._target)
+        except BaseException:
+            if self._is_lock(self._lock, aside):
+                aside.rename(self.root)
+            elif aside.exists() and not self._target.exists():
+                aside.rename(self._target)
+            raise
 
     def _is_ours(self, error: OSError) -> bool:
         """Whether the body's `error` is about writing the bundle, not about reading its sources."""
@@ -200,6 +271,20 @@ class BundleWriter:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             mend = f"free space there, or {mend}"
         return BundleError(self._name, f"cannot be written ({reason})", "", mend)
+
+
+def _held(place: Path, held: ExitStack) -> bool:
+    """Whether nobody else holds a lock on `place`; until `held` ends nobody can take one."""
+    descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    held.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
 
 
 def _sync(path: Path) -> None:

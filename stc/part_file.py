@@ -19,7 +19,9 @@ from typing import BinaryIO
 PART = ".stc-part"
 _MOST_OF_A_NAME = 200
 """Bytes of 255, so that a part's own name is no longer than file systems take."""
-_NAME = re.compile(rf"\..+\.[0-9a-f]{{8}}{re.escape(PART)}")
+_NAME = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}{re.escape(PART)}")
+_FORMER_NAME = re.compile(r"\.(.+)\.([0-9]+)\.part")
+"""Of version 0.1.0: with the process that wrote it, and without a lock."""
 
 
 @contextmanager
@@ -42,6 +44,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def part_of(name: str) -> str | None:
+    """The name of the file of which a file called `name` is a part; None when it is no part."""
+    part = _NAME.fullmatch(name) or _FORMER_NAME.fullmatch(name)
+    return part[1] if part else None
 
 
 def _new_part(path: Path) -> tuple[Path, BinaryIO]:
@@ -71,15 +79,12 @@ def _sweep(path: Path) -> None:
 
 
 def _is_of_the_dead(name: str, of: str) -> bool:
-    """Whether `name` is a part of the file `of` that a process of version 0.1.0 left.
-
-    Its parts were called `.NAME.PID.part` and had no lock.
-    """
-    process = re.fullmatch(rf"\.{re.escape(of)}\.([0-9]+)\.part", name)
-    if process is None:
+    """Whether `name` is a part of the file `of` that a process of version 0.1.0 left."""
+    part = _FORMER_NAME.fullmatch(name)
+    if part is None or part[1] != of:
         return False
     try:
-        os.kill(int(process[1]), 0)
+        os.kill(int(part[2]), 0)
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):

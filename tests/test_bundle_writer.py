@@ -86,11 +86,17 @@ def test_exception_leaves_everything_as_it_was(
     assert [path.name for path in place.parent.iterdir()] == ["tiny"] * standing
 
 
-@pytest.mark.parametrize("moves", [1, 2])
+def cannot_exchange(_one: Path, _other: Path) -> bool:
+    """Stands for `stc.exchange.exchange` where directories cannot change places at once."""
+    return False
+
+
+@pytest.mark.parametrize("moves", [1, 2, 3, 4])
 def test_interrupt_while_replacing_leaves_the_old_bundle(
     place: Path, monkeypatch: pytest.MonkeyPatch, moves: int
 ) -> None:
     write_bundle(place)
+    monkeypatch.setattr("stc.bundle_writer.exchange", cannot_exchange)
     before = snapshot(place.parent)
     rename, calls = Path.rename, []
 
@@ -119,8 +125,10 @@ def test_bundle_in_place_is_kept_without_force(place: Path) -> None:
 
 def test_bundle_in_place_is_replaced_with_force(place: Path) -> None:
     write_bundle(place)
-    (place / "engines").mkdir()
-    (place / "engines" / "old.engine").write_bytes(b"of the old graphs")
+    engines = place / "engines" / "sm89"
+    engines.mkdir(parents=True)
+    (engines / "old.engine").write_bytes(b"of the old graphs")
+    (engines / "engines.json").write_text('{"engines": {"old.engine": {}}}')
     write_bundle(place, force=True, salt=b"new")
     Bundle.open(place)
     assert snapshot(place)["config.json"] == FILES["config.json"] + b"new"
@@ -129,7 +137,7 @@ def test_bundle_in_place_is_replaced_with_force(place: Path) -> None:
 
 def test_damaged_bundle_is_replaced_with_force(place: Path) -> None:
     write_bundle(place)
-    (place / "manifest.json").write_bytes(b"{")
+    (place / "config.json").write_bytes(b"altered")
     (place / "graphs" / "embed.onnx").unlink()
     Bundle.open(write_bundle(place, force=True))
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stc.engines.library import LIST, Acceptance, Chain, EngineEntry, EngineLibrary, Stamp
+from stc.engine_folder import LIST
+from stc.engines.library import Acceptance, Chain, EngineEntry, EngineLibrary, Stamp
 from stc.errors import EngineError
 
 CONTENT = memoryview(b"engine" * 100)
@@ -118,10 +119,11 @@ def test_a_lock_clears_what_a_killed_build_left_half_written(tmp_path: Path) -> 
     assert (library.folder / "embed.engine").exists()
 
 
-def test_sweeping_removes_engines_outside_the_list_and_no_others(tmp_path: Path) -> None:
-    library, _ = filled(tmp_path)
-    stray = library.folder / "stray.engine"
-    stray.write_bytes(b"stray")
+def test_sweeping_removes_what_a_killed_build_never_finished_and_no_others(tmp_path: Path) -> None:
+    library, entry = filled(tmp_path)
+    for name in ("stray.engine", "unfinished.engine"):
+        (library.folder / name).write_bytes(b"stray")
+    library.write({"embed.engine": entry}, unfinished={"embed.engine", "unfinished.engine"})
     library.sweep()
-    assert not stray.exists()
-    assert (library.folder / "embed.engine").exists()
+    found = {file.name for file in library.folder.glob("*.engine")}
+    assert found == {"embed.engine", "stray.engine"}

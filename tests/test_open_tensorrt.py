@@ -10,10 +10,10 @@ import pytest
 
 from stc.bundle import Bundle
 from stc.contracts import EMBED, SELECT
+from stc.engine_folder import LIST
 from stc.engines.cuda import Cuda, DeviceFacts, device_facts
 from stc.engines.flavour import Flavour, TensorRt
 from stc.engines.library import (
-    LIST,
     Acceptance,
     Chain,
     EngineEntry,

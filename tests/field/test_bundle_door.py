@@ -1,0 +1,254 @@
+"""What is opened of a bundle is what was verified, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stc.bundle import Bundle
+from stc.bundle_writer import BundleWriter
+from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
+from stc.errors import BundleError, StcError
+from stc.manifest import Manifest
+from tests.field.resigned import edit_manifest, resign, resign_as
+from tests.tiny_bundle import write_bundle
+
+onnx = pytest.importorskip("onnx")
+GRAPH = "embed"
+
+
+@pytest.fixture
+def demo(demo_bundle: Path, tmp_path: Path) -> Path:
+    """A demo bundle of the test's own."""
+    return Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+
+
+def edit_graph(bundle: Path, change: Callable[[Any], None], name: str = GRAPH) -> None:
+    """Graph `name` of `bundle` was changed, and the bundle signed again."""
+    file = bundle / "graphs" / f"{name}.onnx"
+    model = onnx.load(file, load_external_data=False)
+    change(model)
+    file.write_bytes(model.SerializeToString())
+    resign(bundle)
+
+
+def external(model: Any) -> Any:
+    """The first tensor that lies in another file, by the entries that say where."""
+    tensors = (tensor for tensor in model.graph.initializer if tensor.external_data)
+    return {entry.key: entry for entry in next(tensors).external_data}
+
+
+def load(bundle: Path, name: str = GRAPH) -> None:
+    OnnxRuntimeBackend(Bundle.open(bundle)).load(name)
+
+
+def refusal(bundle: Path, name: str = GRAPH) -> str:
+    """The one line that opening `bundle` and loading graph `name` ends in."""
+    with pytest.raises(StcError) as caught:
+        load(bundle, name)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_weights_in_a_file_the_manifest_does_not_list_are_not_opened(demo: Path) -> None:
+    """A graph of a signed bundle names another weights file: refused, the tensor and file named."""
+    shutil.copy(demo / "graphs/weights.bin", demo / "graphs/unlisted.bin")
+    edit_graph(demo, lambda model: setattr(external(model)["location"], "value", "unlisted.bin"))
+    line = refusal(demo)
+    assert "graphs/embed.onnx: tensor" in line
+    assert "lies in 'unlisted.bin', expected a file that the manifest lists" in line
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "../config.json",
+        "/etc/hostname",
+        "./weights.bin",
+        "../graphs/weights.bin",
+        "weights.bin/",
+        "",
+        "*/_ORT_MEM_ADDR_/*",
+    ],
+)
+def test_weights_are_named_as_listed_and_in_no_other_way(demo: Path, location: str) -> None:
+    """Paths out of the bundle, round about, and a memory address: none is handed on."""
+    edit_graph(demo, lambda model: setattr(external(model)["location"], "value", location))
+    assert "expected a file that the manifest lists" in refusal(demo)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("offset", "999999999999"),
+        ("offset", "-4096"),
+        ("offset", "1e3"),
+        ("offset", "9" * 400),
+        ("length", "999999999999"),
+        ("length", "1"),
+        ("length", "0"),
+    ],
+)
+def test_weights_beyond_their_file_are_refused(demo: Path, key: str, value: str) -> None:
+    """A listed file with a place it does not have: refused before anything maps it."""
+    edit_graph(demo, lambda model: setattr(external(model)[key], "value", value))
+    assert "graphs/embed.onnx: tensor" in refusal(demo)
+
+
+def test_a_companion_that_is_not_listed_is_not_opened(demo: Path, tmp_path: Path) -> None:
+    """tokenizer.json, taken off the list and made a link out of the bundle, stays closed."""
+    outside = tmp_path / "secret.json"
+    outside.write_text("{}")
+    edit_manifest(
+        demo,
+        lambda document: document.update(
+            files=[file for file in document["files"] if file["path"] != "tokenizer.json"]
+        ),
+    )
+    (demo / "tokenizer.json").unlink()
+    (demo / "tokenizer.json").symlink_to(outside)
+    bundle = Bundle.open(demo)
+    assert "tokenizer.json" not in bundle.companions()
+    with pytest.raises(BundleError, match=r"tokenizer\.json: is not listed in the manifest"):
+        bundle.read("tokenizer.json")
+
+
+@pytest.mark.parametrize("path", ["graphs/weights.bin", "graphs/embed.onnx"])
+def test_what_is_altered_after_opening_is_not_used(demo: Path, path: str) -> None:
+    """A file copied over while stc-run starts: refused, not run with other weights."""
+    opened = Bundle.open(demo)
+    content = bytearray((demo / path).read_bytes())
+    content[-1] ^= 1
+    (demo / path).write_bytes(content)
+    with pytest.raises(StcError, match=f"{path}: was altered"):
+        OnnxRuntimeBackend(opened).load(GRAPH)
+
+
+def test_what_is_altered_while_a_runtime_reads_it_is_not_used(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that change under ONNX Runtime as it loads a graph: the graph is refused."""
+    import onnxruntime
+
+    weights = demo / "graphs" / "weights.bin"
+    session = onnxruntime.InferenceSession
+
+    def altered(*arguments: Any, **options: Any) -> Any:
+        content = weights.read_bytes()
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        return session(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", altered)
+    with pytest.raises(StcError, match=r"weights\.bin: was altered"):
+        OnnxRuntimeBackend(Bundle.open(demo)).load(GRAPH)
+
+
+def test_weights_cut_short_after_opening_do_not_kill_the_process(demo: Path) -> None:
+    """A file truncated under a mapping is a bus error: it is looked at before it is mapped."""
+    opened = Bundle.open(demo)
+    os.truncate(demo / "graphs" / "weights.bin", 4096)
+    with pytest.raises(StcError, match=r"weights\.bin: is truncated"):
+        OnnxRuntimeBackend(opened).load(GRAPH)
+
+
+def test_touched_files_of_the_same_bytes_are_used(demo: Path) -> None:
+    """`touch` or a backup tool between opening and loading changes nothing that matters."""
+    opened = Bundle.open(demo)
+    for file in (demo / "graphs").iterdir():
+        file.touch()
+    OnnxRuntimeBackend(opened).load(GRAPH)
+
+
+@pytest.mark.parametrize("path", ["config.json", "manifest.json", "graphs/weights.bin"])
+def test_a_bundle_of_links_is_refused_with_the_copy_that_works(tmp_path: Path, path: str) -> None:
+    """A hub cache's snapshot links every file into blobs/: one line gives the copying command."""
+    made = write_bundle(tmp_path / "models--a--b" / "snapshots" / "0123")
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    shutil.move(made / path, blobs / "blob")
+    (made / path).symlink_to(os.path.relpath(blobs / "blob", (made / path).parent))
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(made)
+    line = str(caught.value)
+    assert f"{made / path}: leads to {blobs / 'blob'}, expected a file inside the bundle; " in line
+    assert f"cp -rL {made} " in line
+    command = line.partition("with: ")[2]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    Bundle.open(tmp_path / command.split()[-1])
+
+
+def test_graphs_of_a_bundle_that_was_replaced_are_loaded_as_they_were(demo: Path) -> None:
+    """Exported anew between opening and loading: the stream starts with the bundle it opened."""
+    opened = Bundle.open(demo)
+    with BundleWriter(demo, force=True) as writer:
+        (writer.root / "graphs").mkdir()
+        listed = json.loads((demo / "manifest.json").read_text())
+        kinds = ("graphs", "fused_graphs", "int4_graphs")
+        files = [graph["file"] for kind in kinds for graph in listed[kind].values()]
+        for file in [*files, *listed["files"]]:
+            (writer.root / file["path"]).write_bytes(b"of another model")
+        resign_as(writer.root, listed)
+        writer.finish(Manifest.model_validate(listed))
+    assert (demo / "graphs" / "weights.bin").read_bytes() == b"of another model"
+    for name in opened.manifest.graphs:
+        OnnxRuntimeBackend(opened).load(name)
+
+
+def test_a_bundle_on_read_only_media_opens(demo: Path) -> None:
+    """A bundle on a mounted image, or another user's: nothing is written, no lock is needed."""
+    for place in [demo, *demo.rglob("*")]:
+        place.chmod(place.stat().st_mode & ~0o222)
+    before = {place: place.stat().st_mtime_ns for place in demo.rglob("*")}
+    load(demo)
+    assert {place: place.stat().st_mtime_ns for place in demo.rglob("*")} == before
+
+
+TWELVE = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
+import sys
+from stc.bundle import Bundle
+from stc.bundle_writer import BundleWriter
+from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
+bundle = Bundle.open(sys.argv[1])
+engines = [OnnxRuntimeBackend(bundle).load(name) for name in bundle.manifest.graphs]
+print(len(engines))
+"""
+
+
+def test_twelve_descriptors_are_enough(demo_bundle: Path) -> None:
+    """A service with a low limit of open files opens a bundle and all of its graphs."""
+    done = subprocess.run(
+        [sys.executable, "-c", TWELVE, str(demo_bundle)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] != 12
+
+
+def test_a_closed_bundle_leaves_no_descriptor(tmp_path: Path) -> None:
+    """A program that opens bundles again and again does not run out of files."""
+    made = write_bundle(tmp_path / "tiny")
+
+    def held() -> int:
+        open_files = list(Path("/proc/self/fd").iterdir())
+        return sum(place.is_dir() and place.samefile(made) for place in open_files)
+
+    opened = Bundle.open(made)
+    assert held() == 1
+    for _ in range(20):
+        Bundle.open(made)
+    assert held() == 1
+    del opened
+    assert held() == 0

@@ -1,0 +1,172 @@
+"""What an ONNX file holds is read without `onnx`; a graph of another kind is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from stc.bundle import Bundle
+from stc.graph_check import GraphRefusedError, check_graph
+from stc.onnx_file import OnnxFileError, read_onnx
+from stc.operators import OPERATORS, GraphKind
+
+onnx = pytest.importorskip("onnx")
+helper, TensorProto = onnx.helper, onnx.TensorProto
+
+
+@pytest.mark.parametrize("kind", ["graphs", "fused_graphs", "int4_graphs"])
+def test_every_graph_that_is_exported_may_be_loaded(demo_bundle: Path, kind: GraphKind) -> None:
+    """The list that refuses is the list that exports: no graph of ours is refused."""
+    bundle = Bundle.open(demo_bundle)
+    for name in getattr(bundle.manifest, kind):
+        assert bundle.graph(name, kind).content
+
+
+def test_four_bit_graphs_may_be_loaded_and_only_as_such() -> None:
+    """MatMulNBits is let in where the manifest says four bits, and nowhere else."""
+    from tests.language_cases import language_case
+
+    bundle = language_case(int4=32).bundle
+    sizes = {Path(path).name: size for path, size in bundle.files.sizes.items()}
+    for name in bundle.manifest.int4_graphs:
+        graph = bundle.graph(name, "int4_graphs")
+        with pytest.raises(GraphRefusedError, match="MatMulNBits"):
+            check_graph(graph.content, "graphs", sizes)
+
+
+def test_no_list_has_an_operator_with_a_body_or_a_size_of_its_own() -> None:
+    """Loops, subgraphs and operators that make tensors of a told size are on none of the lists."""
+    told = {"Loop", "If", "Scan", "SequenceMap", "ConstantOfShape", "Range", "Expand", "Tile"}
+    for operators in OPERATORS.values():
+        assert not told & {name for _, name in operators}
+
+
+NAMES = st.sampled_from(["Add", "Mul", "Loop", "Odd", ""])
+DOMAINS = st.sampled_from(["", "com.microsoft", "my.own"])
+
+
+@st.composite
+def models(draw: st.DrawFn) -> Any:
+    """An ONNX model: nodes, tensors inside and outside, subgraphs, functions."""
+
+    def tensor(name: str) -> Any:
+        dims = draw(st.lists(st.integers(-2, 2**62), max_size=3))
+        made = TensorProto(name=name, data_type=draw(st.integers(0, 22)), dims=dims)
+        if draw(st.booleans()):
+            made.data_location = TensorProto.EXTERNAL
+            for key in draw(st.sets(st.sampled_from(["location", "offset", "length"]))):
+                made.external_data.add(key=key, value=draw(st.text(max_size=5)))
+        else:
+            made.raw_data = draw(st.binary(max_size=8))
+            made.float_data.extend(draw(st.lists(st.just(1.5), max_size=2)))
+            made.int64_data.extend(draw(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=2)))
+        return made
+
+    def graph(depth: int) -> Any:
+        nodes = []
+        for _ in range(draw(st.integers(0, 3))):
+            node = helper.make_node(draw(NAMES), ["a"], ["b"], domain=draw(DOMAINS), alpha=1.5)
+            if depth and draw(st.booleans()):
+                node.attribute.append(helper.make_attribute("body", graph(depth - 1)))
+            nodes.append(node)
+        tensors = [tensor(f"t{number}") for number in range(draw(st.integers(0, 2)))]
+        return helper.make_graph(nodes, "g", [], [], tensors)
+
+    model = helper.make_model(graph(2))
+    if draw(st.booleans()):
+        node = helper.make_node(draw(NAMES), ["a"], ["b"], domain=draw(DOMAINS))
+        model.functions.append(helper.make_function("f", "F", ["a"], ["b"], [node], []))
+    return model
+
+
+def seen_by_onnx(model: Any) -> tuple[set[tuple[str, str]], int, list[Any]]:
+    """Operators, nodes and tensors, as `onnx` reads them."""
+    graphs, nodes, tensors = [model.graph], [], []
+    while graphs:
+        graph = graphs.pop()
+        nodes += graph.node
+        tensors += graph.initializer
+        graphs += [one.g for node in graph.node for one in node.attribute if one.HasField("g")]
+    nodes += [node for one in model.functions for node in one.node]
+    return {(node.domain, node.op_type) for node in nodes}, len(nodes), tensors
+
+
+@given(models())
+@settings(max_examples=25, deadline=None)
+def test_what_is_read_of_a_model_is_what_onnx_reads(model: Any) -> None:
+    """The reader of the wire format and the library agree on every model there is."""
+    operators, nodes, tensors = seen_by_onnx(model)
+    found = read_onnx(model.SerializeToString())
+    assert (found.operators, found.nodes) == (operators, nodes)
+    assert bool(model.functions) == ("functions" in found.unusual)
+    expected = sorted(
+        (one.name, one.data_type, tuple(one.dims), one.data_location) for one in tensors
+    )
+    assert expected == sorted(
+        (one.name, one.data_type, one.shape, int(one.external is not None)) for one in found.tensors
+    )
+    external = [{pair.key: pair.value for pair in one.external_data} for one in tensors]
+    assert sorted(map(str, filter(None, external))) == sorted(
+        str(one.external) for one in found.tensors if one.external
+    )
+
+
+@given(st.data())
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_damaged_bytes_are_read_or_refused_and_nothing_else(data: st.DataObject) -> None:
+    """Whatever the bytes: facts, or the one error. Each byte is looked at a few times at most."""
+    body = helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "body", [], [])
+    loop = helper.make_node("Loop", ["", "always"], [], body=body)
+    tensor = helper.make_tensor("t", TensorProto.INT64, [2], [1, 2])
+    model = helper.make_model(helper.make_graph([loop], "g", [], [], [tensor]))
+    content = bytearray(model.SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    _read(bytes(content))
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=80, deadline=None)
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    """Noise in place of a graph."""
+    _read(content)
+
+
+def test_graphs_nested_without_end_are_refused() -> None:
+    """A graph in a node in a graph, a thousand deep: an error, no overflowing stack."""
+    graph = b""
+    for _ in range(1000):
+        attribute = _field(6, graph)
+        graph = _field(1, _field(5, attribute))
+    with pytest.raises(OnnxFileError, match="nested"):
+        read_onnx(_field(7, graph))
+
+
+def test_fields_that_two_readers_could_take_apart_are_refused() -> None:
+    """A second op_type, or one of another wire type, is read by nobody in two ways."""
+    node = _field(4, b"Add")
+    for doubtful in (node + _field(4, b"Loop"), node + bytes([4 << 3, 1])):
+        with pytest.raises(OnnxFileError):
+            read_onnx(_field(7, _field(1, doubtful)))
+
+
+def _field(number: int, content: bytes) -> bytes:
+    size, coded = len(content), b""
+    while size >= 0x80:
+        coded += bytes([size & 0x7F | 0x80])
+        size >>= 7
+    return bytes([number << 3 | 2]) + coded + bytes([size]) + content
+
+
+def _read(content: bytes) -> None:
+    try:
+        found = read_onnx(content)
+    except OnnxFileError as error:
+        assert "\n" not in str(error)
+    else:
+        assert found.nodes <= len(content)
