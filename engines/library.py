@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shlex
 import stat
 from collections.abc import Iterable, Iterator

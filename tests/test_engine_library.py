@@ -110,12 +110,12 @@ def test_only_one_build_writes_a_library(tmp_path: Path) -> None:
         pass
 
 
-def test_a_lock_clears_what_a_killed_build_left_half_written(tmp_path: Path) -> None:
-    library, _ = filled(tmp_path)
-    leftover = library.folder / ".embed.engine.1.part"
+def test_writing_clears_what_a_killed_build_left_half_written(tmp_path: Path) -> None:
+    library, entry = filled(tmp_path)
+    leftover = library.folder / ".embed.engine.0123abcd.stc-part"
     leftover.write_bytes(b"half")
-    with library.locked():
-        assert not leftover.exists()
+    library.write({"embed.engine": entry})
+    assert not leftover.exists()
     assert (library.folder / "embed.engine").exists()
 
 
