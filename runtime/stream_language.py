@@ -29,6 +29,8 @@ from stc.runtime.sampling import GREEDY, Sampler, Sampling
 
 MOST_NEW_TOKENS = 128
 """Text tokens of an answer, unless the caller says otherwise."""
+MOST_TOGETHER = 10_000
+"""Frames of one language call."""
 MOST_WAITING = 64
 """Frames that may wait for an answer's end; one more ends it."""
 MOST_CALLS = 4

@@ -18,12 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import from_json
 
 import stc
 from stc.conformity import check_conformity
 from stc.errors import BundleError, SettingsError
-from stc.manifest import MANIFEST, SCHEMA_VERSION, FileEntry, Manifest, Provenance, Weights
+from stc.manifest import (
+    MANIFEST,
+    MOST_MANIFEST_BYTES,
+    SCHEMA_VERSION,
+    FileEntry,
+    Manifest,
+    Provenance,
+    Weights,
+    first_mistake,
+)
 
 PARTIAL = ".stc-partial"
 """How the name of a directory ends in which a bundle is still being written."""
@@ -124,7 +133,7 @@ def export_again(root: Path, made: Provenance | None = None) -> str:
         words.append(made.model)
         source: dict[Weights, list[str]] = {
             "checkpoint": ["--checkpoint", made.checkpoint],
-            "random": ["--random-weights", made.checkpoint.split()[0].removeprefix("llava-ov-")],
+            "random": ["--random-weights", made.checkpoint.partition(" ")[0].removeprefix("llava-ov-")],
             "demo": [],
         }
         words += [*source[made.weights], "--precision", made.precision]
@@ -146,10 +155,14 @@ def _read_manifest(root: Path) -> Manifest:
         if not file.is_file():
             got = f"is not a bundle, it has no {MANIFEST}"
             raise BundleError(root, got, "", "pass a directory of stc-export, or copy it again")
-        content = file.read_bytes()
+        with file.open("rb") as stream:
+            content = stream.read(MOST_MANIFEST_BYTES + 1)
     except OSError as error:
         mend = "make it readable"
         raise BundleError(file, f"cannot be read ({error.strerror})", "", mend) from error
+    if len(content) > MOST_MANIFEST_BYTES:
+        expected = f"at most {MOST_MANIFEST_BYTES:,}"
+        raise BundleError(file, "has too many bytes", expected, export_again(root))
     try:
         document = from_json(content)
     except ValueError as error:
@@ -165,10 +178,10 @@ def _read_manifest(root: Path) -> Manifest:
             f"upgrade stc, or {mend}",
         )
     try:
-        manifest = Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(content, strict=True)
         _ = manifest.default_settings  # asked for here, so that no command trips over it later
     except ValidationError as error:
-        raise BundleError(file, _first(error.errors()[0], error.error_count()), "", mend) from error
+        raise BundleError(file, first_mistake(error), "", mend) from error
     except SettingsError as error:
         raise BundleError(file, f"default settings: {error}", "", mend) from error
     check_conformity(manifest, file, mend)
@@ -183,15 +196,6 @@ def _provenance(document: object) -> Provenance | None:
         return Provenance.model_validate(document.get("provenance"))
     except ValidationError:
         return None
-
-
-def _first(error: ErrorDetails, count: int) -> str:
-    """The first of `count` mistakes in a manifest, in one line."""
-    place = ".".join(map(str, error["loc"])) or "the document"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    more = f" (and {count - 1} more)" if count > 1 else ""
-    return f"{place}: {message}{more}"
 
 
 def _verify_size(root: Path, entry: FileEntry, mend: str) -> None:
