@@ -23,7 +23,9 @@ class Question:
 
     def __post_init__(self) -> None:
         if self.at_s is not None:
-            at_s = real("Question.at_s", self.at_s, "a finite number of seconds, 0 or more", least=0)
+            at_s = real(
+                "Question.at_s", self.at_s, "a finite number of seconds, 0 or more", least=0
+            )
             object.__setattr__(self, "at_s", at_s)
 
 

@@ -131,9 +131,10 @@ def export_again(root: Path, made: Provenance | None = None) -> str:
         words.append("MODEL")
     else:
         words.append(made.model)
+        size = made.checkpoint.partition(" ")[0]
         source: dict[Weights, list[str]] = {
             "checkpoint": ["--checkpoint", made.checkpoint],
-            "random": ["--random-weights", made.checkpoint.partition(" ")[0].removeprefix("llava-ov-")],
+            "random": ["--random-weights", size.removeprefix("llava-ov-")],
             "demo": [],
         }
         words += [*source[made.weights], "--precision", made.precision]

@@ -250,7 +250,9 @@ class Provenance(_Entry):
     checkpoint: _Text = Field(description="name of the checkpoint")
     weights: Weights = Field(description="where the weights came from")
     stc_version: _Name
-    versions: dict[_Name, _Name] = Field(max_length=64, description="torch, transformers, onnx, ...")
+    versions: dict[_Name, _Name] = Field(
+        max_length=64, description="torch, transformers, onnx, ..."
+    )
     opset: int = Field(gt=0, le=1000)
     precision: Precision
 

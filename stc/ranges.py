@@ -11,7 +11,7 @@ import operator
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,7 +31,7 @@ _Word = TypeVar("_Word", bound=str)
 
 def whole(
     subject: object,
-    value: object,
+    value: Any,
     *,
     least: int,
     most: int,
@@ -41,12 +41,12 @@ def whole(
 
     Raises `error` about `subject` unless it is one from `least` to `most`.
     """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, SupportsIndex):
-        raise error(subject, f"got {shown(value)}", "a whole number")
     try:
         number = operator.index(value)
-    except TypeError as cause:  # an array of several, say
+    except TypeError as cause:
         raise error(subject, f"got {shown(value)}", "a whole number") from cause
+    if isinstance(value, (bool, np.bool_)):
+        raise error(subject, f"got {shown(value)}", "a whole number")
     if not least <= number <= most:
         raise error(subject, f"got {shown(number)}", f"at least {least} and at most {most}")
     return number
