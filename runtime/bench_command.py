@@ -21,7 +21,8 @@ from stc.bundle import Bundle
 from stc.command import Console
 from stc.engines.plan import context_rows
 from stc.errors import SettingsError
-from stc.ranges import MOST_COUNT, whole
+from stc.manifest import MOST_POSITIONS
+from stc.ranges import MOST_COUNT, shown, whole
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
 from stc.runtime.bench_prefill import PrefillBench
@@ -86,8 +87,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _bench(flags: argparse.Namespace) -> int:
     whole("--frames", flags.frames, least=1, most=MOST_COUNT)
-    if flags.context is not None and not (flags.prefill and flags.context > 0):
-        raise SettingsError("--context", f"got {flags.context}", "--prefill, and at least 1")
+    if flags.context is not None:
+        if not flags.prefill:
+            raise SettingsError("--context", f"got {shown(flags.context)}", "--prefill beside it")
+        whole("--context", flags.context, least=1, most=MOST_POSITIONS)
     if flags.int4 and not flags.prefill:
         raise SettingsError("--int4", "given", "--prefill beside it: the tower has no such graphs")
     if "int4" in (flags.against or ()) and (flags.int4 or not flags.prefill):

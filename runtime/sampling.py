@@ -49,7 +49,9 @@ class Sampler:
         """The next token by `logits` [V]; of equals the lower id, when greedy."""
         if self._sampling.temperature == 0.0:
             return int(logits.argmax())
-        powers = np.exp((logits.astype(np.float64) - logits.max()) / self._sampling.temperature)
+        below = logits.astype(np.float64) - logits.max()
+        with np.errstate(over="ignore"):  # next to 0 only the likeliest token keeps a share
+            powers = np.exp(below / self._sampling.temperature)
         if self._sampling.top_p == 1.0:
             return self._draw(powers)
         ids, shares = nucleus(powers, self._sampling.top_p)

@@ -131,7 +131,7 @@ class StreamLanguage:
             self._answer = answer
             return answer
 
-    def check(self, question: str) -> NDArray[np.int64]:
+    def check(self, question: object) -> NDArray[np.int64]:
         """The text tokens of `question`.
 
         Raises LanguageError when it could not be asked whatever is remembered.

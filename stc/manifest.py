@@ -127,7 +127,10 @@ class VisionSpec(_Entry):
             )
         for mean, std in zip(self.image_mean, self.image_std, strict=True):
             if max(abs(mean), abs(255 * self.rescale_factor - mean)) > MOST_PIXEL * std:
-                raise ValueError(f"pixel values beyond {MOST_PIXEL:g} by its mean, std and factor")
+                raise ValueError(
+                    f"image_mean {mean:g}, image_std {std:g} and rescale_factor "
+                    f"{self.rescale_factor:g} make pixel values beyond {MOST_PIXEL:g}"
+                )
         return self
 
     @property

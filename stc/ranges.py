@@ -55,12 +55,12 @@ def whole(
 def whole_fields(settings: object, ranges: Mapping[str, tuple[int, int]]) -> None:
     """The fields that `ranges` names, each with its least and its most, are ints in their range.
 
-    `settings` is a dataclass that is being made, frozen or not; a field may be None where nothing
-    was asked for. Raises SettingsError naming the field's flag.
+    `settings` is a dataclass that is being made, frozen or not; a field may be None whose default
+    that is. Raises SettingsError naming the field's flag.
     """
     for name, (least, most) in ranges.items():
         value = getattr(settings, name)
-        if value is not None:
+        if value is not None or getattr(type(settings), name) is not None:
             number = whole(flag_of(name), value, least=least, most=most)
             object.__setattr__(settings, name, number)
 
@@ -85,7 +85,7 @@ def real(
     try:
         number = float(value)
     except OverflowError:
-        number = math.copysign(math.inf, value)
+        number = math.inf if value > 0 else -math.inf
     if not (least <= number <= most and above < number):
         raise error(subject, f"got {shown(value)}", expected)
     return number
