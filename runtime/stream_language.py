@@ -104,8 +104,12 @@ class StreamLanguage:
         asked_at = time.perf_counter()
         most = whole("--max-new-tokens", max_new_tokens, least=1, most=MOST_COUNT)
         if not isinstance(sampling, Sampling):
-            mend = "such as Sampling(temperature=0.7)"
-            raise SettingsError("sampling", f"got {shown(sampling)}", "a Sampling", mend)
+            raise SettingsError(
+                "sampling",
+                f"got {shown(sampling)}",
+                "a stc.runtime.sampling.Sampling",
+                "make one with Sampling(temperature=0.7)",
+            )
         prompt, ids = self._prompted(), self.check(question)
         with self._lock:
             self.model.backend.refuse_closed()

@@ -67,7 +67,7 @@ def whole_fields(settings: object, ranges: Mapping[str, tuple[int, int]]) -> Non
 
 def real(
     subject: object,
-    value: object,
+    value: Any,
     expected: str,
     *,
     least: float = -math.inf,

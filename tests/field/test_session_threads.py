@@ -115,7 +115,7 @@ def in_order(reports: list[FrameReport]) -> list[FrameReport]:
 
 
 def check_serial(session: StreamSession, gate: Gate, twin: StreamSession, two: list[Frame]) -> None:
-    """Two frames pushed by two threads, the second while the first is computed, equal the twin's."""
+    """Two frames of two threads, one pushed while the other is computed, equal the twin's."""
     frames = {frame.time_s: frame for frame in two}
     reports: list[FrameReport] = []
     together = Together()
@@ -299,7 +299,12 @@ def test_an_answer_is_cancelled_and_superseded_while_it_is_read() -> None:
     together = Together()
     for _ in range(3):
         together.start(lambda: [list(stream.ask(QUESTION, 8)) for _ in range(5)])
-    together.start(lambda: [stream.ask(QUESTION, 8).cancel() for _ in range(5)])
+
+    def cancel() -> None:
+        for _ in range(5):
+            stream.ask(QUESTION, 8).cancel()
+
+    together.start(cancel)
     together.join()
     answer = stream.ask(QUESTION, 8)
     alone = open_stream_language(bundle, OnnxRuntimeBackend(bundle), MemorySettings(), POOLED)

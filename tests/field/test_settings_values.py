@@ -125,7 +125,8 @@ def test_only_a_wait_may_be_infinite(made: Made, field: str, value: float) -> No
 
 def test_numpys_and_pythons_real_numbers_are_taken() -> None:
     """A ratio computed as float32, float64 or a fraction: taken as the float it is."""
-    for value in (np.float32(0.25), np.float64(0.25), Fraction(1, 4)):
+    values: list[Any] = [np.float32(0.25), np.float64(0.25), Fraction(1, 4)]
+    for value in values:
         settings = Settings(recompute_ratio=value)
         assert type(settings.recompute_ratio) is float
         assert settings == Settings(recompute_ratio=0.25)
