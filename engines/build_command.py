@@ -30,6 +30,10 @@ from stc.engines.plan import CONTEXTS, EngineSpec, choose_buckets, plan_engines
 from stc.engines.preflight import Demand, check_fits, copies_of, told_elsewhere
 from stc.engines.targets import JOINED, TARGETS, THIS_DEVICE, Target, joined_name, parse_targets
 from stc.errors import EngineError, SettingsError
+from stc.ranges import whole
+
+MOST_JOBS = 1024
+"""Builders at once, beyond any machine."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,8 +75,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _build(flags: argparse.Namespace) -> int:
-    if flags.jobs is not None and flags.jobs < 1:
-        raise SettingsError("--jobs", f"got {flags.jobs}", "at least 1")
+    if flags.jobs is not None:
+        whole("--jobs", flags.jobs, least=1, most=MOST_JOBS)
     start = time.perf_counter()
     device, why_not = _device()
     targets = _targets(flags.target, device, why_not)

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from stc.errors import EngineError
+
 Tensor = Any
 
 
@@ -75,6 +77,15 @@ class Backend(Protocol):
     def close(self) -> None:
         """What it holds on its device is given back; engines and tensors are of no use any more."""
         ...
+
+    def refuse_closed(self) -> None:
+        """Raise EngineError when it was closed, and DeviceError when its device is gone."""
+        ...
+
+
+def is_closed(backend: str) -> EngineError:
+    """What there is to say of the backend of that name once it was closed."""
+    return EngineError(backend, "is closed", "", "open the tower again")
 
 
 def lock_of(backend: Backend) -> AbstractContextManager[Any]:

@@ -21,7 +21,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -30,7 +30,14 @@ from stc.engine_folder import ENGINES, LIST, LOCK, is_engine_name
 from stc.engines.flavour import Flavour
 from stc.engines.targets import THIS_DEVICE
 from stc.errors import EngineError
-from stc.manifest import GRAPHS, FileEntry, Precision
+from stc.manifest import (
+    GRAPHS,
+    MOST_BYTES,
+    MOST_POSITIONS,
+    FileEntry,
+    Precision,
+    first_mistake,
+)
 from stc.part_file import replacing
 
 LIST_SCHEMA: Final = 1
@@ -38,39 +45,49 @@ _LOCKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _BUILD = "build again with stc-build"
 
 
+MOST_LIST_BYTES: Final = 4 << 20
+"""Of a list: ten times that of the largest model."""
+
+_Size = Annotated[int, Field(gt=0, le=MOST_POSITIONS)]
+_Likeness = Annotated[float, Field(ge=-1.01, le=1.01)]
+_Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
 class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Stamp(_Entry):
     """What an engine was built from and for. Engines of equal stamps stand for one another."""
 
-    graph: str
-    graph_sha256: str = Field(description="of the graph's file")
-    weights_sha256: str = Field(description="of the bundle's weight files together")
+    graph: _Name
+    graph_sha256: _Name = Field(description="of the graph's file")
+    weights_sha256: _Name = Field(description="of the bundle's weight files together")
     flavour: Flavour
-    version: str = Field(description="of the flavour's library")
-    targets: tuple[str, ...]
+    version: _Name = Field(description="of the flavour's library")
+    targets: tuple[_Name, ...] = Field(min_length=1, max_length=64)
     precision: Precision
-    profiles: tuple[dict[str, int], ...] = Field(description="sizes of free axes, per profile")
-    baked: int | None = Field(description="the value of the graph's count")
+    profiles: tuple[dict[_Name, _Size], ...] = Field(
+        min_length=1, max_length=64, description="sizes of free axes, per profile"
+    )
+    baked: _Size | None = Field(description="the value of the graph's count")
 
 
 class Acceptance(_Entry):
     """How an engine compared with ONNX Runtime on equal inputs, on the device it runs on."""
 
     passed: bool
-    min_cosine: float = Field(description="of a token, over all outputs; NaN counts as -1")
-    outputs: dict[str, float] = Field(description="the same, per output")
-    relative_l2: float = Field(0.0, description="the largest of all outputs")
-    device: str = Field(description="that GPU's name")
+    min_cosine: _Likeness = Field(description="of a token, over all outputs; NaN counts as -1")
+    outputs: dict[_Name, _Likeness] = Field(max_length=64, description="the same, per output")
+    relative_l2: float = Field(0.0, ge=0, description="the largest of all outputs")
+    device: _Name = Field(description="that GPU's name")
 
 
 class Chain(_Entry):
     """How the whole tower compared with ONNX Runtime."""
 
-    cosine: float = Field(description="the lowest of a token, after the projector")
-    device: str = Field(description="the GPU's name")
+    cosine: _Likeness = Field(description="the lowest of a token, after the projector")
+    device: _Name = Field(description="the GPU's name")
 
 
 class EngineEntry(_Entry):
@@ -78,9 +95,11 @@ class EngineEntry(_Entry):
 
     stamp: Stamp
     file: FileEntry = Field(description="path from the folder of the list")
-    build_s: float
+    build_s: float = Field(ge=0, le=1e9)
     wide_attention: bool = Field(False, description="attention's products were made float32")
-    workspace_bytes: int | None = Field(None, description="scratch memory; None: not loaded yet")
+    workspace_bytes: int | None = Field(
+        None, ge=0, le=MOST_BYTES, description="scratch memory; None: not loaded yet"
+    )
     acceptance: Acceptance | None = Field(None, description="None: not compared yet")
 
     def accepted_on(self, device: str | None) -> Acceptance | None:
@@ -242,16 +261,23 @@ class EngineLibrary:
 
     def _list(self) -> _List:
         file = self.folder / LIST
+        mend = f"delete {self.folder} and {_BUILD}"
         try:
             place = self.file(LIST)
             if place.exists() and not place.is_file():
                 raise EngineError(file, "is no file", "", f"remove it and {_BUILD}")
-            return _List.model_validate_json(place.read_bytes())
+            with place.open("rb") as stream:
+                content = stream.read(MOST_LIST_BYTES + 1)
+            if len(content) > MOST_LIST_BYTES:
+                raise EngineError(file, "has too many bytes", f"at most {MOST_LIST_BYTES:,}", mend)
+            return _List.model_validate_json(content, strict=True)
         except FileNotFoundError:
             return _List(engines={})
-        except (OSError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
-            mend = f"delete {self.folder} and {_BUILD}"
+        except ValidationError as error:
+            reason = first_mistake(error)
+            raise EngineError(file, f"cannot be read ({reason})", "", mend) from error
+        except OSError as error:
+            reason = error.strerror or str(error)
             raise EngineError(file, f"cannot be read ({reason})", "", mend) from error
 
     @contextmanager

@@ -26,7 +26,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from stc.bundle import Bundle
 from stc.contracts import HEAD, TEXT_EMBED
-from stc.engines.engine import Engine, Tensor
+from stc.engines.engine import Engine, Tensor, is_closed
 from stc.errors import EngineError
 from stc.operators import GraphKind
 
@@ -143,6 +143,7 @@ class OnnxRuntimeBackend:
             self._own = ("fused_graphs",)
         _share_arena()
         self.name = f"onnxruntime-{device}"
+        self._closed = False
         self._bundle = bundle
         self._device = device
         with _told(f"device {device}", "cannot be used", _INSTALL_CUDA):
@@ -203,7 +204,12 @@ class OnnxRuntimeBackend:
         return _told(f"tensor {list(shape)}", f"cannot be held or copied by {self.name}", mend)
 
     def close(self) -> None:
-        """Nothing: sessions and tensors go when nobody holds them any more."""
+        """No session computes any more. What it held goes when nobody holds it any more."""
+        self._closed = True
+
+    def refuse_closed(self) -> None:
+        if self._closed:
+            raise is_closed(self.name)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from stc import cacher, contracts, pruner
 from stc.contracts import Contract
-from stc.engines.engine import Engine, Tensor
+from stc.engines.engine import Engine, Tensor, is_closed
 from stc.errors import EngineError
 from stc.settings import SCORINGS, Scoring
 from stc.tower_weights import ProjectorWeights, TowerWeights
@@ -52,6 +52,7 @@ class OracleBackend:
     name = "oracle"
 
     def __init__(self, tower: TowerWeights, projector: ProjectorWeights) -> None:
+        self._closed = False
         self._contracts = contracts.vision_graphs(len(tower.blocks))
         self._graphs: dict[str, Graph] = {
             contracts.EMBED: lambda pixels: (cacher.embed(tower.embed, pixels),),
@@ -89,6 +90,11 @@ class OracleBackend:
 
     def close(self) -> None:
         self._graphs.clear()
+        self._closed = True
+
+    def refuse_closed(self) -> None:
+        if self._closed:
+            raise is_closed(self.name)
 
 
 def _bound(function: Callable[..., tuple[NDArray[Any], ...]], first: object) -> Graph:

@@ -203,6 +203,9 @@ class TensorRtBackend:
                 self._runtime = None
                 self.device.close()
 
+    def refuse_closed(self) -> None:
+        self.device.refuse_closed()
+
     def _keep_kernels(self) -> None:
         try:
             self._shared.kernels.save()

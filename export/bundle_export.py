@@ -35,6 +35,7 @@ from stc.manifest import (
     Precision,
     Provenance,
     Weights,
+    printable,
 )
 from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports, vision_ports
 from stc.prompt import Prompt
@@ -103,7 +104,7 @@ def export_bundle(
             settings=DefaultSettings(**vars(settings)),
             provenance=Provenance(
                 model=model,
-                checkpoint=weights.name,
+                checkpoint=printable(weights.name),
                 weights=kind,
                 stc_version=stc.__version__,
                 versions={name: version(name) for name in ("torch", "transformers", "onnx")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class Answer(Iterator[str]):
     logits: float32 [V], what the next token is, or the last was, chosen by.
 
     Each step takes the memory as it was when the question was asked. It may be left at any time:
-    `cancel` gives back what it holds, and so does the end of the iteration.
+    `cancel` gives back what it holds, and so does the end of the iteration. Threads that iterate
+    together get a piece each, in the order of the text.
     """
 
     def __init__(
@@ -66,14 +68,17 @@ class Answer(Iterator[str]):
         self._stop_token_ids = stop_token_ids
         self._most = most
         self._asked_at = asked_at
+        # Not `release`'s: who ends the answer may hold that one.
+        self._turn = threading.Lock()
 
     def __next__(self) -> str:
-        while not self.stopped:
-            piece = self._step()
-            if piece:
-                self.text += piece
-                return piece
-        raise StopIteration
+        with self._turn:
+            while not self.stopped:
+                piece = self._step()
+                if piece:
+                    self.text += piece
+                    return piece
+            raise StopIteration
 
     def cancel(self) -> None:
         """The answer ends here; nothing happens if it has ended."""

@@ -21,6 +21,8 @@ from stc.bundle import Bundle
 from stc.command import Console
 from stc.engines.plan import context_rows
 from stc.errors import SettingsError
+from stc.manifest import MOST_POSITIONS
+from stc.ranges import MOST_COUNT, shown, whole
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
 from stc.runtime.bench_prefill import PrefillBench
@@ -39,6 +41,8 @@ INTERVAL = 4
 """Reference interval measured by default: the paper's for the cacher alone."""
 CONTEXT = 1000
 """Tokens before the frame whose prefill is measured."""
+LONGEST_INTERVAL = 1000
+"""Frames of a reference interval: one interval is run, four on a GPU, before any is measured."""
 WARM_UP = 2
 """Rounds of the language side that do not count."""
 
@@ -82,10 +86,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _bench(flags: argparse.Namespace) -> int:
-    if flags.frames < 1:
-        raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
-    if flags.context is not None and not (flags.prefill and flags.context > 0):
-        raise SettingsError("--context", f"got {flags.context}", "--prefill, and at least 1")
+    whole("--frames", flags.frames, least=1, most=MOST_COUNT)
+    if flags.context is not None:
+        if not flags.prefill:
+            raise SettingsError("--context", f"got {shown(flags.context)}", "--prefill beside it")
+        whole("--context", flags.context, least=1, most=MOST_POSITIONS)
     if flags.int4 and not flags.prefill:
         raise SettingsError("--int4", "given", "--prefill beside it: the tower has no such graphs")
     if "int4" in (flags.against or ()) and (flags.int4 or not flags.prefill):
@@ -130,8 +135,7 @@ def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         for _ in range(WARM_UP):
             bench.measure()
         bench.forget()
-        console = Console(stderr=True)
-        with Progress(console=console, disable=not console.is_terminal) as progress:
+        with _progress() as progress:
             for _ in progress.track(range(flags.frames)):
                 bench.measure()
     return {
@@ -154,6 +158,12 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     spec = bundle.manifest.vision
     default = replace(bundle.manifest.default_settings, reference_interval=INTERVAL)
     chosen = settings.from_flags(flags, default, spec.pooled)
+    if chosen.reference_interval > LONGEST_INTERVAL:
+        raise SettingsError(
+            "--reference-interval",
+            f"got {chosen.reference_interval}",
+            f"at most {LONGEST_INTERVAL} here: as many frames are run before any is measured",
+        )
     tower = opening.open_tower(bundle, flags.device, flags.backend)
     device.callback(tower.close)
     load_s = time.perf_counter() - start
@@ -161,7 +171,9 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     bench = Bench(session)
     frames = cycle(shown)
     intervals = DeviceSession.WARM_UP_INTERVALS if isinstance(session, DeviceSession) else 1
-    bench.warm_up(islice(frames, intervals * chosen.reference_interval))
+    warming = intervals * chosen.reference_interval
+    with _progress() as progress:
+        bench.warm_up(progress.track(islice(frames, warming), warming, description="Warming up"))
     rss = peak_rss_bytes()
     with ExitStack() as stack:
         stream = None
@@ -170,8 +182,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
             for frame in islice(frames, chosen.reference_interval):
                 bench.measure(frame, stream)
             bench = Bench(session)
-        console = Console(stderr=True)
-        with Progress(console=console, disable=not console.is_terminal) as progress:
+        with _progress() as progress:
             for frame in progress.track(islice(frames, flags.frames), flags.frames):
                 bench.measure(frame, stream)
     return {
@@ -186,6 +197,12 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         **_gpu(session),
         "machine": machine_facts(),
     }
+
+
+def _progress() -> Progress:
+    """A bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    return Progress(console=console, disable=not console.is_terminal)
 
 
 def _gpu(session: StreamSession) -> dict[str, Any]:

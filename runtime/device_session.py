@@ -31,7 +31,8 @@ class DeviceSession(StreamSession):
     session: its memory is given back, and whatever is asked of it later is refused with the cause.
     The next session works; after a lost device on a tower opened anew, where the driver could reset
     it. Work on the GPU holds the backend's lock, so that another thread may run another session or
-    read an answer meanwhile.
+    read an answer meanwhile. Of the indices that graphs select, those of the first block and of the
+    kept tokens are checked, which come to the host anyway; later blocks' stay on the GPU.
 
     Raises EngineError when an engine for these settings was not built, with the command that builds
     it, DeviceError when there is not enough memory, and SettingsError as StreamSession.
@@ -81,29 +82,30 @@ class DeviceSession(StreamSession):
         `frame.rgb` may also be pixel values [3, Hpx, Wpx] of the network's dtype that lie on this
         GPU already (DLPack or `__cuda_array_interface__`); they are read where they lie.
         """
-        if self._ended is not None:
-            raise EngineError("session", f"was ended ({self._ended})", "", "open a new one")
-        try:
-            report = super().push(frame)
-        except DeviceError as error:
-            self._ended = error
-            self.close()
-            raise
-        assert self._outcome is not None
-        gpu_ms = self._outcome.gpu_ms
-        stage_ms = {**report.stage_ms, **gpu_ms}
-        return replace(report, stage_ms=stage_ms, engine_ms=sum(gpu_ms.values()))
+        with self._lock:
+            if self._ended is not None:
+                raise EngineError("session", f"was ended ({self._ended})", "", "open a new one")
+            try:
+                report = super().push(frame)
+            except DeviceError as error:
+                self._ended = error
+                self.close()
+                raise
+            assert self._outcome is not None
+            gpu_ms = self._outcome.gpu_ms
+            stage_ms = {**report.stage_ms, **gpu_ms}
+            return replace(report, stage_ms=stage_ms, engine_ms=sum(gpu_ms.values()))
 
     def close(self) -> None:
         """Its device memory is given back. A device that is lost is closed with all it holds."""
-        with self._backend.lock:
+        with self._lock, self._backend.lock:
             if self._backend.device.lost:
                 self._backend.close()
             self._frame.close()
             for tensor in (*self._vision.tensors, self._kept_count):
                 tensor.close()
-        if self._ended is None:
-            self._ended = EngineError("session", "was closed")
+            if self._ended is None:
+                self._ended = EngineError("session", "was closed")
 
     def _prepared(self, rgb: Any, *, out: NDArray[np.floating] | None = None) -> Any:
         return rgb if on_device(rgb) else self._prepare(rgb, out=out)

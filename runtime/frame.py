@@ -7,6 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stc.errors import VideoError
+from stc.ranges import real, shown, whole
+
+LAST_INDEX = 2**53
+"""Of a frame: what every reader of JSON still reads."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
@@ -20,3 +26,20 @@ class Frame:
     index: int
     time_s: float
     rgb: NDArray[np.uint8]
+
+
+def check_frame(frame: object) -> None:
+    """`frame` is a Frame with a place and a time. Its pixels are for the preprocessor to judge.
+
+    Raises VideoError unless it is.
+    """
+    if not isinstance(frame, Frame):
+        raise VideoError(
+            "frame",
+            f"got {shown(frame)} of type {type(frame).__name__}",
+            "a stc.runtime.frame.Frame",
+            "make one with Frame(index=0, time_s=0.0, rgb=picture)",
+        )
+    whole("frame.index", frame.index, least=0, most=LAST_INDEX, error=VideoError)
+    expected = "a finite number of seconds, 0 or more"
+    real("frame.time_s", frame.time_s, expected, least=0.0, error=VideoError)

@@ -12,11 +12,14 @@ import numpy as np
 
 from stc.engines.cuda import available_host_bytes
 from stc.errors import SettingsError
+from stc.manifest import MOST_POSITIONS
+from stc.ranges import flag_of, one_of, shown, whole_fields
 from stc.runtime.language import LanguageModel
 from stc.runtime.memory import AllMemory, Memory, WindowMemory, most_remembered
 from stc.runtime.memory_rekv import RekvMemory, page_shape
 from stc.runtime.page_cap import page_cap
 from stc.runtime.spill_file import SpillFile
+from stc.runtime.stream_language import MOST_TOGETHER
 
 Policy = Literal["window", "rekv", "all"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -29,6 +32,17 @@ TOP_PAGES = 64
 SINKS = 4
 """First tokens a window keeps at least, whatever they are (attention sinks)."""
 MB = 1_000_000
+MOST_MB = 1_000_000_000
+"""A petabyte, beyond any machine."""
+
+_WHOLE = {
+    "window": (1, MOST_POSITIONS),
+    "top_pages": (1, MOST_POSITIONS),
+    "host_memory_mb": (1, MOST_MB),
+    "spill_mb": (1, MOST_MB),
+    "prefill_every": (1, MOST_TOGETHER),
+}
+"""Fields of MemorySettings that are whole numbers, with the least and the most."""
 
 _REKV_ONLY = ("top_pages", "host_memory_mb", "spill", "spill_mb")
 
@@ -52,12 +66,12 @@ class MemorySettings:
     prefill_every: int = 1
 
     def __post_init__(self) -> None:
-        if self.memory not in POLICIES:
-            raise SettingsError("--memory", f"got {self.memory!r}", " or ".join(POLICIES))
-        for name in ("window", "top_pages", "host_memory_mb", "spill_mb", "prefill_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(_flag(name), f"got {value}", "at least 1")
+        one_of("--memory", self.memory, POLICIES)
+        whole_fields(self, _WHOLE)
+        if self.spill is not None:
+            if not isinstance(self.spill, (str, Path)):
+                raise SettingsError("--spill", f"got {shown(self.spill)}", "a folder")
+            object.__setattr__(self, "spill", Path(self.spill))
         if self.memory == "all" and self.window is not None:
             raise SettingsError("--window", "has no effect with --memory all", mend="leave it out")
 
@@ -196,11 +210,7 @@ def from_flags(flags: argparse.Namespace) -> MemorySettings:
     if chosen.memory != "rekv":
         for name in _REKV_ONLY:
             if name in given:
-                raise SettingsError(_flag(name), "given", "--memory rekv beside it")
+                raise SettingsError(flag_of(name), "given", "--memory rekv beside it")
     if "spill_mb" in given and chosen.spill is None:
         raise SettingsError("--spill-mb", "given", "--spill DIR beside it")
     return chosen
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -23,6 +23,7 @@ from stc.engines.plan import CONTEXTS
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError, SettingsError, VideoError
 from stc.manifest import Manifest
+from stc.ranges import whole
 from stc.runtime import open as opening
 from stc.runtime.document_output import document_output
 from stc.runtime.frame import Frame
@@ -76,9 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parity(flags: argparse.Namespace) -> int:
-    if not 2 <= flags.frames <= opening.MOST_HELD:
-        got, expected = f"got {flags.frames}", f"at least 2 and at most {opening.MOST_HELD}"
-        raise SettingsError("--frames", got, expected)
+    whole("--frames", flags.frames, least=2, most=opening.MOST_HELD)
     opening.refuse_idle_device(flags)
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint

@@ -7,6 +7,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from stc.errors import VideoError
 from stc.manifest import VisionSpec
+from stc.ranges import shown
 from stc.runtime.video_libraries import require_pillow
 
 _LEVELS = 256
@@ -72,10 +73,13 @@ def _values_of_levels(spec: VisionSpec) -> NDArray[np.float32]:
     return values
 
 
-def _check(rgb: NDArray[np.uint8]) -> None:
+def _check(rgb: object) -> None:
+    expected = "uint8 [height_px, width_px, 3] with at least one pixel"
+    if not isinstance(rgb, np.ndarray):
+        raise VideoError("picture", f"got {shown(rgb)} of type {type(rgb).__name__}", expected)
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise VideoError(
             "picture",
             f"{rgb.dtype} [{', '.join(map(str, rgb.shape))}]",
-            "uint8 [height_px, width_px, 3] with at least one pixel",
+            expected,
         )

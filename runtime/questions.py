@@ -6,23 +6,34 @@ import argparse
 from dataclasses import dataclass
 
 from stc.errors import SettingsError
+from stc.ranges import MOST_COUNT, flag_of, real, whole
 from stc.runtime.sampling import GREEDY, Sampling
 from stc.runtime.stream_language import MOST_NEW_TOKENS
 
 
 @dataclass(frozen=True)
 class Question:
-    """`text`, to be asked when the stream reaches `at_s` seconds; at its end when None."""
+    """`text`, to be asked when the stream reaches `at_s` seconds; at its end when None.
+
+    Raises SettingsError for a time that no stream reaches.
+    """
 
     text: str
     at_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_s is not None:
+            at_s = real(
+                "Question.at_s", self.at_s, "a finite number of seconds, 0 or more", least=0
+            )
+            object.__setattr__(self, "at_s", at_s)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
     """What a run asks, and how it is answered: at most `most` new text tokens each.
 
-    Raises SettingsError for a `most` below 1.
+    Raises SettingsError for a `most` out of range.
     """
 
     asked: tuple[Question, ...] = ()
@@ -30,8 +41,8 @@ class Questions:
     sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
-        if self.most < 1:
-            raise SettingsError("--max-new-tokens", f"got {self.most}", "at least 1")
+        most = whole("--max-new-tokens", self.most, least=1, most=MOST_COUNT)
+        object.__setattr__(self, "most", most)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +86,7 @@ def from_flags(flags: argparse.Namespace) -> Questions:
     sampling = Sampling(**drawing)
     for name in ("top_p", "seed"):
         if name in drawing and not sampling.temperature:
-            flag = f"--{name.replace('_', '-')}"
-            raise SettingsError(flag, "given", "--temperature above 0 beside it")
+            raise SettingsError(flag_of(name), "given", "--temperature above 0 beside it")
     most = MOST_NEW_TOKENS if flags.max_new_tokens is None else flags.max_new_tokens
     asked = (*timed, *(Question(text) for text in flags.ask))
     return Questions(asked=asked, most=most, sampling=sampling)

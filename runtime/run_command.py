@@ -16,6 +16,7 @@ from stc.command import Console
 from stc.engines.plan import context_rows
 from stc.errors import DeviceError, SettingsError, StcError, VideoError
 from stc.manifest import VisionSpec
+from stc.ranges import whole
 from stc.runtime import memory_settings, questions, source_flags
 from stc.runtime import open as opening
 from stc.runtime.chat import HINT, Chat
@@ -23,6 +24,7 @@ from stc.runtime.comparison import compare_with_dense
 from stc.runtime.conversation import Conversation
 from stc.runtime.dense_run import DenseRun
 from stc.runtime.document_output import document_output
+from stc.runtime.frame import LAST_INDEX
 from stc.runtime.live_table import LiveTable
 from stc.runtime.memory_settings import MemorySettings
 from stc.runtime.open_language import open_stream_language
@@ -72,8 +74,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    if flags.frames is not None and flags.frames < 1:
-        raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
+    if flags.frames is not None:
+        whole("--frames", flags.frames, least=1, most=LAST_INDEX)
     opening.refuse_idle_device(flags)
     asked, memory = _asked(flags)
     still = flags.overlay and flags.overlay.parent / f"{flags.overlay.stem}{STILL}"

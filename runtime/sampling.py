@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.errors import SettingsError
+from stc.ranges import real, whole_fields
+
+MOST_SEED = 2**63 - 1
+"""What every reader of JSON still reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +26,11 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise SettingsError("--temperature", f"got {self.temperature}", "0 or more")
-        if not 0.0 < self.top_p <= 1.0:
-            raise SettingsError("--top-p", f"got {self.top_p}", "0 < P <= 1")
-        if self.seed < 0:
-            raise SettingsError("--seed", f"got {self.seed}", "0 or more")
+        temperature = real("--temperature", self.temperature, "a finite number, 0 or more", least=0)
+        object.__setattr__(self, "temperature", temperature)
+        top_p = real("--top-p", self.top_p, "0 < P <= 1", above=0, most=1)
+        object.__setattr__(self, "top_p", top_p)
+        whole_fields(self, {"seed": (0, MOST_SEED)})
 
 
 GREEDY = Sampling()
@@ -47,7 +49,9 @@ class Sampler:
         """The next token by `logits` [V]; of equals the lower id, when greedy."""
         if self._sampling.temperature == 0.0:
             return int(logits.argmax())
-        powers = np.exp((logits.astype(np.float64) - logits.max()) / self._sampling.temperature)
+        below = logits.astype(np.float64) - logits.max()
+        with np.errstate(over="ignore"):  # next to 0 only the likeliest token keeps a share
+            powers = np.exp(below / self._sampling.temperature)
         if self._sampling.top_p == 1.0:
             return self._draw(powers)
         ids, shares = nucleus(powers, self._sampling.top_p)

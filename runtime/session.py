@@ -6,6 +6,7 @@ how results are shown.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -24,10 +25,12 @@ from stc.contracts import (
     TOKENS,
 )
 from stc.engines.engine import Tensor
-from stc.errors import LanguageError, NonFiniteError
+from stc.errors import LanguageError, NonFiniteError, SettingsError
 from stc.pruner import PrunerMemory
+from stc.ranges import shown
 from stc.runtime.answer import Answer
-from stc.runtime.frame import Frame
+from stc.runtime.frame import Frame, check_frame
+from stc.runtime.indices import check_indices, check_shape
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.report import FrameKind, FrameReport
 from stc.runtime.sampling import GREEDY, Sampling
@@ -44,13 +47,20 @@ class StreamSession:
     buffers and the pruner's memory. With `language` kept tokens are remembered there, within its
     own bounds, and questions can be asked.
 
+    Every method may be called from any thread. Frames are computed one after the other, in the
+    order in which `push` is called; sessions of one tower do not wait for one another, but on a
+    GPU.
+
     Raises SettingsError when the settings do not fit the model.
     """
 
     def __init__(
         self, tower: VisionTower, settings: Settings, language: StreamLanguage | None = None
     ) -> None:
+        if not isinstance(settings, Settings):
+            raise SettingsError("settings", f"got {shown(settings)}", "a stc.settings.Settings")
         spec = tower.spec
+        self._lock = threading.RLock()
         self.language = language
         self.tower = tower
         self.settings = settings
@@ -75,13 +85,21 @@ class StreamSession:
     def push(self, frame: Frame) -> FrameReport:
         """The report of `frame`, computed now as reference or reuse frame.
 
-        Raises VideoError for pixels that are not an image, EngineError when a graph fails and
-        NonFiniteError naming graph and frame when one yields NaN. After an error the session
-        can be used on: the next frame becomes a reference frame. When only the language side
-        fails, the report says so in `prefill`, and those tokens are not remembered.
+        Frames follow one another as they are pushed, whatever their times. Raises VideoError for
+        what is no Frame or pixels that are not an image, EngineError when a graph fails or the
+        tower was closed, and NonFiniteError naming graph and frame when one yields NaN. After an
+        error the session can be used on: the next frame becomes a reference frame. When only the
+        language side fails, the report says so in `prefill`, and those tokens are not remembered.
         """
+        check_frame(frame)
+        with self._lock:
+            self.tower.backend.refuse_closed()
+            return self._pushed(frame)
+
+    def _pushed(self, frame: Frame) -> FrameReport:
         index = self.frame_index
         self.frame_index += 1
+        self._vision.frame_index = index
         due = self.settings.is_reference(index) or not self._vision.references.valid
         kind: FrameKind = "reference" if due else "reuse"
         self._vision.engine_ms = 0.0
@@ -98,6 +116,7 @@ class StreamSession:
             means = () if frame_mean is None else frame_mean
             if not (np.isfinite(kept_tokens).all() and np.isfinite(means).all()):
                 self._name_culprit(pixel_values, kind, index)
+            self._check(kind, recomputed, kept, kept_tokens, frame_mean)
         except BaseException:
             self._vision.references.valid = False
             raise
@@ -168,6 +187,27 @@ class StreamSession:
             backend.to_host(outputs[KEPT_INDICES]),
             backend.to_host(outputs[FRAME_MEAN]),
         )
+
+    def _check(
+        self,
+        kind: FrameKind,
+        recomputed: NDArray[np.int64],
+        kept: NDArray[np.int64],
+        kept_tokens: NDArray[Any],
+        frame_mean: NDArray[np.float32] | None,
+    ) -> None:
+        """What came to the host is what a report may say. Raises EngineError unless it is."""
+        spec, index = self.tower.spec, self._vision.frame_index
+        width = spec.language_width
+        if kind == "reuse":
+            check_indices(self.tower.select.name, recomputed, self.recomputed, spec.tokens, index)
+        if frame_mean is None:
+            check_shape(self.tower.project.name, TOKENS, kept_tokens, (spec.pooled, width), index)
+            return
+        graph = self.tower.prune(self.settings.pruner).name
+        check_indices(graph, kept, self.kept, spec.pooled, index)
+        check_shape(graph, KEPT, kept_tokens, (self.kept, width), index)
+        check_shape(graph, FRAME_MEAN, frame_mean, self._memory.mean.shape, index)
 
     def _name_culprit(
         self, pixel_values: NDArray[np.floating], kind: FrameKind, frame_index: int

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from stc.errors import SettingsError
+from stc.ranges import real
 from stc.runtime.video import open_video
 from stc.runtime.video_source import Reconnection, VideoSource
 
@@ -42,8 +44,7 @@ def open_source(flags: argparse.Namespace) -> VideoSource:
     give_up_s = flags.give_up_s
     reconnection = None
     if give_up_s is not None:
-        if not give_up_s > 0:
-            raise SettingsError("--give-up-s", f"got {give_up_s}", "more than 0 seconds")
+        real("--give-up-s", give_up_s, "more than 0 seconds", above=0, most=math.inf)
         reconnection = Reconnection(give_up_s=give_up_s)
     source = open_video(flags.video, fps=flags.fps, reconnection=reconnection, live=flags.live)
     if reconnection is not None and not source.is_live:

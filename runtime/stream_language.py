@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from stc.engines.engine import lock_of
 from stc.errors import DeviceError, LanguageError, SettingsError, StcError
 from stc.prompt import Prompt
+from stc.ranges import MOST_COUNT, shown, whole
 from stc.runtime.answer import Answer, Logits
 from stc.runtime.language import EMPTY, LanguageModel
 from stc.runtime.memory import Context, Memory, MemoryFacts, refuse_long
@@ -29,6 +30,8 @@ from stc.runtime.sampling import GREEDY, Sampler, Sampling
 
 MOST_NEW_TOKENS = 128
 """Text tokens of an answer, unless the caller says otherwise."""
+MOST_TOGETHER = 10_000
+"""Frames of one language call."""
 MOST_WAITING = 64
 """Frames that may wait for an answer's end; one more ends it."""
 MOST_CALLS = 4
@@ -39,18 +42,16 @@ class StreamLanguage:
     """What one stream's decoder remembers, and the answers it gives.
 
     `prompt` None: tokens are remembered, questions refused. Raises SettingsError for a
-    `prefill_every` below 1.
+    `prefill_every` out of range.
     """
 
     def __init__(
         self, model: LanguageModel, memory: Memory, prompt: Prompt | None, prefill_every: int = 1
     ) -> None:
-        if prefill_every < 1:
-            raise SettingsError("--prefill-every", f"got {prefill_every}", "at least 1")
         self.model = model
         self._memory = memory
         self._prompt = prompt
-        self.prefill_every = prefill_every
+        self.prefill_every = whole("--prefill-every", prefill_every, least=1, most=MOST_TOGETHER)
         self._waiting: list[NDArray[Any]] = []
         self._untold = Prefill()
         self._begun = False
@@ -97,21 +98,27 @@ class StreamLanguage:
 
         It sees every frame appended before, but those that could not be remembered. An answer
         that is still being given ends. Raises LanguageError for a question that cannot
-        be asked, SettingsError for a `max_new_tokens` below 1, EngineError or NonFiniteError when
-        the model fails; the stream goes on in any case.
+        be asked, SettingsError for a `max_new_tokens` or `sampling` out of range, EngineError or
+        NonFiniteError when the model fails or was closed; the stream goes on in any case.
         """
         asked_at = time.perf_counter()
-        if max_new_tokens < 1:
-            raise SettingsError("--max-new-tokens", f"got {max_new_tokens}", "at least 1")
-        prompt = self._prompted()
-        ids = prompt.after(question)
+        most = whole("--max-new-tokens", max_new_tokens, least=1, most=MOST_COUNT)
+        if not isinstance(sampling, Sampling):
+            raise SettingsError(
+                "sampling",
+                f"got {shown(sampling)}",
+                "a stc.runtime.sampling.Sampling",
+                "make one with Sampling(temperature=0.7)",
+            )
+        prompt, ids = self._prompted(), self.check(question)
         with self._lock:
+            self.model.backend.refuse_closed()
             if self._answer is not None:
                 self._answer.end("superseded")
             self._remember_waiting()
             self._begin()
             context = self._memory.context(len(ids))
-            refuse_long(self.model, context.start_position, len(ids) + max_new_tokens)
+            refuse_long(self.model, context.start_position, len(ids) + most)
             text = _Text(self.model, context)
             answer = Answer(
                 question,
@@ -121,16 +128,21 @@ class StreamLanguage:
                 text_stream=prompt.text_stream(),
                 sampler=Sampler(sampling),
                 stop_token_ids=self.model.spec.stop_token_ids,
-                most=max_new_tokens,
+                most=most,
                 prompt_tokens=context.start_position + len(ids),
                 asked_at=asked_at,
             )
             self._answer = answer
             return answer
 
-    def check(self, question: str) -> None:
-        """Raise LanguageError when `question` could not be asked whatever is remembered."""
-        self._prompted().after(question)
+    def check(self, question: object) -> NDArray[np.int64]:
+        """The text tokens of `question`.
+
+        Raises LanguageError when it could not be asked whatever is remembered.
+        """
+        if not isinstance(question, str):
+            raise LanguageError("question", f"got {shown(question)}", "text, a str")
+        return self._prompted().after(question)
 
     def facts(self) -> MemoryFacts:
         """What is remembered now."""
@@ -180,7 +192,10 @@ class StreamLanguage:
     def _decode(self, text: _Text, token: int) -> Logits | None:
         """Logits after `token`; None when the answer has ended and its rows serve others."""
         with self._lock:
-            return None if text.closed else text.run(np.array([token], np.int64))
+            if text.closed:
+                return None
+            self.model.backend.refuse_closed()
+            return text.run(np.array([token], np.int64))
 
     def _release(self, text: _Text, ended: Answer) -> None:
         with self._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from stc.errors import SettingsError
+from stc.ranges import real
 
 FINEST_ROUNDING_S = 1e-6
 COARSEST_ROUNDING_S = 1e-3
@@ -23,8 +23,8 @@ class FrameSampler:
     """
 
     def __init__(self, fps: float | None, tick_s: float) -> None:
-        if fps is not None and not 0 < fps < math.inf:
-            raise SettingsError("--fps", f"got {fps}", "a finite number above 0")
+        if fps is not None:
+            fps = real("--fps", fps, "a finite number above 0", above=0)
         self._slack_s = min(max(tick_s, FINEST_ROUNDING_S), COARSEST_ROUNDING_S)
         # Targets closer together than the rounding tell no two frames apart.
         self._fps = None if fps is None or fps * self._slack_s >= 1 else fps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -9,10 +10,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, TypeVar
 
-from stc.errors import SettingsError, VideoError
+from stc.errors import VideoError
+from stc.ranges import real
 from stc.runtime.frame import Frame
 
 _Source = TypeVar("_Source", bound="VideoSource")
+
+LONGEST_WAIT_S = 86_400.0
+"""Between two attempts to open a lost source: a day."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,8 @@ class Reconnection:
     The waits between attempts start at `first_wait_s` and double up to `longest_wait_s`;
     `give_up_s` after the last decoded frame the source ends with a VideoError.
 
-    Raises SettingsError for a wait that is not positive.
+    All are seconds; `give_up_s` may be infinite. Raises SettingsError for a wait that is not
+    positive, or longer than LONGEST_WAIT_S.
     """
 
     first_wait_s: float = 0.5
@@ -31,8 +37,11 @@ class Reconnection:
 
     def __post_init__(self) -> None:
         for name, wait_s in vars(self).items():
-            if not wait_s > 0:
-                raise SettingsError(f"Reconnection.{name}", f"got {wait_s}", "more than 0 seconds")
+            most, expected = math.inf, "more than 0 seconds"
+            if name != "give_up_s":
+                most, expected = LONGEST_WAIT_S, f"{expected}, at most {LONGEST_WAIT_S:g}"
+            seconds = real(f"Reconnection.{name}", wait_s, expected, above=0, most=most)
+            object.__setattr__(self, name, seconds)
 
 
 class VideoSource(ABC, Iterator[Frame]):

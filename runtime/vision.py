@@ -28,6 +28,7 @@ from stc.contracts import (
     VALUE,
 )
 from stc.engines.engine import Engine, Tensor
+from stc.runtime.indices import check_indices
 from stc.runtime.references import References
 from stc.runtime.tower import VisionTower
 from stc.settings import Selection
@@ -39,7 +40,8 @@ Observer = Callable[[str, Mapping[str, Tensor]], None]
 class StreamVision:
     """The tower as one stream uses it, with that stream's references and work buffers.
 
-    `engine_ms` grows by the wall time of every engine call. Returned tensors are work buffers:
+    `engine_ms` grows by the wall time of every engine call. `frame_index` is what errors call the
+    frame, if anything. Returned tensors are work buffers:
     the next frame overwrites them.
     """
 
@@ -48,6 +50,7 @@ class StreamVision:
         self.tower = tower
         self.references = References(tower)
         self.engine_ms = 0.0
+        self.frame_index: int | None = None
         self.observer: Observer | None = None
         heads = (spec.heads, spec.tokens, spec.head_width)
         rows = (spec.tokens, spec.width)
@@ -97,7 +100,7 @@ class StreamVision:
         """hidden [T, C] after the last block, and indices int64 [M = `recomputed`] of each block.
 
         The references must be valid; they are read and not changed. `forced` are each block's
-        indices, instead of those it would select.
+        indices, instead of those it would select. Raises EngineError for indices that are none.
         """
         references, backend = self.references, self.tower.backend
         count = backend.to_device(np.array([recomputed], np.int64))
@@ -117,6 +120,8 @@ class StreamVision:
             elif selects:
                 score = {SCORE: fresh[SCORE], COUNT: count}
                 indices = self.run(self.tower.select, score)[INDICES]
+                found, tokens = backend.to_host(indices), self.tower.spec.tokens
+                check_indices(self.tower.select.name, found, recomputed, tokens, self.frame_index)
             chosen.append(indices)
             hidden = self._update(
                 update,

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import from_json
 
 import stc
 from stc.bundle_files import BundleFiles, led_out, real_place, sha256
@@ -26,12 +26,14 @@ from stc.errors import BundleError, SettingsError
 from stc.graph_check import GraphRefusedError, check_graph
 from stc.manifest import (
     MANIFEST,
+    MOST_MANIFEST_BYTES,
     SCHEMA_VERSION,
     FileEntry,
     GraphEntry,
     Manifest,
     Provenance,
     Weights,
+    first_mistake,
 )
 from stc.operators import GraphKind
 from stc.pinned_folder import PinnedFolder
@@ -41,7 +43,6 @@ PARTIAL = ".stc-partial"
 REPLACED = ".stc-replaced"
 """What follows the name of a bundle that was moved aside, then perhaps a number."""
 
-MOST_MANIFEST_BYTES = 64 << 20
 OPENINGS = 5
 """How often opening starts over when the bundle is replaced meanwhile."""
 RENAMING_S = 0.5
@@ -190,9 +191,10 @@ def export_again(root: Path, made: Provenance | None = None) -> str:
         words.append("MODEL")
     else:
         words.append(made.model)
+        size = made.checkpoint.partition(" ")[0]
         source: dict[Weights, list[str]] = {
             "checkpoint": ["--checkpoint", made.checkpoint],
-            "random": ["--random-weights", made.checkpoint.split()[0].removeprefix("llava-ov-")],
+            "random": ["--random-weights", size.removeprefix("llava-ov-")],
             "demo": [],
         }
         words += [*source[made.weights], "--precision", made.precision]
@@ -251,8 +253,8 @@ def _read_manifest(root: Path, folder: PinnedFolder) -> Manifest:
         mend = "make it readable"
         raise BundleError(file, f"cannot be read ({error.strerror})", "", mend) from error
     if len(content) > MOST_MANIFEST_BYTES:
-        got, expected = f"is longer than {MOST_MANIFEST_BYTES:,} bytes", "a manifest of stc-export"
-        raise BundleError(file, got, expected, "pass another bundle")
+        expected = f"at most {MOST_MANIFEST_BYTES:,}"
+        raise BundleError(file, "has too many bytes", expected, export_again(root))
     try:
         document = from_json(content)
     except ValueError as error:
@@ -269,10 +271,10 @@ def _read_manifest(root: Path, folder: PinnedFolder) -> Manifest:
             f"upgrade stc, or {mend}",
         )
     try:
-        manifest = Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(content, strict=True)
         _ = manifest.default_settings  # asked for here, so that no command trips over it later
     except ValidationError as error:
-        raise BundleError(file, _first(error.errors()[0], error.error_count()), "", mend) from error
+        raise BundleError(file, first_mistake(error), "", mend) from error
     except SettingsError as error:
         raise BundleError(file, f"default settings: {error}", "", mend) from error
     check_conformity(manifest, file, mend)
@@ -287,12 +289,3 @@ def _provenance(document: object) -> Provenance | None:
         return Provenance.model_validate(document.get("provenance"))
     except ValidationError:
         return None
-
-
-def _first(error: ErrorDetails, count: int) -> str:
-    """The first of `count` mistakes in a manifest, in one line."""
-    place = ".".join(map(str, error["loc"])) or "the document"
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    more = f" (and {count - 1} more)" if count > 1 else ""
-    return f"{place}: {message}{more}"

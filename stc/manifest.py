@@ -1,5 +1,8 @@
 """The manifest of a bundle: what `manifest.json` says, validated.
 
+Every field has a range, wide beside any model there is: what runs by a manifest takes no time, no
+memory and no more lines than the largest of them would.
+
 Knows nothing of files on disk (see `stc.bundle`) nor of how graphs are made or run.
 """
 
@@ -7,8 +10,19 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from stc.ranges import shown
 from stc.settings import Settings
 
 SCHEMA_VERSION: Final = 1
@@ -19,10 +33,60 @@ LANGUAGE_WEIGHTS = f"{GRAPHS}/language.bin"
 """Of the language graphs alone: a device that only watches does without."""
 INT4_WEIGHTS = f"{GRAPHS}/language_int4.bin"
 
-Precision = Literal["fp32", "fp16"]
+MOST_MANIFEST_BYTES: Final = 4 << 20
+"""Of a manifest: ten times that of the largest model."""
+MOST_BLOCKS: Final = 256
+MOST_WIDTH: Final = 65_536
+MOST_TOKENS: Final = 16_384
+"""T."""
+MOST_POSITIONS: Final = 1 << 24
+MOST_VALUES: Final = 1 << 32
+"""Of one frame's attention, and of a stream's references: 16 GiB in float32."""
+MOST_BYTES: Final = 1 << 40
+"""Of all files of a bundle."""
+MOST_PIXEL: Final = 65_504.0
+"""The largest number of float16, which pixel values may be."""
+LONGEST_NAME: Final = 64
+LONGEST_TEXT: Final = 4096
 
-_Positive = Annotated[float, Field(gt=0)]
+Precision = Literal["fp32", "fp16"]
 Weights = Literal["checkpoint", "random", "demo"]
+VisionActivation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh"]
+
+
+def printable(text: str) -> str:
+    """`text` as a manifest may hold it: letters that cannot be shown are "?", and never too many or
+    none."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return shown.strip()[:LONGEST_TEXT] or "unnamed"
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first of the mistakes in a document, and how many there are, in one short line."""
+    mistakes = error.errors(include_url=False, include_context=False, include_input=False)
+    place = ".".join(printable(str(part))[:LONGEST_NAME] for part in mistakes[0]["loc"])
+    message = mistakes[0]["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{place or 'the document'}: {message}{more}"
+
+
+def _printed(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("has letters that cannot be shown")
+    return text
+
+
+_Positive = Annotated[float, Field(gt=0, le=1e4)]
+_Level = Annotated[float, Field(ge=-1e4, le=1e4)]
+_Epsilon = Annotated[float, Field(gt=0, le=1)]
+_Blocks = Annotated[int, Field(gt=0, le=MOST_BLOCKS)]
+_Heads = Annotated[int, Field(gt=0, le=1024)]
+_Width = Annotated[int, Field(gt=0, le=MOST_WIDTH)]
+_Side = Annotated[int, Field(gt=0, le=8192)]
+_Axis = Annotated[int, Field(gt=0, le=1 << 31)] | Annotated[str, Field(max_length=LONGEST_NAME)]
+_Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(_printed)]
+_Text = Annotated[str, Field(max_length=LONGEST_TEXT), AfterValidator(_printed)]
 
 
 class _Entry(BaseModel):
@@ -32,18 +96,18 @@ class _Entry(BaseModel):
 class VisionSpec(_Entry):
     """Geometry and preprocessing of a vision tower with its projector and pooling."""
 
-    image_size: int = Field(gt=0, description="side of the square input, px")
-    patch_size: int = Field(gt=0, description="side of a patch, px")
-    width: int = Field(gt=0, description="C")
-    heads: int = Field(gt=0, description="H")
-    mlp_width: int = Field(gt=0, description="width of a block's MLP")
-    blocks: int = Field(gt=0, description="L, blocks that run")
-    activation: str = Field(description="the MLP's activation, Hugging Face name")
-    layer_norm_eps: float = Field(gt=0)
-    language_width: int = Field(gt=0, description="D")
-    projector_activation: str
+    image_size: _Side = Field(description="side of the square input, px")
+    patch_size: _Side = Field(description="side of a patch, px")
+    width: _Width = Field(description="C")
+    heads: _Heads = Field(description="H")
+    mlp_width: _Width = Field(description="width of a block's MLP")
+    blocks: _Blocks = Field(description="L, blocks that run")
+    activation: VisionActivation = Field(description="the MLP's activation, Hugging Face name")
+    layer_norm_eps: _Epsilon
+    language_width: _Width = Field(description="D")
+    projector_activation: VisionActivation
     projector_bias: bool = True
-    image_mean: tuple[float, float, float]
+    image_mean: tuple[_Level, _Level, _Level]
     image_std: tuple[_Positive, _Positive, _Positive]
     rescale_factor: _Positive = 1 / 255
 
@@ -53,7 +117,26 @@ class VisionSpec(_Entry):
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
         if self.image_size < self.patch_size:
             raise ValueError(f"image of {self.image_size} px, patch of {self.patch_size} px")
+        if self.tokens > MOST_TOKENS:
+            raise ValueError(f"{self.tokens} tokens per frame, at most {MOST_TOKENS}")
+        if max(self._values) > MOST_VALUES:
+            attention, references = self._values
+            raise ValueError(
+                f"attention of {attention} values, references of {references}, "
+                f"at most {MOST_VALUES} each"
+            )
+        for mean, std in zip(self.image_mean, self.image_std, strict=True):
+            if max(abs(mean), abs(255 * self.rescale_factor - mean)) > MOST_PIXEL * std:
+                raise ValueError(
+                    f"image_mean {mean:g}, image_std {std:g} and rescale_factor "
+                    f"{self.rescale_factor:g} make pixel values beyond {MOST_PIXEL:g}"
+                )
         return self
+
+    @property
+    def _values(self) -> tuple[int, int]:
+        """Of one block's attention, and of the references of all."""
+        return self.heads * self.tokens**2, 3 * self.blocks * self.tokens * self.width
 
     @property
     def side(self) -> int:
@@ -89,36 +172,56 @@ class VisionSpec(_Entry):
 class LanguageSpec(_Entry):
     """Geometry of a decoder with grouped-query attention and rotary positions (Qwen2)."""
 
-    width: int = Field(gt=0, description="D")
-    blocks: int = Field(gt=0)
-    query_heads: int = Field(gt=0, description="Q")
-    key_heads: int = Field(gt=0, description="G, heads of keys and values")
-    head_width: int = Field(gt=0, description="e")
-    mlp_width: int = Field(gt=0)
-    vocabulary: int = Field(gt=0, description="V, rows of the embedding")
-    most_positions: int = Field(gt=0, description="longest context the model was made for")
-    rotary_base: float = Field(gt=0)
-    rms_norm_eps: float = Field(gt=0)
-    activation: str
+    width: _Width = Field(description="D")
+    blocks: _Blocks
+    query_heads: _Heads = Field(description="Q")
+    key_heads: _Heads = Field(description="G, heads of keys and values")
+    head_width: int = Field(gt=0, le=1024, multiple_of=2, description="e")
+    mlp_width: int = Field(gt=0, le=4 * MOST_WIDTH)
+    vocabulary: int = Field(gt=0, le=10_000_000, description="V, rows of the embedding")
+    most_positions: int = Field(
+        gt=0, le=MOST_POSITIONS, description="longest context the model was made for"
+    )
+    rotary_base: float = Field(gt=0, le=1e15)
+    rms_norm_eps: _Epsilon
+    activation: Literal["silu"]
     tied_head: bool
     video_token_id: int
-    stop_token_ids: tuple[int, ...]
+    stop_token_ids: Annotated[tuple[int, ...], FailFast()] = Field(max_length=1024)
+
+    @field_validator("key_heads")
+    @classmethod
+    def _groups(cls, heads: int, info: ValidationInfo) -> int:
+        if info.data.get("query_heads", heads) % heads:
+            raise ValueError(f"{info.data['query_heads']} query heads are no multiple of {heads}")
+        return heads
+
+    @field_validator("video_token_id", "stop_token_ids")
+    @classmethod
+    def _in_vocabulary(
+        cls, ids: int | tuple[int, ...], info: ValidationInfo
+    ) -> int | tuple[int, ...]:
+        vocabulary = info.data.get("vocabulary")
+        for token in ids if isinstance(ids, tuple) else (ids,):
+            if vocabulary is not None and not 0 <= token < vocabulary:
+                raise ValueError(f"{shown(token)} is no token of a vocabulary of {vocabulary}")
+        return ids
 
 
 class PortEntry(_Entry):
     """One input or output of a graph; an axis is a number, or the name of a free size (M, k)."""
 
-    name: str
-    shape: tuple[int | str, ...]
+    name: _Name
+    shape: Annotated[tuple[_Axis, ...], FailFast()] = Field(max_length=8)
     dtype: Literal["float32", "float16", "int64"]
 
 
 class FileEntry(_Entry):
     """A file of the bundle, by its path from the bundle's root."""
 
-    path: str
+    path: str = Field(max_length=LONGEST_TEXT)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size_bytes: int = Field(ge=0)
+    size_bytes: int = Field(ge=0, le=MOST_BYTES)
 
     @field_validator("path")
     @classmethod
@@ -129,24 +232,39 @@ class FileEntry(_Entry):
         return path
 
 
+_Ports = Annotated[tuple[PortEntry, ...], FailFast(), Field(max_length=16)]
+
+
 class GraphEntry(_Entry):
     """One graph: its file and its ports, in order."""
 
     file: FileEntry
-    inputs: tuple[PortEntry, ...]
-    outputs: tuple[PortEntry, ...]
+    inputs: _Ports
+    outputs: _Ports
+
+
+_Graphs = Annotated[dict[_Name, GraphEntry], Field(max_length=4 * MOST_BLOCKS + 16)]
 
 
 class Provenance(_Entry):
     """Where the weights come from and what wrote the graphs."""
 
-    model: str = Field(description="llava-ov or demo")
-    checkpoint: str = Field(description="name of the checkpoint")
+    model: _Name = Field(description="llava-ov or demo")
+    checkpoint: _Text = Field(description="name of the checkpoint")
     weights: Weights = Field(description="where the weights came from")
-    stc_version: str
-    versions: dict[str, str] = Field(description="torch, transformers, onnx, ...")
-    opset: int
+    stc_version: _Name
+    versions: dict[_Name, _Name] = Field(
+        max_length=64, description="torch, transformers, onnx, ..."
+    )
+    opset: int = Field(gt=0, le=1000)
     precision: Precision
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _named(cls, checkpoint: str) -> str:
+        if not checkpoint.strip():
+            raise ValueError("blank")
+        return checkpoint
 
 
 class DefaultSettings(_Entry):
@@ -166,17 +284,34 @@ class Manifest(_Entry):
     schema_version: Literal[1] = SCHEMA_VERSION
     vision: VisionSpec
     language: LanguageSpec | None = Field(None, description="None: the bundle has no language side")
-    graphs: dict[str, GraphEntry]
-    fused_graphs: dict[str, GraphEntry] = Field(
+    graphs: _Graphs
+    fused_graphs: _Graphs = Field(
         {}, description="attend graphs a second time, with an operator of ONNX Runtime's own"
     )
-    int4_graphs: dict[str, GraphEntry] = Field(
+    int4_graphs: _Graphs = Field(
         {}, description="language graphs a second time, with four-bit matrices, ONNX Runtime's own"
     )
-    int4_group: int | None = Field(None, description="values that share a scale in int4_graphs")
-    files: tuple[FileEntry, ...] = Field(description="weights and the checkpoint's own files")
+    int4_group: Literal[32, 128] | None = Field(
+        None, description="values that share a scale in int4_graphs"
+    )
+    files: Annotated[tuple[FileEntry, ...], FailFast()] = Field(
+        max_length=4096, description="weights and the checkpoint's own files"
+    )
     settings: DefaultSettings
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _fits(self) -> Manifest:
+        kinds = (self.graphs, self.fused_graphs, self.int4_graphs)
+        graphs = [graph.file for kind in kinds for graph in kind.values()]
+        if (total := sum(file.size_bytes for file in (*graphs, *self.files))) > MOST_BYTES:
+            raise ValueError(f"files of {total} bytes together, at most {MOST_BYTES}")
+        if self.settings.budget > self.vision.pooled:
+            raise ValueError(
+                f"settings.budget: {shown(self.settings.budget)}, the model has "
+                f"{self.vision.pooled} tokens per frame"
+            )
+        return self
 
     @property
     def default_settings(self) -> Settings:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from stc.errors import SettingsError
+from stc.ranges import MOST_COUNT, one_of, real, whole_fields
 
 Selection = Literal["shared", "layerwise"]
 Scoring = Literal["dual-anchor", "gaussian", "gaussian-fixed"]
@@ -21,15 +22,15 @@ SCORINGS: tuple[Scoring, ...] = get_args(Scoring)
 KEEP_ALL = 0
 """Budget that keeps every token: nothing is pruned."""
 
-
 LONGEST_WINDOW = 10_000
 """Frames in the longest anchor window: its means are summed anew for every frame."""
 
-
-def _integer(flag: str, value: int, *, least: int, most: int | None = None) -> None:
-    if value < least or (most is not None and value > most):
-        limit = f"at least {least}" if most is None else f"{least} to {most}"
-        raise SettingsError(flag, f"got {value}", f"a whole number of {limit}")
+_WHOLE = {
+    "reference_interval": (1, MOST_COUNT),
+    "budget": (KEEP_ALL, MOST_COUNT),
+    "anchor_window": (1, LONGEST_WINDOW),
+}
+"""Fields of Settings that are whole numbers, with the least and the most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +58,11 @@ class Settings:
     anchor_window: int = 32
 
     def __post_init__(self) -> None:
-        _integer("--reference-interval", self.reference_interval, least=1)
-        _integer("--budget", self.budget, least=0)
-        _integer("--anchor-window", self.anchor_window, least=1, most=LONGEST_WINDOW)
-        if not 0.0 < self.recompute_ratio <= 1.0:
-            raise SettingsError("--recompute-ratio", f"got {self.recompute_ratio}", "0 < R <= 1")
-        if self.selection not in SELECTIONS:
-            raise SettingsError("--selection", f"got {self.selection!r}", " or ".join(SELECTIONS))
-        if self.pruner not in SCORINGS:
-            raise SettingsError("--pruner", f"got {self.pruner!r}", ", ".join(SCORINGS))
+        whole_fields(self, _WHOLE)
+        ratio = real("--recompute-ratio", self.recompute_ratio, "0 < R <= 1", above=0.0, most=1.0)
+        object.__setattr__(self, "recompute_ratio", ratio)
+        one_of("--selection", self.selection, SELECTIONS)
+        one_of("--pruner", self.pruner, SCORINGS)
 
     def recomputed(self, tokens: int) -> int:
         """M, the tokens recomputed on a reuse frame of `tokens` = T tokens: max(1, int(T*r))."""

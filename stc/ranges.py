@@ -1,0 +1,114 @@
+"""Ranges: how a value that a user or a caller gives is checked, in one way for all of them.
+
+Flags, fields and arguments alike: the type first, then the range, in one line that names it.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import reprlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from stc.errors import SettingsError, StcError
+
+MOST_COUNT = 1_000_000
+"""Of what is counted one by one: frames, tokens of a budget or an answer, rounds."""
+
+_DIGITS = 20
+"""A longer whole number is told by its length: Python refuses to print those of thousands."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+_Word = TypeVar("_Word", bound=str)
+
+
+def whole(
+    subject: object,
+    value: Any,
+    *,
+    least: int,
+    most: int,
+    error: type[StcError] = SettingsError,
+) -> int:
+    """`value` as an int: a whole number of any type that is one, numpy's too, but no truth value.
+
+    Raises `error` about `subject` unless it is one from `least` to `most`.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError as cause:
+        raise error(subject, f"got {shown(value)}", "a whole number") from cause
+    if isinstance(value, (bool, np.bool_)):
+        raise error(subject, f"got {shown(value)}", "a whole number")
+    if not least <= number <= most:
+        raise error(subject, f"got {shown(number)}", f"at least {least} and at most {most}")
+    return number
+
+
+def whole_fields(settings: object, ranges: Mapping[str, tuple[int, int]]) -> None:
+    """The fields that `ranges` names, each with its least and its most, are ints in their range.
+
+    `settings` is a dataclass that is being made, frozen or not; a field may be None whose default
+    that is. Raises SettingsError naming the field's flag.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(settings, name)
+        if value is not None or getattr(type(settings), name) is not None:
+            number = whole(flag_of(name), value, least=least, most=most)
+            object.__setattr__(settings, name, number)
+
+
+def real(
+    subject: object,
+    value: Any,
+    expected: str,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = sys.float_info.max,
+    error: type[StcError] = SettingsError,
+) -> float:
+    """`value` as a float: a real number of any type that is one, numpy's too.
+
+    Raises `error` about `subject`, which `expected` such a value, unless it is one of at least
+    `least`, more than `above` and at most `most`. NaN never is.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise error(subject, f"got {shown(value)}", expected)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
+    if not (least <= number <= most and above < number):
+        raise error(subject, f"got {shown(value)}", expected)
+    return number
+
+
+def one_of(subject: object, value: object, words: Sequence[_Word]) -> _Word:
+    """The one of `words` that `value` is. Raises SettingsError about `subject` unless it is one."""
+    for word in words:
+        if isinstance(value, str) and value == word:
+            return word
+    *first, last = words
+    raise SettingsError(subject, f"got {shown(value)}", f"{', '.join(first)} or {last}")
+
+
+def flag_of(field: str) -> str:
+    """The flag that sets the field called `field`."""
+    return f"--{field.replace('_', '-')}"
+
+
+def shown(value: Any) -> str:
+    """`value` as an error line shows it: as Python writes it, but never long."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int) and abs(value) >= 10**_DIGITS:
+        return f"a whole number of {value.bit_length()} bits"
+    return _SHORT.repr(value)
