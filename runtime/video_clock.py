@@ -1,50 +1,172 @@
-"""A clock: presentation times that start at 0 and never run backwards."""
+"""A clock: presentation times that start at 0, never run backwards and stay near the truth."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from statistics import median
+from typing import Generic, TypeVar
+
 DISORDER_PERIODS = 3
-"""Stamps out of order by up to this many frame periods are disorder, by more a new clock."""
+"""Stamps out of order by up to this many frame periods are disorder, by more a jump."""
+LOOK_AHEAD = 8
+"""Frames behind a jump that are asked whether it is true."""
+MOST_HELD = 4
+"""Frames in a row that disorder may show at one time; more of them have a stamp that is stuck."""
+LONGEST_PAUSE_S = 30 * 3600.0
+"""A longer one is a new zero."""
+LONGEST_PAUSE_OF_RESTARTING_S = 600.0
+"""The same where streams are joined without new stamps, as in MPEG-TS."""
+WALL_LAG_S = 0.5
+"""How far a live stream's stamps may lie behind the wall clock, from one late frame to the next."""
+
+_ROUNDING_S = 1e-6
+_STEPS = 9
+
+_Item = TypeVar("_Item")
 
 
 class Clock:
     """Turns the stamps a source gives its frames into times a stream can rely on.
 
-    Joined or looping files and reconnected cameras start their stamps again, some packets have
-    none, and damaged files deliver frames out of order.
+    Times start at 0 and never run backwards, whatever the stamps do. Beyond that:
 
-    period_s: time between two frames where the stamps do not tell.
+    - A file's times are those of its stamps, long pauses included. Where stamps jump, the frames
+      that follow decide: if they go on from before, the jump was a stray stamp, and its frame
+      stands one period behind the one before it; if they go on from there, ahead was a pause and
+      back a new zero (joined and looping files, stamps that wrapped round), which goes on one
+      period later. Ahead by more than `longest_pause_s` is a new zero as well. Frames without
+      a stamp, or with one that is stuck, are a period apart.
+    - A live source's times are those of its stamps while these agree with the wall clock: never
+      ahead of it, at most WALL_LAG_S behind. Else a frame's time is when it arrived. So stalls,
+      bursts, reconnections and strays cost no more than WALL_LAG_S, and only while they last.
+
+    period_s: time between two frames, until the stamps tell.
     """
 
-    def __init__(self, period_s: float) -> None:
+    def __init__(self, period_s: float, longest_pause_s: float = LONGEST_PAUSE_S) -> None:
+        self._longest_pause_s = longest_pause_s
         self._period_s = period_s
-        self._gap_s = period_s
+        self._steps: deque[float] = deque(maxlen=_STEPS)
         self._last_s: float | None = None
         self._zero_s: float | None = None
+        self._arrived_zero_s = 0.0
+        self._held = 0
 
-    def time_s(self, stamp_s: float | None) -> float:
+    def time_s(
+        self,
+        stamp_s: float | None,
+        following: Iterable[float | None] = (),
+        *,
+        arrived_s: float | None = None,
+    ) -> float:
         """Seconds from the first frame to the frame stamped `stamp_s`; None has no stamp.
 
-        At least the time given out before.
+        following: the stamps of the frames that come next; read only at a jump, LOOK_AHEAD at most.
+        arrived_s: of a live source's frame, when it came, on any clock that runs evenly.
         """
-        time_s = self._place(stamp_s)
+        if self._last_s is None:
+            time_s, self._zero_s = 0.0, stamp_s
+            self._arrived_zero_s = arrived_s or 0.0
+        elif arrived_s is not None:
+            time_s = self._beside_wall(stamp_s, arrived_s - self._arrived_zero_s, self._last_s)
+        else:
+            time_s = self._among_stamps(stamp_s, self._last_s, following)
         self._last_s = time_s
         return time_s
 
-    def restart(self, gap_s: float) -> None:
-        """The next frame comes `gap_s` after the last one, whatever its stamp says."""
-        self._zero_s = None
-        self._gap_s = gap_s
+    def _beside_wall(self, stamp_s: float | None, wall_s: float, last_s: float) -> float:
+        if stamp_s is None:
+            return max(wall_s, last_s)
+        if self._zero_s is None or not -WALL_LAG_S <= stamp_s - self._zero_s - wall_s <= 0:
+            self._zero_s = stamp_s - wall_s
+        return max(stamp_s - self._zero_s, last_s)
 
-    def _place(self, stamp_s: float | None) -> float:
-        next_s = 0.0 if self._last_s is None else self._last_s + self._gap_s
+    def _among_stamps(
+        self, stamp_s: float | None, last_s: float, following: Iterable[float | None]
+    ) -> float:
+        next_s = last_s + self._period_s
         if stamp_s is None:
             return next_s
-        if self._zero_s is None or self._last_s is None:
-            self._gap_s = self._period_s
+        if self._zero_s is None:
             self._zero_s = stamp_s - next_s
             return next_s
         time_s = stamp_s - self._zero_s
-        if time_s < self._last_s - DISORDER_PERIODS * self._period_s:
-            self._zero_s = stamp_s - next_s
+        slack_s = DISORDER_PERIODS * self._period_s + _ROUNDING_S
+        if abs(time_s - last_s) <= slack_s:
+            return self._in_order(time_s, last_s)
+        if self._is_stray(time_s, last_s, following):
             return next_s
-        return max(time_s, self._last_s)
+        if last_s <= time_s <= last_s + self._longest_pause_s:
+            return self._in_order(time_s, last_s)
+        self._zero_s = stamp_s - next_s
+        self._held = 0
+        return next_s
+
+    def _in_order(self, time_s: float, last_s: float) -> float:
+        if time_s > last_s:
+            self._learn(time_s - last_s)
+            self._held = 0
+            return time_s
+        self._held += 1
+        if self._held <= MOST_HELD:
+            return last_s
+        # The stamp is stuck. What was held before this was known is made good.
+        missed = MOST_HELD + 1 if self._held == MOST_HELD + 1 else 1
+        return last_s + missed * self._period_s
+
+    def _learn(self, step_s: float) -> None:
+        self._steps.append(step_s)
+        if len(self._steps) >= DISORDER_PERIODS:
+            self._period_s = median(self._steps)
+
+    def _is_stray(
+        self, time_s: float, last_s: float, following: Iterable[float | None]
+    ) -> bool:
+        """Whether at least half of the next frames go on from `last_s`, and not from `time_s`."""
+        before = after = 0
+        zero_s, period_s = self._zero_s or 0.0, self._period_s
+        for ahead, stamp_s in enumerate(islice(following, LOOK_AHEAD), 1):
+            if stamp_s is None:
+                continue
+            there_s = stamp_s - zero_s
+            from_last_s = abs(there_s - last_s - (ahead + 1) * period_s)
+            if from_last_s < abs(there_s - time_s - ahead * period_s):
+                before += 1
+            else:
+                after += 1
+        return before > 0 and before >= after
+
+
+class Foreseen(Iterator[_Item], Generic[_Item]):
+    """`items` in order, of which those that come next can be seen before they are taken.
+
+    What `items` raises is raised when its turn comes.
+    """
+
+    def __init__(self, items: Iterator[_Item]) -> None:
+        self._items = items
+        self._seen: deque[_Item] = deque()
+        self._failure: Exception | None = None
+
+    def __next__(self) -> _Item:
+        if self._seen:
+            return self._seen.popleft()
+        if self._failure is not None:
+            raise self._failure
+        return next(self._items)
+
+    def coming(self) -> Iterator[_Item]:
+        """The items that come next, the nearest first; nothing is taken."""
+        yield from list(self._seen)
+        while self._failure is None:
+            try:
+                item = next(self._items)
+            except StopIteration:
+                return
+            except Exception as error:
+                self._failure = error
+                return
+            self._seen.append(item)
+            yield item

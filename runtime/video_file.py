@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.format import Flags
+from av.video.frame import VideoFrame
 
 from stc.errors import VideoError
 from stc.runtime.frame import Frame
-from stc.runtime.video_clock import Clock
+from stc.runtime.video_clock import (
+    LONGEST_PAUSE_OF_RESTARTING_S,
+    LONGEST_PAUSE_S,
+    Clock,
+    Foreseen,
+)
 from stc.runtime.video_decoder import Decoder
 from stc.runtime.video_errors import reason
 from stc.runtime.video_sampler import FrameSampler, expected_frames
@@ -31,6 +38,9 @@ class VideoFile(VideoSource):
     def __init__(self, container: InputContainer, source: str, *, fps: float | None) -> None:
         super().__init__(source)
         self._decoder = Decoder(container, self.name)
+        restarting = container.format.flags & Flags.ts_discont.value
+        longest_s = LONGEST_PAUSE_OF_RESTARTING_S if restarting else LONGEST_PAUSE_S
+        self._clock = Clock(self._decoder.period_s, longest_s)
         self._sampler = FrameSampler(fps, self._decoder.tick_s)
         self.rate = self._decoder.rate
         if fps is not None and self.rate is not None and fps * SPARSE <= self.rate:
@@ -46,15 +56,16 @@ class VideoFile(VideoSource):
         self._decoder.close()
 
     def _read(self) -> Generator[Frame, None, None]:
-        clock = Clock(self._decoder.period_s)
         decoded = sampled = 0
         try:
-            for picture in self._decoder.pictures():
+            pictures = Foreseen(self._decoder.pictures())
+            for picture in pictures:
                 if picture is None:
                     self.broken += 1
                     continue
                 decoded += 1
-                time_s = clock.time_s(self._decoder.stamp_s(picture))
+                following = self._stamps_s(pictures.coming())
+                time_s = self._clock.time_s(self._decoder.stamp_s(picture), following)
                 if self._sampler.takes(time_s):
                     rgb = self._decoder.rgb(picture)
                     yield Frame(index=sampled, time_s=time_s, rgb=rgb)
@@ -73,3 +84,6 @@ class VideoFile(VideoSource):
                 f"none of its frames could be decoded{why}",
                 mend="play it with ffplay, or write it again with ffmpeg",
             ) from last
+
+    def _stamps_s(self, pictures: Iterator[VideoFrame | None]) -> Iterator[float | None]:
+        return (None if one is None else self._decoder.stamp_s(one) for one in pictures)

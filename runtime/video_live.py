@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import ExitError, FFmpegError
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
@@ -23,6 +23,12 @@ from stc.runtime.video_source import Reconnection, VideoSource
 
 CLOSE_WAIT_S = 2.0
 """How long `close` waits for a reader that is blocked inside libav."""
+
+_USUAL_MEND = "check that the camera or server is on, and the network"
+_MUTE = (
+    "the source answers and sends no picture",
+    "restart the camera, or try the other --rtsp-transport",
+)
 
 
 class _Picture(NamedTuple):
@@ -44,6 +50,8 @@ class LiveVideo(VideoSource):
     thread, whenever the source ends or fails. Every container it returned is closed by the
     thread, at the latest when a read that blocks at `close` comes back.
 
+    now: the wall clock that the times of frames keep to, in seconds.
+
     Raises VideoError, from the constructor when the source cannot be opened or has no video
     stream, while iterating when nothing could be decoded for `reconnection.give_up_s`.
     """
@@ -57,17 +65,13 @@ class LiveVideo(VideoSource):
         *,
         fps: float | None,
         reconnection: Reconnection,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(source)
         self._opener = opener
+        self._fps = fps
         self._reconnection = reconnection
-        try:
-            decoder = self._open()
-        except FFmpegError as error:
-            raise unreadable(self.name, error) from error
-        self.rate = decoder.rate
-        self._sampler = FrameSampler(fps, decoder.tick_s)
-        self._clock = Clock(decoder.period_s)
+        self._now = now
         self._handed_out = 0
         self._start_s: float | None = None
         # Shared with the thread, under `_changed`, except for the flag and the two plain values.
@@ -77,11 +81,17 @@ class LiveVideo(VideoSource):
         self._asked = False
         self._failure: BaseException | None = None
         self._alive_at_s = time.monotonic()
-        self._trouble = "no frame came"
+        self._trouble = ("no frame came", _USUAL_MEND)
+        self._is_open = False
         self._reader = threading.Thread(
-            target=self._follow, args=(decoder,), name=f"reader of {self.name}", daemon=True
+            target=self._run, name=f"reader of {self.name}", daemon=True
         )
         self._reader.start()
+        try:
+            self._wait_until_open()
+        except BaseException:
+            self.close()
+            raise
 
     def __next__(self) -> Frame:
         with self._changed:
@@ -91,8 +101,8 @@ class LiveVideo(VideoSource):
             self.close()
             raise VideoError(
                 self.name,
-                f"no frame for {self._reconnection.give_up_s:g} s ({self._trouble})",
-                mend="check that the camera or server is on, and the network",
+                f"no frame for {self._reconnection.give_up_s:g} s ({self._trouble[0]})",
+                mend=self._trouble[1],
             )
         self._handed_out += 1
         if self._start_s is None:
@@ -137,22 +147,45 @@ class LiveVideo(VideoSource):
             self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
         raise StopIteration
 
-    def _follow(self, decoder: Decoder | None) -> None:
-        """The thread: read until closed, and open again what was lost."""
-        wait_s = self._reconnection.first_wait_s
+    def _wait_until_open(self) -> None:
+        """Returns once the thread has opened the source; raises what kept it from that."""
+        # Here and not in libav, where Ctrl-C would have to wait for a server that is silent.
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_open or self._failure is not None)
+            if self._failure is not None:
+                raise self._failure
+
+    def _run(self) -> None:
+        """The thread."""
         try:
-            while True:
-                if decoder is not None and self._read(decoder):
-                    wait_s = self._reconnection.first_wait_s
-                if self._closed.wait(wait_s):
-                    return
-                wait_s = min(2 * wait_s, self._reconnection.longest_wait_s)
-                decoder = self._reopen()
+            try:
+                decoder = self._open()
+            except FFmpegError as error:
+                raise unreadable(self.name, error) from error
+            self.rate = decoder.rate
+            self._sampler = FrameSampler(self._fps, decoder.tick_s)
+            self._clock = Clock(decoder.period_s)
+            with self._changed:
+                self._is_open = True
+                self._alive_at_s = time.monotonic()
+                self._changed.notify_all()
+            self._follow(decoder)
         except BaseException as error:
             # Not lost: the consumer raises it.
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
+
+    def _follow(self, decoder: Decoder | None) -> None:
+        """Read until closed, and open again what was lost."""
+        wait_s = self._reconnection.first_wait_s
+        while True:
+            if decoder is not None and self._read(decoder):
+                wait_s = self._reconnection.first_wait_s
+            if self._closed.wait(wait_s):
+                return
+            wait_s = min(2 * wait_s, self._reconnection.longest_wait_s)
+            decoder = self._reopen()
 
     def _open(self) -> Decoder:
         return Decoder(self._opener(), self.name)
@@ -161,11 +194,11 @@ class LiveVideo(VideoSource):
         try:
             decoder = self._open()
         except FFmpegError as error:
-            self._trouble = reason(error)
+            self._trouble = (reason(error), _USUAL_MEND)
             return None
         except VideoError as error:
             # A camera that is starting up may answer before it has video.
-            self._trouble = str(error)
+            self._trouble = (error.got, error.mend)
             return None
         self.reconnects += 1
         return decoder
@@ -180,16 +213,16 @@ class LiveVideo(VideoSource):
                 if picture is None:
                     self.broken += 1
                     continue
-                if decoded == 0 and self.reconnects:
-                    self._clock.restart(time.monotonic() - self._alive_at_s)
                 decoded += 1
                 self._alive_at_s = time.monotonic()
-                time_s = self._clock.time_s(decoder.stamp_s(picture))
+                time_s = self._clock.time_s(decoder.stamp_s(picture), arrived_s=self._now())
                 if self._sampler.takes(time_s):
                     self._put(_Picture(time_s, self._alive_at_s, _rgb_of(decoder, picture)))
-            self._trouble = "the stream ended"
+            self._trouble = ("the stream ended", _USUAL_MEND)
         except FFmpegError as error:
-            self._trouble = reason(error)
+            self._trouble = (reason(error), _USUAL_MEND)
+            if not decoded and isinstance(error, ExitError):
+                self._trouble = _MUTE
         finally:
             decoder.close()
         return decoded > 0

@@ -1,0 +1,144 @@
+"""Why a network address could not be opened, found out by looking once more. Imports PyAV."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+import av
+import av.error
+from av.error import FFmpegError
+
+from stc.errors import VideoError
+from stc.runtime.video_address import HTTP_SCHEMES, RTSP_SCHEMES, Address
+from stc.runtime.video_errors import unreadable
+
+CONNECT_TIMEOUT_S = 10.0
+"""How long a server may stay silent when it is asked for a stream."""
+
+_LOOK_TIMEOUT_S = 3.0
+_DATAGRAMS = ("udp", "rtp", "srt")
+_TLS_OF = {"http": "https", "rtsp": "rtsps", "rtmp": "rtmps"}
+_PLAIN_OF = {tls: plain for plain, tls in _TLS_OF.items()}
+# libav's words for what may have a hundred reasons; its other errors name theirs.
+_LATE = (av.error.ExitError, av.error.TimeoutError)
+_VAGUE = (
+    *_LATE,
+    av.error.OSError,
+    av.error.InvalidDataError,
+    av.error.EOFError,
+    av.error.ConnectionResetError,
+    av.error.HTTPOtherClientError,
+)
+
+
+def cause_of(address: Address, name: str, error: FFmpegError, waited_s: float) -> VideoError:
+    """The VideoError that says why `address`, shown as `name`, failed with `error` after `waited_s`.
+
+    Connects once or twice more to find out, for a few seconds each at most.
+    """
+    told = None
+    if isinstance(error, _VAGUE):
+        told = _looked_at(address, waited_s >= CONNECT_TIMEOUT_S or isinstance(error, _LATE))
+    return unreadable(name, error) if told is None else VideoError(name, told[0], mend=told[1])
+
+
+def _looked_at(address: Address, late: bool) -> tuple[str, str] | None:
+    """What was found, and how to mend it; None when nothing was."""
+    if address.host is not None and not _resolves(address.host):
+        return "host unknown", "check the name, or write the IP address in its place"
+    if address.scheme in _DATAGRAMS:
+        return None if not late else ("nothing came", "check the port, and that something sends")
+    if late:
+        if not _connects(address):
+            return "no answer in time", "check the address, and that the camera or server is on"
+        return (
+            f"takes the connection and stays silent for {CONNECT_TIMEOUT_S:g} s",
+            f"check that {address.scheme} is spoken at this port, or restart the camera",
+        )
+    plain, tls = _PLAIN_OF.get(address.scheme), _TLS_OF.get(address.scheme)
+    if plain is not None and not _speaks_tls(address):
+        return "does not speak TLS there", f"check the port, or try {plain}://"
+    if tls is not None and _speaks_tls(address):
+        return "speaks TLS there", f"try {tls}://"
+    if address.scheme in HTTP_SCHEMES:
+        return _text(address)
+    if address.scheme in RTSP_SCHEMES:
+        return _not_even_described(address)
+    return None
+
+
+def without_video(address: Address, kinds: set[str]) -> tuple[str, str]:
+    """What to say of a live source that holds `kinds` of streams, none of them video, and the mend.
+
+    Of RTSP, where only video was asked for, it is asked what else there is.
+    """
+    if not kinds and address.scheme in RTSP_SCHEMES:
+        kinds = _kinds(address) or set()
+    only = f", only {' and '.join(sorted(kinds))}" if kinds else ""
+    mend = "switch the camera's video on, or name another of its streams"
+    return f"has no video{only}", mend
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except (socket.gaierror, UnicodeError):
+        return False
+    return True
+
+
+def _connects(address: Address) -> bool:
+    try:
+        with socket.create_connection((address.host, address.port or 0), _LOOK_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+def _speaks_tls(address: Address) -> bool:
+    """Whether a TLS handshake gets through; libav asks for no certificate, and neither does this."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((address.host, address.port or 0), _LOOK_TIMEOUT_S) as plain,
+            context.wrap_socket(plain, server_hostname=address.host),
+        ):
+            return True
+    except OSError:
+        return False
+
+
+def _text(address: Address) -> tuple[str, str] | None:
+    """What an HTTP server sends instead of a video, if that is text."""
+    try:
+        with av.open(address.url, "r", format="data", timeout=_LOOK_TIMEOUT_S) as container:
+            start = bytes(next(container.demux()))[:1024]
+    except (FFmpegError, StopIteration):
+        return None
+    if b"<html" in start.lower() or b"<!doctype" in start.lower():
+        fix = "name the address of the stream itself, which the camera's manual has"
+        return "a web page, not a video", fix
+    if start and start.isascii() and b"\0" not in start:
+        return "text, not a video", "name the address of the stream itself"
+    return None
+
+
+def _not_even_described(address: Address) -> tuple[str, str] | None:
+    """What is wrong with an RTSP server that could not be read."""
+    kinds = _kinds(address)
+    if kinds is None:
+        return "does not speak RTSP there", "check the port; most cameras take 554"
+    return without_video(address, kinds) if kinds and "video" not in kinds else None
+
+
+def _kinds(address: Address) -> set[str] | None:
+    """The kinds of streams an RTSP server describes, empty when it refuses; None for no answer."""
+    try:
+        with av.open(address.url, "r", timeout=_LOOK_TIMEOUT_S) as container:
+            return {stream.type for stream in container.streams}
+    except av.error.InvalidDataError:
+        return None
+    except FFmpegError:
+        return set()

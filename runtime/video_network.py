@@ -1,0 +1,129 @@
+"""An opener: connects to a network address as often as it is called. Imports PyAV."""
+
+from __future__ import annotations
+
+import time
+
+import av
+import av.error
+from av.container import InputContainer
+from av.error import FFmpegError
+
+from stc.errors import VideoError
+from stc.runtime.video_address import RTSP_SCHEMES, Address
+from stc.runtime.video_causes import CONNECT_TIMEOUT_S, cause_of, without_video
+from stc.runtime.video_source import Dialling
+
+READ_TIMEOUT_S = 10.0
+"""How long a server may stay silent between two packets."""
+PROBE_S = 1.0
+"""How much of a live stream libav looks at before its first frame; enough for one that is well."""
+_WHOLE_PROBE_S = 5.0
+"""What libav takes by itself; how much more it looks at when it did not find what it needs."""
+
+TIMEOUTS_S = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+# TCP loses nothing on the way, so it is asked for first.
+_TRANSPORTS = {"auto": ("tcp", "udp+udp_multicast"), "tcp": ("tcp",), "udp": ("udp+udp_multicast",)}
+_NOT_FOR_TRANSPORT = (
+    av.error.ConnectionRefusedError,
+    av.error.HTTPUnauthorizedError,
+    av.error.HTTPForbiddenError,
+    av.error.HTTPNotFoundError,
+    av.error.ExitError,
+    av.error.TimeoutError,
+)
+"""Errors that another transport would not change."""
+
+
+class NetworkOpener:
+    """Opens the live source at `address`, known to the user as `name`, as often as it is called.
+
+    A call returns the container, which is the caller's to close. It raises FFmpegError when
+    nothing could be opened, the first call VideoError that says why; VideoError when what was
+    opened holds no video that can be decoded.
+    """
+
+    def __init__(self, address: Address, name: str, dialling: Dialling) -> None:
+        self._address = address
+        self._name = name
+        self._probe_s = dialling.probe_s or PROBE_S
+        self._transports: tuple[str | None, ...] = (None,)
+        if address.scheme in RTSP_SCHEMES:
+            self._transports = _TRANSPORTS[dialling.rtsp_transport or "auto"]
+        if address.scheme == "rtsps":
+            self._transports = _TRANSPORTS["tcp"]
+        self._called = False
+
+    def __call__(self) -> InputContainer:
+        start_s = time.monotonic()
+        is_first, self._called = not self._called, True
+        try:
+            container = self._open(start_s)
+        except FFmpegError as error:
+            if not is_first:
+                raise
+            waited_s = time.monotonic() - start_s
+            raise cause_of(self._address, self._name, error, waited_s) from error
+        try:
+            self._check(container)
+        except VideoError:
+            container.close()
+            raise
+        return container
+
+    def _open(self, start_s: float) -> InputContainer:
+        container = self._dial()
+        late = time.monotonic() - start_s >= CONNECT_TIMEOUT_S
+        if _has_size(container) or late or self._probe_s >= _WHOLE_PROBE_S:
+            return container
+        # It takes longer to tell, and so it will when it is lost and opened again.
+        container.close()
+        self._probe_s = _WHOLE_PROBE_S
+        return self._dial()
+
+    def _dial(self) -> InputContainer:
+        options = {"analyzeduration": str(round(self._probe_s * 1e6))}
+        if self._probe_s < _WHOLE_PROBE_S:
+            # The rate is not needed, and takes twenty frames: seconds of a slow camera.
+            options["fpsprobesize"] = "0"
+        for transport in self._transports[:-1]:
+            start_s = time.monotonic()
+            try:
+                return self._connect(transport, options)
+            except _NOT_FOR_TRANSPORT:
+                raise
+            except FFmpegError:
+                if time.monotonic() - start_s >= CONNECT_TIMEOUT_S:
+                    raise
+        return self._connect(self._transports[-1], options)
+
+    def _connect(self, transport: str | None, options: dict[str, str]) -> InputContainer:
+        if transport is not None:
+            # Sound is not even asked for.
+            of_rtsp = {"rtsp_transport": transport, "allowed_media_types": "video"}
+            options = {**options, **of_rtsp}
+        return av.open(self._address.url, "r", options=options, timeout=TIMEOUTS_S)
+
+    def _check(self, container: InputContainer) -> None:
+        """Raises VideoError when `container` is text, or holds no video that can be decoded."""
+        if container.format.name == "tty":
+            # libav plays plain text as terminal recordings.
+            raise VideoError(self._name, "text, not a video", mend="check the address")
+        if not container.streams.video:
+            kinds = {stream.type for stream in container.streams}
+            words, mend = without_video(self._address, kinds)
+            raise VideoError(self._name, words, mend=mend)
+        if all(stream.codec_context is None for stream in container.streams.video):
+            raise VideoError(
+                self._name,
+                "no decoder for its video codec",
+                mend="set the camera to H.264 or H.265",
+            )
+
+
+def _has_size(container: InputContainer) -> bool:
+    """Whether libav knows enough of some video stream to decode it."""
+    return any(
+        stream.codec_context is not None and stream.codec_context.width > 0
+        for stream in container.streams.video
+    )

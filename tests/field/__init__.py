@@ -1,0 +1,1 @@
+"""What real files, cameras and checkpoints brought: one module for each area."""
