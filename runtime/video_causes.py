@@ -12,6 +12,7 @@ from av.error import FFmpegError
 from stc.errors import VideoError
 from stc.runtime.video_address import HTTP_SCHEMES, RTSP_SCHEMES, Address
 from stc.runtime.video_errors import unreadable
+from stc.runtime.video_source import RtspTransport
 
 CONNECT_TIMEOUT_S = 10.0
 """How long a server may stay silent when it is asked for a stream."""
@@ -32,18 +33,28 @@ _VAGUE = (
 )
 
 
-def cause_of(address: Address, name: str, error: FFmpegError, waited_s: float) -> VideoError:
+def cause_of(
+    address: Address,
+    name: str,
+    error: FFmpegError,
+    waited_s: float,
+    transport: RtspTransport | None = None,
+) -> VideoError:
     """The VideoError that says why `address`, shown as `name`, failed with `error` after `waited_s`.
 
-    Connects once or twice more to find out, for a few seconds each at most.
+    transport: what the user asked of an RTSP server. Connects once or twice more to find out, for
+    a few seconds each at most.
     """
     told = None
     if isinstance(error, _VAGUE):
-        told = _looked_at(address, waited_s >= CONNECT_TIMEOUT_S or isinstance(error, _LATE))
+        late = waited_s >= CONNECT_TIMEOUT_S or isinstance(error, _LATE)
+        told = _looked_at(address, transport, late=late)
     return unreadable(name, error) if told is None else VideoError(name, told[0], mend=told[1])
 
 
-def _looked_at(address: Address, late: bool) -> tuple[str, str] | None:
+def _looked_at(
+    address: Address, transport: RtspTransport | None, *, late: bool
+) -> tuple[str, str] | None:
     """What was found, and how to mend it; None when nothing was."""
     if address.host is not None and not _resolves(address.host):
         return "host unknown", "check the name, or write the IP address in its place"
@@ -64,8 +75,8 @@ def _looked_at(address: Address, late: bool) -> tuple[str, str] | None:
     if address.scheme in HTTP_SCHEMES:
         return _text(address)
     if address.scheme in RTSP_SCHEMES:
-        return _not_even_described(address)
-    return None
+        return _not_served(address, transport)
+    return "not a video stream", "check the port, and play the address with ffplay"
 
 
 def without_video(address: Address, kinds: set[str]) -> tuple[str, str]:
@@ -125,18 +136,23 @@ def _text(address: Address) -> tuple[str, str] | None:
     return None
 
 
-def _not_even_described(address: Address) -> tuple[str, str] | None:
-    """What is wrong with an RTSP server that could not be read."""
+def _not_served(address: Address, transport: RtspTransport | None) -> tuple[str, str] | None:
+    """Why an RTSP server that answered could not be read."""
     kinds = _kinds(address)
     if kinds is None:
         return "does not speak RTSP there", "check the port; most cameras take 554"
-    return without_video(address, kinds) if kinds and "video" not in kinds else None
+    if "video" in kinds:
+        if transport in (None, "auto"):
+            return None
+        return f"does not send over {transport}", "leave out --rtsp-transport"
+    return without_video(address, kinds) if kinds else None
 
 
 def _kinds(address: Address) -> set[str] | None:
-    """The kinds of streams an RTSP server describes, empty when it refuses; None for no answer."""
+    """The kinds of streams an RTSP server describes, empty when it refuses; None for no RTSP."""
+    options = {"analyzeduration": "1", "fpsprobesize": "0"}
     try:
-        with av.open(address.url, "r", timeout=_LOOK_TIMEOUT_S) as container:
+        with av.open(address.url, "r", options=options, timeout=_LOOK_TIMEOUT_S) as container:
             return {stream.type for stream in container.streams}
     except av.error.InvalidDataError:
         return None

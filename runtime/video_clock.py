@@ -12,8 +12,8 @@ DISORDER_PERIODS = 3
 """Stamps out of order by up to this many frame periods are disorder, by more a jump."""
 LOOK_AHEAD = 8
 """Frames behind a jump that are asked whether it is true."""
-MOST_HELD = 4
-"""Frames in a row that disorder may show at one time; more of them have a stamp that is stuck."""
+MOST_ALIKE = 4
+"""Frames that may repeat the stamp of the one before; that of more is stuck, and says nothing."""
 LONGEST_PAUSE_S = 30 * 3600.0
 """A longer one is a new zero."""
 LONGEST_PAUSE_OF_RESTARTING_S = 600.0
@@ -52,7 +52,9 @@ class Clock:
         self._last_s: float | None = None
         self._zero_s: float | None = None
         self._arrived_zero_s = 0.0
-        self._held = 0
+        self._stamp_s: float | None = None
+        self._alike = 0
+        self._strays = 0
 
     def time_s(
         self,
@@ -67,7 +69,7 @@ class Clock:
         arrived_s: of a live source's frame, when it came, on any clock that runs evenly.
         """
         if self._last_s is None:
-            time_s, self._zero_s = 0.0, stamp_s
+            time_s, self._zero_s, self._stamp_s = 0.0, stamp_s, stamp_s
             self._arrived_zero_s = arrived_s or 0.0
         elif arrived_s is not None:
             time_s = self._beside_wall(stamp_s, arrived_s - self._arrived_zero_s, self._last_s)
@@ -87,56 +89,58 @@ class Clock:
         self, stamp_s: float | None, last_s: float, following: Iterable[float | None]
     ) -> float:
         next_s = last_s + self._period_s
-        if stamp_s is None:
-            return next_s
+        self._alike = self._alike + 1 if stamp_s == self._stamp_s else 0
+        self._stamp_s = stamp_s
+        if stamp_s is None or self._alike > MOST_ALIKE:
+            # What was held until this was known is made good.
+            is_known_now = stamp_s is not None and self._alike == MOST_ALIKE + 1
+            return next_s + is_known_now * MOST_ALIKE * self._period_s
         if self._zero_s is None:
             self._zero_s = stamp_s - next_s
             return next_s
         time_s = stamp_s - self._zero_s
         slack_s = DISORDER_PERIODS * self._period_s + _ROUNDING_S
         if abs(time_s - last_s) <= slack_s:
-            return self._in_order(time_s, last_s)
+            self._learn(time_s - last_s)
+            return max(time_s, last_s)
         if self._is_stray(time_s, last_s, following):
+            self._strays += 1
             return next_s
         if last_s <= time_s <= last_s + self._longest_pause_s:
-            return self._in_order(time_s, last_s)
+            self._learn(time_s - last_s)
+            return time_s
         self._zero_s = stamp_s - next_s
-        self._held = 0
         return next_s
 
-    def _in_order(self, time_s: float, last_s: float) -> float:
-        if time_s > last_s:
-            self._learn(time_s - last_s)
-            self._held = 0
-            return time_s
-        self._held += 1
-        if self._held <= MOST_HELD:
-            return last_s
-        # The stamp is stuck. What was held before this was known is made good.
-        missed = MOST_HELD + 1 if self._held == MOST_HELD + 1 else 1
-        return last_s + missed * self._period_s
-
     def _learn(self, step_s: float) -> None:
-        self._steps.append(step_s)
+        if step_s > 0:
+            self._steps.append(step_s)
         if len(self._steps) >= DISORDER_PERIODS:
             self._period_s = median(self._steps)
 
     def _is_stray(
         self, time_s: float, last_s: float, following: Iterable[float | None]
     ) -> bool:
-        """Whether at least half of the next frames go on from `last_s`, and not from `time_s`."""
-        before = after = 0
-        zero_s, period_s = self._zero_s or 0.0, self._period_s
-        for ahead, stamp_s in enumerate(islice(following, LOOK_AHEAD), 1):
-            if stamp_s is None:
-                continue
-            there_s = stamp_s - zero_s
-            from_last_s = abs(there_s - last_s - (ahead + 1) * period_s)
-            if from_last_s < abs(there_s - time_s - ahead * period_s):
-                before += 1
-            else:
-                after += 1
-        return before > 0 and before >= after
+        """Whether at least half of the next frames go on from `last_s`, and not from `time_s`.
+
+        None does when all are later than both. Where there are none, a source that had strays
+        before is not believed.
+        """
+        coming = [
+            (ahead, stamp_s - (self._zero_s or 0.0))
+            for ahead, stamp_s in enumerate(islice(following, LOOK_AHEAD), 1)
+            if stamp_s is not None
+        ]
+        if not coming:
+            return self._strays > 0
+        if time_s > last_s and all(there_s >= time_s for _, there_s in coming):
+            return False
+        before = sum(
+            abs(there_s - last_s - (ahead + 1) * self._period_s)
+            < abs(there_s - time_s - ahead * self._period_s)
+            for ahead, there_s in coming
+        )
+        return 2 * before >= len(coming)
 
 
 class Foreseen(Iterator[_Item], Generic[_Item]):

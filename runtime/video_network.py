@@ -47,6 +47,7 @@ class NetworkOpener:
         self._address = address
         self._name = name
         self._probe_s = dialling.probe_s or PROBE_S
+        self._asked_transport = dialling.rtsp_transport
         self._transports: tuple[str | None, ...] = (None,)
         if address.scheme in RTSP_SCHEMES:
             self._transports = _TRANSPORTS[dialling.rtsp_transport or "auto"]
@@ -63,12 +64,11 @@ class NetworkOpener:
             if not is_first:
                 raise
             waited_s = time.monotonic() - start_s
-            raise cause_of(self._address, self._name, error, waited_s) from error
-        try:
-            self._check(container)
-        except VideoError:
-            container.close()
-            raise
+            address, transport = self._address, self._asked_transport
+            raise cause_of(address, self._name, error, waited_s, transport) from error
+        told = self._fault_of(container)
+        if told is not None:
+            raise VideoError(self._name, told[0], mend=told[1])
         return container
 
     def _open(self, start_s: float) -> InputContainer:
@@ -104,21 +104,21 @@ class NetworkOpener:
             options = {**options, **of_rtsp}
         return av.open(self._address.url, "r", options=options, timeout=TIMEOUTS_S)
 
-    def _check(self, container: InputContainer) -> None:
-        """Raises VideoError when `container` is text, or holds no video that can be decoded."""
+    def _fault_of(self, container: InputContainer) -> tuple[str, str] | None:
+        """Why `container` holds no video that can be decoded, and the mend; it is closed then."""
         if container.format.name == "tty":
             # libav plays plain text as terminal recordings.
-            raise VideoError(self._name, "text, not a video", mend="check the address")
+            container.close()
+            return "text, not a video", "name the address of the stream itself"
         if not container.streams.video:
             kinds = {stream.type for stream in container.streams}
-            words, mend = without_video(self._address, kinds)
-            raise VideoError(self._name, words, mend=mend)
+            # Many cameras have room for one viewer, and this looks once more.
+            container.close()
+            return without_video(self._address, kinds)
         if all(stream.codec_context is None for stream in container.streams.video):
-            raise VideoError(
-                self._name,
-                "no decoder for its video codec",
-                mend="set the camera to H.264 or H.265",
-            )
+            container.close()
+            return "no decoder for its video codec", "set the camera to H.264 or H.265"
+        return None
 
 
 def _has_size(container: InputContainer) -> bool:
