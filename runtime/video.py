@@ -9,14 +9,15 @@ import importlib
 import os
 import re
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+from functools import partial
 from stc.errors import SettingsError, VideoError
+from stc.runtime.awaited import awaited
 from stc.runtime.video_address import (
     HTTP_SCHEMES,
     LIVE_SCHEMES,
@@ -141,10 +142,11 @@ def _open_file(source: str, fps: float | None, *, remote: bool) -> VideoSource:
 
     from stc.runtime.video_errors import unreadable
     from stc.runtime.video_file import VideoFile
+    from stc.runtime.video_network import open_remote
 
     source = local_path(source)
     if remote:
-        container = _open_remote(Address.of(source), without_credentials(source))
+        container = awaited(partial(open_remote, Address.of(source), without_credentials(source)))
     else:
         _check_path(source)
         try:
@@ -157,21 +159,7 @@ def _open_file(source: str, fps: float | None, *, remote: bool) -> VideoSource:
         container.close()
         name = without_credentials(source)
         raise VideoError(name, "a text file", "a video", "name the file of the video")
-    return VideoFile(container, source, fps=fps)
-
-
-def _open_remote(address: Address, name: str) -> InputContainer:
-    import av
-    from av.error import FFmpegError
-
-    from stc.runtime.video_causes import cause_of
-    from stc.runtime.video_network import TIMEOUTS_S
-
-    start_s = time.monotonic()
-    try:
-        return av.open(address.url, "r", timeout=TIMEOUTS_S)
-    except FFmpegError as error:
-        raise cause_of(address, name, error, time.monotonic() - start_s) from error
+    return VideoFile(container, source, fps=fps, remote=remote)
 
 
 def _check_path(path: str) -> None:

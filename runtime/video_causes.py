@@ -14,17 +14,14 @@ from stc.runtime.video_address import HTTP_SCHEMES, RTSP_SCHEMES, Address
 from stc.runtime.video_errors import unreadable
 from stc.runtime.video_source import RtspTransport
 
-CONNECT_TIMEOUT_S = 10.0
-"""How long a server may stay silent when it is asked for a stream."""
-
 _LOOK_TIMEOUT_S = 3.0
 _DATAGRAMS = ("udp", "rtp", "srt")
 _TLS_OF = {"http": "https", "rtsp": "rtsps", "rtmp": "rtmps"}
 _PLAIN_OF = {tls: plain for plain, tls in _TLS_OF.items()}
 # libav's words for what may have a hundred reasons; its other errors name theirs.
-_LATE = (av.error.ExitError, av.error.TimeoutError)
 _VAGUE = (
-    *_LATE,
+    av.error.ExitError,
+    av.error.TimeoutError,
     av.error.OSError,
     av.error.InvalidDataError,
     av.error.EOFError,
@@ -37,46 +34,48 @@ def cause_of(
     address: Address,
     name: str,
     error: FFmpegError,
-    waited_s: float,
+    silent_s: float | None,
     transport: RtspTransport | None = None,
 ) -> VideoError:
-    """The VideoError that says why `address`, shown as `name`, failed with `error` after `waited_s`.
+    """The VideoError that says why `address`, shown as `name`, failed with `error`.
 
+    silent_s: how long nothing came before it was given up; None when it failed at once.
     transport: what the user asked of an RTSP server. Connects once or twice more to find out, for
     a few seconds each at most.
     """
     told = None
     if isinstance(error, _VAGUE):
-        late = waited_s >= CONNECT_TIMEOUT_S or isinstance(error, _LATE)
-        told = _looked_at(address, transport, late=late)
+        told = _looked_at(address, transport, silent_s)
     return unreadable(name, error) if told is None else VideoError(name, told[0], mend=told[1])
 
 
 def _looked_at(
-    address: Address, transport: RtspTransport | None, *, late: bool
+    address: Address, transport: RtspTransport | None, silent_s: float | None
 ) -> tuple[str, str] | None:
     """What was found, and how to mend it; None when nothing was."""
     if address.host is not None and not _resolves(address.host):
         return "host unknown", "check the name, or write the IP address in its place"
     if address.scheme in _DATAGRAMS:
-        return None if not late else ("nothing came", "check the port, and that something sends")
-    if late:
+        return "nothing came", "check the port, and that something sends there"
+    if silent_s is not None:
         if not _connects(address):
             return "no answer in time", "check the address, and that the camera or server is on"
         return (
-            f"takes the connection and stays silent for {CONNECT_TIMEOUT_S:g} s",
+            f"takes the connection and stays silent for {silent_s:.0f} s",
             f"check that {address.scheme} is spoken at this port, or restart the camera",
         )
     plain, tls = _PLAIN_OF.get(address.scheme), _TLS_OF.get(address.scheme)
     if plain is not None and not _speaks_tls(address):
         return "does not speak TLS there", f"check the port, or try {plain}://"
+    if address.scheme in RTSP_SCHEMES and (kinds := _kinds(address)) is not None:
+        return _not_served(address, kinds, transport)
+    if address.scheme in HTTP_SCHEMES and (told := _text(address)) is not None:
+        return told
     if tls is not None and _speaks_tls(address):
         return "speaks TLS there", f"try {tls}://"
-    if address.scheme in HTTP_SCHEMES:
-        return _text(address)
     if address.scheme in RTSP_SCHEMES:
-        return _not_served(address, transport)
-    return "not a video stream", "check the port, and play the address with ffplay"
+        return "does not speak RTSP there", "check the port; most cameras take 554"
+    return "not a video that libav knows", "check the address, and play it with ffplay"
 
 
 def without_video(address: Address, kinds: set[str]) -> tuple[str, str]:
@@ -136,16 +135,15 @@ def _text(address: Address) -> tuple[str, str] | None:
     return None
 
 
-def _not_served(address: Address, transport: RtspTransport | None) -> tuple[str, str] | None:
-    """Why an RTSP server that answered could not be read."""
-    kinds = _kinds(address)
-    if kinds is None:
-        return "does not speak RTSP there", "check the port; most cameras take 554"
-    if "video" in kinds:
-        if transport in (None, "auto"):
-            return None
-        return f"does not send over {transport}", "leave out --rtsp-transport"
-    return without_video(address, kinds) if kinds else None
+def _not_served(
+    address: Address, kinds: set[str], transport: RtspTransport | None
+) -> tuple[str, str] | None:
+    """Why an RTSP server that describes `kinds` of streams could not be read."""
+    if "video" not in kinds:
+        return without_video(address, kinds) if kinds else None
+    if transport in (None, "auto"):
+        return None
+    return f"does not send over {transport}", "leave out --rtsp-transport"
 
 
 def _kinds(address: Address) -> set[str] | None:

@@ -10,6 +10,7 @@ from av.format import Flags
 from av.video.frame import VideoFrame
 
 from stc.errors import VideoError
+from stc.runtime.awaited import Awaited
 from stc.runtime.frame import Frame
 from stc.runtime.video_clock import (
     LONGEST_PAUSE_OF_RESTARTING_S,
@@ -29,13 +30,15 @@ SPARSE = 4
 class VideoFile(VideoSource):
     """Frames of a file, or of anything else that ends and can wait, at `fps` (None: all).
 
-    Owns `container`. Raises VideoError, from the constructor without a video stream, while
+    Owns `container`. remote: it comes over a network, which Ctrl-C need not wait for. Raises VideoError, from the constructor without a video stream, while
     iterating when the file cannot be read on or no frame at all could be decoded.
     """
 
     is_live = False
 
-    def __init__(self, container: InputContainer, source: str, *, fps: float | None) -> None:
+    def __init__(
+        self, container: InputContainer, source: str, *, fps: float | None, remote: bool = False
+    ) -> None:
         super().__init__(source)
         self._decoder = Decoder(container, self.name)
         restarting = container.format.flags & Flags.ts_discont.value
@@ -46,6 +49,7 @@ class VideoFile(VideoSource):
         if fps is not None and self.rate is not None and fps * SPARSE <= self.rate:
             self._decoder.decode_in_parallel()
         self.frames_expected = expected_frames(self._decoder.frames, self.rate, fps)
+        self._waits = Awaited(self._decoder.pictures()) if remote else None
         self._frames = self._read()
 
     def __next__(self) -> Frame:
@@ -53,12 +57,14 @@ class VideoFile(VideoSource):
 
     def close(self) -> None:
         self._frames.close()
-        self._decoder.close()
+        # A thread that is still inside libav lets go of the container when it comes back.
+        if self._waits is None or not self._waits.is_abandoned:
+            self._decoder.close()
 
     def _read(self) -> Generator[Frame, None, None]:
         decoded = sampled = 0
         try:
-            pictures = Foreseen(self._decoder.pictures())
+            pictures = Foreseen(self._waits or self._decoder.pictures())
             for picture in pictures:
                 if picture is None:
                     self.broken += 1

@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from stc.errors import VideoError
+from stc.runtime.awaited import awaited
 from stc.runtime.frame import Frame
 from stc.runtime.video_clock import Clock
 from stc.runtime.video_decoder import Decoder
@@ -69,9 +70,15 @@ class LiveVideo(VideoSource):
     ) -> None:
         super().__init__(source)
         self._opener = opener
-        self._fps = fps
         self._reconnection = reconnection
         self._now = now
+        try:
+            decoder = awaited(self._open)
+        except FFmpegError as error:
+            raise unreadable(self.name, error) from error
+        self.rate = decoder.rate
+        self._sampler = FrameSampler(fps, decoder.tick_s)
+        self._clock = Clock(decoder.period_s)
         self._handed_out = 0
         self._start_s: float | None = None
         # Shared with the thread, under `_changed`, except for the flag and the two plain values.
@@ -82,16 +89,10 @@ class LiveVideo(VideoSource):
         self._failure: BaseException | None = None
         self._alive_at_s = time.monotonic()
         self._trouble = ("no frame came", _USUAL_MEND)
-        self._is_open = False
         self._reader = threading.Thread(
-            target=self._run, name=f"reader of {self.name}", daemon=True
+            target=self._follow, args=(decoder,), name=f"reader of {self.name}", daemon=True
         )
         self._reader.start()
-        try:
-            self._wait_until_open()
-        except BaseException:
-            self.close()
-            raise
 
     def __next__(self) -> Frame:
         with self._changed:
@@ -147,45 +148,22 @@ class LiveVideo(VideoSource):
             self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
         raise StopIteration
 
-    def _wait_until_open(self) -> None:
-        """Returns once the thread has opened the source; raises what kept it from that."""
-        # Here and not in libav, where Ctrl-C would have to wait for a server that is silent.
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_open or self._failure is not None)
-            if self._failure is not None:
-                raise self._failure
-
-    def _run(self) -> None:
-        """The thread."""
+    def _follow(self, decoder: Decoder | None) -> None:
+        """The thread: read until closed, and open again what was lost."""
+        wait_s = self._reconnection.first_wait_s
         try:
-            try:
-                decoder = self._open()
-            except FFmpegError as error:
-                raise unreadable(self.name, error) from error
-            self.rate = decoder.rate
-            self._sampler = FrameSampler(self._fps, decoder.tick_s)
-            self._clock = Clock(decoder.period_s)
-            with self._changed:
-                self._is_open = True
-                self._alive_at_s = time.monotonic()
-                self._changed.notify_all()
-            self._follow(decoder)
+            while True:
+                if decoder is not None and self._read(decoder):
+                    wait_s = self._reconnection.first_wait_s
+                if self._closed.wait(wait_s):
+                    return
+                wait_s = min(2 * wait_s, self._reconnection.longest_wait_s)
+                decoder = self._reopen()
         except BaseException as error:
             # Not lost: the consumer raises it.
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
-
-    def _follow(self, decoder: Decoder | None) -> None:
-        """Read until closed, and open again what was lost."""
-        wait_s = self._reconnection.first_wait_s
-        while True:
-            if decoder is not None and self._read(decoder):
-                wait_s = self._reconnection.first_wait_s
-            if self._closed.wait(wait_s):
-                return
-            wait_s = min(2 * wait_s, self._reconnection.longest_wait_s)
-            decoder = self._reopen()
 
     def _open(self) -> Decoder:
         return Decoder(self._opener(), self.name)

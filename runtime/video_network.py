@@ -11,17 +11,16 @@ from av.error import FFmpegError
 
 from stc.errors import VideoError
 from stc.runtime.video_address import RTSP_SCHEMES, Address
-from stc.runtime.video_causes import CONNECT_TIMEOUT_S, cause_of, without_video
+from stc.runtime.video_causes import cause_of, without_video
 from stc.runtime.video_source import Dialling
 
-READ_TIMEOUT_S = 10.0
-"""How long a server may stay silent between two packets."""
+TIMEOUTS_S = (10.0, 10.0)
+"""How long a server may stay silent when asked for a stream, and between two packets."""
 PROBE_S = 1.0
 """How much of a live stream libav looks at before its first frame; enough for one that is well."""
 _WHOLE_PROBE_S = 5.0
 """What libav takes by itself; how much more it looks at when it did not find what it needs."""
 
-TIMEOUTS_S = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
 # TCP loses nothing on the way, so it is asked for first.
 _TRANSPORTS = {"auto": ("tcp", "udp+udp_multicast"), "tcp": ("tcp",), "udp": ("udp+udp_multicast",)}
 _NOT_FOR_TRANSPORT = (
@@ -63,9 +62,9 @@ class NetworkOpener:
         except FFmpegError as error:
             if not is_first:
                 raise
-            waited_s = time.monotonic() - start_s
             address, transport = self._address, self._asked_transport
-            raise cause_of(address, self._name, error, waited_s, transport) from error
+            silent_s = _silent_s(start_s)
+            raise cause_of(address, self._name, error, silent_s, transport) from error
         told = self._fault_of(container)
         if told is not None:
             raise VideoError(self._name, told[0], mend=told[1])
@@ -73,8 +72,8 @@ class NetworkOpener:
 
     def _open(self, start_s: float) -> InputContainer:
         container = self._dial()
-        late = time.monotonic() - start_s >= CONNECT_TIMEOUT_S
-        if _has_size(container) or late or self._probe_s >= _WHOLE_PROBE_S:
+        is_whole = self._probe_s >= _WHOLE_PROBE_S
+        if is_whole or _has_size(container) or _silent_s(start_s) is not None:
             return container
         # It takes longer to tell, and so it will when it is lost and opened again.
         container.close()
@@ -93,7 +92,7 @@ class NetworkOpener:
             except _NOT_FOR_TRANSPORT:
                 raise
             except FFmpegError:
-                if time.monotonic() - start_s >= CONNECT_TIMEOUT_S:
+                if _silent_s(start_s) is not None:
                     raise
         return self._connect(self._transports[-1], options)
 
@@ -119,6 +118,21 @@ class NetworkOpener:
             container.close()
             return "no decoder for its video codec", "set the camera to H.264 or H.265"
         return None
+
+
+def open_remote(address: Address, name: str) -> InputContainer:
+    """The file at `address`, opened, the caller's to close; VideoError says why it is not."""
+    start_s = time.monotonic()
+    try:
+        return av.open(address.url, "r", timeout=TIMEOUTS_S)
+    except FFmpegError as error:
+        raise cause_of(address, name, error, _silent_s(start_s)) from error
+
+
+def _silent_s(start_s: float) -> float | None:
+    """How long a server has been silent that was asked at `start_s`; None while it may be."""
+    waited_s = time.monotonic() - start_s
+    return waited_s if waited_s >= TIMEOUTS_S[0] else None
 
 
 def _has_size(container: InputContainer) -> bool:

@@ -34,7 +34,9 @@ class RtspCamera:
     frames: after so many it hangs up; None for never. transports: what it agrees to send over.
     user: (name, password) it asks for, by digest; `address` has another pair, which a camera that
         asks for none ignores. told: whether its description holds the codec's parameters.
-    requests: request lines received. viewers: how many came.
+    first: the frame of the clip it begins with, in the midst of a group of pictures for one.
+    requests: request lines received. viewers: how many came. sent: frames sent to all.
+    asked: the transports that viewers asked for, one after the other.
     `hang_up` ends the connection of the present viewer.
     """
 
@@ -50,6 +52,7 @@ class RtspCamera:
         manner: Manner = "streams",
         user: tuple[str, str] | None = None,
         told: bool = True,
+        first: int = 0,
     ) -> None:
         with av.open(str(clip)) as container:
             stream = container.streams.video[0]
@@ -73,8 +76,11 @@ class RtspCamera:
         self._thread = threading.Thread(target=self._serve)
         self.port = self._listener.getsockname()[1]
         self.address = f"rtsp://viewer:secret@127.0.0.1:{self.port}/street"
+        self._first = first
         self.requests: list[str] = []
+        self.asked: list[str] = []
         self.viewers = 0
+        self.sent = 0
 
     def hang_up(self) -> None:
         self._hang_up.set()
@@ -137,9 +143,10 @@ class RtspCamera:
             return 200, "Content-Type: application/sdp\r\n", self._description()
         if method == "SETUP":
             asked = re.search(r"client_port=(\d+)-(\d+)", request)
-            if asked is None and "tcp" in self._transports:
+            self.asked.append("multicast" if "multicast" in request else "udp" if asked else "tcp")
+            if self.asked[-1] == "tcp" and "tcp" in self._transports:
                 return 200, "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n", ""
-            if asked is not None and "udp" in self._transports and "multicast" not in request:
+            if asked is not None and "udp" in self._transports:
                 transport = f"RTP/AVP;unicast;{asked[0]};server_port=0-0"
                 return 200, f"Transport: {transport}\r\n", ""
             return 461, "", ""
@@ -181,6 +188,7 @@ class RtspCamera:
                     return
                 if self._manner not in ("mute", "sound"):
                     self._send_frame(viewer, datagrams, ports[0], number)
+                    self.sent += 1
 
     def _left(self, viewer: socket.socket, number: int) -> bool:
         """Whether the viewer went away, or the camera was switched off, by the next frame."""
@@ -199,7 +207,7 @@ class RtspCamera:
         self, viewer: socket.socket, datagrams: socket.socket, port: int, number: int
     ) -> None:
         stamp = number * _TICKS_PER_S // self._rate
-        units = [self._packets[number % len(self._packets)]]
+        units = [self._packets[(number + self._first) % len(self._packets)]]
         if self._codec == "h264":
             units = list(_units(units[0]))
         for place, unit in enumerate(units):
