@@ -15,25 +15,19 @@ def awaited(call: Callable[[], _Value]) -> _Value:
 
     Interrupted, the call goes on to its end, and nobody hears of it.
     """
-    done: SimpleQueue[Callable[[], _Value]] = SimpleQueue()
+    done: SimpleQueue[tuple[list[_Value], BaseException | None]] = SimpleQueue()
 
     def run() -> None:
         try:
-            value = call()
+            done.put(([call()], None))
         except BaseException as error:
-            done.put(_raising(error))
-        else:
-            done.put(lambda: value)
+            done.put(([], error))
 
     threading.Thread(target=run, daemon=True).start()
-    return done.get()()
-
-
-def _raising(error: BaseException) -> Callable[[], _Value]:
-    def fail() -> _Value:
+    values, error = done.get()
+    if error is not None:
         raise error
-
-    return fail
+    return values[0]
 
 
 class Awaited(Iterator[_Value], Generic[_Value]):

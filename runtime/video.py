@@ -10,12 +10,12 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from functools import partial
 from stc.errors import SettingsError, VideoError
 from stc.runtime.awaited import awaited
 from stc.runtime.video_address import (
@@ -59,7 +59,8 @@ def open_video(
     User name and password in an address may hold any character.
 
     Raises SettingsError when fps is not a positive finite number, or `live` or `dialling` say
-    something that this source has no use for; VideoError when PyAV is not installed, or the source cannot be opened or has no video.
+    something that this source has no use for; VideoError when PyAV is not installed, or the
+    source cannot be opened or has no video.
     """
     # Checked before anything is opened, so that a wrong rate leaves nothing to close.
     FrameSampler(fps, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Set
 
 import av
 import av.error
@@ -78,7 +79,7 @@ def _looked_at(
     return "not a video that libav knows", "check the address, and play it with ffplay"
 
 
-def without_video(address: Address, kinds: set[str]) -> tuple[str, str]:
+def without_video(address: Address, kinds: Set[str]) -> tuple[str, str]:
     """What to say of a live source that holds `kinds` of streams, none of them video, and the mend.
 
     Of RTSP, where only video was asked for, it is asked what else there is.
@@ -107,7 +108,7 @@ def _connects(address: Address) -> bool:
 
 
 def _speaks_tls(address: Address) -> bool:
-    """Whether a TLS handshake gets through; libav asks for no certificate, and neither does this."""
+    """Whether a TLS handshake gets through; like libav, this asks for no valid certificate."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:

@@ -118,9 +118,7 @@ class Clock:
         if len(self._steps) >= DISORDER_PERIODS:
             self._period_s = median(self._steps)
 
-    def _is_stray(
-        self, time_s: float, last_s: float, following: Iterable[float | None]
-    ) -> bool:
+    def _is_stray(self, time_s: float, last_s: float, following: Iterable[float | None]) -> bool:
         """Whether at least half of the next frames go on from `last_s`, and not from `time_s`.
 
         None does when all are later than both. Where there are none, a source that had strays

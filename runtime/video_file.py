@@ -30,8 +30,10 @@ SPARSE = 4
 class VideoFile(VideoSource):
     """Frames of a file, or of anything else that ends and can wait, at `fps` (None: all).
 
-    Owns `container`. remote: it comes over a network, which Ctrl-C need not wait for. Raises VideoError, from the constructor without a video stream, while
-    iterating when the file cannot be read on or no frame at all could be decoded.
+    Owns `container`. remote: it comes over a network, for which Ctrl-C need not wait.
+
+    Raises VideoError, from the constructor without a video stream, while iterating when the file
+    cannot be read on or no frame at all could be decoded.
     """
 
     is_live = False
@@ -41,7 +43,7 @@ class VideoFile(VideoSource):
     ) -> None:
         super().__init__(source)
         self._decoder = Decoder(container, self.name)
-        restarting = container.format.flags & Flags.ts_discont.value
+        restarting = container.format.flags & int(Flags.ts_discont.value)
         longest_s = LONGEST_PAUSE_OF_RESTARTING_S if restarting else LONGEST_PAUSE_S
         self._clock = Clock(self._decoder.period_s, longest_s)
         self._sampler = FrameSampler(fps, self._decoder.tick_s)

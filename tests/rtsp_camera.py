@@ -162,7 +162,7 @@ class RtspCamera:
             return False
         secret = md5(f"{name}:{_REALM}:{password}".encode()).hexdigest()
         what = md5(f"{method}:{parts['uri']}".encode()).hexdigest()
-        return parts["response"] == md5(f"{secret}:{_NONCE}:{what}".encode()).hexdigest()
+        return bool(parts["response"] == md5(f"{secret}:{_NONCE}:{what}".encode()).hexdigest())
 
     def _description(self) -> str:
         head = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=street\r\nt=0 0\r\n"

@@ -30,9 +30,7 @@ STRAY_S = 37_600.0
 SOON = Reconnection(first_wait_s=0.01, longest_wait_s=0.04, give_up_s=20.0)
 
 
-def times_of(
-    stamps: Sequence[float | None], period_s: float = PERIOD_S, **how: Any
-) -> list[float]:
+def times_of(stamps: Sequence[float | None], period_s: float = PERIOD_S, **how: Any) -> list[float]:
     """The times of a file whose frames have `stamps`."""
     clock = Clock(period_s, **how)
     return [clock.time_s(stamp, stamps[at + 1 :]) for at, stamp in enumerate(stamps)]
@@ -137,9 +135,7 @@ def test_a_pause_of_a_stream_that_may_start_again_is_believed_for_ten_minutes() 
 
 @given(
     st.integers(20, 60),
-    st.dictionaries(
-        st.integers(0, 14), st.floats(0.5, 1e5) | st.floats(-1e5, -0.5), max_size=14
-    ),
+    st.dictionaries(st.integers(0, 14), st.floats(0.5, 1e5) | st.floats(-1e5, -0.5), max_size=14),
     st.sampled_from([1 / 60, 0.04, 0.2, 10.0]),
 )
 def test_single_strays_cost_less_than_a_frame(
@@ -262,7 +258,7 @@ def test_what_a_server_kept_is_not_counted_again_at_every_reconnection() -> None
 
 
 def test_a_camera_that_ends_and_comes_back_keeps_to_the_wall_clock(tmp_path: Path) -> None:
-    """Each time it first sends the second it kept, and then hangs up: no second is counted twice."""
+    """It first sends the second it kept, and then hangs up: no second is counted twice."""
     clip = write_clip(tmp_path / "clip.mp4", map(numbered, range(20)))
     camera = RtspCamera(clip, burst=25, frames=26)
     with camera, open_video(camera.address, reconnection=SOON) as video:

@@ -148,13 +148,13 @@ def test_a_camera_whose_key_frame_is_late_is_looked_at_for_longer(h264: Path) ->
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """The options libav was given, each time it opened an address."""
     asked: list[dict[str, str]] = []
-    dial = av.open
+    dial: Any = av.open
 
     def watched(*address: str, **how: Any) -> Any:
         asked.extend([how["options"]] if "options" in how else [])
         return dial(*address, **how)
 
-    monkeypatch.setattr(video_network.av, "open", watched)
+    monkeypatch.setattr(av, "open", watched)
     return asked
 
 
