@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from typing import cast
 
 from av.container import InputContainer
 from av.error import FFmpegError
@@ -43,7 +44,7 @@ class VideoFile(VideoSource):
     ) -> None:
         super().__init__(source)
         self._decoder = Decoder(container, self.name)
-        restarting = container.format.flags & int(Flags.ts_discont.value)
+        restarting = container.format.flags & cast(int, Flags.ts_discont.value)
         longest_s = LONGEST_PAUSE_OF_RESTARTING_S if restarting else LONGEST_PAUSE_S
         self._clock = Clock(self._decoder.period_s, longest_s)
         self._sampler = FrameSampler(fps, self._decoder.tick_s)

@@ -21,8 +21,14 @@ PROBE_S = 1.0
 _WHOLE_PROBE_S = 5.0
 """What libav takes by itself; how much more it looks at when it did not find what it needs."""
 
-# TCP loses nothing on the way, so it is asked for first.
-_TRANSPORTS = {"auto": ("tcp", "udp+udp_multicast"), "tcp": ("tcp",), "udp": ("udp+udp_multicast",)}
+# Sound is not even asked for.
+_VIDEO = {"allowed_media_types": "video"}
+_TCP = {**_VIDEO, "rtsp_transport": "tcp"}
+_UDP = {**_VIDEO, "rtsp_transport": "udp+udp_multicast"}
+# TCP loses nothing on the way, so it is asked for first. Some servers say that they send over UDP
+# only, and libav goes on from there; others say something else, or nothing.
+_TCP_THEN_UDP = {**_VIDEO, "rtsp_transport": "tcp+udp+udp_multicast", "rtsp_flags": "prefer_tcp"}
+_TRANSPORTS = {"auto": (_TCP_THEN_UDP, _UDP), "tcp": (_TCP,), "udp": (_UDP,)}
 _NOT_FOR_TRANSPORT = (
     av.error.ConnectionRefusedError,
     av.error.HTTPUnauthorizedError,
@@ -47,7 +53,7 @@ class NetworkOpener:
         self._name = name
         self._probe_s = dialling.probe_s or PROBE_S
         self._asked_transport = dialling.rtsp_transport
-        self._transports: tuple[str | None, ...] = (None,)
+        self._transports: tuple[dict[str, str], ...] = ({},)
         if address.scheme in RTSP_SCHEMES:
             self._transports = _TRANSPORTS[dialling.rtsp_transport or "auto"]
         if address.scheme == "rtsps":
@@ -96,11 +102,8 @@ class NetworkOpener:
                     raise
         return self._connect(self._transports[-1], options)
 
-    def _connect(self, transport: str | None, options: dict[str, str]) -> InputContainer:
-        if transport is not None:
-            # Sound is not even asked for.
-            of_rtsp = {"rtsp_transport": transport, "allowed_media_types": "video"}
-            options = {**options, **of_rtsp}
+    def _connect(self, transport: dict[str, str], options: dict[str, str]) -> InputContainer:
+        options = {**options, **transport}
         return av.open(self._address.url, "r", options=options, timeout=TIMEOUTS_S)
 
     def _fault_of(self, container: InputContainer) -> tuple[str, str] | None:

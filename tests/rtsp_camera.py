@@ -24,7 +24,14 @@ _PACE_S = 0.005
 _TICKS_PER_S = 90_000
 _REALM = "camera"
 _NONCE = "0a4f113b"
-_STATES = {200: "OK", 401: "Unauthorized", 404: "Not Found", 461: "Unsupported Transport"}
+_STATES = {
+    200: "OK",
+    400: "Bad Request",
+    500: "Internal Server Error",
+    401: "Unauthorized",
+    404: "Not Found",
+    461: "Unsupported Transport",
+}
 
 
 class RtspCamera:
@@ -34,6 +41,7 @@ class RtspCamera:
     frames: after so many it hangs up; None for never. transports: what it agrees to send over.
     user: (name, password) it asks for, by digest; `address` has another pair, which a camera that
         asks for none ignores. told: whether its description holds the codec's parameters.
+    refusal: its answer to another transport; None to hang up.
     first: the frame of the clip it begins with, in the midst of a group of pictures for one.
     requests: request lines received. viewers: how many came. sent: frames sent to all.
     asked: the transports that viewers asked for, one after the other.
@@ -53,6 +61,7 @@ class RtspCamera:
         user: tuple[str, str] | None = None,
         told: bool = True,
         first: int = 0,
+        refusal: int | None = 461,
     ) -> None:
         with av.open(str(clip)) as container:
             stream = container.streams.video[0]
@@ -77,6 +86,7 @@ class RtspCamera:
         self.port = self._listener.getsockname()[1]
         self.address = f"rtsp://viewer:secret@127.0.0.1:{self.port}/street"
         self._first = first
+        self._refusal = refusal
         self.requests: list[str] = []
         self.asked: list[str] = []
         self.viewers = 0
@@ -149,7 +159,9 @@ class RtspCamera:
             if asked is not None and "udp" in self._transports:
                 transport = f"RTP/AVP;unicast;{asked[0]};server_port=0-0"
                 return 200, f"Transport: {transport}\r\n", ""
-            return 461, "", ""
+            if self._refusal is None:
+                raise ConnectionError("hung up")
+            return self._refusal, "", ""
         return 200, "", ""
 
     def _knows(self, method: str, request: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ from tests.stream_server import pieces, silence, tcp_server, web_camera
 
 SOON = Reconnection(first_wait_s=0.01, longest_wait_s=0.04, give_up_s=20.0)
 LONG_S = 60.0
+SYSTEM_PYTHON = "/usr/bin/python3"
+"""PyGObject belongs to the system's Python."""
 
 
 @pytest.fixture
@@ -63,10 +66,11 @@ def test_a_transport_stream_over_tcp_is_read_and_read_again(tmp_path: Path) -> N
 # RTSP.
 
 
-def test_a_camera_that_sends_over_udp_only_is_read(clip: Path) -> None:
-    """A camera that refuses TCP with 461, as ffmpeg then does."""
+@pytest.mark.parametrize("refusal", [461, 400, 500, None])
+def test_a_camera_that_sends_over_udp_only_is_read(clip: Path, refusal: int | None) -> None:
+    """A camera that refuses TCP, by the standard's 461 or in a way of its own."""
     with (
-        RtspCamera(clip, transports=["udp"]) as camera,
+        RtspCamera(clip, transports=["udp"], refusal=refusal) as camera,
         open_video(camera.address, reconnection=SOON) as video,
     ):
         numbers = {number_of(next(video).rgb) for _ in range(5)}
@@ -156,6 +160,51 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 
     monkeypatch.setattr(av, "open", watched)
     return asked
+
+
+# A server that others wrote.
+
+
+@pytest.fixture(scope="module")
+def gstreamer() -> Iterator[str]:
+    """Host and port of GStreamer's RTSP server, where it is installed."""
+    missing = "no GStreamer RTSP server: apt-get install gir1.2-gst-rtsp-server-1.0 python3-gi"
+    if not Path(SYSTEM_PYTHON).exists():
+        pytest.skip(missing)
+    with subprocess.Popen(
+        [SYSTEM_PYTHON, "-m", "tests.gstreamer_server"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        port = server.stdout.readline().strip() if server.stdout is not None else ""
+        if not port:
+            pytest.skip(missing)
+        yield f"127.0.0.1:{port}"
+        server.kill()
+
+
+@pytest.mark.parametrize("path", ["h264", "long", "vp8", "both", "udp"])
+def test_streams_of_gstreamer_are_read(gstreamer: str, path: str) -> None:
+    """H.264 with short and long groups, VP8, with sound beside it, and over UDP alone."""
+    start_s = time.monotonic()
+    with open_video(f"rtsp://{gstreamer}/{path}", reconnection=SOON) as video:
+        first = next(video)
+        opened_s = time.monotonic() - start_s
+        assert first.rgb.shape == (240, 320, 3)
+        last = first
+        while last.time_s < 0.5:
+            last = next(video)
+    # The whole of libav's look takes 5 s, of what it has no rate for.
+    assert opened_s < 4.5
+    assert last.time_s <= time.monotonic() - start_s
+
+
+def test_sound_alone_of_gstreamer_is_told_apart(gstreamer: str) -> None:
+    """A stream of an intercom without its camera."""
+    with pytest.raises(VideoError, match="has no video, only audio"):
+        open_video(f"rtsp://{gstreamer}/sound")
 
 
 # Flags.
