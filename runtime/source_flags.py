@@ -41,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--probe-s",
         type=float,
         metavar="S",
-        help="look at S seconds of a live address before its first frame, default 1",
+        help="look at S seconds of a live address before its first frame, default 0.5",
     )
 
 

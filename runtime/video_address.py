@@ -10,6 +10,8 @@ RTSP_SCHEMES = ("rtsp", "rtsps")
 LIVE_SCHEMES = (*RTSP_SCHEMES, "rtmp", "rtmps", "rtp", "tcp", "udp", "srt")
 HTTP_SCHEMES = ("http", "https")
 
+# Elsewhere libav takes a user name and a password as they are written.
+_UNESCAPING = (*RTSP_SCHEMES, *HTTP_SCHEMES)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _HOST = re.compile(r"(\[[^\]/@]+\]|[^\s/?#@:\[\]]*)(:\d+)?(?=[/?#]|$)")
 _ESCAPED = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -43,14 +45,15 @@ class Address:
             raise ValueError("no address")
         scheme, rest = start[1].lower(), source[start.end() :]
         at = _end_of_credentials(rest)
-        user = "" if at is None else ":".join(map(_escaped, rest[:at].split(":", 1))) + "@"
-        url = f"{scheme}://{user}{rest if at is None else rest[at + 1 :]}"
+        place = rest if at is None else rest[at + 1 :]
         try:
-            parts = urlsplit(url)
+            parts = urlsplit(f"{scheme}://{place}")
             host, port = parts.hostname, parts.port
         except ValueError:
             host, port = None, None
-        return cls(scheme, url, host, port or _USUAL_PORTS.get(scheme))
+        if at is not None and scheme in _UNESCAPING:
+            rest = ":".join(map(_escaped, rest[:at].split(":", 1))) + "@" + place
+        return cls(scheme, f"{scheme}://{rest}", host, port or _USUAL_PORTS.get(scheme))
 
 
 def scheme_of(source: str) -> str | None:

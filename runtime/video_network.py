@@ -16,7 +16,7 @@ from stc.runtime.video_source import Dialling
 
 TIMEOUTS_S = (10.0, 10.0)
 """How long a server may stay silent when asked for a stream, and between two packets."""
-PROBE_S = 1.0
+PROBE_S = 0.5
 """How much of a live stream libav looks at before its first frame; enough for one that is well."""
 _WHOLE_PROBE_S = 5.0
 """What libav takes by itself; how much more it looks at when it did not find what it needs."""
@@ -89,8 +89,8 @@ class NetworkOpener:
     def _dial(self) -> InputContainer:
         options = {"analyzeduration": str(round(self._probe_s * 1e6))}
         if self._probe_s < _WHOLE_PROBE_S:
-            # The rate is not needed, and takes twenty frames: seconds of a slow camera.
-            options["fpsprobesize"] = "0"
+            # Three frames tell the rate; libav takes twenty, which are seconds of a slow camera.
+            options["fpsprobesize"] = "3"
         for transport in self._transports[:-1]:
             start_s = time.monotonic()
             try:

@@ -137,6 +137,7 @@ def test_any_password_reaches_libav_and_no_message(name: str, password: str, hos
         ("rtsp://viewer:secret@host:554/a@b", "rtsp://viewer:secret@host:554/a@b"),
         ("rtsp://token@h/a@b", "rtsp://token@h/a@b"),
         ("udp://@239.0.0.1:1234", "udp://@239.0.0.1:1234"),
+        ("rtmp://viewer:p@ss@10.0.0.7/live", "rtmp://viewer:p@ss@10.0.0.7/live"),
         ("RTSP://Host/Street", "rtsp://Host/Street"),
         ("HTTP://h/A%20b", "http://h/A%20b"),
     ],
