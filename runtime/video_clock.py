@@ -21,6 +21,12 @@ LONGEST_PAUSE_OF_RESTARTING_S = 600.0
 WALL_LAG_S = 0.5
 """How far a live stream's stamps may lie behind the wall clock, from one late frame to the next."""
 
+STRAY, PAUSE, NEW_ZERO = 1.0, 0.9, 4.0
+"""How unlikely each is: what explains a file's stamps with the least of them is taken for true.
+
+Rising stamps of any rate are pauses rather than strays; four strays in a row may pass for a jump.
+"""
+
 _ROUNDING_S = 1e-6
 _STEPS = 9
 
@@ -37,7 +43,8 @@ class Clock:
       stands one period behind the one before it; if they go on from there, ahead was a pause and
       back a new zero (joined and looping files, stamps that wrapped round), which goes on one
       period later. Ahead by more than `longest_pause_s` is a new zero as well. Frames without
-      a stamp, or with one that is stuck, are a period apart.
+      a stamp, or with one that is stuck, are a period apart. So strays, as long as no more than
+      three come in a row, cost a frame's period at most, and only their own frames.
     - A live source's times are those of its stamps while these agree with the wall clock: never
       ahead of it, at most WALL_LAG_S behind. Else a frame's time is when it arrived. So stalls,
       bursts, reconnections and strays cost no more than WALL_LAG_S, and only while they last.
@@ -99,8 +106,7 @@ class Clock:
             self._zero_s = stamp_s - next_s
             return next_s
         time_s = stamp_s - self._zero_s
-        slack_s = DISORDER_PERIODS * self._period_s + _ROUNDING_S
-        if abs(time_s - last_s) <= slack_s:
+        if abs(time_s - last_s) <= self._slack_s:
             self._learn(time_s - last_s)
             return max(time_s, last_s)
         if self._is_stray(time_s, last_s, following):
@@ -112,6 +118,10 @@ class Clock:
         self._zero_s = stamp_s - next_s
         return next_s
 
+    @property
+    def _slack_s(self) -> float:
+        return DISORDER_PERIODS * self._period_s + _ROUNDING_S
+
     def _learn(self, step_s: float) -> None:
         if step_s > 0:
             self._steps.append(step_s)
@@ -119,26 +129,36 @@ class Clock:
             self._period_s = median(self._steps)
 
     def _is_stray(self, time_s: float, last_s: float, following: Iterable[float | None]) -> bool:
-        """Whether at least half of the next frames go on from `last_s`, and not from `time_s`.
+        """Whether fewer faults explain the next frames if the stamp at `time_s` is left out.
 
-        None does when all are later than both. Where there are none, a source that had strays
-        before is not believed.
+        Where there are none, a source that had strays before is not believed.
         """
-        coming = [
-            (ahead, stamp_s - (self._zero_s or 0.0))
-            for ahead, stamp_s in enumerate(islice(following, LOOK_AHEAD), 1)
-            if stamp_s is not None
-        ]
-        if not coming:
+        line = [(0, last_s), (1, time_s)]
+        for ahead, stamp_s in enumerate(islice(following, LOOK_AHEAD), 2):
+            if stamp_s is not None:
+                line.append((ahead, stamp_s - (self._zero_s or 0.0)))
+        if len(line) == 2:
             return self._strays > 0
-        if time_s > last_s and all(there_s >= time_s for _, there_s in coming):
-            return False
-        before = sum(
-            abs(there_s - last_s - (ahead + 1) * self._period_s)
-            < abs(there_s - time_s - ahead * self._period_s)
-            for ahead, there_s in coming
-        )
-        return 2 * before >= len(coming)
+        end = len(line)
+        # Of the frames behind each, if it is no stray.
+        least = [0.0] * end
+
+        def least_by(at: int, next_at: int) -> float:
+            """The same where the next that is no stray is `next_at`; `end` when there is none."""
+            strays = STRAY * (next_at - at - 1)
+            if next_at == end:
+                return strays
+            return strays + self._faults_of_step(line[at], line[next_at]) + least[next_at]
+
+        for at in range(end - 1, 0, -1):
+            least[at] = min(least_by(at, next_at) for next_at in range(at + 1, end + 1))
+        return min(least_by(0, next_at) for next_at in range(2, end + 1)) < least_by(0, 1)
+
+    def _faults_of_step(self, before: tuple[int, float], after: tuple[int, float]) -> float:
+        step_s = after[1] - before[1]
+        if abs(step_s - (after[0] - before[0]) * self._period_s) <= self._slack_s:
+            return 0.0
+        return PAUSE if 0 <= step_s <= self._longest_pause_s else NEW_ZERO
 
 
 class Foreseen(Iterator[_Item], Generic[_Item]):

@@ -154,6 +154,22 @@ def test_single_strays_cost_less_than_a_frame(
         assert all(abs(t - k * period_s) <= period_s * 1.001 for k, t in enumerate(times))
 
 
+@given(
+    st.lists(st.sampled_from([0.0, 0.5, 7.0, 60.0]), min_size=4, max_size=12),
+    st.integers(1, 8),
+    st.sampled_from([-5_000.0, 5_000.0, 37_600.0]),
+)
+def test_strays_and_pauses_are_told_apart(pauses: list[float], first: int, offset_s: float) -> None:
+    """A screen recording with pauses from a bad line: one frame in eight is stamped hours off."""
+    steps = [step for pause in pauses for step in (*[PERIOD_S] * 4, PERIOD_S + pause)]
+    true_s = [0.0, *accumulate([*steps, *[PERIOD_S] * 4])]
+    strays = range(first, len(true_s) - 4, 8)
+    stamps = [at_s + offset_s * (k in strays) for k, at_s in enumerate(true_s)]
+    times = times_of(stamps)
+    for k, time_s in enumerate(times):
+        assert k in strays or time_s == pytest.approx(true_s[k], abs=PERIOD_S * 1.01)
+
+
 @given(st.lists(st.floats(0.001, 3600), min_size=1, max_size=40), st.sampled_from([0.04, 10.0]))
 def test_stamps_that_only_rise_are_the_times(steps: list[float], period_s: float) -> None:
     """A variable rate, screen recordings and time lapses among them, is kept as it was filmed."""
