@@ -8,7 +8,7 @@ import math
 from stc.errors import SettingsError
 from stc.ranges import real
 from stc.runtime.video import open_video
-from stc.runtime.video_source import Reconnection, VideoSource
+from stc.runtime.video_source import RTSP_TRANSPORTS, Dialling, Reconnection, VideoSource
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help=f"wait for a lost live source, default {Reconnection.give_up_s:g}; inf: for ever",
     )
+    parser.add_argument(
+        "--rtsp-transport",
+        choices=RTSP_TRANSPORTS,
+        help="what the camera sends over, default auto: TCP, and UDP if it refuses",
+    )
+    parser.add_argument(
+        "--probe-s",
+        type=float,
+        metavar="S",
+        help="look at S seconds of a live address before its first frame, default 0.5",
+    )
 
 
 def open_source(flags: argparse.Namespace) -> VideoSource:
@@ -46,7 +57,14 @@ def open_source(flags: argparse.Namespace) -> VideoSource:
     if give_up_s is not None:
         real("--give-up-s", give_up_s, "more than 0 seconds", above=0, most=math.inf)
         reconnection = Reconnection(give_up_s=give_up_s)
-    source = open_video(flags.video, fps=flags.fps, reconnection=reconnection, live=flags.live)
+    dialling = Dialling(rtsp_transport=flags.rtsp_transport, probe_s=flags.probe_s)
+    source = open_video(
+        flags.video,
+        fps=flags.fps,
+        reconnection=reconnection,
+        live=flags.live,
+        dialling=dialling,
+    )
     if reconnection is not None and not source.is_live:
         source.close()
         raise SettingsError("--give-up-s", "given", "a live --video, a file is not lost")

@@ -8,32 +8,33 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from stc.errors import SettingsError, VideoError
+from stc.runtime.awaited import awaited
+from stc.runtime.video_address import (
+    HTTP_SCHEMES,
+    LIVE_SCHEMES,
+    RTSP_SCHEMES,
+    Address,
+    scheme_of,
+    without_credentials,
+)
 from stc.runtime.video_libraries import require_av
 from stc.runtime.video_sampler import FrameSampler
-from stc.runtime.video_source import Reconnection, VideoSource, without_credentials
+from stc.runtime.video_source import Dialling, Reconnection, VideoSource
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-RTSP_SCHEMES = ("rtsp", "rtsps")
-LIVE_SCHEMES = (*RTSP_SCHEMES, "rtmp", "rtmps", "rtp", "tcp", "udp", "srt")
-HTTP_SCHEMES = ("http", "https")
 FILE_SCHEMES = (*HTTP_SCHEMES, "file")
 
-OPEN_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 10.0
-"""How long a server may stay silent when asked, and between two packets."""
-
-_TIMEOUTS_S = (OPEN_TIMEOUT_S, READ_TIMEOUT_S)
 _CAMERA = re.compile(r"/dev/(video\d+|v4l/.+)")
-# Picture and sound on one TCP connection lose nothing on the way; sound is not even asked for.
-_RTSP_OPTIONS = {"rtsp_transport": "tcp", "allowed_media_types": "video"}
 
 
 def open_video(
@@ -42,6 +43,7 @@ def open_video(
     fps: float | None = None,
     reconnection: Reconnection | None = None,
     live: bool = False,
+    dialling: Dialling | None = None,
 ) -> VideoSource:
     """`source` opened; close it, or use it in a `with`.
 
@@ -52,17 +54,20 @@ def open_video(
         earlier; None for every frame.
     reconnection: how long a lost live source is waited for; None for Reconnection().
     live: an http(s):// address is a camera, and live as those above.
+    dialling: how a live address is opened; None for Dialling().
 
-    Raises SettingsError when fps is not a positive finite number or `live` says nothing of this
-    source; VideoError when PyAV is not installed, or the source cannot be opened or has no video.
+    User name and password in an address may hold any character.
+
+    Raises SettingsError when fps is not a positive finite number, or `live` or `dialling` say
+    something that this source has no use for; VideoError when PyAV is not installed, or the
+    source cannot be opened or has no video.
     """
     # Checked before anything is opened, so that a wrong rate leaves nothing to close.
     FrameSampler(fps, 0.0)
     if not source:
         raise VideoError("--video", "got nothing", "a file, /dev/videoN or an rtsp:// address")
     require_av()
-    address = re.match(r"([a-z][a-z0-9+.-]*)://", source, re.IGNORECASE)
-    scheme = None if address is None else address[1].lower()
+    scheme = scheme_of(source)
     if live and scheme not in HTTP_SCHEMES:
         raise SettingsError("--live", "given", "an http:// or https:// --video", "leave it out")
     if scheme is None:
@@ -75,8 +80,10 @@ def open_video(
             f"unknown address {scheme}://",
             f"a file, /dev/videoN or one of {', '.join((*LIVE_SCHEMES, *FILE_SCHEMES))}",
         )
+    dialling = dialling or Dialling()
+    _check_use(dialling, scheme, live=live)
     if live:
-        return _open_live(source, scheme, fps, reconnection or Reconnection())
+        return _open_live(source, scheme, fps, reconnection or Reconnection(), dialling)
     return _open_file(source, fps, remote=scheme in HTTP_SCHEMES)
 
 
@@ -87,24 +94,38 @@ def local_path(source: str) -> str:
     return source
 
 
+def _check_use(dialling: Dialling, scheme: str | None, *, live: bool) -> None:
+    """Raises SettingsError for what `dialling` says and the source has no use for."""
+    transport = dialling.rtsp_transport
+    if transport is not None and scheme not in RTSP_SCHEMES:
+        raise SettingsError("--rtsp-transport", "given", "an rtsp:// --video", "leave it out")
+    if transport == "udp" and scheme == "rtsps":
+        raise SettingsError("--rtsp-transport", "got udp", "tcp, which carries rtsps://")
+    if dialling.probe_s is not None and (scheme is None or not live):
+        raise SettingsError("--probe-s", "given", "a live address as --video", "leave it out")
+
+
 def _open_live(
-    source: str, scheme: str | None, fps: float | None, reconnection: Reconnection
+    source: str,
+    scheme: str | None,
+    fps: float | None,
+    reconnection: Reconnection,
+    dialling: Dialling,
 ) -> VideoSource:
     import av
 
     from stc.runtime.video_live import LiveVideo
-
-    def connect() -> InputContainer:
-        options = _RTSP_OPTIONS if scheme in RTSP_SCHEMES else {}
-        return av.open(source, "r", options=options, timeout=_TIMEOUTS_S)
+    from stc.runtime.video_network import NetworkOpener
 
     def camera() -> InputContainer:
         return av.open(source, "r", format="v4l2")
 
+    opener: Callable[[], InputContainer] = camera
     if scheme is not None:
-        return LiveVideo(connect, source, fps=fps, reconnection=reconnection)
-    _check_camera(source)
-    return LiveVideo(camera, source, fps=fps, reconnection=reconnection)
+        opener = NetworkOpener(Address.of(source), without_credentials(source), dialling)
+    else:
+        _check_camera(source)
+    return LiveVideo(opener, source, fps=fps, reconnection=reconnection)
 
 
 def _open_file(source: str, fps: float | None, *, remote: bool) -> VideoSource:
@@ -113,23 +134,24 @@ def _open_file(source: str, fps: float | None, *, remote: bool) -> VideoSource:
 
     from stc.runtime.video_errors import unreadable
     from stc.runtime.video_file import VideoFile
+    from stc.runtime.video_network import open_remote
 
     source = local_path(source)
-    try:
-        if remote:
-            container = av.open(source, "r", timeout=_TIMEOUTS_S)
-        else:
-            _check_path(source)
+    if remote:
+        container = awaited(partial(open_remote, Address.of(source), without_credentials(source)))
+    else:
+        _check_path(source)
+        try:
             # The prefix keeps libav from reading "12:30.mp4" as an address of scheme 12.
             container = av.open(f"file:{source}", "r")
-    except FFmpegError as error:
-        raise unreadable(without_credentials(source), error) from error
+        except FFmpegError as error:
+            raise unreadable(without_credentials(source), error) from error
     if container.format.name == "tty":
         # libav plays plain text files as terminal recordings.
         container.close()
         name = without_credentials(source)
         raise VideoError(name, "a text file", "a video", "name the file of the video")
-    return VideoFile(container, source, fps=fps)
+    return VideoFile(container, source, fps=fps, remote=remote)
 
 
 def _check_path(path: str) -> None:

@@ -1,50 +1,194 @@
-"""A clock: presentation times that start at 0 and never run backwards."""
+"""A clock: presentation times that start at 0, never run backwards and stay near the truth."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from statistics import median
+from typing import Generic, TypeVar
+
 DISORDER_PERIODS = 3
-"""Stamps out of order by up to this many frame periods are disorder, by more a new clock."""
+"""Stamps out of order by up to this many frame periods are disorder, by more a jump."""
+LOOK_AHEAD = 8
+"""Frames behind a jump that are asked whether it is true."""
+MOST_ALIKE = 4
+"""Frames that may repeat the stamp of the one before; that of more is stuck, and says nothing."""
+LONGEST_PAUSE_S = 30 * 3600.0
+"""A longer one is a new zero."""
+LONGEST_PAUSE_OF_RESTARTING_S = 600.0
+"""The same where streams are joined without new stamps, as in MPEG-TS."""
+WALL_LAG_S = 0.5
+"""How far a live stream's stamps may lie behind the wall clock, from one late frame to the next."""
+
+STRAY, PAUSE, NEW_ZERO = 1.0, 0.9, 4.0
+"""How unlikely each is: what explains a file's stamps with the least of them is taken for true.
+
+Rising stamps of any rate are pauses rather than strays; four strays in a row may pass for a jump.
+"""
+
+_ROUNDING_S = 1e-6
+_STEPS = 9
+
+_Item = TypeVar("_Item")
 
 
 class Clock:
     """Turns the stamps a source gives its frames into times a stream can rely on.
 
-    Joined or looping files and reconnected cameras start their stamps again, some packets have
-    none, and damaged files deliver frames out of order.
+    Times start at 0 and never run backwards, whatever the stamps do. Beyond that:
 
-    period_s: time between two frames where the stamps do not tell.
+    - A file's times are those of its stamps, long pauses included. Where stamps jump, the frames
+      that follow decide: if they go on from before, the jump was a stray stamp, and its frame
+      stands one period behind the one before it; if they go on from there, ahead was a pause and
+      back a new zero (joined and looping files, stamps that wrapped round), which goes on one
+      period later. Ahead by more than `longest_pause_s` is a new zero as well. Frames without
+      a stamp, or with one that is stuck, are a period apart. So strays, as long as no more than
+      three come in a row, cost a frame's period at most, and only their own frames.
+    - A live source's times are those of its stamps while these agree with the wall clock: never
+      ahead of it, at most WALL_LAG_S behind. Else a frame's time is when it arrived. So stalls,
+      bursts, reconnections and strays cost no more than WALL_LAG_S, and only while they last.
+
+    period_s: time between two frames, until the stamps tell.
     """
 
-    def __init__(self, period_s: float) -> None:
+    def __init__(self, period_s: float, longest_pause_s: float = LONGEST_PAUSE_S) -> None:
+        self._longest_pause_s = longest_pause_s
         self._period_s = period_s
-        self._gap_s = period_s
+        self._steps: deque[float] = deque(maxlen=_STEPS)
         self._last_s: float | None = None
         self._zero_s: float | None = None
+        self._arrived_zero_s = 0.0
+        self._stamp_s: float | None = None
+        self._alike = 0
+        self._strays = 0
 
-    def time_s(self, stamp_s: float | None) -> float:
+    def time_s(
+        self,
+        stamp_s: float | None,
+        following: Iterable[float | None] = (),
+        *,
+        arrived_s: float | None = None,
+    ) -> float:
         """Seconds from the first frame to the frame stamped `stamp_s`; None has no stamp.
 
-        At least the time given out before.
+        following: the stamps of the frames that come next; read only at a jump, LOOK_AHEAD at most.
+        arrived_s: of a live source's frame, when it came, on any clock that runs evenly.
         """
-        time_s = self._place(stamp_s)
+        if self._last_s is None:
+            time_s, self._zero_s, self._stamp_s = 0.0, stamp_s, stamp_s
+            self._arrived_zero_s = arrived_s or 0.0
+        elif arrived_s is not None:
+            time_s = self._beside_wall(stamp_s, arrived_s - self._arrived_zero_s, self._last_s)
+        else:
+            time_s = self._among_stamps(stamp_s, self._last_s, following)
         self._last_s = time_s
         return time_s
 
-    def restart(self, gap_s: float) -> None:
-        """The next frame comes `gap_s` after the last one, whatever its stamp says."""
-        self._zero_s = None
-        self._gap_s = gap_s
-
-    def _place(self, stamp_s: float | None) -> float:
-        next_s = 0.0 if self._last_s is None else self._last_s + self._gap_s
+    def _beside_wall(self, stamp_s: float | None, wall_s: float, last_s: float) -> float:
         if stamp_s is None:
-            return next_s
-        if self._zero_s is None or self._last_s is None:
-            self._gap_s = self._period_s
+            return max(wall_s, last_s)
+        if self._zero_s is None or not -WALL_LAG_S <= stamp_s - self._zero_s - wall_s <= 0:
+            self._zero_s = stamp_s - wall_s
+        return max(stamp_s - self._zero_s, last_s)
+
+    def _among_stamps(
+        self, stamp_s: float | None, last_s: float, following: Iterable[float | None]
+    ) -> float:
+        next_s = last_s + self._period_s
+        self._alike = self._alike + 1 if stamp_s == self._stamp_s else 0
+        self._stamp_s = stamp_s
+        if stamp_s is None or self._alike > MOST_ALIKE:
+            # What was held until this was known is made good.
+            is_known_now = stamp_s is not None and self._alike == MOST_ALIKE + 1
+            return next_s + is_known_now * MOST_ALIKE * self._period_s
+        if self._zero_s is None:
             self._zero_s = stamp_s - next_s
             return next_s
         time_s = stamp_s - self._zero_s
-        if time_s < self._last_s - DISORDER_PERIODS * self._period_s:
-            self._zero_s = stamp_s - next_s
+        if abs(time_s - last_s) <= self._slack_s:
+            self._learn(time_s - last_s)
+            return max(time_s, last_s)
+        if self._is_stray(time_s, last_s, following):
+            self._strays += 1
             return next_s
-        return max(time_s, self._last_s)
+        if last_s <= time_s <= last_s + self._longest_pause_s:
+            self._learn(time_s - last_s)
+            return time_s
+        self._zero_s = stamp_s - next_s
+        return next_s
+
+    @property
+    def _slack_s(self) -> float:
+        return DISORDER_PERIODS * self._period_s + _ROUNDING_S
+
+    def _learn(self, step_s: float) -> None:
+        if step_s > 0:
+            self._steps.append(step_s)
+        if len(self._steps) >= DISORDER_PERIODS:
+            self._period_s = median(self._steps)
+
+    def _is_stray(self, time_s: float, last_s: float, following: Iterable[float | None]) -> bool:
+        """Whether fewer faults explain the next frames if the stamp at `time_s` is left out.
+
+        Where there are none, a source that had strays before is not believed.
+        """
+        line = [(0, last_s), (1, time_s)]
+        for ahead, stamp_s in enumerate(islice(following, LOOK_AHEAD), 2):
+            if stamp_s is not None:
+                line.append((ahead, stamp_s - (self._zero_s or 0.0)))
+        if len(line) == 2:
+            return self._strays > 0
+        end = len(line)
+        # Of the frames behind each, if it is no stray.
+        least = [0.0] * end
+
+        def least_by(at: int, next_at: int) -> float:
+            """The same where the next that is no stray is `next_at`; `end` when there is none."""
+            strays = STRAY * (next_at - at - 1)
+            if next_at == end:
+                return strays
+            return strays + self._faults_of_step(line[at], line[next_at]) + least[next_at]
+
+        for at in range(end - 1, 0, -1):
+            least[at] = min(least_by(at, next_at) for next_at in range(at + 1, end + 1))
+        return min(least_by(0, next_at) for next_at in range(2, end + 1)) < least_by(0, 1)
+
+    def _faults_of_step(self, before: tuple[int, float], after: tuple[int, float]) -> float:
+        step_s = after[1] - before[1]
+        if abs(step_s - (after[0] - before[0]) * self._period_s) <= self._slack_s:
+            return 0.0
+        return PAUSE if 0 <= step_s <= self._longest_pause_s else NEW_ZERO
+
+
+class Foreseen(Iterator[_Item], Generic[_Item]):
+    """`items` in order, of which those that come next can be seen before they are taken.
+
+    What `items` raises is raised when its turn comes.
+    """
+
+    def __init__(self, items: Iterator[_Item]) -> None:
+        self._items = items
+        self._seen: deque[_Item] = deque()
+        self._failure: Exception | None = None
+
+    def __next__(self) -> _Item:
+        if self._seen:
+            return self._seen.popleft()
+        if self._failure is not None:
+            raise self._failure
+        return next(self._items)
+
+    def coming(self) -> Iterator[_Item]:
+        """The items that come next, the nearest first; nothing is taken."""
+        yield from list(self._seen)
+        while self._failure is None:
+            try:
+                item = next(self._items)
+            except StopIteration:
+                return
+            except Exception as error:
+                self._failure = error
+                return
+            self._seen.append(item)
+            yield item

@@ -15,9 +15,20 @@ _MENDS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         av.error.HTTPUnauthorizedError,
         "user name or password refused",
-        "write them into the address: SCHEME://USER:PASSWORD@HOST/..",
+        "write them into the address: SCHEME://USER:PASSWORD@HOST/.., with %25 for a %",
+    ),
+    (
+        av.error.HTTPNotFoundError,
+        "refused by the server",
+        "check the path, what stands behind the host; a camera's manual has it",
+    ),
+    (
+        av.error.HTTPForbiddenError,
+        "refused by the server",
+        "check what this user may see, and who else may be watching",
     ),
     (av.error.HTTPClientError, "refused by the server", "check the address"),
+    (av.error.HTTPServerError, "the server failed", "see its log, or restart the camera"),
     (
         av.error.PermissionError,
         "permission denied",

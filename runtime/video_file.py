@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from typing import cast
 
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.format import Flags
+from av.video.frame import VideoFrame
 
 from stc.errors import VideoError
+from stc.runtime.awaited import Awaited
 from stc.runtime.declared_size import is_cut_off
 from stc.runtime.frame import Frame
-from stc.runtime.video_clock import Clock
+from stc.runtime.video_clock import (
+    LONGEST_PAUSE_OF_RESTARTING_S,
+    LONGEST_PAUSE_S,
+    Clock,
+    Foreseen,
+)
 from stc.runtime.video_decoder import Decoder
 from stc.runtime.video_errors import reason
 from stc.runtime.video_sampler import FrameSampler, expected_frames
@@ -23,23 +32,30 @@ SPARSE = 4
 class VideoFile(VideoSource):
     """Frames of a file, or of anything else that ends and can wait, at `fps` (None: all).
 
-    Owns `container`. Raises VideoError, from the constructor without a video stream, while
-    iterating when the file cannot be read on or no frame at all could be decoded. A file that was
-    cut off, or of which the rest is unreadable, gives the frames it has; `loss` says so then.
+    Owns `container`. remote: it comes over a network, for which Ctrl-C need not wait. Raises
+    VideoError, from the constructor without a video stream, while iterating when the file cannot
+    be read on or no frame at all could be decoded. A file that was cut off, or of which the rest
+    is unreadable, gives the frames it has; `loss` says so then.
     """
 
     is_live = False
 
-    def __init__(self, container: InputContainer, source: str, *, fps: float | None) -> None:
+    def __init__(
+        self, container: InputContainer, source: str, *, fps: float | None, remote: bool = False
+    ) -> None:
         super().__init__(source)
         self._decoder = Decoder(container, self.name)
         self._source = source
+        restarting = container.format.flags & cast(int, Flags.ts_discont.value)
+        longest_s = LONGEST_PAUSE_OF_RESTARTING_S if restarting else LONGEST_PAUSE_S
+        self._clock = Clock(self._decoder.period_s, longest_s)
         self._sampler = FrameSampler(fps, self._decoder.tick_s)
         self.rate = self._decoder.rate
         self.notice = self._decoder.notice
         if fps is not None and self.rate is not None and fps * SPARSE <= self.rate:
             self._decoder.decode_in_parallel()
         self.frames_expected = expected_frames(self._decoder.frames, self.rate, fps)
+        self._waits = Awaited(self._decoder.pictures()) if remote else None
         self._frames = self._read()
 
     def __next__(self) -> Frame:
@@ -47,18 +63,21 @@ class VideoFile(VideoSource):
 
     def close(self) -> None:
         self._frames.close()
-        self._decoder.close()
+        # A thread that is still inside libav lets go of the container when it comes back.
+        if self._waits is None or not self._waits.is_abandoned:
+            self._decoder.close()
 
     def _read(self) -> Generator[Frame, None, None]:
-        clock = Clock(self._decoder.period_s)
         decoded = sampled = 0
         try:
-            for picture in self._decoder.pictures():
+            pictures = Foreseen(self._waits or self._decoder.pictures())
+            for picture in pictures:
                 if picture is None:
                     self.broken += 1
                     continue
                 decoded += 1
-                time_s = clock.time_s(self._decoder.stamp_s(picture))
+                following = self._stamps_s(pictures.coming())
+                time_s = self._clock.time_s(self._decoder.stamp_s(picture), following)
                 if self._sampler.takes(time_s):
                     rgb = self._decoder.rgb(picture)
                     yield Frame(index=sampled, time_s=time_s, rgb=rgb)
@@ -100,3 +119,6 @@ class VideoFile(VideoSource):
                 mend="check the disk, or write it again with ffmpeg",
             )
         return None
+
+    def _stamps_s(self, pictures: Iterator[VideoFrame | None]) -> Iterator[float | None]:
+        return (None if one is None else self._decoder.stamp_s(one) for one in pictures)

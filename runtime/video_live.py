@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import ExitError, FFmpegError
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from stc.errors import VideoError
+from stc.runtime.awaited import awaited
 from stc.runtime.frame import Frame
 from stc.runtime.video_clock import Clock
 from stc.runtime.video_decoder import Decoder
@@ -23,6 +24,12 @@ from stc.runtime.video_source import Reconnection, VideoSource
 
 CLOSE_WAIT_S = 2.0
 """How long `close` waits for a reader that is blocked inside libav."""
+
+_USUAL_MEND = "check that the camera or server is on, and the network"
+_MUTE = (
+    "the source answers and sends no picture",
+    "restart the camera, or try the other --rtsp-transport",
+)
 
 
 class _Picture(NamedTuple):
@@ -44,6 +51,8 @@ class LiveVideo(VideoSource):
     thread, whenever the source ends or fails. Every container it returned is closed by the
     thread, at the latest when a read that blocks at `close` comes back.
 
+    now: the wall clock that the times of frames keep to, in seconds.
+
     Raises VideoError, from the constructor when the source cannot be opened or has no video
     stream, while iterating when nothing could be decoded for `reconnection.give_up_s`.
     """
@@ -57,12 +66,14 @@ class LiveVideo(VideoSource):
         *,
         fps: float | None,
         reconnection: Reconnection,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(source)
         self._opener = opener
         self._reconnection = reconnection
+        self._now = now
         try:
-            decoder = self._open()
+            decoder = awaited(self._open)
         except FFmpegError as error:
             raise unreadable(self.name, error) from error
         self.rate = decoder.rate
@@ -78,7 +89,7 @@ class LiveVideo(VideoSource):
         self._asked = False
         self._failure: BaseException | None = None
         self._alive_at_s = time.monotonic()
-        self._trouble = "no frame came"
+        self._trouble = ("no frame came", _USUAL_MEND)
         self._reader = threading.Thread(
             target=self._follow, args=(decoder,), name=f"reader of {self.name}", daemon=True
         )
@@ -92,8 +103,8 @@ class LiveVideo(VideoSource):
             self.close()
             raise VideoError(
                 self.name,
-                f"no frame for {self._reconnection.give_up_s:g} s ({self._trouble})",
-                mend="check that the camera or server is on, and the network",
+                f"no frame for {self._reconnection.give_up_s:g} s ({self._trouble[0]})",
+                mend=self._trouble[1],
             )
         self._handed_out += 1
         if self._start_s is None:
@@ -162,11 +173,11 @@ class LiveVideo(VideoSource):
         try:
             decoder = self._open()
         except FFmpegError as error:
-            self._trouble = reason(error)
+            self._trouble = (reason(error), _USUAL_MEND)
             return None
         except VideoError as error:
             # A camera that is starting up may answer before it has video.
-            self._trouble = str(error)
+            self._trouble = (error.got, error.mend)
             return None
         self.reconnects += 1
         return decoder
@@ -181,16 +192,16 @@ class LiveVideo(VideoSource):
                 if picture is None:
                     self.broken += 1
                     continue
-                if decoded == 0 and self.reconnects:
-                    self._clock.restart(time.monotonic() - self._alive_at_s)
                 decoded += 1
                 self._alive_at_s = time.monotonic()
-                time_s = self._clock.time_s(decoder.stamp_s(picture))
+                time_s = self._clock.time_s(decoder.stamp_s(picture), arrived_s=self._now())
                 if self._sampler.takes(time_s):
                     self._put(_Picture(time_s, self._alive_at_s, _rgb_of(decoder, picture)))
-            self._trouble = "the stream ended"
+            self._trouble = ("the stream ended", _USUAL_MEND)
         except FFmpegError as error:
-            self._trouble = reason(error)
+            self._trouble = (reason(error), _USUAL_MEND)
+            if not decoded and isinstance(error, ExitError):
+                self._trouble = _MUTE
         finally:
             decoder.close()
         return decoded > 0

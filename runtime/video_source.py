@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Literal, TypeVar, get_args
 
-from stc.errors import VideoError
+from stc.errors import SettingsError, VideoError
 from stc.ranges import real
 from stc.runtime.frame import Frame
+from stc.runtime.video_address import without_credentials as without_credentials
+
+RtspTransport = Literal["auto", "tcp", "udp"]
+RTSP_TRANSPORTS: tuple[RtspTransport, ...] = get_args(RtspTransport)
+
+LONGEST_PROBE_S = 60.0
 
 _Source = TypeVar("_Source", bound="VideoSource")
 
@@ -42,6 +47,30 @@ class Reconnection:
                 most, expected = LONGEST_WAIT_S, f"{expected}, at most {LONGEST_WAIT_S:g}"
             seconds = real(f"Reconnection.{name}", wait_s, expected, above=0, most=most)
             object.__setattr__(self, name, seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialling:
+    """How a live network address is opened, each time; None leaves it to the runtime.
+
+    rtsp_transport: what an RTSP camera sends over; auto tries TCP, then UDP.
+    probe_s: seconds of a stream that libav looks at before its first frame. Where they tell no
+        size of the picture, it looks again for the 5 s it takes by itself.
+
+    Raises SettingsError for a value out of range.
+    """
+
+    rtsp_transport: RtspTransport | None = None
+    probe_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rtsp_transport not in (None, *RTSP_TRANSPORTS):
+            expected = f"one of {', '.join(RTSP_TRANSPORTS)}"
+            raise SettingsError("--rtsp-transport", f"got {self.rtsp_transport!r}", expected)
+        if self.probe_s is not None:
+            expected = f"more than 0, at most {LONGEST_PROBE_S:g} seconds"
+            seconds = real("--probe-s", self.probe_s, expected, above=0, most=LONGEST_PROBE_S)
+            object.__setattr__(self, "probe_s", seconds)
 
 
 class VideoSource(ABC, Iterator[Frame]):
@@ -102,12 +131,3 @@ class VideoSource(ABC, Iterator[Frame]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def without_credentials(source: str) -> str:
-    """`source` fit for an error line: `rtsp://user:password@host/` shows as `rtsp://***@host/`.
-
-    A password may hold `/` and `@`. Where it cannot be told from a port and a path, too much is
-    hidden: `http://host:80/a@b` shows as `http://***@b`.
-    """
-    return re.sub(r"(?<=://)(.*:.*|[^/]*)@", "***@", source)

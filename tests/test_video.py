@@ -139,13 +139,6 @@ def test_stamps_in_disorder_hold_the_time() -> None:
     assert times == pytest.approx([0, 0.1, 0.4, 0.4, 0.4, 0.4, 0.5])
 
 
-def test_a_restarted_clock_leaves_the_gap() -> None:
-    clock = Clock(0.1)
-    clock.time_s(3.0)
-    clock.restart(2.0)
-    assert [clock.time_s(stamp) for stamp in (90.0, 90.1)] == pytest.approx([2.0, 2.1])
-
-
 @given(st.lists(st.none() | st.floats(-1e6, 1e6), max_size=40))
 def test_time_never_runs_backwards(stamps: list[float | None]) -> None:
     clock = Clock(0.04)
