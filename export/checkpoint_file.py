@@ -31,24 +31,23 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     Raises CheckpointError when it is missing, no such file, larger, or cannot be read.
     """
     try:
-        # Without waiting: a pipe that nobody writes to would never answer.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        got = "a link to a file that is missing" if path.is_symlink() else "no such file"
-        raise CheckpointError(path, got, mend=FETCH) from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(path, f"cannot be read ({reason})", mend=FETCH) from error
-    try:
-        with os.fdopen(handle, "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise CheckpointError(path, "no regular file", "a file with content", FETCH)
             content = file.read(most + 1)
+    except FileNotFoundError as error:
+        got = "a link to a file that is missing" if path.is_symlink() else "no such file"
+        raise CheckpointError(path, got, mend=FETCH) from error
     except OSError as error:
         raise CheckpointError(path, f"cannot be read ({error.strerror})", mend=FETCH) from error
     if len(content) > most:
         raise CheckpointError(path, "too large", f"at most {most >> 20} MiB", FETCH)
     return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # A pipe that nobody writes to would let its reader wait for ever.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_object(path: Path) -> dict[str, Any]:

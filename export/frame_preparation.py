@@ -39,7 +39,7 @@ DEFAULTS: Mapping[str, Any] = {
     "image_mean": OPENAI_CLIP_MEAN,
     "image_std": OPENAI_CLIP_STD,
 }
-"""What VIDEO_CLASS takes for a value that is missing or null."""
+"""What VIDEO_CLASS takes for a value that is missing."""
 FLAGS = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
 
 
@@ -70,8 +70,11 @@ def prepared(preprocessing: Described, side: int) -> dict[str, Any]:
     """
     subject = preprocessing.subject
     _check_class(preprocessing)
-    given = {name: preprocessing.fields.get(name) for name in DEFAULTS}
-    values = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
+    given = {name: preprocessing.fields[name] for name in DEFAULTS if name in preprocessing.fields}
+    values = {**DEFAULTS, **given}
+    # Null is no default: transformers' versions differ in what they make of it, but for these.
+    for name in ("do_center_crop", "default_to_square"):
+        values[name] = False if values[name] is None else values[name]
     for name in FLAGS:
         if not isinstance(values[name], bool):
             got = f"{name} is {short(values[name])}"
@@ -84,22 +87,21 @@ def prepared(preprocessing: Described, side: int) -> dict[str, Any]:
         "height": side,
         "width": side,
     }:
-        default = "" if given["size"] is not None else ", transformers' default"
+        default = "" if "size" in given else ", transformers' default"
         got = f"resizes to {short(values['size'])}{default}"
         square = f"height and width {side}, as {CONFIG} has it"
         raise CheckpointError(subject, got, square, FETCH)
-    for name in ("image_mean", "image_std"):
-        values[name] = _three(values[name])
-    for number in (*values["image_mean"], *values["image_std"], values["rescale_factor"]):
-        if type(number) not in (int, float):
-            got = f"image_mean, image_std or rescale_factor holds {short(number)}"
+    # What is not used may be anything.
+    if not values["do_normalize"]:
+        values |= {"image_mean": 0.0, "image_std": 1.0}
+    if not values["do_rescale"]:
+        values["rescale_factor"] = 1.0
+    found = {name: _three(values[name]) for name in ("image_mean", "image_std")}
+    for name, numbers in (*found.items(), ("rescale_factor", (values["rescale_factor"],))):
+        if any(type(number) not in (int, float) for number in numbers):
+            got = f"{name} is {short(values[name])}"
             raise CheckpointError(subject, got, "numbers", FETCH)
-    normalises, rescales = values["do_normalize"], values["do_rescale"]
-    return {
-        "image_mean": values["image_mean"] if normalises else (0.0, 0.0, 0.0),
-        "image_std": values["image_std"] if normalises else (1.0, 1.0, 1.0),
-        "rescale_factor": values["rescale_factor"] if rescales else 1.0,
-    }
+    return {**found, "rescale_factor": values["rescale_factor"]}
 
 
 def _check_class(preprocessing: Described) -> None:
