@@ -12,12 +12,21 @@ from typing import Protocol
 from torch import Tensor
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint_file import FETCH, read_bytes
+from stc.export.checkpoint_file import FETCH
+from stc.export.companions import CONFIG, Companions, read_companions
 from stc.export.hub import download, is_hub_id
-from stc.export.language_weights import CheckpointLanguage, checkpoint_language
+from stc.export.language_spec import described_language
+from stc.export.language_weights import PARTS, CheckpointLanguage, checkpoint_language
 from stc.export.shards import Shards, open_shards
+from stc.export.tensor_account import (
+    NEWLINE,
+    TOWER_UNUSED,
+    check_left_over,
+    check_no_adapter,
+    check_signs,
+)
 from stc.export.tensor_shapes import Shapes, projector_shapes, vision_shapes
-from stc.export.vision_spec import read_spec
+from stc.export.vision_spec import described_spec, parse_config
 from stc.manifest import VisionSpec
 
 VISION_PREFIXES = (
@@ -29,20 +38,6 @@ VISION_PREFIXES = (
 PROJECTOR_PREFIXES = ("multi_modal_projector.", "model.multi_modal_projector.")
 """What precedes the canonical names on disk: transformers 4.x, then 5.x, then a saved state dict
 of either."""
-
-COMPANIONS = (
-    "config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer*.json",
-    "chat_template*",
-    "vocab*",
-    "merges*",
-)
 
 
 class VisionWeights(Protocol):
@@ -73,7 +68,7 @@ class Checkpoint:
     """A checkpoint directory whose files were found whole; satisfies VisionWeights."""
 
     name: str
-    directory: Path
+    files: Companions
     spec: VisionSpec
     shards: Shards
     vision_prefix: str
@@ -99,46 +94,86 @@ class Checkpoint:
 
         Raises CheckpointError when it is incomplete or of a kind that cannot be exported.
         """
-        return checkpoint_language(self.directory, self.shards)
+        return checkpoint_language(described_language(self.files), self.shards)
 
     def companions(self) -> dict[str, bytes]:
-        """Configuration, preprocessing, tokenizer and chat template, as they lie there."""
-        files = {file for glob in COMPANIONS for file in self.directory.glob(glob)}
-        return {file.name: read_bytes(file) for file in sorted(files) if file.is_file()}
+        """Configuration, preprocessing, tokenizer and chat template, as they lay there when the
+        checkpoint was opened."""
+        return dict(self.files.contents)
 
 
 def open_checkpoint(id_or_dir: str) -> Checkpoint:
     """The checkpoint in a directory, or of hub id ORG/NAME, found complete before any work.
 
     Every weights file's header and length, and the shape of every tensor of the vision tower and
-    the projector, have been compared with what the configuration asks for.
+    the projector, have been compared with what the configuration asks for; no tensor outside the
+    decoder is left over.
 
-    Raises CheckpointError, one line with a mend, otherwise.
+    Raises CheckpointError, one line with a fix, otherwise.
     """
-    path = Path(id_or_dir).expanduser()
-    if id_or_dir and path.is_dir():
-        directory, name = path, path.resolve().name
-    elif path.is_file():
-        raise CheckpointError(path, "a file", "a directory", "pass the checkpoint's directory")
-    elif is_hub_id(id_or_dir):
-        directory, name = download(id_or_dir), id_or_dir
-    else:
-        raise CheckpointError(
-            repr(id_or_dir),
-            "no such directory",
-            "a checkpoint's directory or a hub id ORG/NAME",
-            "check the path",
-        )
-    spec = read_spec(directory)
+    directory, name = _located(id_or_dir)
+    check_no_adapter(directory)
+    files = read_companions(directory)
+    spec = described_spec(files)
     shards = open_shards(directory)
-    return Checkpoint(
+    check_signs(shards)
+    checkpoint = Checkpoint(
         name=name,
-        directory=directory,
+        files=files,
         spec=spec,
         shards=shards,
         vision_prefix=_checked_prefix(shards, VISION_PREFIXES, vision_shapes(spec)),
         projector_prefix=_checked_prefix(shards, PROJECTOR_PREFIXES, projector_shapes(spec)),
     )
+    _check_left_over(checkpoint)
+    return checkpoint
+
+
+def _located(id_or_dir: str) -> tuple[Path, str]:
+    """The checkpoint's directory and its name."""
+    path = Path(id_or_dir)
+    try:
+        path = path.expanduser()
+        if id_or_dir and path.is_dir():
+            return path, path.resolve().name
+        if path.is_file():
+            raise CheckpointError(path, "a file", "a directory", "pass the checkpoint's directory")
+    except (OSError, RuntimeError) as error:
+        # A name too long for the system, or ~NAME of nobody.
+        got = f"cannot be looked up ({getattr(error, 'strerror', None) or error})"
+        raise CheckpointError(id_or_dir[:200], got, mend="check the path") from error
+    if is_hub_id(id_or_dir):
+        return download(id_or_dir), id_or_dir
+    raise CheckpointError(
+        repr(id_or_dir),
+        "no such directory",
+        "a checkpoint's directory or a hub id ORG/NAME",
+        "check the path",
+    )
+
+
+def _check_left_over(checkpoint: Checkpoint) -> None:
+    """Every tensor outside the decoder is read, or known to play no part in what a video needs.
+
+    The blocks behind the features that LLaVA-OneVision takes play none, nor does the tower's last
+    one, which its configuration leaves out.
+    """
+    shards, prefix, spec = checkpoint.shards, checkpoint.vision_prefix, checkpoint.spec
+    layers = parse_config(checkpoint.files.described(CONFIG)).vision_config.num_hidden_layers
+    within = vision_shapes(spec.model_copy(update={"blocks": layers}))
+    longer = vision_shapes(spec.model_copy(update={"blocks": layers + 1}))
+    whole = all(prefix + name in shards.tensors for name in longer)
+    tower = {prefix + name for name in (longer if whole else within)}
+    tower |= {
+        name
+        for name in shards.tensors
+        if name.startswith(prefix) and TOWER_UNUSED.fullmatch(name, len(prefix))
+    }
+    projector = {checkpoint.projector_prefix + name for name in projector_shapes(spec)}
+    newline = set(filter(NEWLINE.fullmatch, shards.tensors))
+    names = [name for name in shards.tensors if not name.startswith(PARTS)]
+    expected = f"the tensors of {layers} blocks of the tower and of the projector"
+    check_left_over(shards, names, tower | projector | newline, expected)
 
 
 def _checked_prefix(shards: Shards, prefixes: tuple[str, ...], shapes: Shapes) -> str:

@@ -16,18 +16,14 @@ from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 from transformers import LlavaOnevisionForConditionalGeneration as LlavaOnevision
 
 from stc.export.checkpoint import PROJECTOR_PREFIXES, VISION_PREFIXES
+from stc.export.checkpoint_file import Described
+from stc.export.companions import CONFIG, PREPROCESSOR, VIDEO_PREPROCESSOR
 from stc.export.demo_tokenizer import LONGEST_PROMPT, DemoTokenizer, demo_tokenizer
 from stc.export.model_files import preprocessing, to_json
 from stc.export.shards import SINGLE
 from stc.export.synthetic import WORD_GAIN, projector_tensor, seeded, vision_tensor
 from stc.export.tensor_shapes import vision_shapes
-from stc.export.vision_spec import (
-    CONFIG,
-    PREPROCESSOR,
-    VIDEO_PREPROCESSOR,
-    Described,
-    vision_spec,
-)
+from stc.export.vision_spec import vision_spec
 
 IMAGE_SIZE = 112
 """Side of the square input, px."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from stc.errors import CheckpointError
 from stc.export.checkpoint_file import FETCH
-from stc.export.language_spec import read_language_spec
 from stc.export.shards import Shards
+from stc.export.tensor_account import DECODER_UNUSED, check_left_over
 from stc.export.tensor_shapes import Shapes, language_shapes
 from stc.manifest import LanguageSpec
 
@@ -26,6 +25,11 @@ HEAD = "lm_head.weight"
 PREFIXES = ("language_model.model.", "model.language_model.", "language_model.")
 """What precedes the canonical names on disk: as transformers saves, then a saved state dict."""
 HEAD_PREFIXES = ("language_model.", "")
+PARTS = ("language_model.", "model.language_model.", "lm_head.", "model.lm_head.")
+"""What the names of all a decoder's tensors start with, in every layout."""
+
+FIRST = "norm.weight"
+"""A tensor that every decoder stores; a tied embedding may lie under the head's name alone."""
 
 ROWS = 8192
 """Rows of a table read at once."""
@@ -47,11 +51,15 @@ class LanguageWeights(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointLanguage:
-    """The decoder of a checkpoint whose tensors were found whole; satisfies LanguageWeights."""
+    """The decoder of a checkpoint whose tensors were found whole; satisfies LanguageWeights.
+
+    `embed` and `head` are the full names of the two tables, the same where one is both.
+    """
 
     spec: LanguageSpec
     shards: Shards
     prefix: str
+    embed: str
     head: str
 
     def tensor(self, name: str) -> Tensor:
@@ -63,32 +71,51 @@ class CheckpointLanguage:
 
     def table(self, name: str) -> Iterator[Tensor]:
         """EMBED or HEAD in slices; raises as `tensor` does."""
-        full = self.head if name == HEAD and not self.spec.tied_head else self.prefix + EMBED
-        for start in range(0, self.spec.vocabulary, ROWS):
-            yield self.shards.rows(full, start, min(start + ROWS, self.spec.vocabulary))
+        yield from _slices(self.shards, self.head if name == HEAD else self.embed, self.spec)
 
 
-def checkpoint_language(directory: Path, shards: Shards) -> CheckpointLanguage:
-    """The decoder of the checkpoint in `directory`, the shape of every tensor compared with what
-    the configuration asks for; no tensor is read.
+def checkpoint_language(spec: LanguageSpec, shards: Shards) -> CheckpointLanguage:
+    """The decoder `spec` that configuration files describe, among `shards`.
+
+    The shape of every tensor has been compared with what `spec` asks for, and none below the
+    decoder is left over. The head is what transformers takes: where the configuration says that
+    embedding and head are one table, a stored head of other values is a head of its own, and the
+    `spec` of the result says so; a head without an embedding is both.
 
     Raises CheckpointError otherwise.
     """
-    spec = read_language_spec(directory)
-    prefix = _prefix(shards, PREFIXES, EMBED)
+    prefix = _prefix(shards, PREFIXES, FIRST)
+    embed = prefix + EMBED
     head = _prefix(shards, HEAD_PREFIXES, HEAD) + HEAD
+    if spec.tied_head:
+        tables = [name for name in (embed, head) if name in shards.tensors] or [embed]
+        embed, head = tables[0], tables[-1]
     table = (spec.vocabulary, spec.width)
-    expected: Shapes = {prefix + EMBED: table}
-    if not spec.tied_head:
-        expected[head] = table
+    expected: Shapes = {embed: table, head: table}
     expected |= {prefix + name: shape for name, shape in language_shapes(spec).items()}
     for name, shape in expected.items():
         stored = shards.find(name)
         if stored.shape != shape:
             got = f"shape {list(stored.shape)}"
-            mend = f"{list(shape)} by config.json"
-            raise CheckpointError(f"{stored.file}: {name}", got, mend, FETCH)
-    return CheckpointLanguage(spec, shards, prefix, head)
+            wanted = f"{list(shape)} by config.json"
+            raise CheckpointError(f"{stored.file}: {name}", got, wanted, FETCH)
+    unused = {
+        name
+        for name in shards.tensors
+        if name.startswith(prefix) and DECODER_UNUSED.fullmatch(name, len(prefix))
+    }
+    within = [name for name in shards.tensors if name.startswith(PARTS)]
+    blocks = f"the tensors of {spec.blocks} blocks of the decoder"
+    check_left_over(shards, within, expected.keys() | unused, blocks)
+    if spec.tied_head and embed != head:
+        pairs = zip(_slices(shards, embed, spec), _slices(shards, head, spec), strict=True)
+        spec = spec.model_copy(update={"tied_head": all(torch.equal(*pair) for pair in pairs)})
+    return CheckpointLanguage(spec, shards, prefix, embed, head)
+
+
+def _slices(shards: Shards, name: str, spec: LanguageSpec) -> Iterator[Tensor]:
+    for start in range(0, spec.vocabulary, ROWS):
+        yield shards.rows(name, start, min(start + ROWS, spec.vocabulary))
 
 
 def whole_table(weights: LanguageWeights, name: str) -> Tensor:

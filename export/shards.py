@@ -5,9 +5,11 @@ Opening reads headers only. Knows nothing of models.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint_file import FETCH, read_object
+from stc.export.checkpoint_file import FETCH, read_bytes, read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -67,11 +69,7 @@ class Shards:
 
     def _read(self, name: str, read: Callable[[Any], Tensor]) -> Tensor:
         stored = self.find(name)
-        try:
-            with safe_open(stored.file, framework="pt") as file:
-                tensor: Tensor = read(file).to(torch.float32)
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(stored.file, error) from error
+        tensor = _read(stored.file, read).to(torch.float32)
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
                 f"{stored.file}: {name}", "holds NaN or infinity", "finite weights", FETCH
@@ -83,21 +81,18 @@ def open_shards(directory: Path) -> Shards:
     """What `model.safetensors`, or else every file its index names, holds.
 
     Each file's header is read and its length compared with it, so that a truncated download is
-    found here.
+    found here; so is an index of other files than those that lie beside it.
 
-    Raises CheckpointError when files are missing, truncated or not safetensors.
+    Raises CheckpointError when files are missing, truncated, not safetensors, or disagree.
     """
-    tensors: dict[str, StoredTensor] = {}
-    for file in _files(directory):
-        tensors |= _header(file)
-    return Shards(directory, tensors)
-
-
-def _files(directory: Path) -> list[Path]:
-    if (directory / SINGLE).exists():
-        return [directory / SINGLE]
-    if (directory / INDEX).exists():
-        return _indexed(directory)
+    # As transformers chooses: the single file goes before an index.
+    if (directory / SINGLE).is_file():
+        return Shards(directory, _header(directory / SINGLE))
+    if (directory / INDEX).is_file():
+        return _indexed(directory, directory / INDEX)
+    for name in (SINGLE, INDEX):
+        if os.path.lexists(directory / name):
+            read_bytes(directory / name, most=0)
     pickled = sorted(file.name for glob in PICKLED for file in directory.glob(glob))
     if pickled:
         raise CheckpointError(
@@ -110,18 +105,50 @@ def _files(directory: Path) -> list[Path]:
     raise CheckpointError(directory, "no weights", f"{SINGLE} or {INDEX}", FETCH)
 
 
-def _indexed(directory: Path) -> list[Path]:
-    index = directory / INDEX
+def _indexed(directory: Path, index: Path) -> Shards:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(index, "no weight_map", "tensor names and their files", FETCH)
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if Path(name).name != name:
-            raise CheckpointError(index, f"names {name!r}", "a file beside the index", FETCH)
+            raise CheckpointError(index, f"names {short(name)}", "a file beside the index", FETCH)
         if not (directory / name).is_file():
             raise CheckpointError(index, f"names {name}, which is missing", mend=FETCH)
-    return [directory / name for name in names]
+    copies: dict[str, list[StoredTensor]] = {}
+    for name in names:
+        for tensor, stored in _header(directory / name).items():
+            copies.setdefault(tensor, []).append(stored)
+    for tensor, places in copies.items():
+        if tensor not in weight_map:
+            subject = f"{places[0].file}: {tensor}"
+            raise CheckpointError(subject, f"not in {INDEX}", "an index of all tensors", FETCH)
+        _check_copies(tensor, places)
+    for tensor, name in weight_map.items():
+        if str(name) not in {stored.file.name for stored in copies.get(tensor, [])}:
+            raise CheckpointError(index, f"{tensor} is not in {name}", "the files' tensors", FETCH)
+    return Shards(directory, {tensor: places[0] for tensor, places in copies.items()})
+
+
+def _check_copies(tensor: str, places: list[StoredTensor]) -> None:
+    """Which of several files a tensor is taken from must make no difference."""
+    first, *others = places
+    for other in others:
+        alike = (first.shape, first.dtype) == (other.shape, other.dtype)
+        if not alike or not torch.equal(
+            *(_read(one.file, lambda file: file.get_tensor(tensor)) for one in (first, other))
+        ):
+            subject = f"{other.file}: {tensor}"
+            got = f"other values than in {first.file.name}"
+            raise CheckpointError(subject, got, "the same tensor, or one of them", FETCH)
+
+
+def _read(file: Path, read: Callable[[Any], Tensor]) -> Tensor:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return read(opened)
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(file, error) from error
 
 
 def _header(file: Path) -> dict[str, StoredTensor]:

@@ -22,17 +22,13 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
 from stc.errors import CheckpointError
+from stc.export.checkpoint_file import Described
+from stc.export.companions import CONFIG, PREPROCESSOR, VIDEO_PREPROCESSOR
 from stc.export.language_spec import language_spec
 from stc.export.language_weights import EMBED, ROWS
 from stc.export.model_files import preprocessing, to_json
 from stc.export.tensor_shapes import language_shapes, projector_shapes, vision_shapes
-from stc.export.vision_spec import (
-    CONFIG,
-    PREPROCESSOR,
-    VIDEO_PREPROCESSOR,
-    Described,
-    vision_spec,
-)
+from stc.export.vision_spec import vision_spec
 from stc.manifest import LanguageSpec, VisionSpec
 
 Size = Literal["llava-ov-0.5b", "llava-ov-7b"]

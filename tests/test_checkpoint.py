@@ -177,9 +177,9 @@ def test_companions_are_the_files_a_runtime_needs(directory: Path) -> None:
         "tokenizer.json": b"{}",
         "tokenizer_config.json": b"{ }",
         "chat_template.jinja": b"template",
-        "vocab.json": b"vocabulary",
+        "vocab.json": b'{"a": 0}',
         "merges.txt": b"merges",
-        "special_tokens_map.json": b"special",
+        "special_tokens_map.json": b'{"eos_token": "a"}',
     }
     for name, content in {**wanted, "README.md": b"", "training_args.bin": b""}.items():
         (directory / name).write_bytes(content)

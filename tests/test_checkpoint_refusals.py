@@ -157,7 +157,7 @@ MODELS: dict[str, tuple[str, dict[str, object], str]] = {
     ),
     "an unknown tower": ("config", {"vision_config__model_type": "eye"}, "not a valid config"),
     "a width that is no number": ("config", {"vision_config__hidden_size": "wide"}, "hidden_size"),
-    "a width of 0": ("config", {"text_config__hidden_size": 0}, "language_width is 0"),
+    "a width of 0": ("config", {"text_config__hidden_size": 0}, "hidden_size is 0"),
     "heads that divide nothing": (
         "config",
         {"vision_config__num_attention_heads": 5},
@@ -195,7 +195,7 @@ MODELS: dict[str, tuple[str, dict[str, object], str]] = {
     "another resampling": ("preprocessor_config", {"resample": 2}, "resample is 2"),
     "no resizing": ("preprocessor_config", {"do_resize": False}, "do_resize is False"),
     "cropping": ("preprocessor_config", {"do_center_crop": True}, "do_center_crop is True"),
-    "no mean": ("preprocessor_config", {"image_mean": None}, "no image_mean"),
+    "no size": ("preprocessor_config", {"size": None}, "transformers' default"),
     "one mean": ("preprocessor_config", {"image_mean": [0.5]}, "image_mean"),
     "no spread": ("preprocessor_config", {"image_std": [0.5, 0.0, 0.5]}, "image_std.1 is 0.0"),
 }
