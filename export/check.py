@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -41,17 +42,11 @@ class GraphCheck:
         *,
         prepack: bool = False,
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # A graph runs a few times: copies of its weights would not pay.
-        options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
         self.graph = path.stem
         self.contract = contract
         self.precision = precision
         self.limit = RELATIVE_L2[precision] if limit is None else limit
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_graph(path, prepack=prepack)
 
     def compare(
         self, module: nn.Module, inputs: tuple[Tensor, ...], extra: Mapping[str, int] | None = None
@@ -125,6 +120,15 @@ class GraphCheck:
                 "use --precision fp32" if half else "check the weights",
             )
         return difference(torch_value, got)
+
+
+def open_graph(path: Path, *, prepack: bool = False) -> Any:
+    """The ONNX Runtime session of a written graph; `prepack` as `GraphCheck` has it."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # A graph runs a few times: copies of its weights would not pay.
+    options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

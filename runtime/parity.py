@@ -6,6 +6,7 @@ Knows nothing of PyTorch: it compares arrays.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,8 +19,10 @@ from stc.manifest import Precision
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits for one graph on equal inputs (`graph_*`) and for the whole chain (`chain_*`).
+    """Limits for one graph on equal inputs (`graph_*`), for the whole chain (`chain_*`), and for
+    the whole model against transformers' own (`whole_*`).
 
+    `rounding`: spacing of numbers of the precision, relative to them.
     `score_gap`: largest distance, in units of the score, by which a selection may miss the
     lowest scores as PyTorch computes them; below it the scores are equal up to rounding.
     """
@@ -28,13 +31,18 @@ class Tolerance:
     chain_relative_l2: float
     min_cosine: float
     score_gap: float
+    whole_relative_l2: float
+    rounding: float
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(1e-4, 1e-3, 0.9999, 1e-4),
-    "fp16": Tolerance(2e-2, 5e-2, 0.99, 1e-2),
+    "fp32": Tolerance(1e-4, 1e-3, 0.9999, 1e-4, 1e-5, 2.0**-23),
+    "fp16": Tolerance(2e-2, 5e-2, 0.99, 1e-2, 5e-2, 2.0**-10),
 }
 """The cosine limits are those users of such tools gate on (0.99 in fp16)."""
+ROUNDINGS = 16.0
+"""Allowed where `whole_relative_l2` is not enough, as many roundings of the model's inputs: they
+are rounded anew in every layer of a deep network, and a trained one can magnify that."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,21 @@ class ParityReport:
     def chain(self, mode: str, tensor: str, expected: NDArray[Any], got: NDArray[Any]) -> None:
         """Compare a tensor at the end of the whole chain."""
         self._tensor(mode, tensor, expected, got, self._tolerance.chain_relative_l2)
+
+    def whole(
+        self,
+        where: str,
+        tensor: str,
+        expected: NDArray[Any],
+        got: NDArray[Any],
+        moves: Callable[[float], float],
+    ) -> None:
+        """Compare a tensor of the whole model; `moves` tells by what relative L2 `expected` moves
+        when the model's inputs are rounded otherwise, given the spacing of numbers."""
+        limit = self._tolerance.whole_relative_l2
+        if expected.shape == got.shape and not difference(expected, got).relative_l2 <= limit:
+            limit = max(limit, ROUNDINGS * moves(self._tolerance.rounding))
+        self._tensor(where, tensor, expected, got, limit)
 
     def selection(self, where: str, tensor: str, gap: float) -> None:
         """Judge a choice of tokens by its gap (`stc.difference.selection_gap`)."""
