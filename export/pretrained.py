@@ -33,7 +33,6 @@ from stc.export.widened import compute_in_float32
 
 STORED: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes that are kept where all weights have one of them; anything else becomes float32."""
-TOKENIZER = "tokenizer_config.json"
 
 
 class Pretrained:
@@ -137,14 +136,11 @@ class Pretrained:
         )
         return given.sequences[0].tolist(), _numpy(torch.cat(given.logits).float())
 
-    def prompt_ids(self, question: str) -> NDArray[np.int64] | None:
+    def prompt_ids(self, question: str) -> NDArray[np.int64]:
         """int64 ids of the prompt for a question about a video, whose tokens one id stands for.
 
-        None where the checkpoint has no tokenizer. Raises CheckpointError when transformers cannot
-        render it.
+        Raises CheckpointError when transformers cannot render it.
         """
-        if not (self._directory / TOKENIZER).is_file():
-            return None
         content = [{"type": "video"}, {"type": "text", "text": question}]
         with _loading(self._directory):
             tokenizer = AutoTokenizer.from_pretrained(self._directory, local_files_only=True)
