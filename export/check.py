@@ -16,11 +16,10 @@ from stc.contracts import Contract, Port
 from stc.difference import Difference, difference
 from stc.errors import ExportError
 from stc.manifest import Precision
+from stc.whole_model import ROUNDING
 
 RELATIVE_L2 = {"fp32": 1e-5, "fp16": 1e-2}
 """Largest allowed |onnx - torch| / |torch| of an output; torch computes in float32."""
-ROUNDING = {"fp32": 2.0**-23, "fp16": 2.0**-10}
-"""Spacing of numbers of a precision, relative to them."""
 ROUNDINGS = 4.0
 """Allowed where RELATIVE_L2 is not enough: as many roundings of the inputs. Large values of a
 trained network can ask for it; a wrong graph exceeds it."""

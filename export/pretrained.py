@@ -29,24 +29,27 @@ from transformers.utils import logging
 from stc.difference import difference
 from stc.errors import CheckpointError
 from stc.export.checkpoint import Checkpoint
+from stc.export.shards import DTYPES
+from stc.export.tensor_shapes import vision_shapes
 from stc.export.widened import compute_in_float32
+from stc.manifest import VisionSpec
 
 STORED: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16}
-"""Dtypes that are kept where all weights have one of them; anything else becomes float32."""
+"""Dtypes that are kept where all weights have one of them; otherwise all are held in float32."""
 
 
 class Pretrained:
     """`LlavaOnevisionForConditionalGeneration.from_pretrained` of a checkpoint, in float32.
 
     stop_token_ids: what ends an answer, by transformers' own generation config.
-    missing: tensors of the model that transformers did not find, and made up.
+    missing: tensors that transformers did not find and made up, but for those nobody runs.
 
     Raises CheckpointError when transformers cannot load it.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._directory = checkpoint.directory
-        stored = {tensor.dtype for tensor in checkpoint.shards.tensors.values()}
+        stored = {tensor.dtype for tensor in checkpoint.shards.tensors.values()} & set(DTYPES)
         dtype = STORED.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
         with _loading(self._directory):
             model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
@@ -59,7 +62,8 @@ class Pretrained:
             self._frames = LlavaOnevisionVideoProcessor.from_pretrained(
                 self._directory, local_files_only=True
             )
-        self.missing: tuple[str, ...] = tuple(sorted(info["missing_keys"]))
+        missing = sorted(name for name in info["missing_keys"] if _runs(checkpoint.spec, name))
+        self.missing: tuple[str, ...] = tuple(missing)
         self._model: Any = model.eval()
         compute_in_float32(self._model)
         stop = self._model.generation_config.eos_token_id
@@ -82,7 +86,8 @@ class Pretrained:
             pixels = rescale(pixels, how.rescale_factor, input_data_format=first)
         if how.do_normalize:
             pixels = normalize(pixels, how.image_mean, how.image_std, input_data_format=first)
-        return pixels.astype(np.float32)
+        values: NDArray[np.float32] = pixels.astype(np.float32)
+        return values
 
     @torch.inference_mode()
     def visual_tokens(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -176,6 +181,13 @@ def _loading(directory: Path) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _runs(spec: VisionSpec, name: str) -> bool:
+    """Whether what is compared depends on the model's tensor `name`."""
+    if "vision_tower." in name:
+        return name.endswith(tuple(vision_shapes(spec)))
+    return not name.endswith("image_newline")
 
 
 def _rounded_otherwise(array: NDArray[np.float32], rounding: float) -> NDArray[np.float32]:

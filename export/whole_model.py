@@ -6,9 +6,9 @@ as transformers reads it is seen only here. One graph is in memory at a time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,10 @@ from stc import contracts
 from stc.contracts import Contract
 from stc.difference import difference
 from stc.errors import ExportError
-from stc.export.check import ROUNDING, open_graph
+from stc.export.check import open_graph
 from stc.export.pretrained import Pretrained
 from stc.manifest import LanguageSpec, Precision, VisionSpec
-
-RELATIVE_L2: dict[Precision, float] = {"fp32": 1e-5, "fp16": 5e-2}
-"""Largest allowed |bundle - transformers| / |transformers| at the end of the whole chain."""
-ROUNDINGS = 16.0
-"""Allowed where RELATIVE_L2 is not enough, as many roundings of the inputs: they are rounded anew
-in every layer of a deep network, and a trained one can magnify that."""
-PIXEL = 1e-5
-"""Largest allowed difference of a pixel value: both sides do the same arithmetic."""
-TEXT = 8
-"""Text tokens before the video, and as many after it."""
-ANSWER = 8
-"""Most text tokens of the answer."""
+from stc.whole_model import ANSWER, PIXEL, TEXT, pixels_apart, whole_limit
 
 Array = NDArray[Any]
 
@@ -142,9 +131,7 @@ class _Judge:
     pretrained: Pretrained
 
     def pixels(self, expected: Array, got: Array) -> None:
-        most = math.inf
-        if expected.shape == got.shape:
-            most = float(np.abs(expected - got).max())
+        most = pixels_apart(expected, got)
         if not most <= PIXEL:
             raise self.differ("pixel values", f"by {most:.3g}", f"at most {PIXEL:.3g}")
 
@@ -160,10 +147,8 @@ class _Judge:
         """`got` is `expected` up to rounding: `move` tells what that of `inputs` can make."""
         if expected.shape != got.shape:
             raise self.differ(what, f"in shape, {list(got.shape)}", f"{list(expected.shape)}")
-        found, limit = difference(expected, got), RELATIVE_L2[self.precision]
-        if found.relative_l2 <= limit:
-            return
-        limit = max(limit, ROUNDINGS * move(inputs, ROUNDING[self.precision]))
+        found = difference(expected, got)
+        limit = whole_limit(self.precision, expected, got, partial(move, inputs))
         if not found.relative_l2 <= limit:
             by = f"by {found.max_abs:.3g} at most and {found.relative_l2:.3g} relative L2"
             by += consequence

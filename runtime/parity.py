@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from stc.difference import Difference, difference
 from stc.manifest import Precision
+from stc.whole_model import whole_limit
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits for one graph on equal inputs (`graph_*`), for the whole chain (`chain_*`), and for
-    the whole model against transformers' own (`whole_*`).
+    """Limits for one graph on equal inputs (`graph_*`) and for the whole chain (`chain_*`).
 
-    `rounding`: spacing of numbers of the precision, relative to them.
     `score_gap`: largest distance, in units of the score, by which a selection may miss the
     lowest scores as PyTorch computes them; below it the scores are equal up to rounding.
     """
@@ -31,18 +30,13 @@ class Tolerance:
     chain_relative_l2: float
     min_cosine: float
     score_gap: float
-    whole_relative_l2: float
-    rounding: float
 
 
 TOLERANCES: dict[Precision, Tolerance] = {
-    "fp32": Tolerance(1e-4, 1e-3, 0.9999, 1e-4, 1e-5, 2.0**-23),
-    "fp16": Tolerance(2e-2, 5e-2, 0.99, 1e-2, 5e-2, 2.0**-10),
+    "fp32": Tolerance(1e-4, 1e-3, 0.9999, 1e-4),
+    "fp16": Tolerance(2e-2, 5e-2, 0.99, 1e-2),
 }
 """The cosine limits are those users of such tools gate on (0.99 in fp16)."""
-ROUNDINGS = 16.0
-"""Allowed where `whole_relative_l2` is not enough, as many roundings of the model's inputs: they
-are rounded anew in every layer of a deep network, and a trained one can magnify that."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +80,8 @@ class ParityReport:
         got: NDArray[Any],
         moves: Callable[[float], float],
     ) -> None:
-        """Compare a tensor of the whole model; `moves` tells by what relative L2 `expected` moves
-        when the model's inputs are rounded otherwise, given the spacing of numbers."""
-        limit = self._tolerance.whole_relative_l2
-        if expected.shape == got.shape and not difference(expected, got).relative_l2 <= limit:
-            limit = max(limit, ROUNDINGS * moves(self._tolerance.rounding))
+        """Compare a tensor of the whole model (`stc.whole_model.whole_limit`)."""
+        limit = whole_limit(self.precision, expected, got, moves)
         self._tensor(where, tensor, expected, got, limit)
 
     def selection(self, where: str, tensor: str, gap: float) -> None:

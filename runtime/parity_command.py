@@ -252,15 +252,18 @@ def _compare_whole(
         def tick() -> None:
             progress.advance(task)
 
+        found = ""
+        if whole.missing:
+            found = f"; transformers found no {whole.missing[0]} in the checkpoint and made one up"
         tokens = compare_whole_vision(tower, frames, whole, report, tick)
         if model is None:
-            return "its visual tokens compared with transformers'"
+            return f"its visual tokens compared with transformers'{found}"
         try:
             prompt, text = Prompt(bundle.root, model.spec), "a question"
         except LanguageError as error:
             prompt, text = None, f"noise for text ({error})"
         compare_whole_answer(model, prompt, tokens, whole, report, tick)
-        return f"compared with transformers', from pictures to stop tokens, with {text}"
+        return f"compared with transformers', from pictures to stop tokens, with {text}{found}"
 
 
 if __name__ == "__main__":

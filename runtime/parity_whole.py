@@ -22,16 +22,11 @@ from stc.runtime.preprocess import Preprocessor
 from stc.runtime.prompt import SAMPLE, Prompt
 from stc.runtime.tower import VisionTower
 from stc.runtime.vision import StreamVision
+from stc.whole_model import ANSWER, PIXEL, TEXT, pixels_apart
 
 WHERE = "whole model"
 FRAMES = 2
 """Frames that are seen and asked about, of those that are compared."""
-ANSWER = 8
-"""Most text tokens of the answer."""
-TEXT = 8
-"""Text tokens before the video, and as many after it, where the bundle has no prompt of its own."""
-PIXEL = 1e-5
-"""Largest allowed difference of a pixel value: both sides do the same arithmetic."""
 
 OTHERS = f"other tokens of {ANSWER}"
 """Figure of an answer, as in `stc.runtime.parity_language`; it may be shorter."""
@@ -43,6 +38,7 @@ class WholeModel(Protocol):
     """See `stc.export.pretrained.Pretrained`."""
 
     stop_token_ids: tuple[int, ...]
+    missing: tuple[str, ...]
 
     def pixel_values(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]: ...
 
@@ -82,8 +78,7 @@ def compare_whole_vision(
     got: list[Array] = []
     for frame in frames[:FRAMES]:
         pixels, other = preprocess(frame.rgb), whole.pixel_values(frame.rgb)
-        apart = float(np.abs(pixels - other).max()) if pixels.shape == other.shape else np.inf
-        report.figure(WHERE, PIXEL_VALUES, apart, PIXEL)
+        report.figure(WHERE, PIXEL_VALUES, pixels_apart(other, pixels), PIXEL)
         hidden = vision.reference(pixels.astype(tower.dtype))
         got.append(backend.to_host(tower.project({HIDDEN: hidden})[TOKENS]))
         expected.append(whole.visual_tokens(other))

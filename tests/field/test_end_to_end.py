@@ -24,13 +24,15 @@ from transformers.utils import logging
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import CheckpointError, ExportError
+from stc.export import bundle_export
 from stc.export import command as export_command
 from stc.export import weights as export_weights
 from stc.export.checkpoint import Checkpoint, open_checkpoint
+from stc.export.graphs import GraphWriter
 from stc.export.language_weights import CheckpointLanguage
 from stc.export.pretrained import Pretrained
 from stc.export.whole_model import WrittenGraphs, check_whole_model
-from stc.manifest import GRAPHS
+from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, WEIGHTS
 from stc.runtime import parity_command
 from stc.runtime.frame import Frame
 from stc.runtime.parity import ParityReport
@@ -44,6 +46,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 PREPROCESSOR = "preprocessor_config.json"
 DECODER = "language_model.model.layers"
 TOWER = "vision_tower.encoder.layers"
+QUERY, OUT = f"{TOWER}.1.self_attn.q_proj", f"{TOWER}.1.self_attn.out_proj"
 
 Change = Callable[[Path], None]
 Tensors = dict[str, Tensor]
@@ -104,7 +107,7 @@ MISREADINGS: dict[str, tuple[Change, str]] = {
     "order of the decoder's layers": (stores(swapped(f"{DECODER}.0.", f"{DECODER}.1.")), "logits"),
     "order of the tower's layers": (stores(swapped(f"{TOWER}.0.", f"{TOWER}.1.")), "tokens"),
     "gate for up": (stores(swapped(".gate_proj.", ".up_proj.")), "logits"),
-    "query for value": (stores(swapped("attn.q_proj.weight", "attn.out_proj.weight")), "tokens"),
+    "query for output": (stores(swapped(f"{QUERY}.weight", f"{OUT}.weight")), "tokens"),
     "a projector turned over": (
         stores(transposed("multi_modal_projector.linear_2.weight")),
         "tokens",
@@ -213,7 +216,7 @@ def test_the_row_that_newer_transformers_append_to_a_video_is_left_out(
 
 def test_half_precision_is_compared_by_its_own_rounding(changed: Path) -> None:
     """A float16 bundle of a right checkpoint passes; one of a misread checkpoint does not."""
-    half = language_case(precision="fp16")
+    half = language_case(precision="fp16", int4=128)
     whole = Pretrained(open_checkpoint(str(half.checkpoint)))
     assert exported_compares(half, whole) == ""
     assert parity_compares(half, whole).passed
@@ -231,6 +234,16 @@ def test_an_export_that_misreads_leaves_nothing(
     monkeypatch.setattr(
         export_weights, "open_checkpoint", lambda path: misread(case.checkpoint, Path(path))
     )
+    healthy, stored = case.bundle.root, [WEIGHTS, LANGUAGE_WEIGHTS]
+
+    def written(writer: GraphWriter, *_: object) -> None:
+        """What an export of the directory that is read writes, taken from its bundle."""
+        shutil.copytree(healthy / GRAPHS, writer.folder, dirs_exist_ok=True)
+        for name in stored:
+            shutil.copyfile(healthy / name, writer.folder.parent / name)
+
+    monkeypatch.setattr(bundle_export, "write_graphs", written)
+    monkeypatch.setattr(bundle_export, "_write_language", lambda *_: stored[1:])
     output = tmp_path / "bundle"
     arguments = ["--model", "llava-ov", "--checkpoint", str(changed), "--output", str(output)]
     assert export_command.main(arguments) == 2
