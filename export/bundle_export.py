@@ -1,4 +1,7 @@
-"""A checkpoint becomes a bundle: graphs, weights, the checkpoint's own files, manifest."""
+"""A checkpoint becomes a bundle: graphs, weights, the checkpoint's own files, manifest.
+
+Before it is kept, the whole of it is compared with the model that transformers loads.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import stc
 from stc.bundle import file_entry
 from stc.bundle_writer import BundleWriter
 from stc.errors import CheckpointError, LanguageError
-from stc.export.checkpoint import VisionWeights
+from stc.export.checkpoint import Checkpoint, VisionWeights
 from stc.export.decoder import Decoder
 from stc.export.graph import OPSET, FreeAxis
 from stc.export.graphs import FUSED, GraphWriter, Tick, write_graphs
@@ -21,8 +24,10 @@ from stc.export.int4 import Group
 from stc.export.int4_graphs import Int4Writer
 from stc.export.language_graphs import write_language_graphs
 from stc.export.language_weights import LanguageWeights
+from stc.export.pretrained import Pretrained
 from stc.export.tower import Tower
 from stc.export.weights_file import WeightsFile
+from stc.export.whole_model import WrittenGraphs, check_whole_model
 from stc.manifest import (
     GRAPHS,
     INT4_WEIGHTS,
@@ -41,6 +46,8 @@ from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports, visio
 from stc.prompt import Prompt
 from stc.settings import Settings
 
+WHOLE_MODEL = "whole model"
+"""What is ticked after the graphs, for a checkpoint."""
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -59,9 +66,12 @@ def export_bundle(
 ) -> Manifest:
     """A bundle of `weights` stands at `output`, every graph equal to torch; returns its manifest.
 
-    Without `language` it has no language side; with it, and unless `kind` is random, the files
-    beside the weights were found to make prompts. With `int4` that side stands there a second time,
-    its matrices in four bits, `int4` values to a scale. Nothing is left at `output` when it fails.
+    A checkpoint's answers as the model that transformers loads from there; made-up weights have
+    none that could be misread. Without `language` it has no language side; with it, and unless
+    `kind` is random, the files beside the weights were found to make prompts. With `int4` that side
+    stands there a second time, its matrices in four bits, `int4` values to a scale. Nothing is left
+    at `output` when it fails.
+
     Raises ExportError, CheckpointError, BundleError, SettingsError.
     """
     settings.kept(weights.spec.pooled)
@@ -91,6 +101,14 @@ def export_bundle(
             fused_entries = _entries(root, fused_ports(language.spec, precision), FUSED)
             if int4 is not None:
                 int4_entries = _entries(root, int4_ports(language.spec, precision), "_int4")
+        if isinstance(weights, Checkpoint):
+            check_whole_model(
+                WrittenGraphs(root / GRAPHS, precision),
+                weights.spec,
+                language.spec if language is not None else None,
+                Pretrained(weights),
+            )
+            tick(WHOLE_MODEL)
         for name, content in companions.items():
             (root / name).write_bytes(content)
         manifest = Manifest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,11 +16,10 @@ from stc.contracts import Contract, Port
 from stc.difference import Difference, difference
 from stc.errors import ExportError
 from stc.manifest import Precision
+from stc.whole_model import ROUNDING
 
 RELATIVE_L2 = {"fp32": 1e-5, "fp16": 1e-2}
 """Largest allowed |onnx - torch| / |torch| of an output; torch computes in float32."""
-ROUNDING = {"fp32": 2.0**-23, "fp16": 2.0**-10}
-"""Spacing of numbers of a precision, relative to them."""
 ROUNDINGS = 4.0
 """Allowed where RELATIVE_L2 is not enough: as many roundings of the inputs. Large values of a
 trained network can ask for it; a wrong graph exceeds it."""
@@ -41,17 +41,11 @@ class GraphCheck:
         *,
         prepack: bool = False,
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # A graph runs a few times: copies of its weights would not pay.
-        options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
         self.graph = path.stem
         self.contract = contract
         self.precision = precision
         self.limit = RELATIVE_L2[precision] if limit is None else limit
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
+        self._session = open_graph(path, prepack=prepack)
 
     def compare(
         self, module: nn.Module, inputs: tuple[Tensor, ...], extra: Mapping[str, int] | None = None
@@ -125,6 +119,15 @@ class GraphCheck:
                 "use --precision fp32" if half else "check the weights",
             )
         return difference(torch_value, got)
+
+
+def open_graph(path: Path, *, prepack: bool = False) -> Any:
+    """The ONNX Runtime session of a written graph; `prepack` as `GraphCheck` has it."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # A graph runs a few times: copies of its weights would not pay.
+    options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _outputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -98,7 +98,8 @@ def _export(flags: argparse.Namespace) -> int:
         graphs = len(contracts.vision_graphs(weights.spec.blocks))
         if language is not None:
             graphs += len(contracts.language_graphs(language.spec.blocks))
-        with _progress(graphs) as tick:
+        on_disk = kind != "random"
+        with _progress(graphs + on_disk) as tick:
             manifest = export_bundle(
                 weights,
                 output,
@@ -112,9 +113,13 @@ def _export(flags: argparse.Namespace) -> int:
                 tick=tick,
             )
     size = sum(file.size_bytes for file in manifest.files)
+    whole = "random weights, so no checkpoint to compare the whole model with"
+    if on_disk:
+        does = "sees" if language is None else "answers"
+        whole = f"the whole model {does} as transformers' does"
     print(
         f"{output}: {len(manifest.graphs)} graphs, {precision}, {size / 1e6:,.0f} MB, "
-        "each equal to PyTorch"
+        f"each equal to PyTorch; {whole}"
     )
     return 0
 

@@ -6,6 +6,7 @@ Knows nothing of PyTorch: it compares arrays.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from stc.difference import Difference, difference
 from stc.manifest import Precision
+from stc.whole_model import whole_limit
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,18 @@ class ParityReport:
     def chain(self, mode: str, tensor: str, expected: NDArray[Any], got: NDArray[Any]) -> None:
         """Compare a tensor at the end of the whole chain."""
         self._tensor(mode, tensor, expected, got, self._tolerance.chain_relative_l2)
+
+    def whole(
+        self,
+        where: str,
+        tensor: str,
+        expected: NDArray[Any],
+        got: NDArray[Any],
+        moves: Callable[[float], float],
+    ) -> None:
+        """Compare a tensor of the whole model (`stc.whole_model.whole_limit`)."""
+        limit = whole_limit(self.precision, expected, got, moves)
+        self._tensor(where, tensor, expected, got, limit)
 
     def selection(self, where: str, tensor: str, gap: float) -> None:
         """Judge a choice of tokens by its gap (`stc.difference.selection_gap`)."""

@@ -21,12 +21,13 @@ from stc.bundle import Bundle
 from stc.command import Console
 from stc.engines.plan import CONTEXTS
 from stc.engines.tensorrt_backend import TensorRtBackend
-from stc.errors import EngineError, SettingsError, VideoError
+from stc.errors import EngineError, LanguageError, SettingsError, VideoError
 from stc.manifest import Manifest
 from stc.ranges import whole
 from stc.runtime import open as opening
 from stc.runtime.document_output import document_output
 from stc.runtime.frame import Frame
+from stc.runtime.language import LanguageModel
 from stc.runtime.machine import machine_facts
 from stc.runtime.onnx_side import OnnxSide
 from stc.runtime.open_language import open_model
@@ -36,12 +37,14 @@ from stc.runtime.parity_captured import captured_frames, compare_captured
 from stc.runtime.parity_graphs import compare_graphs
 from stc.runtime.parity_language import compare_language, language_steps
 from stc.runtime.parity_latency import ENOUGH, measure_latency
-from stc.runtime.parity_sides import Against, language_side, other_side, vision_side
+from stc.runtime.parity_sides import PYTORCH, Against, language_side, other_side, vision_side
 from stc.runtime.parity_streams import compare_streams
 from stc.runtime.parity_table import parity_console, print_parity
+from stc.runtime.parity_whole import compare_whole_answer, compare_whole_vision, whole_steps
 from stc.runtime.preprocess import Preprocessor
+from stc.runtime.prompt import Prompt
 from stc.runtime.report import FrameKind
-from stc.runtime.torch_side import TorchSide
+from stc.runtime.torch_side import TorchSide, whole_model
 from stc.runtime.tower import VisionTower
 from stc.runtime.video_source import without_credentials
 from stc.settings import SELECTIONS, Settings
@@ -113,8 +116,13 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         captured, latency = _compare_vision(tower, other, frames, chosen, report, progress)
+    model: LanguageModel | None = None
     if with_language:
-        _compare_language(bundle, tower, flags, against, frames, chosen, report, console)
+        model = open_model(bundle, opening.language_backend(bundle, tower, flags.device))
+        _compare_language(bundle, tower, model, flags, against, frames, chosen, report, console)
+    whole = f"not compared with transformers: there is no {PYTORCH} here"
+    if against == PYTORCH:
+        whole = _compare_whole(bundle, tower, model, flags, frames, report, console)
     shown = f"{len(frames)} of {video}"
     print_parity(
         parity_console(),
@@ -123,12 +131,14 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         backend=tower.backend.name,
         against=against,
         shown=shown,
+        whole=whole,
     )
     return {
         "bundle": manifest.provenance.checkpoint,
         "against": against,
         "frames": shown,
         "settings": asdict(chosen),
+        "whole_model": whole,
         "captured": sorted(captured),
         **report.to_json(),
         "latency": latency,
@@ -191,6 +201,7 @@ def _compare_vision(
 def _compare_language(
     bundle: Bundle,
     tower: VisionTower,
+    model: LanguageModel,
     flags: argparse.Namespace,
     against: Against,
     frames: list[Frame],
@@ -201,7 +212,6 @@ def _compare_language(
     """`report` has rows for the language side, behind the kept tokens of `frames`."""
     session = opening.open_session(tower, chosen)
     video = np.concatenate([session.push(frame).tokens for frame in frames])
-    model = open_model(bundle, opening.language_backend(bundle, tower, flags.device))
     four_bits = None
     if flags.int4:
         four_bits = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
@@ -217,6 +227,42 @@ def _compare_language(
         compare_language(
             model, other.run_graph, other.decoder, video, report, tick, four_bits=four_bits
         )
+
+
+def _compare_whole(
+    bundle: Bundle,
+    tower: VisionTower,
+    model: LanguageModel | None,
+    flags: argparse.Namespace,
+    frames: list[Frame],
+    report: ParityReport,
+    console: Console,
+) -> str:
+    """`report` has rows for the whole model; returns what was compared, or why nothing was."""
+    with (
+        whole_model(bundle, flags.checkpoint) as whole,
+        Progress(console=console, disable=not console.is_terminal) as progress,
+    ):
+        if whole is None:
+            return "not compared with transformers: its weights are random, in no checkpoint"
+        steps = whole_steps(len(frames), with_language=model is not None)
+        task = progress.add_task("comparing whole model", total=steps)
+
+        def tick() -> None:
+            progress.advance(task)
+
+        found = ""
+        if whole.missing:
+            found = f"; transformers found no {whole.missing[0]} in the checkpoint and made one up"
+        tokens = compare_whole_vision(tower, frames, whole, report, tick)
+        if model is None:
+            return f"its visual tokens compared with transformers'{found}"
+        try:
+            prompt, text = Prompt(bundle.root, model.spec), "a question"
+        except LanguageError as error:
+            prompt, text = None, f"noise for text ({error})"
+        compare_whole_answer(model, prompt, tokens, whole, report, tick)
+        return f"compared with transformers', from pictures to stop tokens, with {text}{found}"
 
 
 if __name__ == "__main__":

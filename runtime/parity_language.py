@@ -87,22 +87,35 @@ def compare_language(
     hidden = np.concatenate([video[:room].astype(np.float32), decoder.embed(ids)])
     expected = decoder.generate(hidden, ANSWER)
     first = decoder.logits(hidden)
-    logits = _answer(model, hidden, expected)
+    logits = answer_logits(model, hidden, expected)
     _compare_logits(report, "whole decoder", first, logits[0])
-    # The other side's answer is given token by token, so that one tie broken the other way does not
-    # make the rest another text. Where no token is another one, each was chosen after the same
-    # tokens as the other side chose it after: the answers are equal to the letter.
-    tie = LIMITS[report.precision][2]
-    gaps = [float(row.max() - row[token]) for token, row in zip(expected, logits, strict=True)]
-    report.figure("greedy answer", "gap", max(gaps), tie)
-    ties = sum(_lead(row) <= tie for row in logits)
-    report.figure("greedy answer", OTHERS, _others(expected, logits), ties)
+    compare_answer(report, "greedy answer", OTHERS, expected, logits)
     if four_bits is not None:
-        logits = _answer(four_bits, hidden, expected)
+        logits = answer_logits(four_bits, hidden, expected)
         report.told(FOUR_BITS, LOGITS, float(np.abs(first - logits[0]).max()))
         report.told(FOUR_BITS, "KL", kl(first, logits[0]))
         report.told(FOUR_BITS, OTHERS, _others(expected, logits))
     tick()
+
+
+def compare_answer(
+    report: ParityReport,
+    where: str,
+    others: str,
+    expected: list[int],
+    logits: list[NDArray[np.float32]],
+) -> None:
+    """`report` has rows for the other side's answer `expected`, by the `logits` before each token.
+
+    That answer is given token by token, so that one tie broken the other way does not make the rest
+    another text. Where no token is another one, each was chosen after the same tokens as the other
+    side chose it after: the answers are equal to the letter.
+    """
+    tie = LIMITS[report.precision][2]
+    gaps = [float(row.max() - row[token]) for token, row in zip(expected, logits, strict=True)]
+    report.figure(where, "gap", max(gaps), tie)
+    ties = sum(_lead(row) <= tie for row in logits)
+    report.figure(where, others, _others(expected, logits), ties)
 
 
 def _others(expected: list[int], logits: list[NDArray[np.float32]]) -> int:
@@ -187,7 +200,7 @@ def _compare_graphs(
     tick()
 
 
-def _answer(
+def answer_logits(
     model: LanguageModel, hidden: NDArray[Any], answer: list[int]
 ) -> list[NDArray[np.float32]]:
     """Logits [V] before every token of `answer`, which follows the tokens `hidden` [m, D]."""

@@ -18,6 +18,7 @@ from stc.errors import CheckpointError, StcError
 from stc.runtime.parity_graphs import GraphRun
 from stc.runtime.parity_language import WholeDecoder
 from stc.runtime.parity_streams import TorchStream
+from stc.runtime.parity_whole import WholeModel
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,19 @@ def torch_language_side(bundle: Bundle, checkpoint: str | None) -> Iterator[Torc
                 "pass the checkpoint it was exported from",
             )
         yield TorchLanguageSide(TorchLanguageGraphs(language), TorchLanguage(language))
+
+
+@contextmanager
+def whole_model(bundle: Bundle, checkpoint: str | None) -> Iterator[WholeModel | None]:
+    """The checkpoint `bundle` was made of as transformers itself loads it; None where its weights
+    are made up and lie in no checkpoint. Raises as `torch_side`, and CheckpointError when
+    transformers cannot load it.
+    """
+    with _weights(bundle, checkpoint) as weights:
+        from stc.export.checkpoint import Checkpoint
+        from stc.export.pretrained import Pretrained
+
+        yield Pretrained(weights) if isinstance(weights, Checkpoint) else None
 
 
 @contextmanager

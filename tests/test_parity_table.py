@@ -50,6 +50,7 @@ def table() -> int:
         backend="onnxruntime-cpu",
         against="PyTorch",
         shown="4 of straße [1].mp4",
+        whole="compared with [all] of it",
     )
     return 0
 

@@ -1,0 +1,129 @@
+"""The whole model against transformers' own: a question about a video, pictures to stop tokens.
+
+Everything else that is compared has the checkpoint read by this package on both sides. Here the
+other side is what transformers makes of the same files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.contracts import HIDDEN, LOGITS, PIXEL_VALUES, TOKENS
+from stc.runtime.frame import Frame
+from stc.runtime.language import LanguageModel
+from stc.runtime.parity import ParityReport
+from stc.runtime.parity_language import answer_logits, compare_answer
+from stc.runtime.preprocess import Preprocessor
+from stc.runtime.prompt import SAMPLE, Prompt
+from stc.runtime.tower import VisionTower
+from stc.runtime.vision import StreamVision
+from stc.whole_model import ANSWER, PIXEL, TEXT, pixels_apart
+
+WHERE = "whole model"
+FRAMES = 2
+"""Frames that are seen and asked about, of those that are compared."""
+
+OTHERS = f"other tokens of {ANSWER}"
+"""Figure of an answer, as in `stc.runtime.parity_language`; it may be shorter."""
+
+Array = NDArray[Any]
+
+
+class WholeModel(Protocol):
+    """See `stc.export.pretrained.Pretrained`."""
+
+    stop_token_ids: tuple[int, ...]
+    missing: tuple[str, ...]
+
+    def pixel_values(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]: ...
+
+    def visual_tokens(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+    def tokens_move(self, pixel_values: NDArray[np.float32], rounding: float) -> float: ...
+
+    def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
+
+    def answer(
+        self, hidden: NDArray[np.float32], most: int
+    ) -> tuple[list[int], NDArray[np.float32]]: ...
+
+    def logits_move(self, hidden: NDArray[np.float32], rounding: float) -> float: ...
+
+    def prompt_ids(self, question: str) -> NDArray[np.int64]: ...
+
+
+def whole_steps(frames: int, *, with_language: bool) -> int:
+    """How often `compare_whole_vision` and `compare_whole_answer` tick for `frames` frames."""
+    return min(frames, FRAMES) + with_language
+
+
+def compare_whole_vision(
+    tower: VisionTower,
+    frames: Sequence[Frame],
+    whole: WholeModel,
+    report: ParityReport,
+    tick: Callable[[], None],
+) -> tuple[Array, Array]:
+    """`report` has rows for the pixel values and visual tokens of the first FRAMES frames.
+
+    Returns those tokens [frames * n, D], the other side's and the bundle's.
+    """
+    preprocess, vision, backend = Preprocessor(tower.spec), StreamVision(tower), tower.backend
+    expected: list[Array] = []
+    got: list[Array] = []
+    for frame in frames[:FRAMES]:
+        pixels, other = preprocess(frame.rgb), whole.pixel_values(frame.rgb)
+        report.figure(WHERE, PIXEL_VALUES, pixels_apart(other, pixels), PIXEL)
+        hidden = vision.reference(pixels.astype(tower.dtype))
+        got.append(backend.to_host(tower.project({HIDDEN: hidden})[TOKENS]))
+        expected.append(whole.visual_tokens(other))
+        report.whole(WHERE, TOKENS, expected[-1], got[-1], partial(whole.tokens_move, other))
+        tick()
+    return np.concatenate(expected), np.concatenate(got)
+
+
+def compare_whole_answer(
+    model: LanguageModel,
+    prompt: Prompt | None,
+    tokens: tuple[Array, Array],
+    whole: WholeModel,
+    report: ParityReport,
+    tick: Callable[[], None],
+) -> None:
+    """`report` has rows for the prompt, the logits and the stop tokens of a greedy answer.
+
+    `tokens` are what `compare_whole_vision` returned. Without `prompt` the text is seeded noise.
+    """
+    spec = model.spec
+    differ = set(whole.stop_token_ids) ^ set(spec.stop_token_ids)
+    report.figure(WHERE, "stop tokens that differ", len(differ), 0)
+    if prompt is None:
+        ids = np.random.default_rng(0).integers(0, spec.vocabulary, 2 * TEXT)
+        before, after = ids[:TEXT], ids[TEXT:]
+    else:
+        before, after = prompt.before, prompt.after(SAMPLE)
+        rendered = np.concatenate([before, [spec.video_token_id], after])
+        apart = _apart(whole.prompt_ids(SAMPLE), rendered)
+        report.figure(WHERE, "prompt tokens that differ", apart, 0)
+    room = (*model.buckets.contexts, spec.most_positions)[0] - len(before) - len(after) - ANSWER
+    expected_video, video = (side[: max(1, room)] for side in tokens)
+    given = np.concatenate([whole.embed(before), expected_video, whole.embed(after)])
+    answer, expected = whole.answer(given, ANSWER)
+    hidden = np.concatenate([model.embed(before), video, model.embed(after)])
+    logits = answer_logits(model, hidden, answer)
+    for theirs_row, row in zip(expected, logits, strict=True):
+        report.whole(WHERE, LOGITS, theirs_row, row, partial(whole.logits_move, given))
+    compare_answer(report, WHERE, OTHERS, answer, logits)
+    tick()
+
+
+def _apart(expected: Array, got: Array) -> int:
+    """At how many places two rows of ids differ, the longer one's surplus among them."""
+    common = min(len(expected), len(got))
+    surplus = max(len(expected), len(got)) - common
+    return int((expected[:common] != got[:common]).sum()) + surplus
