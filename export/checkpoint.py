@@ -68,6 +68,7 @@ class Checkpoint:
     """A checkpoint directory whose files were found whole; satisfies VisionWeights."""
 
     name: str
+    directory: Path
     files: Companions
     spec: VisionSpec
     shards: Shards
@@ -119,6 +120,7 @@ def open_checkpoint(id_or_dir: str) -> Checkpoint:
     check_signs(shards)
     checkpoint = Checkpoint(
         name=name,
+        directory=directory,
         files=files,
         spec=spec,
         shards=shards,

@@ -23,6 +23,7 @@ from stc.engines.plan import CONTEXTS
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError, LanguageError, SettingsError, VideoError
 from stc.manifest import Manifest
+from stc.prompt import Prompt
 from stc.ranges import whole
 from stc.runtime import open as opening
 from stc.runtime.document_output import document_output
@@ -42,7 +43,6 @@ from stc.runtime.parity_streams import compare_streams
 from stc.runtime.parity_table import parity_console, print_parity
 from stc.runtime.parity_whole import compare_whole_answer, compare_whole_vision, whole_steps
 from stc.runtime.preprocess import Preprocessor
-from stc.runtime.prompt import Prompt
 from stc.runtime.report import FrameKind
 from stc.runtime.torch_side import TorchSide, whole_model
 from stc.runtime.tower import VisionTower
@@ -258,7 +258,7 @@ def _compare_whole(
         if model is None:
             return f"its visual tokens compared with transformers'{found}"
         try:
-            prompt, text = Prompt(bundle.root, model.spec), "a question"
+            prompt, text = Prompt(bundle.companions(), model.spec, bundle.root), "a question"
         except LanguageError as error:
             prompt, text = None, f"noise for text ({error})"
         compare_whole_answer(model, prompt, tokens, whole, report, tick)

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.contracts import HIDDEN, LOGITS, PIXEL_VALUES, TOKENS
+from stc.prompt import SAMPLE, Prompt
 from stc.runtime.frame import Frame
 from stc.runtime.language import LanguageModel
 from stc.runtime.parity import ParityReport
 from stc.runtime.parity_language import answer_logits, compare_answer
 from stc.runtime.preprocess import Preprocessor
-from stc.runtime.prompt import SAMPLE, Prompt
 from stc.runtime.tower import VisionTower
 from stc.runtime.vision import StreamVision
 from stc.whole_model import ANSWER, PIXEL, TEXT, pixels_apart

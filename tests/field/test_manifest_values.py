@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stc.bundle import Bundle, export_again
-from stc.engines.library import LIST, EngineLibrary
+from stc.engine_folder import LIST
+from stc.engines.library import EngineLibrary
 from stc.errors import BundleError, EngineError
 from stc.manifest import MANIFEST
 from stc.runtime import bench_command, doctor_command, run_command

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def test_a_question_can_be_asked_after_one_that_failed(tmp_path: Path) -> None:
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+    found: list[psutil.Process] = psutil.Process().children()
+    return found
 
 
 def test_its_process_is_started_again_when_it_was_killed(tmp_path: Path) -> None:
@@ -218,7 +220,7 @@ def test_panics_of_the_tokenizer_are_one_line(
         def __getattr__(self, name: str) -> Any:
             return getattr(real, name)
 
-    real = tokenizer_files.import_module("tokenizers")
+    real = import_module("tokenizers")
     monkeypatch.setattr(tokenizer_files, "import_module", lambda _: Library())
     with pytest.raises(LanguageError, match=r"\(called `Option::unwrap\(\)`\)"):
         prompt_of(write_files(tmp_path))
