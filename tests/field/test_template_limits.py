@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import resource
 import signal
@@ -10,14 +11,17 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from stc import tokenizer_files
+from stc.boundary import guarded
 from stc.errors import LanguageError
-from tests.field.prompt_cases import CHATML, change, ids_of, prompt_of, write_files
+from tests.field.prompt_cases import CHATML, change, ids_of, prompt_of, write_files, write_json
 
 SLOWEST_S = 60.0
 """Many times what a refusal takes on a busy machine, and less than a template that never ends."""
@@ -75,7 +79,8 @@ def test_a_question_can_be_asked_after_one_that_failed(tmp_path: Path) -> None:
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+    found: list[psutil.Process] = psutil.Process().children()
+    return found
 
 
 def test_its_process_is_started_again_when_it_was_killed(tmp_path: Path) -> None:
@@ -200,7 +205,6 @@ def test_panics_of_the_tokenizer_are_one_line(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tokenizers library panics on some files, with an exception that is no Exception."""
-    from stc import tokenizer_files
 
     class Panicking:
         def __init__(self, real: Any) -> None:
@@ -218,7 +222,7 @@ def test_panics_of_the_tokenizer_are_one_line(
         def __getattr__(self, name: str) -> Any:
             return getattr(real, name)
 
-    real = tokenizer_files.import_module("tokenizers")
+    real = import_module("tokenizers")
     monkeypatch.setattr(tokenizer_files, "import_module", lambda _: Library())
     with pytest.raises(LanguageError, match=r"\(called `Option::unwrap\(\)`\)"):
         prompt_of(write_files(tmp_path))
@@ -227,18 +231,12 @@ def test_panics_of_the_tokenizer_are_one_line(
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
 def test_what_ends_a_program_passes(raised: type[BaseException]) -> None:
     """Ctrl-C while a tokenizer works is no error of the tokenizer."""
-    from stc.boundary import guarded
-
     with pytest.raises(raised), guarded("tokenizer", "fails"):
         raise raised
 
 
 def test_a_pattern_without_end_ends(tmp_path: Path) -> None:
     """tokenizer.json whose regular expression backtracks for ever."""
-    import json
-
-    from tests.field.prompt_cases import write_json
-
     directory = write_files(tmp_path)
     held = json.loads((directory / "tokenizer.json").read_bytes())
     split = held["pre_tokenizer"]["pretokenizers"][0]
