@@ -21,7 +21,16 @@ import pytest
 from stc import tokenizer_files
 from stc.boundary import guarded
 from stc.errors import LanguageError
-from tests.field.prompt_cases import CHATML, change, ids_of, prompt_of, write_files, write_json
+from stc.prompt import Prompt
+from tests.field.prompt_cases import (
+    CHATML,
+    change,
+    ids_of,
+    prompt_of,
+    spec,
+    write_files,
+    write_json,
+)
 
 SLOWEST_S = 60.0
 """Many times what a refusal takes on a busy machine, and less than a template that never ends."""
@@ -92,6 +101,27 @@ def test_its_process_is_started_again_when_it_was_killed(tmp_path: Path) -> None
     os.kill(helper.pid, signal.SIGKILL)
     helper.wait()
     assert ids_of(prompt, "Is it?") == expected
+
+
+def test_a_process_that_cannot_be_started_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program with all its file descriptors in use, or without an interpreter beside it."""
+    prompt_of(write_files(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", str(tmp_path / "no-python"))
+        with pytest.raises(LanguageError, match=r"its process cannot be started .*No such file"):
+            prompt_of(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    taken = [os.open("/dev/null", os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 1, hard))
+    try:
+        with pytest.raises(LanguageError, match="its process cannot be started"):
+            Prompt(files, spec(), "a checkpoint")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(taken[0])
 
 
 def test_no_process_outlives_its_prompt(tmp_path: Path) -> None:
