@@ -32,7 +32,7 @@ from tests.field.prompt_cases import (
     write_json,
 )
 
-SLOWEST_S = 60.0
+SLOWEST_S = 240.0
 """Many times what a refusal takes on a busy machine, and less than a template that never ends."""
 
 HOSTILE = {
@@ -82,7 +82,7 @@ def test_a_question_can_be_asked_after_one_that_failed(tmp_path: Path) -> None:
     endless = "{% if 'loop' in messages[0].content[1].text %}" + HOSTILE["loops without output"]
     prompt = prompt_of(write_files(tmp_path, endless + "{% endif %}" + CHATML))
     expected = ids_of(prompt, "Is it?")
-    with pytest.raises(LanguageError, match="takes more than 2 s to render"):
+    with pytest.raises(LanguageError, match=r"takes more than 2 s to render|has not answered"):
         prompt.after("loop")
     assert ids_of(prompt, "Is it?") == expected
 
