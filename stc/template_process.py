@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from stc.boundary import printable
+from stc.boundary import guarded, printable
 from stc.errors import LanguageError
 from stc.template_worker import LONGEST_PROMPT, MOST_BYTES, MOST_CPU_S
 
@@ -76,20 +76,30 @@ class _Child:
     """A running worker and the socket that leads to it."""
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # A session of its own: a terminal's Ctrl-C is for us, and we end the worker.
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", RUN, *map(str, sys.path)],
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        with guarded(SUBJECT, "its process cannot be started"):
+            ours, theirs = socket.socketpair()
+            try:
+                with theirs:
+                    # A session of its own: a terminal's Ctrl-C is for us, and we end the worker.
+                    self.process = subprocess.Popen(
+                        [sys.executable, "-c", RUN, *map(str, sys.path)],
+                        stdin=theirs.fileno(),
+                        stdout=theirs.fileno(),
+                        stderr=subprocess.DEVNULL,
+                        start_new_session=True,
+                    )
+            except BaseException:
+                ours.close()
+                raise
         self.socket = ours
         self.end = weakref.finalize(self, _end, self.process, ours)
-        failed = self.ask(b"", MOST_START_S)
+        try:
+            failed = self.ask(b"", MOST_START_S)
+        except BaseException:
+            self.end()
+            raise
         if failed:
+            self.end()
             cause = printable(f"{failed['kind']}: {failed['error']}")
             mend = "pip install 'stc[language]'"
             raise LanguageError("questions", f"jinja2 cannot be loaded ({cause})", mend=mend)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 MOST_BYTES = 512 << 20
-"""Address space of the process, which itself takes about 40 MB of it."""
+"""Address space of the process, which takes 25 MB of it itself."""
 MOST_CPU_S = 2.0
 """Processor time of one answer; the kernel ends the process by SIGPROF after it."""
 LONGEST_PROMPT = 1_000_000
