@@ -65,6 +65,9 @@ def check_config(config: Described) -> dict[str, Any]:
             raise _refused(config.subject, part, values, "a JSON object")
         fields[part] = _without_labels(values)
         _check_part(config.subject, f"{part}.", values)
+    weights = fields.get("transformers_weights")
+    if weights is not None:  # transformers reads that file instead
+        raise _refused(config.subject, "transformers_weights", weights, "model.safetensors")
     layer = fields.get("vision_feature_layer")
     if isinstance(layer, bool) or not isinstance(layer, int | list | None):
         raise _refused(config.subject, "vision_feature_layer", layer, "a whole number")

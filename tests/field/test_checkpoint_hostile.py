@@ -63,7 +63,7 @@ COUNTS = [
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_count_that_is_none_is_named(name: str, directory: Path) -> None:
     """Zero heads, a billion layers, 10^30 positions: refused before anything is computed."""
-    values: list[object] = [0, -1, True, 2.5, "2", [2], {}, 10**9, 10**30]
+    values: tuple[object, ...] = (0, -1, True, 2.5, "2", [2], {}, 10**9, 10**30)
     for value in values:
         set_values(directory / CONFIG, {name: value})
         line = refusal(directory)

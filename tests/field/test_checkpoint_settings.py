@@ -298,6 +298,7 @@ def test_the_decoder_is_the_one_that_transformers_reads(
             for key in ("quantization_config", "compression_config")
         ),
         ({"quantization_config": {}}, "quantised"),
+        ({"transformers_weights": "other.safetensors"}, "transformers_weights is"),
     ],
     ids=str,
 )
