@@ -280,6 +280,15 @@ def test_what_a_server_kept_is_not_counted_again_at_every_reconnection() -> None
     assert times[-1] == pytest.approx(wall_s - 0.4, abs=1.0)
 
 
+def test_a_stream_that_starts_again_at_once_does_not_stand_still() -> None:
+    """Lost after a tenth of a second: its new stamps are those of frames it had already."""
+    clock = Clock(PERIOD_S)
+    stamps = [0.0, 0.04, 0.08, 0.0, 0.04, 0.08]
+    times = [clock.time_s(stamp, arrived_s=0.05 * k) for k, stamp in enumerate(stamps)]
+    assert times == sorted(set(times))
+    assert times[-1] == pytest.approx(0.25, abs=PERIOD_S)
+
+
 def test_a_camera_that_ends_and_comes_back_keeps_to_the_wall_clock(tmp_path: Path) -> None:
     """It first sends the second it kept, and then hangs up: no second is counted twice."""
     clip = write_clip(tmp_path / "clip.mp4", map(numbered, range(20)))
