@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Set
 
 import av
 import av.error
+from av.container import InputContainer
 from av.error import FFmpegError
 
 from stc.errors import VideoError
@@ -16,6 +18,7 @@ from stc.runtime.video_errors import unreadable
 from stc.runtime.video_source import RtspTransport
 
 _LOOK_TIMEOUT_S = 3.0
+_BUSY_TRIES, _BUSY_WAIT_S = 3, 0.2
 _DATAGRAMS = ("udp", "rtp", "srt")
 _TLS_OF = {"http": "https", "rtsp": "rtsps", "rtmp": "rtmps"}
 _PLAIN_OF = {tls: plain for plain, tls in _TLS_OF.items()}
@@ -29,6 +32,21 @@ _VAGUE = (
     av.error.ConnectionResetError,
     av.error.HTTPOtherClientError,
 )
+
+
+def connected(
+    address: Address, options: dict[str, str], timeout: float | tuple[float, float]
+) -> InputContainer:
+    """`address` opened, the caller's to close. Raises FFmpegError.
+
+    Some servers are not done with one viewer when the next one comes: they are asked again.
+    """
+    for _ in range(_BUSY_TRIES):
+        try:
+            return av.open(address.url, "r", options=options, timeout=timeout)
+        except av.error.HTTPServerError:
+            time.sleep(_BUSY_WAIT_S)
+    return av.open(address.url, "r", options=options, timeout=timeout)
 
 
 def cause_of(
@@ -151,7 +169,7 @@ def _kinds(address: Address) -> set[str] | None:
     """The kinds of streams an RTSP server describes, empty when it refuses; None for no RTSP."""
     options = {"analyzeduration": "1", "fpsprobesize": "0"}
     try:
-        with av.open(address.url, "r", options=options, timeout=_LOOK_TIMEOUT_S) as container:
+        with connected(address, options, _LOOK_TIMEOUT_S) as container:
             return {stream.type for stream in container.streams}
     except av.error.InvalidDataError:
         return None

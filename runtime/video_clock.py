@@ -45,9 +45,9 @@ class Clock:
       period later. Ahead by more than `longest_pause_s` is a new zero as well. Frames without
       a stamp, or with one that is stuck, are a period apart. So strays, as long as no more than
       three come in a row, cost a frame's period at most, and only their own frames.
-    - A live source's times are those of its stamps while these agree with the wall clock: never
-      ahead of it, at most WALL_LAG_S behind. Else a frame's time is when it arrived. So stalls,
-      bursts, reconnections and strays cost no more than WALL_LAG_S, and only while they last.
+    - A live source's times are those of its stamps while these rise and agree with the wall clock:
+      never ahead of it, at most WALL_LAG_S behind. Else a frame's time is when it arrived. So
+      stalls, bursts, reconnections and strays cost no more than WALL_LAG_S, and while they last.
 
     period_s: time between two frames, until the stamps tell.
     """
@@ -86,11 +86,13 @@ class Clock:
         return time_s
 
     def _beside_wall(self, stamp_s: float | None, wall_s: float, last_s: float) -> float:
-        if stamp_s is None:
-            return max(wall_s, last_s)
-        if self._zero_s is None or not -WALL_LAG_S <= stamp_s - self._zero_s - wall_s <= 0:
+        if stamp_s is not None and self._zero_s is not None:
+            time_s = stamp_s - self._zero_s
+            if max(last_s, wall_s - WALL_LAG_S) <= time_s <= wall_s:
+                return time_s
+        if stamp_s is not None:
             self._zero_s = stamp_s - wall_s
-        return max(stamp_s - self._zero_s, last_s)
+        return max(wall_s, last_s)
 
     def _among_stamps(
         self, stamp_s: float | None, last_s: float, following: Iterable[float | None]

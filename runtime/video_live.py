@@ -28,7 +28,7 @@ CLOSE_WAIT_S = 2.0
 _USUAL_MEND = "check that the camera or server is on, and the network"
 _MUTE = (
     "the source answers and sends no picture",
-    "restart the camera, or try the other --rtsp-transport",
+    "restart the camera; of RTSP, try the other --rtsp-transport",
 )
 
 

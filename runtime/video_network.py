@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import av
 import av.error
@@ -11,7 +12,7 @@ from av.error import FFmpegError
 
 from stc.errors import VideoError
 from stc.runtime.video_address import RTSP_SCHEMES, Address
-from stc.runtime.video_causes import cause_of, without_video
+from stc.runtime.video_causes import cause_of, connected, without_video
 from stc.runtime.video_source import Dialling
 
 TIMEOUTS_S = (10.0, 10.0)
@@ -91,20 +92,20 @@ class NetworkOpener:
         if self._probe_s < _WHOLE_PROBE_S:
             # Three frames tell the rate; libav takes twenty, which are seconds of a slow camera.
             options["fpsprobesize"] = "3"
-        for transport in self._transports[:-1]:
-            start_s = time.monotonic()
-            try:
-                return self._connect(transport, options)
-            except _NOT_FOR_TRANSPORT:
+        start_s = time.monotonic()
+        first, *others = ({**options, **transport} for transport in self._transports)
+        try:
+            return connected(self._address, first, TIMEOUTS_S)
+        except _NOT_FOR_TRANSPORT:
+            raise
+        except FFmpegError:
+            if _silent_s(start_s) is not None:
                 raise
-            except FFmpegError:
-                if _silent_s(start_s) is not None:
-                    raise
-        return self._connect(self._transports[-1], options)
-
-    def _connect(self, transport: dict[str, str], options: dict[str, str]) -> InputContainer:
-        options = {**options, **transport}
-        return av.open(self._address.url, "r", options=options, timeout=TIMEOUTS_S)
+            for other in others:
+                with suppress(FFmpegError):
+                    return connected(self._address, other, TIMEOUTS_S)
+            # What a server says to the usual transport tells most.
+            raise
 
     def _fault_of(self, container: InputContainer) -> tuple[str, str] | None:
         """Why `container` holds no video that can be decoded, and the mend; it is closed then."""

@@ -31,6 +31,7 @@ _STATES = {
     401: "Unauthorized",
     404: "Not Found",
     461: "Unsupported Transport",
+    503: "Service Unavailable",
 }
 
 
@@ -42,6 +43,7 @@ class RtspCamera:
     user: (name, password) it asks for, by digest; `address` has another pair, which a camera that
         asks for none ignores. told: whether its description holds the codec's parameters.
     refusal: its answer to another transport; None to hang up.
+    busy: times it says 503 before it describes itself, not done with the viewer before.
     first: the frame of the clip it begins with, in the midst of a group of pictures for one.
     requests: request lines received. viewers: how many came. sent: frames sent to all.
     asked: the transports that viewers asked for, one after the other.
@@ -62,6 +64,7 @@ class RtspCamera:
         told: bool = True,
         first: int = 0,
         refusal: int | None = 461,
+        busy: int = 0,
     ) -> None:
         with av.open(str(clip)) as container:
             stream = container.streams.video[0]
@@ -87,6 +90,7 @@ class RtspCamera:
         self.address = f"rtsp://viewer:secret@127.0.0.1:{self.port}/street"
         self._first = first
         self._refusal = refusal
+        self._busy = busy
         self.requests: list[str] = []
         self.asked: list[str] = []
         self.viewers = 0
@@ -148,6 +152,9 @@ class RtspCamera:
         if not self._knows(method, request):
             return 401, f'WWW-Authenticate: Digest realm="{_REALM}", nonce="{_NONCE}"\r\n', ""
         if method == "DESCRIBE":
+            self._busy -= 1
+            if self._busy >= 0:
+                return 503, "", ""
             if not re.search(r"/street/?$", uri):
                 return 404, "", ""
             return 200, "Content-Type: application/sdp\r\n", self._description()

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stc.errors import VideoError
@@ -110,6 +110,7 @@ def test_a_refused_password_is_in_no_message(clip: Path, scheme: str) -> None:
     assert not re.search(r"s:w|w#o|o\?r|w%23", line)
 
 
+@settings(deadline=None)
 @given(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
     st.text(st.characters(exclude_categories=["Cs"])),
