@@ -9,7 +9,7 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,9 +101,10 @@ class BundleFiles:
         """
         for path in paths:
             entry = self._entry(path)
-            with self._told(path):
+            found = None
+            with self._told(path), suppress(FileNotFoundError):
                 found = FileIdentity.of(self.place(path).stat())
-            if found != self._verified.get(path):
+            if found is None or found != self._verified.get(path):
                 self._check_place(entry)
                 self._hash(entry)
 

@@ -160,6 +160,14 @@ def test_weights_cut_short_after_opening_do_not_kill_the_process(demo: Path) -> 
         OnnxRuntimeBackend(opened).load(GRAPH)
 
 
+def test_weights_that_are_gone_after_opening_are_named(demo: Path) -> None:
+    """A disk that was unmounted, a folder half deleted: the file that is missing is named."""
+    opened = Bundle.open(demo)
+    (demo / "graphs" / "weights.bin").unlink()
+    with pytest.raises(StcError, match=r"weights\.bin: is missing"):
+        OnnxRuntimeBackend(opened).load(GRAPH)
+
+
 def test_touched_files_of_the_same_bytes_are_used(demo: Path) -> None:
     """`touch` or a backup tool between opening and loading changes nothing that matters."""
     opened = Bundle.open(demo)

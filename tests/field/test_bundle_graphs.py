@@ -170,7 +170,9 @@ def test_a_graph_with_more_than_stc_writes_is_refused(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\0", b"ORTM" * 20, b"\x3a\xff\xff\xff\xff\x0f", b"{}", bytes(range(256))]
+    "content",
+    [b"", b"\0", b"ORTM" * 20, b"\x3a\xff\xff\xff\xff\x0f", b"{}", bytes(range(256))],
+    ids=["empty", "zero", "ORTM", "cut", "JSON", "noise"],
 )
 def test_a_graph_that_is_no_onnx_is_refused_before_a_runtime_sees_it(
     demo_bundle: Path, tmp_path: Path, content: bytes
