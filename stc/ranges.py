@@ -85,7 +85,7 @@ def real(
     try:
         number = float(value)
     except OverflowError:  # a whole number of hundreds of digits
-        number = math.inf if int(value) > 0 else -math.inf
+        number = math.inf if operator.gt(value, 0) else -math.inf
     if not (least <= number <= most and above < number):
         raise error(subject, f"got {shown(value)}", expected)
     return number
