@@ -99,7 +99,6 @@ class StreamSession:
     def _pushed(self, frame: Frame) -> FrameReport:
         index = self.frame_index
         self.frame_index += 1
-        self._vision.frame_index = index
         due = self.settings.is_reference(index) or not self._vision.references.valid
         kind: FrameKind = "reference" if due else "reuse"
         self._vision.engine_ms = 0.0
@@ -116,7 +115,7 @@ class StreamSession:
             means = () if frame_mean is None else frame_mean
             if not (np.isfinite(kept_tokens).all() and np.isfinite(means).all()):
                 self._name_culprit(pixel_values, kind, index)
-            self._check(kind, recomputed, kept, kept_tokens, frame_mean)
+            self._check(recomputed, kept, kept_tokens, frame_mean, kind)
         except BaseException:
             self._vision.references.valid = False
             raise
@@ -160,8 +159,20 @@ class StreamSession:
     ) -> tuple[Tensor, NDArray[np.int64]]:
         if kind == "reference":
             return self._vision.reference(pixel_values), self._all_tokens.copy()
-        hidden, chosen = self._vision.reuse(pixel_values, self.recomputed, self.settings.selection)
-        return hidden, self.tower.backend.to_host(chosen[0])
+        try:
+            hidden, _ = self._vision.reuse(pixel_values, self.recomputed, self.settings.selection)
+        finally:
+            # Here and not block by block: between two engines each look would take five times as
+            # long. A graph that failed over the indices it was given is not the one to blame.
+            every = [self.tower.backend.to_host(one) for one in self._vision.selected]
+            for indices in every:
+                self._check_selected(indices)
+        return hidden, every[0]
+
+    def _check_selected(self, indices: NDArray[Any]) -> None:
+        """`indices` are those of a reuse frame. Raises EngineError unless they are."""
+        graph, tokens = self.tower.select.name, self.tower.spec.tokens
+        check_indices(graph, indices, self.recomputed, tokens, self.frame_index - 1)
 
     def _project(self, hidden: Tensor) -> Tensor:
         return self._vision.run(self.tower.project, {HIDDEN: hidden})[TOKENS]
@@ -190,17 +201,17 @@ class StreamSession:
 
     def _check(
         self,
-        kind: FrameKind,
         recomputed: NDArray[np.int64],
         kept: NDArray[np.int64],
         kept_tokens: NDArray[Any],
         frame_mean: NDArray[np.float32] | None,
+        kind: FrameKind,
     ) -> None:
         """What came to the host is what a report may say. Raises EngineError unless it is."""
-        spec, index = self.tower.spec, self._vision.frame_index
+        spec, index = self.tower.spec, self.frame_index - 1
         width = spec.language_width
         if kind == "reuse":
-            check_indices(self.tower.select.name, recomputed, self.recomputed, spec.tokens, index)
+            self._check_selected(recomputed)
         if frame_mean is None:
             check_shape(self.tower.project.name, TOKENS, kept_tokens, (spec.pooled, width), index)
             return

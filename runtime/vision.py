@@ -28,7 +28,6 @@ from stc.contracts import (
     VALUE,
 )
 from stc.engines.engine import Engine, Tensor
-from stc.runtime.indices import check_indices
 from stc.runtime.references import References
 from stc.runtime.tower import VisionTower
 from stc.settings import Selection
@@ -40,9 +39,9 @@ Observer = Callable[[str, Mapping[str, Tensor]], None]
 class StreamVision:
     """The tower as one stream uses it, with that stream's references and work buffers.
 
-    `engine_ms` grows by the wall time of every engine call. `frame_index` is what errors call the
-    frame, if anything. Returned tensors are work buffers:
-    the next frame overwrites them.
+    `engine_ms` grows by the wall time of every engine call. `selected` is what the select graph
+    gave in the last reuse frame, block by block, however far that came. Returned tensors are work
+    buffers: the next frame overwrites them.
     """
 
     def __init__(self, tower: VisionTower) -> None:
@@ -50,8 +49,8 @@ class StreamVision:
         self.tower = tower
         self.references = References(tower)
         self.engine_ms = 0.0
-        self.frame_index: int | None = None
         self.observer: Observer | None = None
+        self.selected: list[Tensor] = []
         heads = (spec.heads, spec.tokens, spec.head_width)
         rows = (spec.tokens, spec.width)
         self._hidden = [backend.empty(rows, tower.dtype) for _ in range(2)]
@@ -100,10 +99,11 @@ class StreamVision:
         """hidden [T, C] after the last block, and indices int64 [M = `recomputed`] of each block.
 
         The references must be valid; they are read and not changed. `forced` are each block's
-        indices, instead of those it would select. Raises EngineError for indices that are none.
+        indices, instead of those it would select.
         """
         references, backend = self.references, self.tower.backend
         count = backend.to_device(np.array([recomputed], np.int64))
+        self.selected = []
         hidden = self._embed(pixel_values)
         chosen: list[Tensor] = []
         for block, (keys, update) in enumerate(
@@ -120,8 +120,7 @@ class StreamVision:
             elif selects:
                 score = {SCORE: fresh[SCORE], COUNT: count}
                 indices = self.run(self.tower.select, score)[INDICES]
-                found, tokens = backend.to_host(indices), self.tower.spec.tokens
-                check_indices(self.tower.select.name, found, recomputed, tokens, self.frame_index)
+                self.selected.append(indices)
             chosen.append(indices)
             hidden = self._update(
                 update,

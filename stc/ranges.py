@@ -84,8 +84,8 @@ def real(
         raise error(subject, f"got {shown(value)}", expected)
     try:
         number = float(value)
-    except OverflowError:
-        number = -math.inf if operator.lt(value, 0) else math.inf
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf if operator.gt(value, 0) else -math.inf
     if not (least <= number <= most and above < number):
         raise error(subject, f"got {shown(value)}", expected)
     return number
