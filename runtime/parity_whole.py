@@ -19,7 +19,7 @@ from stc.runtime.language import LanguageModel
 from stc.runtime.parity import ParityReport
 from stc.runtime.parity_language import answer_logits, compare_answer
 from stc.runtime.preprocess import Preprocessor
-from stc.runtime.prompt import SAMPLE, Prompt
+from stc.runtime.prompt import Prompt
 from stc.runtime.tower import VisionTower
 from stc.runtime.vision import StreamVision
 from stc.whole_model import ANSWER, PIXEL, TEXT, pixels_apart
@@ -28,6 +28,7 @@ WHERE = "whole model"
 FRAMES = 2
 """Frames that are seen and asked about, of those that are compared."""
 
+QUESTION = "What is in the video?"
 OTHERS = f"other tokens of {ANSWER}"
 """Figure of an answer, as in `stc.runtime.parity_language`; it may be shorter."""
 
@@ -106,9 +107,9 @@ def compare_whole_answer(
         ids = np.random.default_rng(0).integers(0, spec.vocabulary, 2 * TEXT)
         before, after = ids[:TEXT], ids[TEXT:]
     else:
-        before, after = prompt.before, prompt.after(SAMPLE)
+        before, after = prompt.before, prompt.after(QUESTION)
         rendered = np.concatenate([before, [spec.video_token_id], after])
-        apart = _apart(whole.prompt_ids(SAMPLE), rendered)
+        apart = _apart(whole.prompt_ids(QUESTION), rendered)
         report.figure(WHERE, "prompt tokens that differ", apart, 0)
     room = (*model.buckets.contexts, spec.most_positions)[0] - len(before) - len(after) - ANSWER
     expected_video, video = (side[: max(1, room)] for side in tokens)

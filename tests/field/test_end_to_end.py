@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from stc.export import command as export_command
 from stc.export import weights as export_weights
 from stc.export.checkpoint import Checkpoint, open_checkpoint
 from stc.export.graphs import GraphWriter
-from stc.export.language_weights import CheckpointLanguage
 from stc.export.pretrained import Pretrained
 from stc.export.whole_model import WrittenGraphs, check_whole_model
 from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, WEIGHTS
@@ -120,21 +118,13 @@ MISREADINGS: dict[str, tuple[Change, str]] = {
 """What is missed when a checkpoint is read, and what is then seen to differ first."""
 
 
-class Misread(Checkpoint):
-    """A checkpoint whose `directory` is not the one it was read from."""
-
-    def language(self) -> CheckpointLanguage:
-        read: CheckpointLanguage = replace(self, directory=self.shards.directory).right()
-        return read
-
-    def right(self) -> CheckpointLanguage:
-        return super().language()
-
-
 def misread(read: Path, loaded: Path) -> Checkpoint:
     """What this package makes of `read`, for what transformers loads from `loaded`."""
-    fields = {**vars(open_checkpoint(str(read))), "directory": loaded}
-    return Misread(**fields)
+    right = open_checkpoint(str(read))
+    wrong = {"directory": property(lambda _: loaded), "language": lambda _: right.language()}
+    checkpoint: Checkpoint = object.__new__(type("Misread", (Checkpoint,), wrong))
+    vars(checkpoint).update(vars(right))
+    return checkpoint
 
 
 @pytest.fixture(scope="module")
