@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.contracts import HIDDEN, LOGITS, PIXEL_VALUES, TOKENS
-from stc.prompt import SAMPLE, Prompt
+from stc.prompt import Prompt
 from stc.runtime.frame import Frame
 from stc.runtime.language import LanguageModel
 from stc.runtime.parity import ParityReport
@@ -28,6 +28,8 @@ WHERE = "whole model"
 FRAMES = 2
 """Frames that are seen and asked about, of those that are compared."""
 
+QUESTION = "What is in the video?"
+STOP_TOKENS, PROMPT_TOKENS = "stop tokens that differ", "prompt tokens that differ"
 OTHERS = f"other tokens of {ANSWER}"
 """Figure of an answer, as in `stc.runtime.parity_language`; it may be shorter."""
 
@@ -101,15 +103,15 @@ def compare_whole_answer(
     """
     spec = model.spec
     differ = set(whole.stop_token_ids) ^ set(spec.stop_token_ids)
-    report.figure(WHERE, "stop tokens that differ", len(differ), 0)
+    report.figure(WHERE, STOP_TOKENS, len(differ), 0)
     if prompt is None:
         ids = np.random.default_rng(0).integers(0, spec.vocabulary, 2 * TEXT)
         before, after = ids[:TEXT], ids[TEXT:]
     else:
-        before, after = prompt.before, prompt.after(SAMPLE)
+        before, after = prompt.before, prompt.after(QUESTION)
         rendered = np.concatenate([before, [spec.video_token_id], after])
-        apart = _apart(whole.prompt_ids(SAMPLE), rendered)
-        report.figure(WHERE, "prompt tokens that differ", apart, 0)
+        apart = _apart(whole.prompt_ids(QUESTION), rendered)
+        report.figure(WHERE, PROMPT_TOKENS, apart, 0)
     room = (*model.buckets.contexts, spec.most_positions)[0] - len(before) - len(after) - ANSWER
     expected_video, video = (side[: max(1, room)] for side in tokens)
     given = np.concatenate([whole.embed(before), expected_video, whole.embed(after)])
