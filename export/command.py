@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.export())
+
 import argparse
 import os
 import sys
@@ -14,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stc import command, contracts, settings
 from stc.command import Console
 from stc.errors import SettingsError, StcError
+from stc.flags import whole
 from stc.manifest import Precision, Weights
 from stc.settings import PRESETS
 
@@ -50,7 +58,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--int4",
-        type=int,
+        type=whole(),
         choices=(32, 128),
         metavar="32|128",
         help="language matrices in four bits as well, so many values to a scale; default none",
@@ -112,7 +120,7 @@ def _export(flags: argparse.Namespace) -> int:
                 tick=tick,
             )
     size = sum(file.size_bytes for file in manifest.files)
-    print(
+    command.tell(
         f"{output}: {len(manifest.graphs)} graphs, {precision}, {size / 1e6:,.0f} MB, "
         "each equal to PyTorch"
     )
@@ -135,7 +143,3 @@ def _progress(graphs: int) -> Iterator[Callable[[str], None]]:
             progress.update(task, advance=1, graph=graph)
 
         yield tick
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,6 +5,13 @@ The tower is measured at reference interval 4 unless --reference-interval or --p
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.bench())
+
 import argparse
 import sys
 import time
@@ -21,6 +28,7 @@ from stc.bundle import Bundle
 from stc.command import Console
 from stc.engines.plan import context_rows
 from stc.errors import SettingsError
+from stc.flags import MOST_COUNTED, whole
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
 from stc.runtime.bench_prefill import PrefillBench
@@ -41,6 +49,8 @@ CONTEXT = 1000
 """Tokens before the frame whose prefill is measured."""
 WARM_UP = 2
 """Rounds of the language side that do not count."""
+MOST_WARM_UP = 1_000
+"""Frames of the longest interval, all of which run once before any counts."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +63,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     opening.add_flags(parser)
     parser.add_argument(
         "--frames",
-        type=int,
+        type=whole(1, MOST_COUNTED),
         default=24,
         metavar="N",
         help="frames measured, or rounds of --prefill, default 24; past "
@@ -74,7 +84,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--prefill", action="store_true", help="measure the language side instead of the tower"
     )
     parser.add_argument(
-        "--context", type=int, metavar="S", help="--prefill: tokens before the frame, default 1000"
+        "--context",
+        type=whole(1, MOST_COUNTED),
+        metavar="S",
+        help="--prefill: tokens before the frame, default 1000",
     )
     opening.add_int4_flag(parser)
     settings.add_flags(parser)
@@ -82,10 +95,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _bench(flags: argparse.Namespace) -> int:
-    if flags.frames < 1:
-        raise SettingsError("--frames", f"got {flags.frames}", "at least 1")
-    if flags.context is not None and not (flags.prefill and flags.context > 0):
-        raise SettingsError("--context", f"got {flags.context}", "--prefill, and at least 1")
+    if flags.context is not None and not flags.prefill:
+        raise SettingsError("--context", "given", "--prefill beside it")
     if flags.int4 and not flags.prefill:
         raise SettingsError("--int4", "given", "--prefill beside it: the tower has no such graphs")
     if "int4" in (flags.against or ()) and (flags.int4 or not flags.prefill):
@@ -154,6 +165,9 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     spec = bundle.manifest.vision
     default = replace(bundle.manifest.default_settings, reference_interval=INTERVAL)
     chosen = settings.from_flags(flags, default, spec.pooled)
+    if chosen.reference_interval > MOST_WARM_UP:
+        got, expected = f"got {chosen.reference_interval}", f"at most {MOST_WARM_UP} to be measured"
+        raise SettingsError("--reference-interval", got, expected)
     tower = opening.open_tower(bundle, flags.device, flags.backend)
     device.callback(tower.close)
     load_s = time.perf_counter() - start
@@ -197,7 +211,3 @@ def _gpu(session: StreamSession) -> dict[str, Any]:
         "captured": sorted(session.captured),
         "gpu": gpu_facts(device.cuda, device.allocated_bytes),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

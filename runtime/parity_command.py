@@ -6,6 +6,13 @@ are held against ONNX Runtime on the same graphs.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.parity())
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -18,10 +25,11 @@ from rich.progress import Progress
 
 from stc import command, contracts, settings
 from stc.bundle import Bundle
-from stc.command import Console
+from stc.command import Console, stdout_outlived
 from stc.engines.plan import CONTEXTS
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError, SettingsError, VideoError
+from stc.flags import whole
 from stc.manifest import Manifest
 from stc.runtime import open as opening
 from stc.runtime.document_output import document_output
@@ -61,7 +69,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--video", metavar="FILE", help="frames compared, default seeded noise")
     parser.add_argument(
         "--frames",
-        type=int,
+        type=whole(2, opening.MOST_HELD),
         default=4,
         metavar="N",
         help=f"frames compared, 2 to {opening.MOST_HELD}, default 4",
@@ -76,14 +84,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parity(flags: argparse.Namespace) -> int:
-    if not 2 <= flags.frames <= opening.MOST_HELD:
-        got, expected = f"got {flags.frames}", f"at least 2 and at most {opening.MOST_HELD}"
-        raise SettingsError("--frames", got, expected)
     opening.refuse_idle_device(flags)
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
     )
-    with ExitStack() as device, document_output(flags.json) as write:
+    with stdout_outlived(), ExitStack() as device, document_output(flags.json) as write:
         document = _compared(flags, device)
         write(document)
     return 0 if document["passed"] else 1
@@ -218,7 +223,3 @@ def _compare_language(
         compare_language(
             model, other.run_graph, other.decoder, video, report, tick, four_bits=four_bits
         )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

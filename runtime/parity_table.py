@@ -30,7 +30,7 @@ def print_parity(
     shown: str,
 ) -> None:
     """`console` shows `report` and `latency` of `backend`, compared with `against` on `shown`."""
-    console.print(f"frames: {shown}", markup=False, highlight=False, soft_wrap=True)
+    console.say(f"frames: {shown}")
     console.print(_rows_table(report, f"{backend} against {against}, {report.precision}"))
     console.print(_latency_table(latency, against))
     failed = sum(not row.passed for row in report.rows.values())

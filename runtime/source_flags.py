@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from stc.errors import SettingsError
+from stc.flags import MOST_COUNTED, number, whole
 from stc.runtime.video import open_video
 from stc.runtime.video_source import Reconnection, VideoSource
 
@@ -18,9 +19,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="file, /dev/videoN, or an address: file, http(s), rtsp, rtmp, rtp, tcp, udp, srt",
     )
     parser.add_argument(
-        "--fps", type=float, metavar="F", help="frames sampled per second, default all"
+        "--fps", type=number, metavar="F", help="frames sampled per second, default all"
     )
-    parser.add_argument("--frames", type=int, metavar="N", help="stop after N frames, default none")
+    parser.add_argument(
+        "--frames",
+        type=whole(1, MOST_COUNTED),
+        metavar="N",
+        help="stop after N frames, default none",
+    )
     parser.add_argument(
         "--live",
         action="store_true",
@@ -28,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--give-up-s",
-        type=float,
+        type=number,
         metavar="S",
         help=f"wait for a lost live source, default {Reconnection.give_up_s:g}; inf: for ever",
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from stc.errors import SettingsError
+from stc.flags import number, whole
 
 Selection = Literal["shared", "layerwise"]
 Scoring = Literal["dual-anchor", "gaussian", "gaussian-fixed"]
@@ -126,13 +127,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preset", metavar="NAME", help=f"all of the flags below. {presets}")
     group.add_argument(
         "--reference-interval",
-        type=int,
+        type=whole(),
         metavar="N",
         help="every Nth frame is a reference frame, which computes all tokens; 1: every frame",
     )
     group.add_argument(
         "--recompute-ratio",
-        type=float,
+        type=number,
         metavar="R",
         help="share of the tokens recomputed on reuse frames, 0 < R <= 1",
     )
@@ -141,14 +142,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="|".join(SELECTIONS),
         help="who selects those tokens: the first block for all, or each block for itself",
     )
-    group.add_argument("--budget", type=int, metavar="K", help="tokens kept per frame, 0: all")
+    group.add_argument("--budget", type=whole(), metavar="K", help="tokens kept per frame, 0: all")
     group.add_argument(
         "--pruner",
         metavar="|".join(SCORINGS),
         help="what chooses the tokens kept: the paper's, the released code's, or that mended",
     )
     group.add_argument(
-        "--anchor-window", type=int, metavar="W", help="frames dual-anchor looks back, 1 or more"
+        "--anchor-window",
+        type=whole(),
+        metavar="W",
+        help="frames dual-anchor looks back, 1 or more",
     )
 
 
@@ -165,7 +169,8 @@ def from_flags(flags: argparse.Namespace, default: Settings, pooled: int) -> Set
     """The settings a user asked for: `--preset`, else `default`, with the given flags on top.
 
     `pooled` is the model's n, to which a preset's budget is scaled.
-    Raises SettingsError for an unknown preset, a value outside its range or a budget over n.
+    Raises SettingsError for an unknown preset, a value outside its range or a budget over n,
+    naming the flag it was given by, or `default` for what nobody gave.
     """
     base = default
     if flags.preset is not None:
@@ -178,5 +183,12 @@ def from_flags(flags: argparse.Namespace, default: Settings, pooled: int) -> Set
         if (value := getattr(flags, field.name)) is not None
     }
     chosen = replace(base, **given)
+    if base is default and "budget" not in given and chosen.budget > pooled:
+        raise SettingsError(
+            "the default settings",
+            f"a budget of {chosen.budget}",
+            f"at most {pooled}, this model's tokens per frame",
+            f"use --budget {pooled} or --budget 0 to keep all",
+        )
     chosen.kept(pooled)
     return chosen

@@ -1,0 +1,1 @@
+"""What real files, cameras, devices and terminals did to the commands, each made small."""
