@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from stc.command import Console
+from stc import command
 from stc.runtime.report import STAGES, FrameReport
 
 ROWS = 12
@@ -67,7 +67,9 @@ class LiveTable:
             self._live = Live(console=console, auto_refresh=False, redirect_stdout=stdout)
         else:
             # Rich takes FORCE_COLOR, which many a CI sets, for a terminal.
-            self._console = Console(file=console.file, force_terminal=False, color_system=None)
+            self._console = command.Console(
+                file=console.file, force_terminal=False, color_system=None
+            )
 
     def __enter__(self) -> LiveTable:
         self._start_s = self._clock()
@@ -169,4 +171,4 @@ class LiveTable:
         line = (
             f"frame {index}  {time_s} s  {kind}  recomputed {recomputed}  kept {kept}  {total} ms"
         )
-        self._console.say(line)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
-from stc.command import Console
 from stc.runtime.comparison import DenseComparison
 from stc.runtime.metrics import StreamSummary, Timing
 from stc.runtime.report import STAGES
@@ -21,7 +21,7 @@ def print_summary(
     if comparison is not None:
         console.print(_comparison_table(comparison), end="\n\n")
     for line in _lines(summary, unicode=console.encoding.startswith("utf")):
-        console.say(line)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _kinds_table(summary: StreamSummary) -> Table:

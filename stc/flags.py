@@ -10,9 +10,8 @@ MOST_COUNTED = 1_000_000_000
 """Frames, tokens or megabytes nobody needs more of: two years of a camera, more than any memory."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
-_NUMBER = re.compile(
-    r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?inf|nan", re.I | re.ASCII
-)
+_DECIMAL = r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?"
+_NUMBER = re.compile(rf"[+-]?({_DECIMAL}|inf|nan)", re.IGNORECASE | re.ASCII)
 
 
 def whole(least: int | None = None, most: int | None = None) -> Callable[[str], int]:
@@ -24,7 +23,9 @@ def whole(least: int | None = None, most: int | None = None) -> Callable[[str], 
 
     def read(text: str) -> int:
         if not _WHOLE.fullmatch(text):
-            raise _unlike(text, "a whole number of at most 18 digits")
+            raise argparse.ArgumentTypeError(
+                f"invalid int value: {text!r}, expected a whole number of at most 18 digits"
+            )
         value = int(text)
         if (least is not None and value < least) or (most is not None and value > most):
             raise argparse.ArgumentTypeError(f"got {value}, expected {_range(least, most)}")
@@ -36,14 +37,10 @@ def whole(least: int | None = None, most: int | None = None) -> Callable[[str], 
 def number(text: str) -> float:
     """A flag's value as a number: decimal, `inf` or `nan`, which whoever takes it may refuse."""
     if not _NUMBER.fullmatch(text):
-        raise _unlike(text, "a number")
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}, expected a number")
     return float(text)
 
 
 def _range(least: int | None, most: int | None) -> str:
     bounds = [("at least", least), ("at most", most)]
     return " and ".join(f"{name} {bound}" for name, bound in bounds if bound is not None)
-
-
-def _unlike(text: str, expected: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
