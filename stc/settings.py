@@ -169,8 +169,7 @@ def from_flags(flags: argparse.Namespace, default: Settings, pooled: int) -> Set
     """The settings a user asked for: `--preset`, else `default`, with the given flags on top.
 
     `pooled` is the model's n, to which a preset's budget is scaled.
-    Raises SettingsError for an unknown preset, a value outside its range or a budget over n,
-    naming the flag it was given by, or `default` for what nobody gave.
+    Raises SettingsError for an unknown preset, a value outside its range or a budget over n.
     """
     base = default
     if flags.preset is not None:
@@ -183,12 +182,5 @@ def from_flags(flags: argparse.Namespace, default: Settings, pooled: int) -> Set
         if (value := getattr(flags, field.name)) is not None
     }
     chosen = replace(base, **given)
-    if base is default and "budget" not in given and chosen.budget > pooled:
-        raise SettingsError(
-            "the default settings",
-            f"a budget of {chosen.budget}",
-            f"at most {pooled}, this model's tokens per frame",
-            f"use --budget {pooled} or --budget 0 to keep all",
-        )
     chosen.kept(pooled)
     return chosen
