@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ExtensionFileLoader
 from types import CodeType, FrameType
 from typing import Any, NoReturn
 
@@ -37,7 +38,6 @@ INTERRUPTED = 130
 
 _AGAIN_S = 0.02
 """After so long a stop that came at a bad moment comes again."""
-_IMPORTING = "<frozen importlib."
 
 
 class Parser(argparse.ArgumentParser):
@@ -118,9 +118,9 @@ def _outcome(body: Callable[[], int]) -> int:
 def _stoppable(within: CodeType) -> Iterator[None]:
     """STOPS raise KeyboardInterrupt in the body, unless they are ignored (nohup).
 
-    One that comes while a module is imported, by a function that `within` calls, comes again when
-    that is done: a module of C makes an ImportError of it, or swallows it, and one of Python may
-    be left half made. So does one that was raised where nothing can be, as in a destructor.
+    One that comes while a module of C is imported, by what `within` calls, comes again when that
+    is done: such a module makes an ImportError of it, or swallows it. So does one that was raised
+    where nothing can be raised, as in a destructor.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -128,7 +128,7 @@ def _stoppable(within: CodeType) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         _leave_terminal(number)
-        if _is_importing(frame, within):
+        if _is_extension_loading(frame, within):
             _send_again(number)
             return
         raise KeyboardInterrupt
@@ -186,10 +186,10 @@ def _leave_terminal(number: int) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
 
-def _is_importing(frame: FrameType | None, within: CodeType) -> bool:
-    """Whether an import is under way below the call of `within` that led to `frame`."""
+def _is_extension_loading(frame: FrameType | None, within: CodeType) -> bool:
+    """Whether a module of C is being imported below the call of `within` that led to `frame`."""
     while frame is not None and frame.f_code is not within:
-        if frame.f_code.co_filename.startswith(_IMPORTING):
+        if isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
             return True
         frame = frame.f_back
     return False

@@ -43,6 +43,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
         ("stc-run", "numpy._core._multiarray_umath"),
         ("stc-run", "pydantic_core"),
         ("stc-run", "av.error"),
+        ("stc-run", "av.utils"),
         ("stc-run", "onnxruntime.capi.onnxruntime_pybind11_state"),
         ("stc-run", "PIL._imaging"),
         ("stc-run", "tokenizers.tokenizers"),
