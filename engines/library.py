@@ -231,7 +231,10 @@ def weights_sha256(bundle: Bundle) -> str:
 
 
 def replace_file(file: Path, content: memoryview) -> None:
-    """`file` holds `content`, on disk; until then it holds the whole of what it held before."""
+    """`file` holds `content`, on disk; until then it holds the whole of what it held before.
+
+    Raises OSError naming `file`.
+    """
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as stream:
@@ -239,6 +242,8 @@ def replace_file(file: Path, content: memoryview) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(file)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(file)  # a full disk names none
         raise

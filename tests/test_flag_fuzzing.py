@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def line_of(command: str, parser: argparse.ArgumentParser) -> st.SearchStrategy[
             pieces.append(st.just((flag,)))
             continue
         value = value_of(action)
-        pieces.append(value.map(lambda text, flag=flag: (f"{flag}={text}",)))
+        pieces.append(value.map(partial(_assigned, flag)))
         pieces.append(st.tuples(st.just(flag), value))
     flags = st.lists(st.one_of(pieces), max_size=6)
     needed: dict[str, list[Words]] = {
@@ -88,6 +89,10 @@ def line_of(command: str, parser: argparse.ArgumentParser) -> st.SearchStrategy[
         ),
         flags.map(_joined),
     ).map(lambda words: (command, *words))
+
+
+def _assigned(flag: str, value: str) -> Words:
+    return (f"{flag}={value}",)
 
 
 def _joined(pieces: list[Words]) -> Words:

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from stc import command
+from stc.engines.build_worker import Phase
+from stc.engines.builders import Builders
 from tests.as_user import CLIP, MODULES, ROOT, standing, start
 
 INTERRUPTED = "interrupted; nothing was written\n"
@@ -145,6 +147,23 @@ def test_an_interrupt_while_the_first_is_told_is_none_too_many(
 
     monkeypatch.setattr(sys.stderr, "write", impatient)
     assert command.run(body) == 130
+
+
+def test_builders_that_start_say_nothing_of_an_interrupt(capfd: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C reaches all processes of a terminal; the one that owns the engines decides."""
+
+    class Nobody:
+        def started(self, engine: str) -> None: ...
+        def phase(self, engine: str, phase: Phase) -> None: ...
+        def finished(self, engine: str) -> None: ...
+
+    with Builders("tensorrt-rtx", 2, Nobody()) as builders:
+        processes = list(builders._processes.values())
+        for process in processes:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("stop", command.STOPS)
