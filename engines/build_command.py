@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.build())
+
 import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from stc import command
 from stc.bundle import Bundle
+from stc.command import Console, tell
 from stc.contracts import attend_graph, update_graph
 from stc.engines.accept_here import accept_here, waiting
 from stc.engines.build import BuildPlan, default_workers, plan_build, run_build
@@ -30,10 +36,10 @@ from stc.engines.plan import CONTEXTS, EngineSpec, choose_buckets, plan_engines
 from stc.engines.preflight import Demand, check_fits, copies_of, told_elsewhere
 from stc.engines.targets import JOINED, TARGETS, THIS_DEVICE, Target, joined_name, parse_targets
 from stc.errors import EngineError, SettingsError
-from stc.ranges import whole
+from stc.flags import number_flag, whole_flag
 
-MOST_JOBS = 1024
-"""Builders at once, beyond any machine."""
+MOST_JOBS = 1_000
+"""Builders at once that no machine has memory for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,21 +59,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", choices=FLAVOURS, help="default: what is installed and fits")
     parser.add_argument(
         "--recompute-ratio",
-        type=float,
+        type=number_flag,
         action="append",
         metavar="R",
         help="build for this ratio; may be given again (default: the bundle's and the target's)",
     )
     parser.add_argument(
         "--budget",
-        type=int,
+        type=whole_flag(),
         action="append",
         metavar="K",
         help="build for this budget; may be given again (default: the bundle's and all presets')",
     )
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=whole_flag(1, MOST_JOBS),
         metavar="N",
         help="builders at once (default: by memory; native TensorRT takes one)",
     )
@@ -75,8 +81,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _build(flags: argparse.Namespace) -> int:
-    if flags.jobs is not None:
-        whole("--jobs", flags.jobs, least=1, most=MOST_JOBS)
     start = time.perf_counter()
     device, why_not = _device()
     targets = _targets(flags.target, device, why_not)
@@ -102,9 +106,9 @@ def _build(flags: argparse.Namespace) -> int:
     try:
         if plan.missing or plan.dead:
             built = _build_missing(flags, bundle, plan, tensorrt, targets, device, specs, console)
-            print(f"{built}, {time.perf_counter() - start:.1f} s ({what})")
+            tell(f"{built}, {time.perf_counter() - start:.1f} s ({what})")
         else:
-            print(f"{plan.library.folder}: all {plan.present} engines are there already ({what})")
+            tell(f"{plan.library.folder}: all {plan.present} engines are there already ({what})")
         return _accept(bundle, plan.library, tensorrt, targets, device, console)
     except KeyboardInterrupt:
         print("interrupted; finished engines are kept, run it again to go on", file=sys.stderr)
@@ -133,7 +137,7 @@ def _build_missing(
             line = check_fits(demand, target.name, device.free_bytes)
         else:
             line = told_elsewhere(demand, target.name, target.memory_bytes)
-        console.print(line, highlight=False, soft_wrap=True)
+        console.say(line)
     workers = flags.jobs or default_workers(tensorrt.flavour)
     with BuildProgress(len(plan.missing), console) as progress:
         figures = run_build(bundle, plan, tensorrt.flavour, targets, progress, workers=workers)
@@ -157,7 +161,7 @@ def _accept(
     if not waiting(library, tensorrt, here.name if here is not None else None):
         return 0
     if here is None:
-        print(
+        tell(
             f"not compared with ONNX Runtime: this machine is no {joined_name(targets)}; "
             "run the same command on the device"
         )
@@ -171,14 +175,14 @@ def _accept(
             load_cuda(),
             progress,
             progress.compared,
-            lambda line: console.print(line, highlight=False, soft_wrap=True),
+            console.say,
         )
     for name, (before, after) in report.widened.items():
-        print(f"{name}: rebuilt with float32 attention, cosine {before:.4f} -> {after:.4f}")
+        tell(f"{name}: rebuilt with float32 attention, cosine {before:.4f} -> {after:.4f}")
     for name, cosine in report.refused.items():
-        print(f"{name}: REFUSED, cosine {cosine:.4f} to ONNX Runtime")
+        tell(f"{name}: REFUSED, cosine {cosine:.4f} to ONNX Runtime")
     verdict = "accepted" if report.passed else "NOT accepted"
-    print(
+    tell(
         f"{report.compared} engines compared with ONNX Runtime on {here.name}: "
         f"{verdict}, end to end cosine {report.chain_cosine:.4f}"
     )
@@ -204,7 +208,3 @@ def _targets(names: str, device: DeviceFacts | None, why_not: str) -> tuple[Targ
             "name the target: --target sm89, ...",
         )
     return (this_target(device),)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,6 +6,8 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Protocol
@@ -47,10 +49,13 @@ class Builders:
     def __enter__(self) -> Builders:
         # A fresh interpreter each: a forked one would inherit a CUDA context it cannot use.
         context = multiprocessing.get_context("spawn")
+        # Starting it unblocks what is blocked below, so that the first builder would hear it.
+        resource_tracker.ensure_running()
         for _ in range(self._count):
             here, there = context.Pipe()
             process = context.Process(target=work, args=(self._flavour, there), daemon=True)
-            process.start()
+            with _unheard(signal.SIGINT):
+                process.start()
             there.close()
             self._processes[here] = process
         return self
@@ -100,3 +105,16 @@ class Builders:
                 "what is built stays",
             ) from None
         return message
+
+
+@contextmanager
+def _unheard(number: signal.Signals) -> Iterator[None]:
+    """What the body starts never hears signal `number`, which waits for this process meanwhile.
+
+    A builder stopped while it still imports would say so with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.export())
+
 import argparse
 import os
 import sys
@@ -14,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stc import command, contracts, settings
 from stc.command import Console
 from stc.errors import SettingsError, StcError
+from stc.flags import whole_flag
 from stc.manifest import Precision, Weights
 from stc.settings import PRESETS
 
@@ -50,7 +58,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--int4",
-        type=int,
+        type=whole_flag(),
         choices=(32, 128),
         metavar="32|128",
         help="language matrices in four bits as well, so many values to a scale; default none",
@@ -117,7 +125,7 @@ def _export(flags: argparse.Namespace) -> int:
     if on_disk:
         does = "sees" if language is None else "answers"
         whole = f"the whole model {does} as transformers' does"
-    print(
+    command.tell(
         f"{output}: {len(manifest.graphs)} graphs, {precision}, {size / 1e6:,.0f} MB, "
         f"each equal to PyTorch; {whole}"
     )
@@ -140,7 +148,3 @@ def _progress(graphs: int) -> Iterator[Callable[[str], None]]:
             progress.update(task, advance=1, graph=graph)
 
         yield tick
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,6 +5,13 @@ The tower is measured at reference interval 4 unless --reference-interval or --p
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.bench())
+
 import argparse
 import sys
 import time
@@ -21,8 +28,9 @@ from stc.bundle import Bundle
 from stc.command import Console
 from stc.engines.plan import context_rows
 from stc.errors import SettingsError
+from stc.flags import whole_flag
 from stc.manifest import MOST_POSITIONS
-from stc.ranges import MOST_COUNT, shown, whole
+from stc.ranges import MOST_COUNT
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
 from stc.runtime.bench_prefill import PrefillBench
@@ -57,7 +65,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     opening.add_flags(parser)
     parser.add_argument(
         "--frames",
-        type=int,
+        type=whole_flag(1, MOST_COUNT),
         default=24,
         metavar="N",
         help="frames measured, or rounds of --prefill, default 24; past "
@@ -78,7 +86,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--prefill", action="store_true", help="measure the language side instead of the tower"
     )
     parser.add_argument(
-        "--context", type=int, metavar="S", help="--prefill: tokens before the frame, default 1000"
+        "--context",
+        type=whole_flag(1, MOST_POSITIONS),
+        metavar="S",
+        help="--prefill: tokens before the frame, default 1000",
     )
     opening.add_int4_flag(parser)
     settings.add_flags(parser)
@@ -86,11 +97,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _bench(flags: argparse.Namespace) -> int:
-    whole("--frames", flags.frames, least=1, most=MOST_COUNT)
-    if flags.context is not None:
-        if not flags.prefill:
-            raise SettingsError("--context", f"got {shown(flags.context)}", "--prefill beside it")
-        whole("--context", flags.context, least=1, most=MOST_POSITIONS)
+    if flags.context is not None and not flags.prefill:
+        raise SettingsError("--context", "given", "--prefill beside it")
     if flags.int4 and not flags.prefill:
         raise SettingsError("--int4", "given", "--prefill beside it: the tower has no such graphs")
     if "int4" in (flags.against or ()) and (flags.int4 or not flags.prefill):
@@ -214,7 +222,3 @@ def _gpu(session: StreamSession) -> dict[str, Any]:
         "captured": sorted(session.captured),
         "gpu": gpu_facts(device.cuda, device.allocated_bytes),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

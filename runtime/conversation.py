@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from stc import command
 from stc.errors import StcError
+from stc.printable import printable
 from stc.runtime.answer import Answer
 from stc.runtime.chat import Chat
 from stc.runtime.prefill import Prefill
@@ -123,7 +124,7 @@ class Conversation:
 
     def _begin(self, question: str) -> None:
         self._beside.enter_context(self.aside())
-        self._out.write(f"[{self._time_s:.1f} s] {question}\n> ")
+        self._out.write(f"[{self._time_s:.1f} s] {printable(question)}\n> ")
         self._record = {"question": question, "answer": ""}
         self._record |= {"time_s": self._time_s, "frames": self._frames}
         try:
@@ -138,7 +139,7 @@ class Conversation:
     def _go_on(self, answer: Answer) -> None:
         try:
             piece = next(answer)
-            self._out.write(piece)
+            self._out.write(printable(piece))
             self._out.flush()
         except StopIteration:
             self._end()

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.doctor())
+
 import argparse
 import json
 import sys
@@ -9,9 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-
 from stc import command
+from stc.command import Console
 from stc.runtime.doctor import Diagnosis, diagnose
 
 
@@ -40,20 +46,16 @@ def _doctor(flags: argparse.Namespace) -> int:
 
 
 def _show(diagnosis: Diagnosis) -> None:
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console()
     for finding in diagnosis.findings:
         sign = "ok    " if finding.fine else "to fix"
-        console.print(f"{sign}  {finding.subject}: {finding.found}")
+        console.say(f"{sign}  {finding.subject}: {finding.found}")
         if not finding.fine:
             needed = f" (for {finding.needed_for})" if finding.needed_for else ""
-            console.print(f"        fix: {finding.mend}{needed}")
+            console.say(f"        fix: {finding.mend}{needed}")
     if diagnosis.backends:
-        console.print(f"bundles can be run here with: {', '.join(diagnosis.backends)}")
+        console.say(f"bundles can be run here with: {', '.join(diagnosis.backends)}")
         return
     vital = [one.subject for one in diagnosis.findings if one.vital and not one.fine]
     first = ", ".join(vital) or "a backend, onnxruntime is the quickest"
-    console.print(f"nothing can be run here yet; missing: {first}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    console.say(f"nothing can be run here yet; missing: {first}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from stc.engines.cuda import available_host_bytes
 from stc.errors import SettingsError
+from stc.flags import whole_flag
 from stc.manifest import MOST_POSITIONS
 from stc.ranges import flag_of, one_of, shown, whole_fields
 from stc.runtime.language import LanguageModel
@@ -166,19 +167,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory", metavar="|".join(POLICIES), help="default window")
     group.add_argument(
         "--window",
-        type=int,
+        type=whole_flag(),
         metavar="W",
         help=f"last tokens seen, default {WINDOW}, or as many as fit",
     )
     group.add_argument(
         "--top-pages",
-        type=int,
+        type=whole_flag(),
         metavar="K",
         help=f"rekv: frames fetched for a question, default {TOP_PAGES}, or as many as fit",
     )
     group.add_argument(
         "--host-memory-mb",
-        type=int,
+        type=whole_flag(),
         metavar="MB",
         help="rekv: host memory for frames that left the window, default 2000",
     )
@@ -189,10 +190,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="rekv: frames beyond that go to a file in this folder, default none",
     )
     group.add_argument(
-        "--spill-mb", type=int, metavar="MB", help="size of that file at most, default 16000"
+        "--spill-mb",
+        type=whole_flag(),
+        metavar="MB",
+        help="size of that file at most, default 16000",
     )
     group.add_argument(
-        "--prefill-every", type=int, metavar="F", help="frames per language call, default 1"
+        "--prefill-every",
+        type=whole_flag(),
+        metavar="F",
+        help="frames per language call, default 1",
     )
 
 

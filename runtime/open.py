@@ -17,6 +17,7 @@ from stc.engines.engine import Backend
 from stc.engines.flavour import FLAVOURS
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import SettingsError
+from stc.printable import one_line
 from stc.runtime.device_session import DeviceSession
 from stc.runtime.frame import Frame
 from stc.runtime.session import StreamSession
@@ -163,4 +164,4 @@ def _noise() -> Iterator[Frame]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(one_line(line), file=sys.stderr)

@@ -6,6 +6,13 @@ are held against ONNX Runtime on the same graphs.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.parity())
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -18,13 +25,13 @@ from rich.progress import Progress
 
 from stc import command, contracts, settings
 from stc.bundle import Bundle
-from stc.command import Console
+from stc.command import Console, stdout_outlived
 from stc.engines.plan import CONTEXTS
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError, LanguageError, SettingsError, VideoError
+from stc.flags import whole_flag
 from stc.manifest import Manifest
 from stc.prompt import Prompt
-from stc.ranges import whole
 from stc.runtime import open as opening
 from stc.runtime.document_output import document_output
 from stc.runtime.frame import Frame
@@ -65,7 +72,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--video", metavar="FILE", help="frames compared, default seeded noise")
     parser.add_argument(
         "--frames",
-        type=int,
+        type=whole_flag(2, opening.MOST_HELD),
         default=4,
         metavar="N",
         help=f"frames compared, 2 to {opening.MOST_HELD}, default 4",
@@ -80,12 +87,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parity(flags: argparse.Namespace) -> int:
-    whole("--frames", flags.frames, least=2, most=opening.MOST_HELD)
     opening.refuse_idle_device(flags)
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
     )
-    with ExitStack() as device, document_output(flags.json) as write:
+    with stdout_outlived(), ExitStack() as device, document_output(flags.json) as write:
         document = _compared(flags, device)
         write(document)
     return 0 if document["passed"] else 1
@@ -263,7 +269,3 @@ def _compare_whole(
             prompt, text = None, f"noise for text ({error})"
         compare_whole_answer(model, prompt, tokens, whole, report, tick)
         return f"compared with transformers', from pictures to stop tokens, with {text}{found}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -34,10 +34,10 @@ def print_parity(
 
     `whole` says what was compared of the whole model.
     """
-    console.print(f"frames: {shown}", markup=False, highlight=False, soft_wrap=True)
+    console.say(f"frames: {shown}")
     console.print(_rows_table(report, f"{backend} against {against}, {report.precision}"))
     console.print(_latency_table(latency, against))
-    console.print(f"whole model: {whole}", markup=False, highlight=False, soft_wrap=True)
+    console.say(f"whole model: {whole}")
     failed = sum(not row.passed for row in report.rows.values())
     verdict = "equal" if report.passed else f"NOT equal: {failed} of {len(report.rows)} rows fail"
     console.print(f"the bundle and {against} are {verdict}")

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 
 from stc.errors import SettingsError
+from stc.flags import number_flag, whole_flag
 from stc.ranges import MOST_COUNT, flag_of, real, whole
 from stc.runtime.sampling import GREEDY, Sampling
 from stc.runtime.stream_language import MOST_NEW_TOKENS
@@ -63,13 +64,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-new-tokens",
-        type=int,
+        type=whole_flag(),
         metavar="N",
         help=f"text tokens of an answer at most, default {MOST_NEW_TOKENS}",
     )
-    group.add_argument("--temperature", type=float, metavar="T", help="default 0: greedy")
-    group.add_argument("--top-p", type=float, metavar="P", help="default 1: no token left out")
-    group.add_argument("--seed", type=int, metavar="N", help="of the draws, default 0")
+    group.add_argument("--temperature", type=number_flag, metavar="T", help="default 0: greedy")
+    group.add_argument(
+        "--top-p", type=number_flag, metavar="P", help="default 1: no token left out"
+    )
+    group.add_argument("--seed", type=whole_flag(), metavar="N", help="of the draws, default 0")
 
 
 def from_flags(flags: argparse.Namespace) -> Questions:

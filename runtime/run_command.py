@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.run())
+
 import argparse
 import io
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
 from stc import command, settings
 from stc.bundle import Bundle
-from stc.command import Console
+from stc.command import Console, stdout_outlived
 from stc.engines.plan import context_rows
 from stc.errors import DeviceError, SettingsError, StcError, VideoError
 from stc.manifest import VisionSpec
-from stc.ranges import whole
 from stc.runtime import memory_settings, questions, source_flags
 from stc.runtime import open as opening
 from stc.runtime.chat import HINT, Chat
@@ -24,11 +30,10 @@ from stc.runtime.comparison import compare_with_dense
 from stc.runtime.conversation import Conversation
 from stc.runtime.dense_run import DenseRun
 from stc.runtime.document_output import document_output
-from stc.runtime.frame import LAST_INDEX
 from stc.runtime.live_table import LiveTable
 from stc.runtime.memory_settings import MemorySettings
 from stc.runtime.open_language import open_stream_language
-from stc.runtime.output_paths import refuse_shared_paths
+from stc.runtime.output_paths import STDOUT, refuse_shared_paths
 from stc.runtime.overlay import OverlayWriter
 from stc.runtime.questions import Questions
 from stc.runtime.run_document import run_document
@@ -74,8 +79,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    if flags.frames is not None:
-        whole("--frames", flags.frames, least=1, most=LAST_INDEX)
     opening.refuse_idle_device(flags)
     asked, memory = _asked(flags)
     still = flags.overlay and flags.overlay.parent / f"{flags.overlay.stem}{STILL}"
@@ -89,13 +92,11 @@ def _run(flags: argparse.Namespace) -> int:
     spec = bundle.manifest.vision
     chosen = settings.from_flags(flags, bundle.manifest.default_settings, spec.pooled)
     console = Console(stderr=True)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    say = console.say
 
     failures: list[StcError] = []
     # The device is given back last: it takes time, and may fail.
-    with ExitStack() as device, document_output(flags.json) as write:
+    with _stdout_of(flags), ExitStack() as device, document_output(flags.json) as write:
         with ExitStack() as stack:
             source = stack.enter_context(source_flags.open_source(flags))
             if source.notice is not None:
@@ -176,6 +177,12 @@ def _run(flags: argparse.Namespace) -> int:
     return 2 if conversation is not None and (conversation.failed or conversation.left_out) else 0
 
 
+def _stdout_of(flags: argparse.Namespace) -> AbstractContextManager[None]:
+    """Entered while stdout is written to, which ends a run that has no other results."""
+    files = flags.overlay is not None or flags.json not in (None, STDOUT)
+    return stdout_outlived() if files else nullcontext()
+
+
 @contextmanager
 def _overlay(
     path: Path | None, spec: VisionSpec, failures: list[StcError]
@@ -212,7 +219,3 @@ def _asked(flags: argparse.Namespace) -> tuple[Questions | None, MemorySettings]
             flag = f"--{name.replace('_', '-')}"
             raise SettingsError(flag, "given", "--ask, --ask-at or --chat beside it")
     return None, memory
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,9 @@ import argparse
 import math
 
 from stc.errors import SettingsError
+from stc.flags import number_flag, whole_flag
 from stc.ranges import real
+from stc.runtime.frame import LAST_INDEX
 from stc.runtime.video import open_video
 from stc.runtime.video_source import RTSP_TRANSPORTS, Dialling, Reconnection, VideoSource
 
@@ -20,9 +22,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="file, /dev/videoN, or an address: file, http(s), rtsp, rtmp, rtp, tcp, udp, srt",
     )
     parser.add_argument(
-        "--fps", type=float, metavar="F", help="frames sampled per second, default all"
+        "--fps", type=number_flag, metavar="F", help="frames sampled per second, default all"
     )
-    parser.add_argument("--frames", type=int, metavar="N", help="stop after N frames, default none")
+    parser.add_argument(
+        "--frames",
+        type=whole_flag(1, LAST_INDEX),
+        metavar="N",
+        help="stop after N frames, default none",
+    )
     parser.add_argument(
         "--live",
         action="store_true",
@@ -30,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--give-up-s",
-        type=float,
+        type=number_flag,
         metavar="S",
         help=f"wait for a lost live source, default {Reconnection.give_up_s:g}; inf: for ever",
     )
@@ -41,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--probe-s",
-        type=float,
+        type=number_flag,
         metavar="S",
         help="look at S seconds of a live address before its first frame, default 0.5",
     )

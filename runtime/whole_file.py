@@ -17,8 +17,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Until then whatever stood at `path` stays untouched. A link is followed; a device or pipe
     (`/dev/null`) is written straight through, as it cannot be replaced.
 
-    Raises OSError when it cannot be written: before the body for a missing or read-only folder,
-    after it when the last bytes do not fit.
+    Raises OSError naming `path` when it cannot be written: before the body for a missing or
+    read-only folder, after it when the last bytes do not fit.
     """
     target = path.resolve()
     if target.is_dir():

@@ -11,11 +11,14 @@
     |-- VideoError        the video or camera cannot be read or written
     `-- LanguageError     a question cannot be answered, or tokens cannot be remembered
 
-Every message names the object, what was got, what was expected and how to mend it, in one line.
+Every message names the object, what was got, what was expected and how to mend it, in one
+printable line that is never endless.
 Commands print it after `error: ` and exit 2; anything else that escapes is a bug.
 """
 
 from __future__ import annotations
+
+from stc.printable import one_line
 
 
 class StcError(Exception):
@@ -35,7 +38,7 @@ class StcError(Exception):
             line += f", expected {expected}"
         if mend:
             line += f"; {mend}"
-        super().__init__(" ".join(line.split()))
+        super().__init__(one_line(" ".join(line.split())))
 
 
 class SettingsError(StcError):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 from stc.errors import SettingsError
+from stc.flags import number_flag, whole_flag
 from stc.ranges import MOST_COUNT, one_of, real, whole_fields
 
 Selection = Literal["shared", "layerwise"]
@@ -123,13 +124,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preset", metavar="NAME", help=f"all of the flags below. {presets}")
     group.add_argument(
         "--reference-interval",
-        type=int,
+        type=whole_flag(),
         metavar="N",
         help="every Nth frame is a reference frame, which computes all tokens; 1: every frame",
     )
     group.add_argument(
         "--recompute-ratio",
-        type=float,
+        type=number_flag,
         metavar="R",
         help="share of the tokens recomputed on reuse frames, 0 < R <= 1",
     )
@@ -138,14 +139,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="|".join(SELECTIONS),
         help="who selects those tokens: the first block for all, or each block for itself",
     )
-    group.add_argument("--budget", type=int, metavar="K", help="tokens kept per frame, 0: all")
+    group.add_argument(
+        "--budget", type=whole_flag(), metavar="K", help="tokens kept per frame, 0: all"
+    )
     group.add_argument(
         "--pruner",
         metavar="|".join(SCORINGS),
         help="what chooses the tokens kept: the paper's, the released code's, or that mended",
     )
     group.add_argument(
-        "--anchor-window", type=int, metavar="W", help="frames dual-anchor looks back, 1 or more"
+        "--anchor-window",
+        type=whole_flag(),
+        metavar="W",
+        help="frames dual-anchor looks back, 1 or more",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -50,7 +51,7 @@ def test_every_flag_has_help_with_its_default(name: str, monkeypatch: pytest.Mon
             takes_a_value = action.option_strings and action.nargs != 0
             if action.required or not takes_a_value or group.title == SAID_BY_THE_GROUP:
                 continue
-            if action.default is not None or action.type in (int, float) or action.choices:
+            if action.default is not None or action.type not in (None, Path) or action.choices:
                 told = "default" in action.help or isinstance(action.default, list)
                 assert told or flag in SILENT, flag
 

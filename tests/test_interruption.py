@@ -125,20 +125,18 @@ def test_a_terminal_that_is_closed_costs_no_results(demo_bundle: Path, tmp_path:
     assert json.loads((tmp_path / "o.json").read_text())["summary"]["frames"] < 200
 
 
-@pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_reader_that_goes_away_ends_a_command_quietly(
-    stream: str, demo_bundle: Path, tmp_path: Path
+def test_a_reader_of_stdout_that_goes_away_ends_a_command_quietly(
+    demo_bundle: Path, tmp_path: Path
 ) -> None:
-    flags = ["--video", CLIP, "--frames", 3, "--json", "-", "--overlay", "o.mp4"]
+    flags = ["--video", CLIP, "--frames", 3, "--json", "-"]
     with start(tmp_path, "stc-run", demo_bundle, *flags) as process:
-        getattr(process, stream).close()
-        setattr(process, stream, None)
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 141
-    assert "Traceback" not in (stderr or "")
-    assert "BrokenPipe" not in (stderr or "")
-    if stream == "stderr":
-        assert standing(tmp_path) == {}
+    assert "Traceback" not in stderr
+    assert "BrokenPipe" not in stderr
 
 
 def test_help_may_be_cut_short(tmp_path: Path) -> None:
