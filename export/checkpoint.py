@@ -75,11 +75,6 @@ class Checkpoint:
     vision_prefix: str
     projector_prefix: str
 
-    @property
-    def directory(self) -> Path:
-        """Where its files lie."""
-        return self.files.directory
-
     def tensor(self, name: str) -> Tensor:
         """The tensor `name`, as the files name it, read now, as float32.
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from stc.command import Console
 from stc.errors import StcError
 from stc.manifest import MANIFEST
-from stc.runtime.prompt import TextStream
+from stc.prompt import TextStream
 from tests.as_user import CLIP
 from tests.test_help import MAINS
 from tests.tiny_bundle import write_bundle
