@@ -16,8 +16,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Until then whatever stood at `path` stays untouched. A link is followed; a device or pipe
     (`/dev/null`) is written straight through, as it cannot be replaced.
 
-    Raises OSError naming `path` when it cannot be written: before the body for a missing or
-    read-only folder, after it when the last bytes do not fit.
+    Raises OSError when it cannot be written: before the body for a missing or read-only folder,
+    after it when the last bytes do not fit.
     """
     target = path.resolve()
     if target.is_dir():
@@ -33,8 +33,6 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
-    except BaseException as error:
+    except BaseException:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # a full disk names none
         raise
