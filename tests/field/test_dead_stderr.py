@@ -18,7 +18,6 @@ import pytest
 
 from stc import command
 from stc.engines.library import replace_file
-from stc.runtime.whole_file import whole_file
 from tests.as_user import CLIP, MODULES, ROOT, frames_of, standing
 
 Streams = dict[str, Any]
@@ -211,9 +210,8 @@ def test_a_full_pipe_that_does_not_block_is_waited_for(tmp_path: Path) -> None:
     assert (done.returncode, len(done.stdout), done.stderr) == (0, 1_000_001, "")
 
 
-@pytest.mark.parametrize("writer", ["engines", "document"])
-def test_a_file_that_takes_no_more_is_named(
-    writer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_engine_that_fits_no_more_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A disk that fills up says so when the last bytes go out, and names no file."""
 
@@ -221,11 +219,7 @@ def test_a_file_that_takes_no_more_is_named(
         raise OSError(28, "No space left on device")
 
     def body() -> int:
-        if writer == "engines":
-            replace_file(tmp_path / "kept", memoryview(b"content"))
-        else:
-            with whole_file(tmp_path / "kept") as file:
-                file.write(b"content")
+        replace_file(tmp_path / "kept", memoryview(b"content"))
         return 0
 
     monkeypatch.setattr(os, "fsync", full)
