@@ -338,6 +338,13 @@ def weights_sha256(bundle: Bundle) -> str:
 
 
 def replace_file(file: Path, content: memoryview) -> None:
-    """`file` holds `content`, on disk; until then it holds the whole of what it held before."""
-    with replacing(file) as stream:
-        stream.write(content)
+    """`file` holds `content`, on disk; until then it holds the whole of what it held before.
+
+    Raises OSError naming `file`.
+    """
+    try:
+        with replacing(file) as stream:
+            stream.write(content)
+    except OSError as error:
+        error.filename = str(file)  # a full disk names none
+        raise

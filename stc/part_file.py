@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Until then whatever stood at `path` stays untouched. It is on disk before it becomes `path`.
 
-    Raises OSError, naming `path`, when it cannot be written.
+    Raises OSError when it cannot be written.
     """
     _sweep(path)
     part, file = _new_part(path)
@@ -41,10 +41,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
             # Before it is closed: without its lock it would be a leftover.
             part.replace(path)
-    except BaseException as error:
+    except BaseException:
         part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk names none
         raise
 
 
