@@ -29,6 +29,7 @@ PAGES = [
     "docs/log.md",
     "docs/jetson.md",
     "docs/language.md",
+    "docs/field.md",
 ]
 
 SLOW = {
@@ -110,7 +111,8 @@ def test_the_python_runs(checkout: Path) -> None:
     assert len(lines) == 40  # a frame a second
     assert lines[0].split()[:2] == ["0", "reference"]
     assert lines[1].split()[:2] == ["1", "reuse"]
-    assert printed("docs/language.md", checkout)
+    assert printed("docs/language.md",
+    "docs/field.md", checkout)
 
 
 def test_every_path_in_the_tree_exists() -> None:
