@@ -80,6 +80,8 @@ def export_bundle(
         _check_prompt(companions, language.spec, weights.name)
     with BundleWriter(output, force=force) as writer:
         root = writer.root
+        # Before the graphs, which take minutes: what transformers cannot load is told at once.
+        whole = Pretrained(weights) if isinstance(weights, Checkpoint) else None
         (root / GRAPHS).mkdir()
         tower = Tower(weights, DTYPES[precision])
         with WeightsFile(root / WEIGHTS) as weights_file:
@@ -101,12 +103,12 @@ def export_bundle(
             fused_entries = _entries(root, fused_ports(language.spec, precision), FUSED)
             if int4 is not None:
                 int4_entries = _entries(root, int4_ports(language.spec, precision), "_int4")
-        if isinstance(weights, Checkpoint):
+        if whole is not None:
             check_whole_model(
                 WrittenGraphs(root / GRAPHS, precision),
                 weights.spec,
                 language.spec if language is not None else None,
-                Pretrained(weights),
+                whole,
             )
             tick(WHOLE_MODEL)
         for name, content in companions.items():

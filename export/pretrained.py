@@ -41,7 +41,8 @@ STORED: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16}
 class Pretrained:
     """`LlavaOnevisionForConditionalGeneration.from_pretrained` of a checkpoint, in float32.
 
-    stop_token_ids: what ends an answer, by transformers' own generation config.
+    stop_token_ids: what ends an answer, by transformers' own generation config; none where that
+        is silent, though config.json may name one.
     missing: tensors that transformers did not find and made up, but for those nobody runs.
 
     Raises CheckpointError when transformers cannot load it.
@@ -55,6 +56,7 @@ class Pretrained:
             model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
                 self._directory,
                 dtype=dtype,
+                attn_implementation="sdpa",  # what the configuration asks for may need a GPU
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,

@@ -22,8 +22,15 @@ MERGE = (
 UNWRAP = (
     "save the model inside the wrapper, as accelerator.unwrap_model gives it, or rename the tensors"
 )
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""Beside a model transformers would load them over its weights."""
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model*",
+    "adapters.safetensors",
+    "adapters.npz",
+    "*lora*.safetensors",
+    "*lora*.bin",
+)
+"""Beside a model, or in a folder of it; some of them transformers would load over its weights."""
 
 SIGNS = (
     (
@@ -71,10 +78,11 @@ DECODER_UNUSED = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 def check_no_adapter(directory: Path) -> None:
     """No adapter lies in `directory`, beside a model or alone; raises CheckpointError otherwise."""
     for name in ADAPTER_FILES:
-        if (directory / name).exists():
+        found = sorted([*directory.glob(name), *directory.glob(f"*/{name}")])
+        if found:
             alone = not any(directory.glob("model*.safetensors"))
             got = "an adapter alone, without its model" if alone else "an adapter beside the model"
-            raise CheckpointError(directory / name, got, "one model's weights", MERGE)
+            raise CheckpointError(found[0], got, "one model's weights", MERGE)
 
 
 def check_signs(shards: Shards) -> None:

@@ -35,5 +35,10 @@ def open_weights(
     else:
         with tempfile.TemporaryDirectory(prefix="stc-demo-") as folder:
             directory = Path(folder) / "demo"
-            write_demo_checkpoint(directory)
+            try:
+                write_demo_checkpoint(directory)
+            except OSError as error:
+                got = f"the demo model cannot be written ({error.strerror})"
+                fix = "free space there, or set TMPDIR to another folder"
+                raise CheckpointError(folder, got, mend=fix) from error
             yield open_checkpoint(str(directory))

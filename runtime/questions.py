@@ -102,8 +102,8 @@ ANSWERING = ("max_new_tokens", "temperature", "top_p", "seed")
 def _timed(text: str) -> Question:
     seconds, colon, question = text.partition(":")
     try:
-        at_s = float(seconds)
-    except ValueError:
+        at_s = number_flag(seconds)
+    except argparse.ArgumentTypeError:
         at_s = -1.0
     if not colon or not 0.0 <= at_s < float("inf"):
         raise SettingsError("--ask-at", f"got {text!r}", "SECONDS:TEXT, such as 12.5:What is it?")

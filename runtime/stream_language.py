@@ -65,8 +65,13 @@ class StreamLanguage:
         (LanguageError, EngineError, NonFiniteError) are left out and everything else goes on: the
         error is told, not raised. Raises DeviceError, after which nothing can go on.
         """
+        kept = np.array(tokens)
+        width = self.model.spec.width
+        if kept.ndim != 2 or kept.shape[1] != width or kept.dtype.kind != "f":
+            got = f"{kept.dtype} {list(kept.shape)}"
+            raise LanguageError("tokens of a frame", got, f"floats [k, {width}]")
         with self._lock:
-            self._waiting.append(np.array(tokens))
+            self._waiting.append(kept)
             if self._answer is not None and len(self._waiting) > MOST_WAITING:
                 self._answer.end("video")
             if self._answer is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises OSError naming `path` when it cannot be written: before the body for a missing or
     read-only folder, after it when the last bytes do not fit.
     """
-    target = path.resolve()
+    # Not resolve(), for which a loop of links is no OSError before Python 3.13.
+    target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(21, "is a folder", str(path))
     if target.exists() and not target.is_file():

@@ -45,7 +45,9 @@ def _held(files: Mapping[str, bytes], file: str, name: str) -> str | None:
     several = found
     if isinstance(found, list):  # as tokenizers save several
         several = {
-            entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)
+            str(entry.get("name")): entry.get("template")
+            for entry in found
+            if isinstance(entry, dict)
         }
     if isinstance(several, dict):
         found = several.get(DEFAULT)

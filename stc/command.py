@@ -105,6 +105,8 @@ def _outcome(body: Callable[[], int]) -> int:
         print("interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
+        if isinstance(error.__context__, StcError):  # what ended the body; then stdout failed too
+            print(f"error: {error.__context__}", file=sys.stderr)
         if error.filename == STDOUT and isinstance(error, BrokenPipeError):
             return 141
         reason = error.strerror or str(error)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
-_DECIMAL = r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?"
+_DECIMAL = r"([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?"
 _NUMBER = re.compile(rf"[+-]?({_DECIMAL}|inf|nan)", re.IGNORECASE | re.ASCII)
 
 

@@ -28,7 +28,7 @@ def load(
         found = importlib.import_module(module)
     except ModuleNotFoundError as missing:
         raise error(subject, f"Python package {missing.name} not found", "", fix) from missing
-    except (ImportError, OSError) as broken:
+    except Exception as broken:  # a broken library may raise anything while it is imported
         raise error(subject, f"cannot be loaded ({broken})", "", fix) from broken
     least = oldest(package)
     version = version_of(found, package)

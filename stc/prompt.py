@@ -146,7 +146,9 @@ class TextStream:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._stream = import_module("tokenizers.decoders").DecodeStream(skip_special_tokens=True)
+        with guarded("tokenizer", "cannot decode"):
+            decoders = import_module("tokenizers.decoders")
+            self._stream = decoders.DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self._told = ""
 

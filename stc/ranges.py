@@ -43,7 +43,7 @@ def whole(
     """
     try:
         number = operator.index(value)
-    except TypeError as cause:
+    except Exception as cause:  # what is no number, or has an __index__ of its own that raises
         raise error(subject, f"got {shown(value)}", "a whole number") from cause
     if isinstance(value, (bool, np.bool_)):
         raise error(subject, f"got {shown(value)}", "a whole number")
@@ -111,4 +111,7 @@ def shown(value: Any) -> str:
         value = value.item()
     if isinstance(value, int) and abs(value) >= 10**_DIGITS:
         return f"a whole number of {value.bit_length()} bits"
-    return _SHORT.repr(value)
+    try:
+        return _SHORT.repr(value)
+    except Exception:  # a value's own repr may raise, as that of a list of huge numbers
+        return f"a {type(value).__name__}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from stc import optional
 from stc.boundary import guarded
 from stc.chat_template import TOKENIZER_CONFIG
 from stc.errors import LanguageError
@@ -63,12 +64,10 @@ def open_tokenizer(files: Mapping[str, bytes], name: str) -> TokenizerFiles:
         slow = ", ".join(file for file in SLOW if file in files)
         only = f" (only {slow})" if slow else ""
         raise LanguageError(name, f"no {TOKENIZER}, so no questions{only}", mend=MAKE_ONE)
-    try:
-        tokenizers = import_module("tokenizers")
-    except ImportError as error:
-        raise LanguageError(
-            "questions", f"{error.name} is not installed", mend="pip install 'stc[language]'"
-        ) from error
+    for library in ("tokenizers", "jinja2"):
+        fix = "pip install 'stc[language]'"
+        optional.load(library, library, subject="questions", fix=fix, error=LanguageError)
+    tokenizers: Any = import_module("tokenizers")
     with guarded(f"{name}/{TOKENIZER}", "cannot be read", "copy it again"):
         tokenizer = tokenizers.Tokenizer.from_buffer(files[TOKENIZER])
         tokenizer.no_truncation()
@@ -132,7 +131,8 @@ def _listed(
     decoder = fields.get("added_tokens_decoder")
     if decoder is None:
         special = set(named.values())
-        by_id = sorted(read_object(files, ADDED, name).items(), key=lambda item: int(item[1]))
+        with guarded(f"{name}/{ADDED}", "cannot be read", "copy it again"):
+            by_id = sorted(read_object(files, ADDED, name).items(), key=lambda item: int(item[1]))
         return {
             content: {"special": content in special, "normalized": content not in special}
             for content, _ in by_id

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from stc.flags import number_flag
+from stc.manifest import MOST_POSITIONS
+from stc.ranges import MOST_COUNT
+from stc.runtime.frame import LAST_INDEX
 from tests.test_help import MAINS, parser_of
 
 Outcome = subprocess.CompletedProcess[str]
@@ -47,8 +51,6 @@ NO_NUMBERS = {
     "a byte that is no text": "1\udcff",
 }
 """What no flag of numbers takes; Python's `int` or `float` takes half of them, or raises."""
-FRACTIONS = {"--fps", "--give-up-s", "--recompute-ratio", "--temperature", "--top-p"}
-"""Flags of other numbers than whole ones."""
 NO_WORDS = {"no value": "--", "empty": "", "NUL": "a\0b"}
 """What no flag takes."""
 
@@ -76,7 +78,7 @@ def test_a_value_of_another_type_than_its_flags_never_arrives(
     for flag, action in flags_of(command, monkeypatch):
         values = NO_WORDS
         if takes_numbers(action):
-            values = NO_NUMBERS if flag in FRACTIONS else NO_NUMBERS | ENDLESS
+            values = NO_NUMBERS if action.type is number_flag else NO_NUMBERS | ENDLESS
         for case, value in values.items():
             with pytest.raises(SystemExit) as refused:
                 MAINS[command]([*REQUIRED[command], f"{flag}={value}"])
@@ -104,10 +106,16 @@ def test_flags_are_written_in_full(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["stc-run", "B", "--video", "V", "--frames", "1000000001"], "at most 1000000000"),
+        (
+            ["stc-run", "B", "--video", "V", "--frames", f"{LAST_INDEX + 1}"],
+            f"at most {LAST_INDEX}",
+        ),
         (["stc-parity", "B", "--frames", "33"], "expected at least 2 and at most 32"),
-        (["stc-bench", "B", "--frames", "1000000001"], "at most 1000000000"),
-        (["stc-bench", "B", "--prefill", "--context", "1000000001"], "at most 1000000000"),
+        (["stc-bench", "B", "--frames", f"{MOST_COUNT + 1}"], f"at most {MOST_COUNT}"),
+        (
+            ["stc-bench", "B", "--prefill", "--context", f"{MOST_POSITIONS + 1}"],
+            f"at most {MOST_POSITIONS}",
+        ),
         (["stc-build", "B", "--target", "sm89", "--jobs", "1001"], "at most 1000"),
         (["stc-build", "B", "--target", "sm89", "--jobs", "0"], "at least 1"),
     ],
