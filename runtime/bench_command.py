@@ -98,7 +98,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _bench(flags: argparse.Namespace) -> int:
     if flags.context is not None and not flags.prefill:
-        raise SettingsError("--context", "given", "--prefill beside it")
+        raise SettingsError("--context", f"got {flags.context}", "--prefill beside it")
     if flags.int4 and not flags.prefill:
         raise SettingsError("--int4", "given", "--prefill beside it: the tower has no such graphs")
     if "int4" in (flags.against or ()) and (flags.int4 or not flags.prefill):

@@ -18,4 +18,5 @@ def require_av() -> None:
 
 def require_pillow() -> None:
     """Pillow is installed, and new enough. Raises VideoError."""
-    optional.load("PIL.Image", "pillow", subject="Pillow", fix=FIX, error=VideoError)
+    for module in ("PIL", "PIL.Image"):
+        optional.load(module, "pillow", subject="Pillow", fix=FIX, error=VideoError)

@@ -20,6 +20,9 @@ from __future__ import annotations
 
 from stc.printable import one_line
 
+LONGEST_PART = 600
+"""Characters of each part of an error's line."""
+
 
 class StcError(Exception):
     """A mistake a user can mend.
@@ -33,12 +36,17 @@ class StcError(Exception):
         self.got = got
         self.expected = expected
         self.mend = mend
-        line = f"{subject}: {got}"
+        # Each part on its own, so that no endless name hides what is wrong with it.
+        line = f"{_short(str(subject))}: {_short(got)}"
         if expected:
-            line += f", expected {expected}"
+            line += f", expected {_short(expected)}"
         if mend:
-            line += f"; {mend}"
-        super().__init__(one_line(" ".join(line.split())))
+            line += f"; {_short(mend)}"
+        super().__init__(one_line(line))
+
+
+def _short(part: str) -> str:
+    return one_line(" ".join(part.split()), LONGEST_PART)
 
 
 class SettingsError(StcError):

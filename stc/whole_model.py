@@ -17,11 +17,11 @@ ANSWER = 8
 """Most text tokens of the greedy answer."""
 PIXEL = 1e-5
 """Largest allowed difference of a pixel value: both sides do the same arithmetic."""
-RELATIVE_L2: dict[Precision, float] = {"fp32": 1e-4, "fp16": 5e-2}
+RELATIVE_L2: dict[Precision, float] = {"fp32": 1e-5, "fp16": 5e-2}
 """Largest allowed |bundle - transformers| / |transformers| at the end of the whole chain."""
 ROUNDING: dict[Precision, float] = {"fp32": 2.0**-23, "fp16": 2.0**-10}
 """Spacing of numbers of a precision, relative to them."""
-ROUNDINGS = 16.0
+ROUNDINGS = 64.0
 """Allowed where RELATIVE_L2 is not enough, as many roundings of the model's inputs: they are
 rounded anew in every layer of a deep network, and a trained one can magnify that."""
 

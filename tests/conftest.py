@@ -136,7 +136,11 @@ def run_main(
     ) -> subprocess.CompletedProcess[str]:
         words = list(map(str, arguments))
         capsys.readouterr()
-        code = main(words)
+        try:
+            code = main(words)
+        except SystemExit as left:  # what the parser refuses
+            assert isinstance(left.code, int)
+            code = left.code
         written = capsys.readouterr()
         return subprocess.CompletedProcess(words, code, written.out, written.err)
 

@@ -359,7 +359,7 @@ def test_a_missing_library_is_named_with_its_pip_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(VideoError, match=r"not installed; pip install 'stc\[video\]'"):
+    with pytest.raises(VideoError, match=r"not found; pip install 'stc\[video\]'"):
         OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE)
 
 

@@ -216,13 +216,26 @@ def test_weights_of_few_bits_are_refused(dtype: torch.dtype, directory: Path) ->
     assert "not quantised" in line
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "adapter_model-00001-of-00002.safetensors",
+        "adapter_model.safetensors.index.json",
+        "pytorch_lora_weights.safetensors",
+        "adapters.safetensors",
+        "non_lora_trainables.bin",
+        "adapter/adapter_config.json",
+    ],
+)
 @pytest.mark.parametrize("alone", [False, True])
 def test_an_adapter_s_files_are_refused(name: str, alone: bool, directory: Path) -> None:
     """transformers would load the adapter over the model; a folder may hold nothing else."""
     if alone:
         for file in directory.iterdir():
             file.unlink()
+    (directory / name).parent.mkdir(exist_ok=True)
     (directory / name).write_text("{}")
     line = refusal(directory)
     assert "merge the adapter first" in line

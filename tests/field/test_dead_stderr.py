@@ -18,7 +18,9 @@ import pytest
 
 from stc import command
 from stc.engines.library import replace_file
+from stc.runtime import run_command
 from tests.as_user import CLIP, MODULES, ROOT, frames_of, standing
+from tests.clips import numbered_clip
 
 Streams = dict[str, Any]
 
@@ -139,6 +141,31 @@ def test_a_dead_stdout_costs_no_file(
     assert json.loads((tmp_path / "o.json").read_text())["summary"]["frames"] == 2
     assert frames_of(tmp_path / "o.mp4") == 2
     assert set(standing(tmp_path)) == {"o.mp4", "o.png", "o.json"}
+
+
+@pytest.mark.parametrize("flag", ["--json", "--overlay"])
+def test_an_output_that_leads_to_itself_is_one_line(
+    flag: str, demo_bundle: Path, tmp_path: Path, run_main: Callable[..., Any]
+) -> None:
+    """A link that somebody made to its own name."""
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    flags = ["--video", str(CLIP), "--frames", "1", flag, str(tmp_path / "loop.mp4")]
+    done = run_main(run_command.main, demo_bundle, *flags)
+    assert done.returncode == 2
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "loop.mp4" in line
+
+
+def test_a_dead_stdout_hides_no_other_error(demo_bundle: Path, tmp_path: Path) -> None:
+    """A video cut short, and nobody to give the document to: both are told."""
+    clip = numbered_clip(tmp_path, options={"movflags": "faststart"})
+    content = clip.read_bytes()
+    clip.write_bytes(content[: len(content) * 3 // 4])
+    flags = ["--video", clip, "--fps", 1, "--json", "-"]
+    done = outcome(tmp_path, "stc-run", demo_bundle, *flags, dead=1, how="full")
+    assert done.returncode == 2
+    assert "ended early" in done.stderr
+    assert "error: stdout: cannot be written" in done.stderr
 
 
 def test_a_dead_stdout_costs_parity_no_document(demo_bundle: Path, tmp_path: Path) -> None:

@@ -322,6 +322,24 @@ def test_every_layout_of_a_checkpoint_is_loaded_without_a_word(
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (verbosity, bars)
 
 
+def test_a_stop_token_that_transformers_never_asks_for_is_no_difference(
+    case: LanguageCase, changed: Path
+) -> None:
+    """generation_config.json is silent: transformers never stops, the token of config.json does."""
+    says(GENERATION, eos_token_id=None)(changed)
+    whole = Pretrained(misread(case.checkpoint, changed))
+    assert whole.stop_token_ids == ()
+    assert case.bundle.manifest.language.stop_token_ids  # type: ignore[union-attr]
+    assert exported_compares(case, whole) == ""
+    assert parity_compares(case, whole).passed
+
+
+def test_an_attention_that_needs_a_gpu_is_not_asked_for(changed: Path) -> None:
+    """A fine-tune whose configuration asks for FlashAttention is compared on a CPU all the same."""
+    says(CONFIG, _attn_implementation="flash_attention_2")(changed)
+    assert Pretrained(open_checkpoint(str(changed))).missing == ()
+
+
 def test_a_checkpoint_that_transformers_cannot_load_is_one_line(
     case: LanguageCase, tmp_path: Path
 ) -> None:

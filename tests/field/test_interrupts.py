@@ -90,6 +90,11 @@ def test_an_interrupt_while_something_is_imported_is_an_interrupt(
         text=True,
         timeout=300,
     )
+    assert "Traceback" not in done.stderr
+    if "this is the stream so far" in done.stderr:
+        # What is imported last: the stream may have begun when the interrupt is heard.
+        assert (done.returncode, command_name) == (0, "stc-run")
+        return
     assert done.stderr == INTERRUPTED, done.stderr[-2_000:]
     # CPython dies of the signal itself where what was interrupted is a string given to exec.
     assert done.returncode in {130, -signal.SIGINT}

@@ -300,9 +300,9 @@ ENTRY: dict[str, Any] = {
 def test_a_list_of_engines_as_it_is_written_is_read(tmp_path: Path) -> None:
     """The list that the other tests spoil is whole."""
     (tmp_path / LIST).write_text(
-        json.dumps({"schema_version": 1, "engines": {"a": ENTRY}, "chain_cosine": {}})
+        json.dumps({"schema_version": 1, "engines": {"a.engine": ENTRY}, "chain_cosine": {}})
     )
-    assert list(EngineLibrary(tmp_path).entries()) == ["a"]
+    assert list(EngineLibrary(tmp_path).entries()) == ["a.engine"]
 
 
 @pytest.mark.parametrize(

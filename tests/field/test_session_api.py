@@ -154,6 +154,17 @@ def test_an_answer_without_an_end_is_refused(language: StreamLanguage, most: Any
     assert one_line(caught).startswith("--max-new-tokens: got ")
 
 
+@pytest.mark.parametrize(
+    "tokens", [[1.0, 2.0], [[1.0, 2.0, 3.0]], "tokens", None, [[1, 2]]], ids=repr
+)
+def test_tokens_of_no_frame_are_not_remembered(language: StreamLanguage, tokens: Any) -> None:
+    """One axis too few, another model's width, whole numbers: a line with the shape expected."""
+    with pytest.raises(LanguageError) as caught:
+        language.append(tokens)
+    assert "expected floats [k, " in one_line(caught)
+    assert language.facts().tokens == 0
+
+
 def test_numpys_whole_numbers_bound_an_answer(language: StreamLanguage) -> None:
     """A count read off an array: as many tokens as it says."""
     answer = language.ask("What is moving?", np.int64(2))

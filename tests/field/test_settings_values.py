@@ -208,5 +208,5 @@ def test_a_count_beyond_a_commands_patience_is_one_line(
     """So many frames, tokens or rounds that no run ends: exit 2 and the flag, before any work."""
     done = run_main(main, write_bundle(tmp_path / "tiny"), *words)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {flag}: got ")
+    assert done.stderr.startswith(f"error: {flag}: ")
     assert len(done.stderr.splitlines()) == 1

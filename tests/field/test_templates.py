@@ -203,6 +203,11 @@ def test_templates_saved_on_other_systems_are_read_alike(
         ("processor_config.json", b"[" * 10**5, "processor_config.json: not valid JSON"),
         ("processor_config.json", b'{"chat_template": 7}', "chat_template is a int"),
         ("tokenizer_config.json", b"[]", "tokenizer_config.json: holds a list"),
+        (
+            "chat_template.json",
+            b'{"chat_template": [{"name": [1], "template": "x"}]}',
+            r"holds templates named \[1\]",
+        ),
         ("tokenizer_config.json", b'{"added_tokens_decoder": 7}', "added tokens cannot be read"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"a": 7}}', "cannot be read"),
         ("special_tokens_map.json", b"\xff", "special_tokens_map.json: not UTF-8"),

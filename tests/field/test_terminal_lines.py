@@ -83,17 +83,15 @@ def test_a_name_with_control_characters_is_shown_not_obeyed(
 def test_a_manifests_text_is_shown_not_obeyed(
     tmp_path: Path, run_main: Callable[..., Outcome]
 ) -> None:
-    """`stc-doctor` prints what a bundle was made of, and a bundle may come from anybody."""
+    """`stc-doctor` prints what a bundle says of itself, and a bundle may come from anybody."""
     bundle = write_bundle(tmp_path / "bundle")
     document = json.loads((bundle / MANIFEST).read_text())
     document["provenance"]["checkpoint"] = "".join(HOSTILE) + "x" * 100_000
     (bundle / MANIFEST).write_text(json.dumps(document))
     done = run_main(MAINS["stc-doctor"], bundle)
     assert is_fit(done.stdout + done.stderr)
-    [line] = [line for line in done.stdout.splitlines() if "bundle: \\x1b" in line]
+    [line] = [line for line in done.stdout.splitlines() if "  bundle: " in line]
     assert len(line) < LONGEST
-    told = json.loads(run_main(MAINS["stc-doctor"], bundle, "--json").stdout)
-    assert any(document["provenance"]["checkpoint"] in one["found"] for one in told["findings"])
 
 
 def test_a_videos_name_is_shown_not_obeyed(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stc import optional
+from stc.errors import StcError
 from stc.runtime import doctor_command, run_command
 from tests.as_user import CLIP, ROOT
 
@@ -64,6 +65,16 @@ def test_the_doctor_fails_for_a_bundle_that_cannot_be_run(
         weights.truncate(1000)
     assert doctor_command.main([str(bundle)]) == 1
     assert "missing: bundle" in capsys.readouterr().out
+
+
+def test_a_library_that_breaks_while_it_is_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package half replaced by another version: whatever it raises is one line."""
+    (tmp_path / "broken_library.py").write_text("raise RuntimeError('no symbol of that name')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(StcError, match=r"cannot be loaded \(no symbol of that name\); fix it"):
+        optional.load("broken_library", "broken", subject="a library", fix="fix it")
 
 
 def test_minima_are_read_from_what_pip_reads() -> None:
