@@ -169,7 +169,12 @@ def _run(flags: argparse.Namespace) -> int:
         )
         document["fidelity"] = None if dense is None else dense.fidelity.to_json()
         document["language"] = None if conversation is None else conversation.to_json()
-        write(document)
+        try:
+            write(document)
+        except OSError:  # of stdout, which is told then; what went wrong before is as well
+            for failure in failures:
+                say(f"error: {failure}")
+            raise
     for failure in failures[:-1]:
         say(f"error: {failure}")
     if failures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """
     # Not resolve(), for which a loop of links is no OSError before Python 3.13.
     target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, "is a link that leads to itself", str(path))
     if target.is_dir():
         raise IsADirectoryError(21, "is a folder", str(path))
     if target.exists() and not target.is_file():
