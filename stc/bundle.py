@@ -23,7 +23,7 @@ import stc
 from stc.bundle_files import BundleFiles, led_out, real_place, sha256
 from stc.conformity import check_conformity
 from stc.errors import BundleError, SettingsError
-from stc.graph_check import GraphRefusedError, check_graph
+from stc.graph_check import MOST_GRAPH_BYTES, GraphRefusedError, check_graph, too_long
 from stc.manifest import (
     MANIFEST,
     MOST_MANIFEST_BYTES,
@@ -124,9 +124,18 @@ class Bundle:
             for path, size in self.files.sizes.items()
             if path.startswith(beside)
         }
-        content = self.files.read(entry.path)
+        language = self.manifest.language
         try:
-            places = check_graph(content, kind, sizes)
+            if entry.size_bytes > MOST_GRAPH_BYTES:
+                raise too_long(entry.size_bytes)
+            content = self.files.read(entry.path)
+            places = check_graph(
+                content,
+                kind,
+                sizes,
+                group=self.manifest.int4_group,
+                positions=language.most_positions if language else 0,
+            )
         except GraphRefusedError as error:
             raise BundleError(
                 self.root / entry.path, error.got, error.expected, self._again
