@@ -43,6 +43,9 @@ PARTIAL = ".stc-partial"
 REPLACED = ".stc-replaced"
 """What follows the name of a bundle that was moved aside, then perhaps a number."""
 
+MOST_COMPANION_BYTES = 256 << 20
+"""Of a file of the checkpoint's own, as at export; a large tokenizer has some 30 MB."""
+
 OPENINGS = 5
 """How often opening starts over when the bundle is replaced meanwhile."""
 RENAMING_S = 0.5
@@ -154,9 +157,19 @@ class Bundle:
         return self.files.read(path)
 
     def companions(self) -> dict[str, bytes]:
-        """The checkpoint's own files, by name; a few MB, tokenizer and templates among them."""
-        names = [file.path for file in self.manifest.files if "/" not in file.path]
-        return {name: self.read(name) for name in names}
+        """The checkpoint's own files, by name; a few MB, tokenizer and templates among them.
+
+        Raises BundleError as `read`, and when one has more than MOST_COMPANION_BYTES.
+        """
+        files = [file for file in self.manifest.files if "/" not in file.path]
+        for file in files:
+            if file.size_bytes > MOST_COMPANION_BYTES:
+                got, expected = (
+                    f"has {file.size_bytes:,} bytes",
+                    f"at most {MOST_COMPANION_BYTES:,}",
+                )
+                raise BundleError(self.root / file.path, got, expected, self._again)
+        return {file.path: self.read(file.path) for file in files}
 
     def _graph(self, name: str, kind: GraphKind = "graphs") -> GraphEntry:
         graphs: Mapping[str, GraphEntry] = getattr(self.manifest, kind)

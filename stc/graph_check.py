@@ -96,14 +96,14 @@ def _check_computed(found: OnnxFile) -> None:
     given = {tensor.name for tensor in found.tensors}
     if len(given) < len(found.tensors):
         raise GraphRefusedError("has tensors of one name", "a name for each")
-    fixed = set(given)
+    stored = frozenset(given)
     for node in found.nodes:
         outputs = [name for name in node.outputs if name]
         if len(set(outputs)) < len(outputs) or not given.isdisjoint(outputs):
             raise GraphRefusedError(f"has a tensor {outputs[0][:99]!r} twice", "a name for each")
         given.update(outputs)
         # Runtimes compute what is known while they load.
-        if fixed.issuperset(filter(None, node.inputs)):
+        if stored.issuperset(filter(None, node.inputs)):
             got = f"has a {node.operator[1]} of stored tensors alone"
             raise GraphRefusedError(got, "none, as in graphs of stc-export")
 
