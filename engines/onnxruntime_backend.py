@@ -162,9 +162,13 @@ class OnnxRuntimeBackend:
         # copy of the vocabulary's gigabytes in another layout.
         prepack = kind != "graphs" or graph not in (TEXT_EMBED, HEAD)
         weights = file.path.parent
-        engine = OnnxRuntimeEngine(
-            graph, file.content, self._device, weights=weights, prepack=prepack
-        )
+        try:
+            engine = OnnxRuntimeEngine(
+                graph, file.content, self._device, weights=weights, prepack=prepack
+            )
+        except EngineError as error:
+            got = file.files.named(error.got)
+            raise EngineError(graph, got, error.expected, error.mend) from error
         file.check_unchanged()
         return engine
 

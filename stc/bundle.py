@@ -109,10 +109,6 @@ class Bundle:
         """The door to its files. Raises OSError when there is no such directory."""
         return self._files(PinnedFolder(self.root))
 
-    def graph_path(self, name: str) -> Path:
-        """The file of graph `name`. Raises BundleError when the bundle has no such graph."""
-        return self.root / self._graph(name).file.path
-
     def graph(self, name: str, kind: GraphKind = "graphs") -> GraphFile:
         """Graph `name` of the manifest's field `kind`, which may be handed to a runtime.
 
