@@ -114,7 +114,7 @@ def _check_own(
     """An operator of ONNX Runtime's own reads no further than its tensors go."""
     name = node.operator[1]
     sizes = {key: node.attributes.get(key) or 0 for key in INT4_SIZES}
-    expected = dict(OWN_ATTRIBUTES[name])
+    expected: dict[str, int] = dict(OWN_ATTRIBUTES[name])
     if name == INT4_PRODUCT:
         expected |= sizes | {"block_size": group or 0}
     if node.attributes != expected or (name == INT4_PRODUCT and min(expected.values()) < 1):
