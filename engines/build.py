@@ -146,7 +146,8 @@ def run_build(
         for job, outcome in builders.outcomes(jobs):
             peak = max(peak, outcome.peak_rss_bytes)
             if outcome.file is None:
-                raise EngineError(job.recipe.spec.stem, outcome.failure, "", "what is built stays")
+                failure = bundle.files.named(outcome.failure)
+                raise EngineError(job.recipe.spec.stem, failure, "", "what is built stays")
             graphs[job.recipe.spec.graph].check_unchanged()
             bundle.files.check_in_place()
             size += outcome.file.size_bytes

@@ -10,10 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from stc.engine_folder import KERNELS
 from stc.engines.library import replace_file
-
-FILE = KERNELS
 
 
 class KernelCache:

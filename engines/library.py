@@ -196,16 +196,25 @@ class EngineLibrary:
         return {entry.stamp.targets for entry in self.entries().values()}
 
     def whole(self, entry: EngineEntry) -> bool:
-        """Whether the engine's file is there with its size."""
+        """Whether the engine's file is there with its size.
+
+        Raises EngineError when it cannot be looked at.
+        """
         try:
             found = self.file(entry.file.path).stat()
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise _unread(self.folder / entry.file.path, error, "make it readable") from error
         return stat.S_ISREG(found.st_mode) and found.st_size == entry.file.size_bytes
 
     def store(self, name: str, content: memoryview) -> FileEntry:
-        """`content` stands in file `name`, whole, on disk; it is not in the list yet."""
-        self._make(name, content)
+        """`content` stands in file `name`, whole, on disk; it is not in the list yet.
+
+        Raises EngineError when it cannot be written.
+        """
+        with self._written():
+            self._make(name, content)
         digest = hashlib.sha256(content).hexdigest()
         return FileEntry(path=name, sha256=digest, size_bytes=content.nbytes)
 
@@ -226,10 +235,17 @@ class EngineLibrary:
             self._make(LIST, memoryview(made.model_dump_json(indent=1).encode()))
 
     def sweep(self) -> None:
-        """Engines that were never finished or are of no use are gone. Not while builders work."""
+        """Engines that were never finished or are of no use are gone. Not while builders work.
+
+        Raises EngineError when one cannot be deleted.
+        """
         known = self._list()
         for name in set(known.unfinished) - known.engines.keys():
-            self.file(name).unlink(missing_ok=True)
+            try:
+                self.file(name).unlink(missing_ok=True)
+            except OSError as error:
+                got = f"cannot be deleted ({error.strerror})"
+                raise EngineError(self.folder / name, got, "", f"remove it and {_BUILD}") from error
 
     @contextmanager
     def _written(self) -> Iterator[None]:
@@ -254,7 +270,7 @@ class EngineLibrary:
         try:
             content = self.file(entry.file.path).read_bytes()
         except OSError as error:
-            raise EngineError(file, f"cannot be read ({error.strerror})", "", mend) from error
+            raise _unread(file, error, mend) from error
         if hashlib.sha256(content).hexdigest() != entry.file.sha256:
             raise EngineError(file, "was altered or cut short", entry.file.sha256[:12], mend)
         return content
@@ -277,8 +293,7 @@ class EngineLibrary:
             reason = first_mistake(error)
             raise EngineError(file, f"cannot be read ({reason})", "", mend) from error
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise EngineError(file, f"cannot be read ({reason})", "", mend) from error
+            raise _unread(file, error, mend) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -335,6 +350,10 @@ def weights_sha256(bundle: Bundle) -> str:
     """One digest of all weight files: a graph's own digest does not change with its weights."""
     digests = [file.sha256 for file in bundle.manifest.files if file.path.startswith(GRAPHS)]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _unread(file: Path, error: OSError, mend: str) -> EngineError:
+    return EngineError(file, f"cannot be read ({error.strerror})", "", mend)
 
 
 def replace_file(file: Path, content: memoryview) -> None:

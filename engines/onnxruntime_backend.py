@@ -79,7 +79,11 @@ class OnnxRuntimeEngine:
         if device == "cuda":
             providers.insert(0, (PROVIDERS["cuda"], CUDA_OPTIONS))
         try:
-            self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
+            # Folding computes what follows from stored tensors and fixed axes while a graph is
+            # loaded, however large; it takes no node out of an exported graph.
+            self._session = onnxruntime.InferenceSession(
+                graph, options, providers=providers, disabled_optimizers=["ConstantFolding"]
+            )
         except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
             raise EngineError(
                 name,
@@ -158,9 +162,13 @@ class OnnxRuntimeBackend:
         # copy of the vocabulary's gigabytes in another layout.
         prepack = kind != "graphs" or graph not in (TEXT_EMBED, HEAD)
         weights = file.path.parent
-        engine = OnnxRuntimeEngine(
-            graph, file.content, self._device, weights=weights, prepack=prepack
-        )
+        try:
+            engine = OnnxRuntimeEngine(
+                graph, file.content, self._device, weights=weights, prepack=prepack
+            )
+        except EngineError as error:
+            got = file.files.named(error.got)
+            raise EngineError(graph, got, error.expected, error.mend) from error
         file.check_unchanged()
         return engine
 

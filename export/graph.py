@@ -25,7 +25,6 @@ from stc.contracts import COUNT, Contract
 from stc.errors import ExportError
 from stc.export.weights_file import Span
 from stc.operators import OPERATORS, GraphKind
-from stc.operators import PORTABLE_OPS as PORTABLE_OPS
 
 OPSET = 18
 IR_VERSION = 10

@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from stc.export.graph import ELEMENT_TYPES
-from stc.operators import INT4_PRODUCT, RUNTIME_DOMAIN
+from stc.operators import INT4_PRODUCT, OWN_ATTRIBUTES, RUNTIME_DOMAIN
 
 Group = Literal[32, 128]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 OPERATOR, DOMAIN = INT4_PRODUCT, RUNTIME_DOMAIN
-ACCURACY_LEVEL = 4
-"""Inputs are rounded to int8 by group inside the product: four times as fast as float32."""
 ZERO = 8
 """The code of zero."""
 
@@ -86,9 +84,8 @@ def int4_template(
                 domain=DOMAIN,
                 K=fan_in,
                 N=fan_out,
-                bits=4,
                 block_size=group,
-                accuracy_level=ACCURACY_LEVEL,
+                **OWN_ATTRIBUTES[OPERATOR],
             )
         )
     kept = [one for one in graph.initializer if one.name not in matrices]

@@ -16,7 +16,7 @@ from stc.contracts import KEY_POSITIONS, KEYS
 from stc.errors import ExportError
 from stc.export.graph import ELEMENT_TYPES
 from stc.manifest import LanguageSpec
-from stc.operators import KEY_ROTATION, RUNTIME_DOMAIN
+from stc.operators import KEY_ROTATION, OWN_ATTRIBUTES, RUNTIME_DOMAIN
 
 COSINES, SINES = "rotary.cosines", "rotary.sines"
 _FIRST, _ZERO = "rotary.first_axis", "rotary.zero"
@@ -63,7 +63,7 @@ def fuse_key_rotation(model: onnx.ModelProto, spec: LanguageSpec) -> None:
             ["rotary.keys", "rotary.position_ids", COSINES, SINES],
             ["rotary.turned"],
             domain=RUNTIME_DOMAIN,
-            interleaved=0,
+            **OWN_ATTRIBUTES[KEY_ROTATION],
         ),
         helper.make_node("Squeeze", ["rotary.turned", _FIRST], list(joined[0].output)),
     ]

@@ -23,7 +23,7 @@ import stc
 from stc.bundle_files import BundleFiles, led_out, real_place, sha256
 from stc.conformity import check_conformity
 from stc.errors import BundleError, SettingsError
-from stc.graph_check import GraphRefusedError, check_graph
+from stc.graph_check import MOST_GRAPH_BYTES, GraphRefusedError, check_graph, too_long
 from stc.manifest import (
     MANIFEST,
     MOST_MANIFEST_BYTES,
@@ -42,6 +42,9 @@ PARTIAL = ".stc-partial"
 """How the name of a directory ends in which a bundle is still being written."""
 REPLACED = ".stc-replaced"
 """What follows the name of a bundle that was moved aside, then perhaps a number."""
+
+MOST_COMPANION_BYTES = 256 << 20
+"""Of a file of the checkpoint's own, as at export; a large tokenizer has some 30 MB."""
 
 OPENINGS = 5
 """How often opening starts over when the bundle is replaced meanwhile."""
@@ -106,10 +109,6 @@ class Bundle:
         """The door to its files. Raises OSError when there is no such directory."""
         return self._files(PinnedFolder(self.root))
 
-    def graph_path(self, name: str) -> Path:
-        """The file of graph `name`. Raises BundleError when the bundle has no such graph."""
-        return self.root / self._graph(name).file.path
-
     def graph(self, name: str, kind: GraphKind = "graphs") -> GraphFile:
         """Graph `name` of the manifest's field `kind`, which may be handed to a runtime.
 
@@ -124,9 +123,18 @@ class Bundle:
             for path, size in self.files.sizes.items()
             if path.startswith(beside)
         }
-        content = self.files.read(entry.path)
+        language = self.manifest.language
         try:
-            places = check_graph(content, kind, sizes)
+            if entry.size_bytes > MOST_GRAPH_BYTES:
+                raise too_long(entry.size_bytes)
+            content = self.files.read(entry.path)
+            places = check_graph(
+                content,
+                kind,
+                sizes,
+                group=self.manifest.int4_group,
+                positions=language.most_positions if language else 0,
+            )
         except GraphRefusedError as error:
             raise BundleError(
                 self.root / entry.path, error.got, error.expected, self._again
@@ -145,9 +153,19 @@ class Bundle:
         return self.files.read(path)
 
     def companions(self) -> dict[str, bytes]:
-        """The checkpoint's own files, by name; a few MB, tokenizer and templates among them."""
-        names = [file.path for file in self.manifest.files if "/" not in file.path]
-        return {name: self.read(name) for name in names}
+        """The checkpoint's own files, by name; a few MB, tokenizer and templates among them.
+
+        Raises BundleError as `read`, and when one has more than MOST_COMPANION_BYTES.
+        """
+        files = [file for file in self.manifest.files if "/" not in file.path]
+        for file in files:
+            if file.size_bytes > MOST_COMPANION_BYTES:
+                got, expected = (
+                    f"has {file.size_bytes:,} bytes",
+                    f"at most {MOST_COMPANION_BYTES:,}",
+                )
+                raise BundleError(self.root / file.path, got, expected, self._again)
+        return {file.path: self.read(file.path) for file in files}
 
     def _graph(self, name: str, kind: GraphKind = "graphs") -> GraphEntry:
         graphs: Mapping[str, GraphEntry] = getattr(self.manifest, kind)

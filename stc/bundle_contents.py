@@ -52,7 +52,7 @@ class BundleContents:
             if own:
                 (folders if _is_folder(place) else files).append(place)
         # Lists go after what they list.
-        for file in sorted(files, key=lambda file: (file.suffix == ".json", len(file.parts) == 1)):
+        for file in sorted(files, key=lambda file: file.suffix == ".json"):
             if file != self._root / MANIFEST:
                 file.unlink()
         for folder in reversed(folders):

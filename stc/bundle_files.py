@@ -94,6 +94,10 @@ class BundleFiles:
         """Where a library may open the file `path`; `check_unchanged` is to follow."""
         return self._folder.path / self._entry(path).path
 
+    def named(self, text: str) -> str:
+        """What a library says, with the bundle's directory called as the user knows it."""
+        return text.replace(str(self.folder), str(self._root))
+
     def check_unchanged(self, paths: Iterable[str]) -> None:
         """The files `paths` hold the bytes of their digests now.
 

@@ -2,7 +2,8 @@
 
 Read from protobuf's wire format, since a device has no `onnx`. Nothing is built: the work is one
 pass over the bytes. Stricter than protobuf where that is lenient, so that no runtime can see what
-is not seen here: a field twice or of another wire type is refused.
+is not seen here: a field twice, of another wire type or with a number that is not written in as few
+bytes as it takes is refused.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ _MODEL: _Wires = dict.fromkeys((7, 20, 25), (_BYTES,))
 """Fields that are read, and their wire types: graph, training_info, functions."""
 _GRAPH: _Wires = dict.fromkeys((1, 5, 15), (_BYTES,))
 """node, initializer, sparse_initializer."""
-_NODE: _Wires = dict.fromkeys((4, 5, 7), (_BYTES,))
-"""op_type, attribute, domain."""
-_ATTRIBUTE: _Wires = dict.fromkeys((5, 6, 10, 11, 22, 23), (_BYTES,))
-"""t, g, tensors, graphs, sparse_tensor, sparse_tensors."""
+_NODE: _Wires = dict.fromkeys((1, 2, 4, 5, 7), (_BYTES,))
+"""input, output, op_type, attribute, domain."""
+_ATTRIBUTE: _Wires = {
+    **dict.fromkeys((3, 20), (_VARINT,)),  # i, type
+    # name, t, g, tensors, graphs, sparse_tensor, sparse_tensors
+    **dict.fromkeys((1, 5, 6, 10, 11, 22, 23), (_BYTES,)),
+}
+_INTEGER = 2
+"""The type of an attribute that has i."""
 _FUNCTION: _Wires = dict.fromkeys((7, 11), (_BYTES,))
 """node, attribute_proto."""
 _TWO: _Wires = dict.fromkeys((1, 2), (_BYTES,))
@@ -53,6 +59,16 @@ class StoredTensor:
     external: dict[str, str] | None
 
 
+@dataclass(frozen=True)
+class Node:
+    """One operator of a graph; attributes that are no integer are None."""
+
+    operator: Operator
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, int | None]
+
+
 @dataclass
 class OnnxFile:
     """What a model holds.
@@ -60,8 +76,7 @@ class OnnxFile:
     unusual: what no graph of one level with plain attributes has (subgraphs, functions, ...).
     """
 
-    operators: set[Operator] = field(default_factory=set)
-    nodes: int = 0
+    nodes: list[Node] = field(default_factory=list)
     tensors: list[StoredTensor] = field(default_factory=list)
     unusual: set[str] = field(default_factory=set)
 
@@ -112,28 +127,46 @@ def _read_function(function: bytes, found: OnnxFile) -> None:
 
 def _read_node(node: bytes, found: OnnxFile, depth: int) -> None:
     name, domain = "", ""
+    inputs: list[str] = []
+    outputs: list[str] = []
+    attributes: dict[str, int | None] = {}
     for number, value in _fields(node, _NODE, {4, 7}):
-        if number == 4:
+        if number == 1:
+            inputs.append(_text(value))
+        elif number == 2:
+            outputs.append(_text(value))
+        elif number == 4:
             name = _text(value)
         elif number == 7:
             domain = _text(value)
         else:
-            _read_attribute(_bytes(value), found, depth)
-    found.nodes += 1
-    found.operators.add((domain, name))
+            key, said = _read_attribute(_bytes(value), found, depth)
+            if key in attributes:
+                raise OnnxFileError(f"{name} has its {key} twice")
+            attributes[key] = said
+    found.nodes.append(Node((domain, name), tuple(inputs), tuple(outputs), attributes))
 
 
-def _read_attribute(attribute: bytes, found: OnnxFile, depth: int) -> None:
-    for number, value in _fields(attribute, _ATTRIBUTE, {5, 6, 22}):
-        if number in (6, 11):
+def _read_attribute(attribute: bytes, found: OnnxFile, depth: int) -> tuple[str, int | None]:
+    """Its name, and its value where it is an integer."""
+    name, kind, integer = "", 0, 0
+    for number, value in _fields(attribute, _ATTRIBUTE, {1, 3, 5, 6, 20, 22}):
+        if number == 1:
+            name = _text(value)
+        elif number == 20:
+            kind = _number(value)
+        elif isinstance(value, int):
+            integer = _signed(value)
+        elif number in (6, 11):
             found.unusual.add("subgraphs")
-            _read_graph(_bytes(value), found, depth + 1)
+            _read_graph(value, found, depth + 1)
         elif number in (5, 10):
             found.unusual.add("tensors as attributes")
-            found.tensors.append(_tensor(_bytes(value)))
+            found.tensors.append(_tensor(value))
         else:
             found.unusual.add("sparse tensors")
-            _read_sparse(_bytes(value), found)
+            _read_sparse(value, found)
+    return name, integer if kind == _INTEGER else None
 
 
 def _read_sparse(tensor: bytes, found: OnnxFile) -> None:
@@ -198,6 +231,8 @@ def _fields(
         place += 1
         if key >= 0x80:
             key, place = _varint(message, place - 1)
+            if key >> 32:  # others read the lower bits as some field's key
+                raise OnnxFileError("a field's key has more than 32 bits")
         number, wire = key >> 3, key & 7
         value: int | bytes = 0
         if wire == _VARINT:
@@ -243,7 +278,9 @@ def _varint(message: bytes, place: int) -> tuple[int, int]:
         byte = message[place + index]
         value |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
-            return value & 0xFFFFFFFFFFFFFFFF, place + index + 1
+            if (index and not byte) or value >> 64:
+                raise OnnxFileError("a number is written in too many bytes")
+            return value, place + index + 1
     raise OnnxFileError("a number of more than ten bytes")
 
 

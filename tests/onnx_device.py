@@ -22,6 +22,7 @@ from stc.engines.flavour import Flavour, TensorRt, load_tensorrt
 from stc.engines.library import EngineLibrary
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRt, Graph, Plan
+from tests.graph_files import graph_file
 
 SCRATCH_BYTES = 4096
 
@@ -37,7 +38,7 @@ class OnnxGraphs(dict[str, Graph]):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(
-            bundle.graph_path(name), options, providers=["CPUExecutionProvider"]
+            graph_file(bundle, name), options, providers=["CPUExecutionProvider"]
         )
         inputs = [port.name for port in bundle.manifest.graphs[name].inputs]
         outputs = [port.name for port in bundle.manifest.graphs[name].outputs]

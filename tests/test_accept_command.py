@@ -107,11 +107,11 @@ def test_what_was_not_accepted_is_compared_by_the_command_that_mends_it(
     assert {entry.workspace_bytes for entry in entries} == {SCRATCH_BYTES}
 
 
-@pytest.mark.parametrize("other", ["another GPU", ""])
 @pytest.mark.parametrize("what", ["engine", "refused engine", "tower"])
 def test_what_was_judged_on_another_gpu_is_compared_here(
-    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch, what: str, other: str
+    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
+    other = "another GPU"
     double_machine(monkeypatch, bundle, "sm89")
     judged = {"engine": PASSED, "refused engine": REFUSED}.get(what)
     if judged is not None:

@@ -29,6 +29,7 @@ from stc.engines.wide_attention import widen_attention
 from stc.errors import EngineError
 from stc.manifest import GRAPHS, MANIFEST, WEIGHTS
 from stc.settings import Settings
+from tests.graph_files import graph_file
 
 ROOT = Path(__file__).parents[1]
 THREE = "sm86+sm89+sm120"
@@ -81,7 +82,7 @@ def planned(bundle: Path, targets: str) -> BuildPlan:
 def recipe(bundle: Path, spec: EngineSpec, target: Target = TARGETS["sm86"]) -> Recipe:
     opened = Bundle.open(bundle)
     graph = opened.manifest.graphs[spec.graph]
-    return Recipe(spec=spec, path=opened.graph_path(spec.graph), graph=graph, targets=(target,))
+    return Recipe(spec=spec, path=graph_file(opened, spec.graph), graph=graph, targets=(target,))
 
 
 def engine_of(recipe: Recipe) -> memoryview:

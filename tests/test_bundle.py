@@ -18,6 +18,7 @@ from stc.bundle import Bundle, file_entry
 from stc.bundle_files import sha256
 from stc.errors import BundleError
 from stc.manifest import FileEntry, Provenance, VisionSpec
+from tests.graph_files import graph_file
 from tests.tiny_bundle import FILES, SPEC, provenance, write_bundle
 
 EXPORT_AGAIN = "export again with: stc-export --model demo --precision fp32 --output"
@@ -49,7 +50,7 @@ def test_whole_bundle_opens_with_its_manifest_and_graphs(bundle: Path) -> None:
     opened = Bundle.open(str(bundle))
     assert opened.root == bundle
     assert opened.manifest.vision == SPEC
-    assert opened.graph_path("embed").read_bytes() == FILES["graphs/embed.onnx"]
+    assert graph_file(opened, "embed").read_bytes() == FILES["graphs/embed.onnx"]
     assert opened.manifest.default_settings.budget == 0
 
 
@@ -63,17 +64,17 @@ def test_moved_bundle_opens(bundle: Path, tmp_path: Path) -> None:
 def test_bundle_opens_through_a_link(bundle: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(bundle)
-    assert Bundle.open(link).graph_path("embed").is_file()
+    assert graph_file(Bundle.open(link), "embed").is_file()
 
 
 def test_bundle_opens_by_a_relative_path(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(bundle)
-    assert Bundle.open(".").graph_path("embed").is_file()
+    assert graph_file(Bundle.open("."), "embed").is_file()
 
 
 def test_unknown_graph_is_named(bundle: Path) -> None:
     with pytest.raises(BundleError, match="has no graph 'keys_07'"):
-        Bundle.open(bundle).graph_path("keys_07")
+        Bundle.open(bundle).graph("keys_07")
 
 
 @pytest.mark.parametrize("path", FILES)

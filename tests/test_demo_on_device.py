@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from stc.bundle import Bundle
-from stc.engines import build_command, kernel_cache
+from stc.engine_folder import KERNELS
+from stc.engines import build_command
 from stc.engines.accept_here import waiting
 from stc.engines.build_target import choose_flavour, this_target
 from stc.engines.cuda import device_facts
@@ -168,7 +169,7 @@ def test_commands_run_on_the_device(built: Built, run_main: Run) -> None:
     assert figures["reuse_ms_p50"] > 0
     clip = ["--video", CLIP, "--frames", "8", "--json", "-"]
     assert run_main(run_command.main, built.bundle.root, *backend, *clip).returncode == 0
-    kept = list(built.bundle.root.rglob(kernel_cache.FILE))
+    kept = list(built.bundle.root.rglob(KERNELS))
     assert bool(kept) == (built.flavour == "tensorrt-rtx")
 
 

@@ -93,7 +93,7 @@ def test_an_engine_that_cannot_be_written_whole_is_not_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(EngineError, match=r"cannot be written \(No space"):
         library.store("embed.engine", CONTENT)
     assert list(tmp_path.iterdir()) == []
 

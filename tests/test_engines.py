@@ -27,6 +27,7 @@ from stc.engines.onnxruntime_backend import (
 )
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import BundleError, EngineError
+from tests.graph_files import graph_file
 from tests.own_process import run_python
 from tests.vision_cases import GOLDEN, Exported, numpy_weights
 
@@ -238,7 +239,7 @@ def test_a_graph_that_cannot_be_loaded_is_an_error_that_names_it(
     root = tmp_path / "bundle"
     shutil.copytree(case.bundle.root, root)
     bundle = replace(case.bundle, root=root)
-    graph = bundle.graph_path(KEYS)
+    graph = graph_file(bundle, KEYS)
     if damage == "cut":
         graph.write_bytes(graph.read_bytes()[:100])
     elif damage == "gone":
@@ -282,7 +283,7 @@ def test_a_device_that_is_listed_and_cannot_be_used_is_refused(
 def test_a_graph_that_falls_back_to_the_cpu_is_refused(case: Exported, listed_cuda: None) -> None:
     expected = f"^{KEYS}: runs on CPUExecutionProvider, expected CUDAExecutionProvider{UNUSABLE}"
     with pytest.raises(EngineError, match=expected):
-        OnnxRuntimeEngine(KEYS, case.bundle.graph_path(KEYS), "cuda")
+        OnnxRuntimeEngine(KEYS, graph_file(case.bundle, KEYS), "cuda")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -298,7 +299,7 @@ def test_cuda_multiplies_float32_as_such_and_takes_the_memory_it_asks_for(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", seen)
     with suppress(EngineError):  # it sees that CUDA was not taken
-        OnnxRuntimeEngine(KEYS, case.bundle.graph_path(KEYS), device)
+        OnnxRuntimeEngine(KEYS, graph_file(case.bundle, KEYS), device)
     options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
     cuda = [(PROVIDERS["cuda"], options)] if device == "cuda" else []
     assert given == [[*cuda, PROVIDERS["cpu"]]]

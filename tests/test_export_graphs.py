@@ -25,14 +25,16 @@ from stc.contracts import Contract
 from stc.errors import ExportError
 from stc.export import graphs
 from stc.export.check import GraphCheck
-from stc.export.graph import IR_VERSION, OPSET, PORTABLE_OPS, bind, trace
+from stc.export.graph import IR_VERSION, OPSET, bind, trace
 from stc.export.modules import Keys, Update
 from stc.export.synthetic import RandomCheckpoint
 from stc.export.tensor_shapes import projector_shapes, vision_shapes
 from stc.export.tower import Tower
 from stc.export.weights_file import Span
 from stc.manifest import WEIGHTS
+from stc.operators import PORTABLE_OPS
 from stc.settings import SCORINGS
+from tests.graph_files import graph_file
 from tests.own_process import ROOT, run_python
 from tests.vision_cases import GOLDEN, Exported, export, made_up
 
@@ -58,7 +60,7 @@ def contracts_of(bundle: Bundle) -> dict[str, Contract]:
 def models(bundle: Bundle) -> Iterator[tuple[str, onnx.ModelProto]]:
     """Every graph of the bundle, without its weights."""
     for name in bundle.manifest.graphs:
-        yield name, onnx.load(bundle.graph_path(name), load_external_data=False)
+        yield name, onnx.load(graph_file(bundle, name), load_external_data=False)
 
 
 def vision_models(bundle: Bundle) -> Iterator[tuple[str, onnx.ModelProto]]:
@@ -93,7 +95,7 @@ def test_graphs_say_nothing_of_the_machine_that_made_them(bundle: Bundle) -> Non
         "torch",
     )
     for name, model in models(bundle):
-        content = bundle.graph_path(name).read_bytes()
+        content = graph_file(bundle, name).read_bytes()
         found = [secret for secret in secrets if secret.encode() in content]
         assert not found, name
         assert (model.producer_name, model.producer_version) == ("stc", "")
@@ -112,7 +114,7 @@ def test_graphs_are_of_the_portable_subset(bundle: Bundle) -> None:
         assert not model.functions, name
         assert {node.op_type for node in model.graph.node} <= PORTABLE_OPS, name
         assert not any(node.domain for node in model.graph.node), name
-        onnx.checker.check_model(str(bundle.graph_path(name)), full_check=True)
+        onnx.checker.check_model(str(graph_file(bundle, name)), full_check=True)
     assert (OPSET, IR_VERSION) == (18, 10)
     assert bundle.manifest.provenance.opset == 18
 
@@ -235,7 +237,7 @@ def test_tracing_merges_no_parameters_of_equal_values(checkpoint_bundle: Exporte
     norms = [checkpoint_bundle.weights.vision(f"{block}.layer_norm{i}.weight") for i in (1, 2)]
     assert torch.equal(*norms), "transformers starts with norms of ones"
     model = onnx.load(
-        checkpoint_bundle.bundle.graph_path(contracts.update_graph(1)), load_external_data=False
+        graph_file(checkpoint_bundle.bundle, contracts.update_graph(1)), load_external_data=False
     )
     module = Tower(checkpoint_bundle.weights).update(1)
     found = spans(model)
@@ -281,7 +283,7 @@ def test_large_values_may_differ_from_pytorch_by_their_own_rounding(
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(spec.tokens, spec.width, generator=random) + offset
     ref_key = torch.randn(spec.heads, spec.tokens, spec.head_width, generator=random)
-    path, contract = checkpoint_bundle.bundle.graph_path(name), contracts.vision_graphs(1)[name]
+    path, contract = graph_file(checkpoint_bundle.bundle, name), contracts.vision_graphs(1)[name]
     GraphCheck(path, contract, "fp32").compare(
         Tower(checkpoint_bundle.weights).keys(0), (hidden, ref_key)
     )

@@ -12,6 +12,7 @@ from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngin
 from stc.export.int4 import Group
 from stc.export.key_rotation import COSINES, SINES
 from stc.manifest import LANGUAGE_WEIGHTS, Precision
+from tests.graph_files import graph_file
 from tests.language_cases import MOST_POSITIONS, LanguageCase, language_case
 
 NAME = contracts.attend_graph(1)
@@ -51,7 +52,7 @@ def test_cached_keys_are_rotated_in_one_operator_alike(
         contracts.KEY_POSITIONS: positions,
     }
     tensors = {name: backend.to_device(array) for name, array in inputs.items()}
-    portable = OnnxRuntimeEngine(NAME, case.bundle.graph_path(NAME), "cpu")
+    portable = OnnxRuntimeEngine(NAME, graph_file(case.bundle, NAME), "cpu")
     expected, got = (
         backend.to_host(engine(tensors)[contracts.HIDDEN_OUT]).astype(np.float32)
         for engine in (portable, backend.load(NAME))

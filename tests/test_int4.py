@@ -21,12 +21,13 @@ from stc.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import BundleError, EngineError
 from stc.export import command
-from stc.export.graph import PORTABLE_OPS
 from stc.export.int4 import DOMAIN, GROUPS, OPERATOR, Group, dequantise, quantise
 from stc.manifest import GRAPHS, INT4_WEIGHTS, LANGUAGE_WEIGHTS
+from stc.operators import PORTABLE_OPS
 from stc.runtime import bench_command, run_command
 from stc.runtime.memory import AllMemory
 from stc.runtime.stream_language import StreamLanguage
+from tests.graph_files import graph_file
 from tests.language_cases import frames, language_case
 from tests.test_run_questions import QUESTION, VIDEO
 
@@ -107,7 +108,7 @@ def test_a_bundle_holds_both_precisions_and_each_answers(tied: bool) -> None:
     assert set(manifest.int4_graphs) == language_graphs - {contracts.TEXT_EMBED}
     assert manifest.int4_group == 32
     for name in language_graphs:
-        graph = onnx.load(case.bundle.graph_path(name), load_external_data=False).graph
+        graph = onnx.load(graph_file(case.bundle, name), load_external_data=False).graph
         assert {node.op_type for node in graph.node} <= PORTABLE_OPS
     full, packed = (
         (case.bundle.root / path).stat().st_size for path in (LANGUAGE_WEIGHTS, INT4_WEIGHTS)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from stc.engine_folder import KERNELS
 from stc.engines.flavour import Flavour
-from stc.engines.kernel_cache import FILE
 from tests.device_cases import SETTINGS, Rig, assert_same_stream
 
 RTX: Flavour = "tensorrt-rtx"
@@ -22,7 +22,7 @@ def compiled(path: Path) -> list[str]:
 
 
 def kernels_of(path: Path) -> Path:
-    (file,) = path.rglob(FILE)
+    (file,) = path.rglob(KERNELS)
     return file
 
 
@@ -59,4 +59,4 @@ def test_native_tensorrt_keeps_none(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     assert_same_stream(rig.session(), SETTINGS, 6)
     rig.backend.close()
-    assert not list(tmp_path.rglob(FILE))
+    assert not list(tmp_path.rglob(KERNELS))

@@ -24,6 +24,7 @@ from stc.export.synthetic import random_checkpoint
 from stc.export.tensor_shapes import language_shapes
 from stc.export.torch_language import TorchLanguage
 from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, WEIGHTS
+from tests.graph_files import graph_file
 from tests.language_cases import BLOCKS, WIDTH, language_case
 from tests.tiny_checkpoint import (
     LAYOUTS,
@@ -186,7 +187,7 @@ def test_language_graphs_keep_their_contract() -> None:
     for name, contract in contracts.language_graphs(spec.blocks).items():
         entry = bundle.manifest.graphs[name]
         session = onnxruntime.InferenceSession(
-            bundle.graph_path(name), providers=["CPUExecutionProvider"]
+            graph_file(bundle, name), providers=["CPUExecutionProvider"]
         )
         for ports, entries, values in (
             (contract.inputs, entry.inputs, session.get_inputs()),
@@ -211,7 +212,7 @@ def test_one_graph_serves_every_chunk_and_context(m: int, rows: int) -> None:
         positions,
         torch.randperm(rows, generator=generator),
     )
-    path = case.bundle.graph_path(contracts.attend_graph(1))
+    path = graph_file(case.bundle, contracts.attend_graph(1))
     GraphCheck(path, contracts.ATTEND_CONTRACT, "fp32").compare(attend, inputs)
 
 
@@ -230,7 +231,7 @@ def test_the_graph_check_sees_a_wrong_rotary_base() -> None:
         torch.arange(6, 9),
         torch.arange(9),
     )
-    path = case.bundle.graph_path(contracts.attend_graph(0))
+    path = graph_file(case.bundle, contracts.attend_graph(0))
     check = GraphCheck(path, contracts.ATTEND_CONTRACT, "fp32")
     check.compare(attend, inputs)
     with pytest.raises(ExportError, match="attend_00: hidden_out: differs from torch"):
@@ -285,7 +286,7 @@ def test_products_of_large_keys_stay_within_half_precision(scale: float) -> None
         torch.arange(rows),
     )
     check = GraphCheck(
-        case.bundle.graph_path(name), contracts.language_graphs(1)[name], "fp16", limit=1e-2
+        graph_file(case.bundle, name), contracts.language_graphs(1)[name], "fp16", limit=1e-2
     )
     check.compare(Decoder(weights).attend(0), inputs)
 

@@ -23,6 +23,7 @@ from stc.runtime.memory_settings import MemorySettings
 from stc.runtime.prefill import Prefill
 from stc.runtime.row_order import RowOrder
 from stc.runtime.stream_language import StreamLanguage
+from tests.graph_files import graph_file
 from tests.language_cases import POOLED, frames, language_case
 from tests.language_reference import ReferenceRekv
 from tests.rekv_cases import cap_of, rekv_stream
@@ -113,7 +114,7 @@ def test_rows_of_a_long_question_are_given_back(policy: str) -> None:
     model.spec = model.spec.model_copy(update={"most_positions": 4000})
     # The tables of ONNX Runtime's own graphs end before.
     model.attend = [
-        OnnxRuntimeEngine(engine.name, case.bundle.graph_path(engine.name), "cpu")
+        OnnxRuntimeEngine(engine.name, graph_file(case.bundle, engine.name), "cpu")
         for engine in model.attend
     ]
     answers = []

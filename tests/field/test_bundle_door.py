@@ -211,13 +211,67 @@ def test_graphs_of_a_bundle_that_was_replaced_are_loaded_as_they_were(demo: Path
         OnnxRuntimeBackend(opened).load(name)
 
 
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+from stc.bundle import Bundle
+from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
+
+root = os.path.realpath(sys.argv[1])
+writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+def refuse(event, arguments):
+    changes = event == "open" and arguments[2] & writing
+    changes |= event.startswith("os.") and event not in ("os.listdir", "os.scandir")
+    paths = [path for path in arguments if isinstance(path, (str, os.PathLike))]
+    if changes and any(os.path.realpath(path).startswith(root) for path in paths):
+        raise PermissionError(30, "Read-only file system", str(paths[0]))
+
+sys.addaudithook(refuse)
+bundle = Bundle.open(root)
+for name in bundle.manifest.graphs:
+    OnnxRuntimeBackend(bundle).load(name)
+bundle.companions()
+for change in (lambda: Path(root, ".lock").touch(), lambda: os.mkdir(Path(root, "engines"))):
+    try:
+        change()
+    except PermissionError:
+        print("refused")
+"""
+"""A bundle is opened and loaded where nothing in it may be changed, also by root."""
+
+
 def test_a_bundle_on_read_only_media_opens(demo: Path) -> None:
     """A bundle on a mounted image, or another user's: nothing is written, no lock is needed."""
-    for place in [demo, *demo.rglob("*")]:
-        place.chmod(place.stat().st_mode & ~0o222)
-    before = {place: place.stat().st_mtime_ns for place in demo.rglob("*")}
-    load(demo)
-    assert {place: place.stat().st_mtime_ns for place in demo.rglob("*")} == before
+
+    def standing() -> dict[Path, tuple[int, int]]:
+        found = {place: place.stat() for place in [demo, *demo.rglob("*")]}
+        return {place: (stat.st_mtime_ns, stat.st_ctime_ns) for place, stat in found.items()}
+
+    before = standing()
+    command = [sys.executable, "-c", READ_ONLY, str(demo)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "refused\n" * 2), done.stderr
+    assert standing() == before
+
+
+def test_what_a_runtime_says_names_the_bundle_as_the_user_does(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weights file that ONNX Runtime cannot map: no path of the open directory is shown."""
+    import onnxruntime
+
+    opened = Bundle.open(demo)
+    place = opened.files.place("graphs/weights.bin")
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise RuntimeError(f"open file {place} fail, errcode = 24")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refused)
+    with pytest.raises(StcError) as caught:
+        OnnxRuntimeBackend(opened).load(GRAPH)
+    assert f"open file {demo}/graphs/weights.bin fail" in str(caught.value)
+    assert "/proc/" not in str(caught.value)
 
 
 TWELVE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 
 from stc.bundle import Bundle
-from stc.errors import StcError
+from stc.bundle_files import BundleFiles
+from stc.errors import BundleError, StcError
+from stc.graph_check import MOST_GRAPH_BYTES
 from tests.field.resigned import resign
 
 onnx = pytest.importorskip("onnx")
@@ -110,6 +113,45 @@ def many_nodes(model: Any) -> None:
     )
 
 
+def much_of_little(model: Any) -> None:
+    """Five Concats that make 2 GB of one stored tensor while the graph is loaded."""
+    model.graph.initializer.append(int64("c0", *range(256)))
+    model.graph.node.extend(
+        helper.make_node("Concat", [f"c{n}"] * 16, [f"c{n + 1}"], axis=0) for n in range(5)
+    )
+
+
+def much_of_little_last_first(model: Any) -> None:
+    """The same, its nodes in no order that they could run in."""
+    much_of_little(model)
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def of_nothing(model: Any) -> None:
+    """A node without inputs."""
+    model.graph.node.append(helper.make_node("Concat", [], ["x"], axis=0))
+
+
+def given_twice(model: Any) -> None:
+    """A node that gives what is stored already: which one is read is the runtime's choice."""
+    stored = model.graph.initializer[0].name
+    model.graph.node.append(helper.make_node("Neg", [model.graph.input[0].name], [stored]))
+
+
+def stored_twice(model: Any) -> None:
+    """Two tensors of one name."""
+    model.graph.initializer.extend([int64("t", 1), int64("t", 1, 2)])
+
+
+def attribute_twice(model: Any) -> None:
+    """An attribute with two values."""
+    node = helper.make_node("Concat", [model.graph.input[0].name], ["x"], axis=0)
+    node.attribute.append(helper.make_attribute("axis", 1))
+    model.graph.node.append(node)
+
+
 def text(model: Any) -> None:
     """A tensor of texts."""
     tensor = TensorProto(name="t", data_type=8, dims=[1], string_data=[b"text"])
@@ -136,6 +178,12 @@ STRANGE: list[Callable[[Any], None]] = [
     function,
     sparse,
     many_nodes,
+    much_of_little,
+    much_of_little_last_first,
+    of_nothing,
+    given_twice,
+    stored_twice,
+    attribute_twice,
     text,
     many_axes,
 ]
@@ -164,7 +212,7 @@ def test_a_graph_with_more_than_stc_writes_is_refused(
     with pytest.raises(StcError) as caught:
         backend.load(GRAPH)
     line = str(caught.value)
-    assert line.startswith((f"{file}: has ", f"{file}: tensor "))
+    assert line.startswith(tuple(f"{file}: {word} " for word in ("has", "tensor", "is not")))
     assert "export again with: stc-export" in line
     assert len(line) < 600
 
@@ -185,3 +233,32 @@ def test_a_graph_that_is_no_onnx_is_refused_before_a_runtime_sees_it(
     resign(bundle)
     with pytest.raises(StcError, match=r"embed\.onnx: is not an ONNX graph"):
         OnnxRuntimeBackend(Bundle.open(bundle)).load(GRAPH)
+
+
+def test_a_graph_of_gigabytes_is_refused_unread(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sparse file of gigabytes under a graph's name: its size is enough to refuse it."""
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    os.truncate(bundle / "graphs" / f"{GRAPH}.onnx", MOST_GRAPH_BYTES + 1)
+    resign(bundle)
+    opened = Bundle.open(bundle)
+    monkeypatch.delattr(BundleFiles, "read")
+    with pytest.raises(BundleError, match=r"embed\.onnx: has 262,145 bytes, expected at most"):
+        opened.graph(GRAPH)
+
+
+def test_a_companion_of_gigabytes_is_refused_unread(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A root file longer than any tokenizer: one line, nothing read."""
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    longest = bundle / "config.json"
+    monkeypatch.setattr("stc.bundle.MOST_COMPANION_BYTES", longest.stat().st_size - 1)
+    opened = Bundle.open(bundle)
+    monkeypatch.delattr(BundleFiles, "read")
+    with pytest.raises(
+        BundleError, match=r": has [\d,]+ bytes, expected at most [\d,]+; "
+    ) as caught:
+        opened.companions()
+    assert "\n" not in str(caught.value)

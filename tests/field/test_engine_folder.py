@@ -54,6 +54,7 @@ def build(
     monkeypatch: pytest.MonkeyPatch,
     during: Callable[[], object] = lambda: None,
     fails_after: int = 99,
+    answer: Callable[[Job], Outcome] | None = None,
 ) -> set[str]:
     """Engines of SPECS were built by a double; the names of all files there are then."""
 
@@ -67,6 +68,8 @@ def build(
 
         def outcomes(self, jobs: deque[Job]) -> Iterator[tuple[Job, Outcome]]:
             for number, job in enumerate(jobs):
+                if answer is not None:
+                    yield job, answer(job)
                 file = job.library.store(job.name, memoryview(b"engine of " + job.name.encode()))
                 if number == fails_after:  # killed before the list was told
                     raise KeyboardInterrupt
@@ -236,6 +239,55 @@ def test_engines_of_a_replaced_bundle_do_not_land_in_the_new_one(
     with pytest.raises(StcError, match="was replaced while it was in use; run the command again"):
         build(place, monkeypatch, during=lambda: write_bundle(place, force=True, salt=b"new"))
     assert not (place / "engines").exists()
+
+
+@pytest.mark.parametrize("name", ["a.engine", "b" * 300 + ".engine"], ids=["folder", "long"])
+def test_an_unfinished_engine_that_cannot_be_deleted_is_named(place: Path, name: str) -> None:
+    """A list names a folder, or no file there can be: one line about it, as the user knows it."""
+    library = library_of(Bundle.open(place), "sm89")
+    library.write({}, unfinished=[name])
+    if name == "a.engine":
+        (library.folder / name).mkdir()
+    with pytest.raises(EngineError) as caught:
+        library.sweep()
+    line = str(caught.value)
+    assert line.startswith(f"{library.folder / name}: cannot be deleted (")
+    assert "/proc/" not in line
+    assert "\n" not in line
+
+
+def test_an_engine_that_cannot_be_stored_is_an_error_of_its_folder(place: Path) -> None:
+    """A folder stands where an engine belongs."""
+    library = library_of(Bundle.open(place), "sm89")
+    (library.folder / "a.engine").mkdir(parents=True)
+    with pytest.raises(EngineError) as caught:
+        library.store("a.engine", memoryview(b"engine"))
+    assert str(caught.value).startswith(f"{library.folder}: cannot be written (Is a directory)")
+    assert "/proc/" not in str(caught.value)
+
+
+def test_an_engine_that_cannot_be_looked_at_is_named(place: Path) -> None:
+    """A list names a file that no file system has: an error of it, not of the system's call."""
+    library = library_of(Bundle.open(place), "sm89")
+    file = library.store("a.engine", memoryview(b"engine"))
+    name = "b" * 300 + ".engine"
+    entry = cast(Any, SimpleNamespace(file=file.model_copy(update={"path": name})))
+    with pytest.raises(EngineError, match=r"cannot be read \(File name too long") as caught:
+        library.whole(entry)
+    assert str(caught.value).startswith(str(library.folder / name))
+
+
+def test_what_a_builder_says_names_the_bundle_as_the_user_does(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that TensorRT cannot read: the path is the bundle's, not of the open directory."""
+
+    def fails(job: Job) -> Outcome:
+        return Outcome(None, f"cannot open {job.recipe.path}", 0.0, 0)
+
+    with pytest.raises(EngineError) as caught:
+        build(place, monkeypatch, answer=fails)
+    assert f"cannot open {place}/graphs/embed.onnx" in str(caught.value)
 
 
 def _restored(place: Path) -> Path:
