@@ -13,6 +13,10 @@ _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _HEAD_BYTES = 4096
 """Within these ASF and FLV say their size."""
 _LARGEST_BYTES = 1 << 53
+_MOST_PARTS = 100_000
+"""A file of more boxes or chunks does not say its size: walking through them takes long."""
+_INDICES = (b"moov", b"moof", b"meta")
+"""Without one of these boxes the pictures of an MP4 cannot be found."""
 
 
 def is_cut_off(path: str | Path) -> bool:
@@ -44,18 +48,25 @@ def declared_size(file: BinaryIO) -> int | None:
 def _boxes(file: BinaryIO, head: bytes) -> int | None:
     """MP4: boxes one after the other, each with its size and four letters."""
     size = file.seek(0, os.SEEK_END)
-    place = 0
-    while place + 8 <= size:
+    place, kinds = 0, set()
+    for _ in range(_MOST_PARTS):
+        if place + 8 > size:
+            # A recorder writes the index last. Whatever is cut off, a box at least is missing.
+            is_indexed = b"mdat" not in kinds or not kinds.isdisjoint(_INDICES)
+            return place if is_indexed or place > size else place + 8
         file.seek(place)
         box = file.read(16)
         length, kind = int.from_bytes(box[:4], "big"), box[4:8]
         if length == 1:
             length = int.from_bytes(box[8:], "big")
-        # Zero is "to the end of the file". What is no box is padding that some recorder left.
+        if length == 0 and kind == b"mdat":
+            length = size - place  # to the end of the file
+        # What is no box is padding that some recorder left.
         if length < 8 or not (kind.isascii() and kind.decode("ascii").isprintable()):
             return None
+        kinds.add(kind)
         place += length
-    return place
+    return None
 
 
 def _elements(file: BinaryIO, head: bytes) -> int | None:
@@ -83,14 +94,16 @@ def _chunks(file: BinaryIO, head: bytes) -> int | None:
     """AVI: RIFF chunks of at most a gigabyte or two, one after the other."""
     size = file.seek(0, os.SEEK_END)
     place = end = 0
-    while place + 8 <= size:
+    for _ in range(_MOST_PARTS):
+        if place + 8 > size:
+            return end or None
         file.seek(place)
         kind, length = struct.unpack("<4sI", file.read(8))
         if kind != b"RIFF" or length in (0, 0xFFFFFFFF):
-            break
+            return end or None
         end = place + 8 + length
         place = end + length % 2
-    return end or None
+    return None
 
 
 def _properties(file: BinaryIO, head: bytes) -> int | None:

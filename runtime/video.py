@@ -17,6 +17,7 @@ from urllib.request import url2pathname
 
 from stc.errors import SettingsError, VideoError
 from stc.runtime.awaited import awaited
+from stc.runtime.declared_size import is_cut_off
 from stc.runtime.video_address import (
     HTTP_SCHEMES,
     LIVE_SCHEMES,
@@ -84,7 +85,9 @@ def open_video(
     _check_use(dialling, scheme, live=live)
     if live:
         return _open_live(source, scheme, fps, reconnection or Reconnection(), dialling)
-    return _open_file(source, fps, remote=scheme in HTTP_SCHEMES)
+    if scheme in HTTP_SCHEMES:
+        return _open_remote(source, fps)
+    return _open_file(local_path(source), fps)
 
 
 def local_path(source: str) -> str:
@@ -128,30 +131,58 @@ def _open_live(
     return LiveVideo(opener, source, fps=fps, reconnection=reconnection)
 
 
-def _open_file(source: str, fps: float | None, *, remote: bool) -> VideoSource:
+def _open_file(path: str, fps: float | None) -> VideoSource:
+    """Raises VideoError, which tells a file that was cut off from one that is no video."""
+    try:
+        return _read_file(path, fps)
+    except VideoError as error:
+        if not is_cut_off(path):
+            raise
+        raise VideoError(
+            without_credentials(path),
+            "cut off, and what is left cannot be read",
+            mend="copy or record it again",
+        ) from error
+
+
+def _read_file(path: str, fps: float | None) -> VideoSource:
     import av
     from av.error import FFmpegError
 
     from stc.runtime.video_errors import unreadable
     from stc.runtime.video_file import VideoFile
+
+    _check_path(path)
+    # The prefix keeps libav from reading "12:30.mp4" as an address of scheme 12.
+    opener: Callable[[], InputContainer] = partial(av.open, f"file:{path}", "r")
+    # A pipe or a device may let whoever opens it wait for ever.
+    waits = not Path(path).is_file()
+    try:
+        container = awaited(opener) if waits else opener()
+    except FFmpegError as error:
+        raise unreadable(without_credentials(path), error) from error
+    _refuse_text(container, path)
+    return VideoFile(container, path, fps=fps, waits=waits)
+
+
+def _open_remote(source: str, fps: float | None) -> VideoSource:
+    from stc.runtime.video_file import VideoFile
     from stc.runtime.video_network import open_remote
 
-    source = local_path(source)
-    if remote:
-        container = awaited(partial(open_remote, Address.of(source), without_credentials(source)))
-    else:
-        _check_path(source)
-        try:
-            # The prefix keeps libav from reading "12:30.mp4" as an address of scheme 12.
-            container = av.open(f"file:{source}", "r")
-        except FFmpegError as error:
-            raise unreadable(without_credentials(source), error) from error
+    container = awaited(partial(open_remote, Address.of(source), without_credentials(source)))
+    _refuse_text(container, source)
+    return VideoFile(container, source, fps=fps, waits=True)
+
+
+def _refuse_text(container: InputContainer, source: str) -> None:
+    """Raises VideoError, with `container` closed, when it is plain text.
+
+    libav plays that as a terminal recording.
+    """
     if container.format.name == "tty":
-        # libav plays plain text files as terminal recordings.
         container.close()
         name = without_credentials(source)
         raise VideoError(name, "a text file", "a video", "name the file of the video")
-    return VideoFile(container, source, fps=fps, remote=remote)
 
 
 def _check_path(path: str) -> None:

@@ -32,8 +32,8 @@ SPARSE = 4
 class VideoFile(VideoSource):
     """Frames of a file, or of anything else that ends and can wait, at `fps` (None: all).
 
-    Owns `container`. remote: it comes over a network, for which Ctrl-C need not wait. Raises
-    VideoError, from the constructor without a video stream, while iterating when the file cannot
+    Owns `container`. waits: it may wait for others, as a server or a pipe does, which Ctrl-C does
+    not wait for. Raises VideoError, from the constructor without a video stream, while iterating when the file cannot
     be read on or no frame at all could be decoded. A file that was cut off, or of which the rest
     is unreadable, gives the frames it has; `loss` says so then.
     """
@@ -41,7 +41,7 @@ class VideoFile(VideoSource):
     is_live = False
 
     def __init__(
-        self, container: InputContainer, source: str, *, fps: float | None, remote: bool = False
+        self, container: InputContainer, source: str, *, fps: float | None, waits: bool = False
     ) -> None:
         super().__init__(source)
         self._decoder = Decoder(container, self.name)
@@ -55,7 +55,7 @@ class VideoFile(VideoSource):
         if fps is not None and self.rate is not None and fps * SPARSE <= self.rate:
             self._decoder.decode_in_parallel()
         self.frames_expected = expected_frames(self._decoder.frames, self.rate, fps)
-        self._waits = Awaited(self._decoder.pictures()) if remote else None
+        self._waits = Awaited(self._decoder.pictures()) if waits else None
         self._frames = self._read()
 
     def __next__(self) -> Frame:
@@ -63,6 +63,8 @@ class VideoFile(VideoSource):
 
     def close(self) -> None:
         self._frames.close()
+        if self._waits is not None:
+            self._waits.close()
         # A thread that is still inside libav lets go of the container when it comes back.
         if self._waits is None or not self._waits.is_abandoned:
             self._decoder.close()

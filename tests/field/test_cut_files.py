@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stc.errors import VideoError
 from stc.runtime import run_command
-from stc.runtime.declared_size import declared_size
+from stc.runtime.declared_size import declared_size, is_cut_off
 from stc.runtime.frame import Frame
 from stc.runtime.video import open_video
 from stc.runtime.video_file import VideoFile
@@ -38,11 +39,11 @@ DECLARING: dict[str, dict[str, Any]] = {
 """Containers that say how long they are, and how a clip is written into each."""
 
 
-def detailed_clip(path: Path) -> Path:
+def detailed_clip(path: Path, **how: Any) -> Path:
     """20 pictures of noise, which are most of the file whatever the container adds."""
     random = np.random.default_rng(0)
     noise = random.integers(0, 256, (20, 48, 64, 3), np.uint8)
-    return write_clip(path, noise, **DECLARING[path.name])
+    return write_clip(path, noise, **{**DECLARING[path.name], **how})
 
 
 def cut(path: Path, share: float = 0.6) -> Path:
@@ -101,6 +102,69 @@ def test_a_file_cut_before_its_first_frame_says_so(tmp_path: Path) -> None:
     with open_video(str(path)) as video, pytest.raises(Exception) as raised:
         next(video)
     assert str(raised.value).startswith(f"{path}: ended early: 0 of 20 frames; ")
+
+
+RECORDED = ["clip.mp4", "clip.mov"]
+"""Containers whose index most recorders write last."""
+
+
+@pytest.mark.parametrize("share", [0.02, 0.95])
+@pytest.mark.parametrize("name", [*RECORDED, *(f"fast {name}" for name in DECLARING)])
+def test_a_file_cut_before_its_index_is_told_as_cut(
+    name: str, share: float, tmp_path: Path
+) -> None:
+    """A copy that stopped, of a phone's film or of any other: never "not a video"."""
+    *fast, name = name.split()
+    path = detailed_clip(tmp_path / name, **({} if fast else {"options": {}}))
+    path = cut(path, share)
+    try:
+        told = read(path)[1]
+    except VideoError as error:
+        told = str(error)
+    assert told is not None
+    assert "cut off; " in told or "cut off, " in told
+
+
+@pytest.mark.parametrize("ends", [0, 4, 12, 200])
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_file_cut_around_its_index_is_told_as_cut(name: str, ends: int, tmp_path: Path) -> None:
+    """The index is missing, or not whole: so many bytes of it are there."""
+    path = detailed_clip(tmp_path / name, options={})
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"moov") - 4 + ends])
+    assert is_cut_off(path)
+    told = f"{path}: cut off, and what is left cannot be read; copy or record it again"
+    with pytest.raises(VideoError) as raised:
+        read(path)
+    assert str(raised.value) == told
+
+
+def test_a_recording_whose_power_was_cut_is_told_as_cut(tmp_path: Path) -> None:
+    """The recorder did not come to write how long its pictures are, let alone the index."""
+    path = detailed_clip(tmp_path / "clip.mp4", options={})
+    content = bytearray(path.read_bytes())
+    at = content.index(b"mdat")
+    content[at - 4 : at] = bytes(4)
+    path.write_bytes(content[: content.index(b"moov") - 4])
+    with pytest.raises(VideoError, match="cut off, and what is left cannot be read"):
+        read(path)
+
+
+@pytest.mark.parametrize("head", [b"", b"RIFF\1\0\0\0\0\0"])
+def test_a_file_of_endless_parts_is_not_walked_to_its_end(head: bytes) -> None:
+    """Boxes of eight bytes, chunks of one: millions of them would take seconds."""
+    part = head or b"\0\0\0\x08free"
+
+    class Counted(io.BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            self.reads += 1
+            return super().read(size)
+
+    file = Counted(part * 150_000)
+    assert declared_size(file) is None
+    assert file.reads < 120_000
 
 
 @pytest.mark.parametrize("name", [*DECLARING, "clip.ts", "clip.nut", "clip.mpg", "clip.h264"])
