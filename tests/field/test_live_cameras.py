@@ -337,21 +337,6 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(
         assert time.monotonic() - start_s < LONG_S / 6
 
 
-def test_ctrl_c_does_not_wait_for_a_pipe_that_stalls(clip: Path) -> None:
-    """Another program feeds pictures, and stops midway."""
-    path, matroska = clip.parent / "camera.pipe", numbered_clip(clip.parent, name="clip.mkv")
-    os.mkfifo(path)
-    content = matroska.read_bytes()
-    with open(os.open(path, os.O_RDWR), "wb", buffering=0) as writer:
-        writer.write(content[: len(content) * 3 // 4])
-        with open_video(str(path)) as video:
-            start_s = time.monotonic()
-            with pytest.raises(KeyboardInterrupt), ctrl_c_after(0.5):
-                list(video)
-            assert time.monotonic() - start_s < LONG_S / 6
-            assert list(video) == []
-
-
 def test_one_thread_reads_all_of_what_may_wait(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of a file on a server costs no thread of its own, and no thread outlives it."""
     readers: list[threading.Thread] = []
