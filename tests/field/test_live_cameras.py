@@ -319,9 +319,10 @@ def pipe(clip: Path) -> Iterator[str]:
 def begun_pipe(clip: Path) -> Iterator[str]:
     path = clip.parent / "camera.pipe"
     os.mkfifo(path)
-    with open(os.open(path, os.O_RDWR), "wb", buffering=0) as writer:
-        writer.write(clip.read_bytes()[:100])
-        yield str(path)
+    writer = os.open(path, os.O_RDWR)
+    os.write(writer, clip.read_bytes()[:100])
+    yield str(path)
+    os.close(writer)
 
 
 @pytest.mark.parametrize("server", [rtsp, tcp, http_file, pipe, begun_pipe])
