@@ -48,7 +48,8 @@ def declared_size(file: BinaryIO) -> int | None:
 def _boxes(file: BinaryIO, head: bytes) -> int | None:
     """MP4: boxes one after the other, each with its size and four letters."""
     size = file.seek(0, os.SEEK_END)
-    place, kinds = 0, set()
+    place = 0
+    kinds: set[bytes] = set()
     for _ in range(_MOST_PARTS):
         if place + 8 > size:
             # A recorder writes the index last. Whatever is cut off, a box at least is missing.

@@ -21,6 +21,7 @@ from stc.runtime.declared_size import is_cut_off
 from stc.runtime.video_address import (
     HTTP_SCHEMES,
     LIVE_SCHEMES,
+    LONGEST_ADDRESS,
     RTSP_SCHEMES,
     Address,
     scheme_of,
@@ -69,6 +70,9 @@ def open_video(
         raise VideoError("--video", "got nothing", "a file, /dev/videoN or an rtsp:// address")
     require_av()
     scheme = scheme_of(source)
+    if scheme is not None and len(source) > LONGEST_ADDRESS:
+        got = f"an address of {len(source)} characters"
+        raise VideoError("--video", got, f"{LONGEST_ADDRESS} at most", "shorten it")
     if live and scheme not in HTTP_SCHEMES:
         raise SettingsError("--live", "given", "an http:// or https:// --video", "leave it out")
     if scheme is None:
@@ -81,6 +85,9 @@ def open_video(
             f"unknown address {scheme}://",
             f"a file, /dev/videoN or one of {', '.join((*LIVE_SCHEMES, *FILE_SCHEMES))}",
         )
+    if scheme not in (None, "file") and Address.of(source).port == 0:
+        mend = "correct what stands behind the host, or escape the password in front of it"
+        raise VideoError(without_credentials(source), "no such port", "1 to 65535", mend)
     dialling = dialling or Dialling()
     _check_use(dialling, scheme, live=live)
     if live:
@@ -193,7 +200,8 @@ def _check_path(path: str) -> None:
         mend = f"a camera is: --video /dev/video{path}" if path.isdecimal() else "check the path"
         raise VideoError(path, "no such file", mend=mend) from error
     except (OSError, ValueError) as error:
-        raise VideoError(path, f"cannot be opened ({error})", "a video file") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise VideoError(path, f"cannot be opened ({why})", "a video file") from error
     if stat.S_ISDIR(status.st_mode):
         raise VideoError(path, "a folder", "a video file", "name a file inside it")
     if stat.S_ISREG(status.st_mode) and status.st_size == 0:

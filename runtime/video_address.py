@@ -10,10 +10,14 @@ RTSP_SCHEMES = ("rtsp", "rtsps")
 LIVE_SCHEMES = (*RTSP_SCHEMES, "rtmp", "rtmps", "rtp", "tcp", "udp", "srt")
 HTTP_SCHEMES = ("http", "https")
 
+LONGEST_ADDRESS = 4095
+"""Characters; libav cuts off what is behind them."""
+
 # Elsewhere libav takes a user name and a password as they are written.
 _UNESCAPING = (*RTSP_SCHEMES, *HTTP_SCHEMES)
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _HOST = re.compile(r"(\[[^\]/@]+\]|[^\s/?#@:\[\]]*)(:\d+)?(?=[/?#]|$)")
+_PORT = re.compile(r"(?:\[[^\]/?#@]+\]|[^/?#@:\[\]]*):([^/?#]+)")
 _ESCAPED = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 # All that a user name or a password may hold unescaped, and the mark of what is escaped.
 _PLAIN = "!$&'()*+,;=-._~%"
@@ -25,7 +29,8 @@ _SECRET = re.compile(r"(?i)((?:pass|pwd|token|secret|api_?key|signature)\w*=)[^&
 class Address:
     """An address in parts. scheme: in small letters. url: as libav reads it.
 
-    host: None where there is none. port: the scheme's usual one where none is given.
+    host: None where there is none. port: the scheme's usual one where none is given, 0 where no
+    port can have that number.
     """
 
     scheme: str
@@ -47,13 +52,14 @@ class Address:
         at = _end_of_credentials(rest)
         place = rest if at is None else rest[at + 1 :]
         try:
-            parts = urlsplit(f"{scheme}://{place}")
-            host, port = parts.hostname, parts.port
+            host = urlsplit(f"{scheme}://{place}").hostname
         except ValueError:
-            host, port = None, None
+            host = None
+        given = _PORT.match(place)
+        port = _USUAL_PORTS.get(scheme) if given is None else _port_of(given[1])
         if at is not None and scheme in _UNESCAPING:
             rest = ":".join(map(_escaped, rest[:at].split(":", 1))) + "@" + place
-        return cls(scheme, f"{scheme}://{rest}", host, port or _USUAL_PORTS.get(scheme))
+        return cls(scheme, f"{scheme}://{rest}", host, port)
 
 
 def scheme_of(source: str) -> str | None:
@@ -67,9 +73,22 @@ def without_credentials(source: str) -> str:
 
     A password may hold `/` and `@`. Where it cannot be told from a port and a path, too much is
     hidden: `http://host:80/a@b` shows as `http://***@b`. So are passwords among the parameters.
+    A file's address holds none.
     """
-    shown = re.sub(r"(?<=://)(.*:.*|[^/]*)@", "***@", source, flags=re.DOTALL)
-    return shown if scheme_of(source) is None else _SECRET.sub(r"\1***", shown)
+    scheme = scheme_of(source)
+    if scheme == "file":
+        return source
+    start, mark, rest = source.partition("://")
+    at = rest.rfind("@")
+    if ":" not in rest[: max(at, 0)]:
+        at = rest.partition("/")[0].rfind("@")
+    shown = source if at < 0 else f"{start}{mark}***{rest[at:]}"
+    return shown if scheme is None else _SECRET.sub(r"\1***", shown)
+
+
+def _port_of(digits: str) -> int:
+    number = int(digits) if digits.isascii() and digits.isdecimal() else 0
+    return number if number < 1 << 16 else 0
 
 
 def _escaped(part: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import socket
 import ssl
 import time
@@ -19,6 +21,8 @@ from stc.runtime.video_source import RtspTransport
 
 _LOOK_TIMEOUT_S = 3.0
 _BUSY_TRIES, _BUSY_WAIT_S = 3, 0.2
+_AS_IT_IS = (*HTTP_SCHEMES, "tcp")
+_START_BYTES = 1024
 _DATAGRAMS = ("udp", "rtp", "srt")
 _TLS_OF = {"http": "https", "rtsp": "rtsps", "rtmp": "rtmps"}
 _PLAIN_OF = {tls: plain for plain, tls in _TLS_OF.items()}
@@ -64,19 +68,23 @@ def cause_of(
     """
     told = None
     if isinstance(error, _VAGUE):
-        told = _looked_at(address, transport, silent_s)
+        told = _looked_at(address, error, transport, silent_s)
     return unreadable(name, error) if told is None else VideoError(name, told[0], mend=told[1])
 
 
 def _looked_at(
-    address: Address, transport: RtspTransport | None, silent_s: float | None
+    address: Address,
+    error: FFmpegError,
+    transport: RtspTransport | None,
+    silent_s: float | None,
 ) -> tuple[str, str] | None:
     """What was found, and how to mend it; None when nothing was."""
     if address.host is not None and not _resolves(address.host):
         return "host unknown", "check the name, or write the IP address in its place"
     if address.scheme in _DATAGRAMS:
         return "nothing came", "check the port, and that something sends there"
-    if silent_s is not None:
+    start = _start(address)
+    if silent_s is not None and not start:
         if not _connects(address):
             return "no answer in time", "check the address, and that the camera or server is on"
         return (
@@ -88,10 +96,12 @@ def _looked_at(
         return "does not speak TLS there", f"check the port, or try {plain}://"
     if address.scheme in RTSP_SCHEMES and (kinds := _kinds(address)) is not None:
         return _not_served(address, kinds, transport)
-    if address.scheme in HTTP_SCHEMES and (told := _text(address)) is not None:
-        return told
     if tls is not None and _speaks_tls(address):
         return "speaks TLS there", f"try {tls}://"
+    if isinstance(error, av.error.HTTPClientError) and address.scheme in HTTP_SCHEMES:
+        return None
+    if start is not None and (told := _told_by(start)) is not None:
+        return told
     if address.scheme in RTSP_SCHEMES:
         return "does not speak RTSP there", "check the port; most cameras take 554"
     return "not a video that libav knows", "check the address, and play it with ffplay"
@@ -139,19 +149,42 @@ def _speaks_tls(address: Address) -> bool:
         return False
 
 
-def _text(address: Address) -> tuple[str, str] | None:
-    """What an HTTP server sends instead of a video, if that is text."""
+def _start(address: Address) -> bytes | None:
+    """What a server sends first, where it sends a file or a stream as it is.
+
+    Empty when it ends before; None when it does not come, or the server is asked in another way.
+    """
+    if address.scheme not in _AS_IT_IS:
+        return None
     try:
         with av.open(address.url, "r", format="data", timeout=_LOOK_TIMEOUT_S) as container:
-            start = bytes(next(container.demux()))[:1024]
-    except (FFmpegError, StopIteration):
-        return None
+            return bytes(next(container.demux()))[:_START_BYTES]
+    except (av.error.EOFError, StopIteration):
+        return b""
+    except FFmpegError as error:
+        # So libav tells the end of a page whose length the server did not announce.
+        return b"" if error.errno == errno.EIO else None
+
+
+def _told_by(start: bytes) -> tuple[str, str] | None:
+    """What a server sends instead of a video, of which these are the first bytes."""
+    if not start:
+        return "sends no content", "check the address, and that the source is on"
     if b"<html" in start.lower() or b"<!doctype" in start.lower():
         fix = "name the address of the stream itself, which the camera's manual has"
         return "a web page, not a video", fix
-    if start and start.isascii() and b"\0" not in start:
+    if _is_text(start):
         return "text, not a video", "name the address of the stream itself"
     return None
+
+
+def _is_text(start: bytes) -> bool:
+    try:
+        # The last character may be cut.
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return all(letter.isprintable() or letter in "\t\n\r\f\ufeff\x1b" for letter in text)
 
 
 def _not_served(

@@ -10,8 +10,9 @@ from typing import Generic, TypeVar
 
 DISORDER_PERIODS = 3
 """Stamps out of order by up to this many frame periods are disorder, by more a jump."""
-LOOK_AHEAD = 8
-"""Frames behind a jump that are asked whether it is true."""
+LOOK_AHEAD = 9
+"""Frames behind a jump that are asked whether it is true; odd, as of an even number as many strays
+as others may lie before and behind them."""
 MOST_ALIKE = 4
 """Frames that may repeat the stamp of the one before; that of more is stuck, and says nothing."""
 LONGEST_PAUSE_S = 30 * 3600.0
@@ -43,8 +44,10 @@ class Clock:
       stands one period behind the one before it; if they go on from there, ahead was a pause and
       back a new zero (joined and looping files, stamps that wrapped round), which goes on one
       period later. Ahead by more than `longest_pause_s` is a new zero as well. Frames without
-      a stamp, or with one that is stuck, are a period apart. So strays, as long as no more than
-      three come in a row, cost a frame's period at most, and only their own frames.
+      a stamp, or with one that is stuck, are a period apart. So strays cost a frame's period at
+      most, and only their own frames, as long as they are fewer than half of the frames of any
+      stretch, at most three in a row, and none of the last three; or every other frame but the
+      last, all moved alike.
     - A live source's times are those of its stamps while these rise and agree with the wall clock:
       never ahead of it, at most WALL_LAG_S behind. Else a frame's time is when it arrived. So
       stalls, bursts, reconnections and strays cost no more than WALL_LAG_S, and while they last.

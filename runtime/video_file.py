@@ -33,9 +33,9 @@ class VideoFile(VideoSource):
     """Frames of a file, or of anything else that ends and can wait, at `fps` (None: all).
 
     Owns `container`. waits: it may wait for others, as a server or a pipe does, which Ctrl-C does
-    not wait for. Raises VideoError, from the constructor without a video stream, while iterating when the file cannot
-    be read on or no frame at all could be decoded. A file that was cut off, or of which the rest
-    is unreadable, gives the frames it has; `loss` says so then.
+    not wait for. Raises VideoError, from the constructor without a video stream, while iterating
+    when the file cannot be read on or no frame at all could be decoded. A file that was cut off,
+    or of which the rest is unreadable, gives the frames it has; `loss` says so then.
     """
 
     is_live = False

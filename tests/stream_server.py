@@ -71,7 +71,8 @@ def web_camera(
     *, user: tuple[str, str] | None = None, certificate: str | None = None
 ) -> Iterator[str]:
     """Host and port of a camera's web server: `/video` is M-JPEG, `/stall` stops after a while,
-    `/busy` fails, `/closed` is forbidden, `/notes` is text, and all else a page for browsers.
+    `/busy` fails, `/closed` is forbidden, `/418` and its like are refused with that status,
+    `/notes` and `/json` are text, `/empty` is nothing, and all else a page for browsers.
 
     user: the name and password it asks for. certificate: a PEM file with key; it speaks TLS then.
     """
@@ -91,6 +92,12 @@ def web_camera(
                 self._send_pictures(30 if self.path == "/stall" else None)
             elif self.path in ("/busy", "/closed"):
                 self.send_error({"/busy": 503, "/closed": 403}[self.path])
+            elif self.path[1:].isdecimal():
+                self.send_error(int(self.path[1:]))
+            elif self.path == "/empty":
+                self._send("video/mp4", b"")
+            elif self.path == "/json":
+                self._send("application/json", '{"Fehler": "ungültig"}'.encode() * 3)
             elif self.path == "/notes":
                 self._send("text/plain", b"the camera in the yard\n" * 40)
             else:

@@ -350,22 +350,6 @@ def test_a_live_source_of_sound_alone_is_refused_and_released(tmp_path: Path) ->
     assert len(opener.opened[0].streams) == 0
 
 
-def test_a_camera_that_refuses_is_named_without_its_password() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(VideoError) as raised:
-        open_video(f"rtsp://viewer:secret@127.0.0.1:{port}/street")
-    assert str(raised.value) == (
-        f"rtsp://***@127.0.0.1:{port}/street: connection refused; "
-        "check that the camera or server is on, and its address and port"
-    )
-
-
-def test_a_camera_that_is_not_there_is_refused() -> None:
-    with pytest.raises(VideoError, match=r"^/dev/video999: no such device; (no camera|cameras)"):
-        open_video("/dev/video999")
-
-
 # Sockets.
 
 

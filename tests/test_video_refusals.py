@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -104,6 +105,22 @@ def test_a_source_that_cannot_be_opened_is_refused(source: str, message: str) ->
     assert message in refusal(source)
 
 
+def test_a_camera_that_refuses_is_named_without_its_password() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(VideoError) as raised:
+        open_video(f"rtsp://viewer:secret@127.0.0.1:{port}/street")
+    assert str(raised.value) == (
+        f"rtsp://***@127.0.0.1:{port}/street: connection refused; "
+        "check that the camera or server is on, and its address and port"
+    )
+
+
+def test_a_camera_that_is_not_there_is_refused() -> None:
+    with pytest.raises(VideoError, match=r"^/dev/video999: no such device; (no camera|cameras)"):
+        open_video("/dev/video999")
+
+
 def test_a_link_to_a_camera_is_refused_as_one(tmp_path: Path) -> None:
     link = tmp_path / "front_cam"
     link.symlink_to("/dev/video999")
@@ -133,6 +150,7 @@ def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
         ("http://h/a@b.mp4", "http://h/a@b.mp4"),
         ("http://h/a@b.mp4?at=12:30", "http://h/a@b.mp4?at=12:30"),
         ("videos/me@home.mp4", "videos/me@home.mp4"),
+        ("file:///data/a:b@c.mp4", "file:///data/a:b@c.mp4"),
     ],
 )
 def test_user_and_password_are_not_shown(source: str, shown: str) -> None:

@@ -228,7 +228,10 @@ def test_datagrams_that_do_not_come_are_told_apart() -> None:
     [
         ("login", "a web page, not a video; name the address of the stream itself"),
         ("notes", "text, not a video; name the address of the stream itself"),
+        ("json", "text, not a video; name the address of the stream itself"),
+        ("empty", "sends no content; check the address"),
         ("busy", "the server failed"),
+        *((str(status), "refused by the server (") for status in (400, 402, 405, 410, 418, 451)),
         ("closed", "refused by the server (server returned 403 forbidden"),
     ],
 )
@@ -282,6 +285,77 @@ def test_noise_on_a_socket_is_told_apart() -> None:
         assert "not a video that libav knows; check the address" in refusal(
             f"tcp://127.0.0.1:{port}"
         )
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("stays_s", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"hello", "text, not a video; name the address"),
+        (b"220 mail ready\r\n", "text, not a video; name the address"),
+        (b"\x05\x00\xff\xfe", "not a video that libav knows; check the address"),
+    ],
+)
+def test_a_server_that_says_little_is_not_told_as_silent(
+    said: bytes, told: str, stays_s: float
+) -> None:
+    """A port of something else, which greets and then hangs up or listens."""
+
+    def say(viewer: socket.socket, off: threading.Event) -> None:
+        viewer.sendall(said)
+        off.wait(stays_s)
+
+    with tcp_server(say) as port:
+        line = refusal(f"tcp://127.0.0.1:{port}")
+    assert told in line
+    assert "silent" not in line
+
+
+def test_a_server_that_hangs_up_is_told_apart() -> None:
+    """It takes the connection and ends it at once."""
+    with tcp_server(lambda viewer, off: None) as port:
+        assert "sends no content; check the address" in refusal(f"tcp://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "9" * 40, "55x4", "-1"])
+@pytest.mark.parametrize("scheme", ["rtsp", "udp", "http", "tcp"])
+def test_a_port_there_is_none_of_is_refused_at_once(scheme: str, port: str) -> None:
+    """A typing error in the port."""
+    line = refusal(f"{scheme}://127.0.0.1:{port}/x")
+    assert ": no such port, expected 1 to 65535; correct what stands behind the host" in line
+
+
+@pytest.mark.parametrize(
+    ("source", "port"),
+    [
+        ("rtsp://h/x", 554),
+        ("rtsp://h:/x", 554),
+        ("rtsp://viewer:99999@h/x", 554),
+        ("rtsp://viewer:99999@h:8554/x", 8554),
+        ("http://[::1]:8080/a:b", 8080),
+        ("http://h/a:99999", 80),
+        ("udp://@:1234", 1234),
+        ("udp://@239.0.0.1", None),
+    ],
+)
+def test_a_port_is_what_stands_behind_the_host(source: str, port: int | None) -> None:
+    """And no part of a password or a path."""
+    assert Address.of(source).port == port
+
+
+def test_an_address_longer_than_libav_reads_is_refused() -> None:
+    """Something else was pasted; whatever it is, it is refused at once."""
+    for source in ("http" + "://" * 20_000, "x://" + "pass" * 20_000, f"rtsp://{'a:@' * 9_000}"):
+        told = f"--video: an address of {len(source)} characters, expected 4095 at most"
+        assert refusal(source).startswith(told)
+
+
+def test_the_name_of_an_address_takes_no_time() -> None:
+    """The most addresses in one that a command can be given."""
+    source = "://" * 40_000
+    assert without_credentials(source) == source
+    assert without_credentials(f"{source}b@c") == "://***@c"
 
 
 def test_looking_for_a_cause_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import av
@@ -17,7 +18,14 @@ from hypothesis import strategies as st
 
 from stc.errors import VideoError
 from stc.runtime.video import open_video
-from stc.runtime.video_clock import LONGEST_PAUSE_OF_RESTARTING_S, WALL_LAG_S, Clock, Foreseen
+from stc.runtime.video_clock import (
+    LONGEST_PAUSE_OF_RESTARTING_S,
+    LONGEST_PAUSE_S,
+    LOOK_AHEAD,
+    WALL_LAG_S,
+    Clock,
+    Foreseen,
+)
 from stc.runtime.video_live import LiveVideo
 from stc.runtime.video_source import Reconnection
 from tests.clips import numbered, numbered_clip, read_frames, write_clip
@@ -153,6 +161,59 @@ def test_single_strays_cost_less_than_a_frame(
     far = all(abs(offset) > 8 for offset in offsets.values())
     if far:
         assert all(abs(t - k * period_s) <= period_s * 1.001 for k, t in enumerate(times))
+
+
+LIMITS_S = st.sampled_from([LONGEST_PAUSE_OF_RESTARTING_S, LONGEST_PAUSE_S])
+FAR_S = st.sampled_from([1.0, 3.0, 100.0, STRAY_S, -3.0, -100.0, -STRAY_S])
+
+
+@settings(deadline=None)
+@given(st.integers(20, 60), st.integers(1, 2), FAR_S, LIMITS_S)
+def test_every_other_stamp_may_be_astray(
+    count: int, first: int, move_s: float, limit_s: float
+) -> None:
+    """One field of each two stamped elsewhere, in any container; the last frame is sound."""
+    stamps = [1e6 + k * PERIOD_S for k in range(count)]
+    stamps[first:-1:2] = [stamp + move_s for stamp in stamps[first:-1:2]]
+    times = times_of(stamps, longest_pause_s=limit_s)
+    for k, time_s in enumerate(times):
+        assert abs(time_s - k * PERIOD_S) <= PERIOD_S * 1.01
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), min_size=1, max_size=12),
+    st.none() | FAR_S,
+    LIMITS_S,
+    st.randoms(use_true_random=False),
+)
+def test_strays_fewer_than_the_others_move_no_clock(
+    runs: list[tuple[int, int]], move_s: float | None, limit_s: float, random: Random
+) -> None:
+    """Up to three in a row, and more sound frames behind them; all moved alike, or each anew."""
+    astray = [False, *(k < bad for bad, more in runs for k in range(2 * bad + more)), False, False]
+    stamps = []
+    for k, is_stray in enumerate(astray):
+        anew_s = random.choice((-1, 1)) * random.uniform(1, 1e5)
+        stamps.append(1e6 + k * PERIOD_S + is_stray * (anew_s if move_s is None else move_s))
+    for k, time_s in enumerate(times_of(stamps, longest_pause_s=limit_s)):
+        assert abs(time_s - k * PERIOD_S) <= PERIOD_S * 1.01
+
+
+def test_no_more_frames_are_held_than_are_looked_at() -> None:
+    """Pictures of a large film are held while a jump is judged: nine of them at most."""
+    taken = most = 0
+
+    def stamps() -> Iterator[float]:
+        nonlocal taken
+        for taken in range(1, 201):
+            yield taken * PERIOD_S + STRAY_S * (taken % 2)
+
+    coming, clock = Foreseen(stamps()), Clock(PERIOD_S)
+    for at, stamp in enumerate(coming, 1):
+        clock.time_s(stamp, coming.coming())
+        most = max(most, taken - at)
+    assert most == LOOK_AHEAD == 9
 
 
 @settings(deadline=None)

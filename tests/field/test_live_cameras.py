@@ -9,16 +9,18 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import av
 import pytest
+from av.video.frame import VideoFrame
 
 from stc.errors import SettingsError, VideoError
 from stc.runtime import source_flags, video_network
 from stc.runtime.video import open_video
+from stc.runtime.video_decoder import Decoder
 from stc.runtime.video_source import Dialling, Reconnection, VideoSource
 from tests.clips import number_of, numbered, numbered_clip, write_clip
 from tests.rtsp_camera import RtspCamera
@@ -305,7 +307,25 @@ def http_file(clip: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/clip.mp4"
 
 
-@pytest.mark.parametrize("server", [rtsp, tcp, http_file])
+def pipe(clip: Path) -> Iterator[str]:
+    path = clip.parent / "camera.pipe"
+    os.mkfifo(path)
+    yield str(path)
+    # A writer that comes and goes lets the one that still waits to open it go on.
+    with suppress(OSError):
+        os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def begun_pipe(clip: Path) -> Iterator[str]:
+    path = clip.parent / "camera.pipe"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    os.write(writer, clip.read_bytes()[:100])
+    yield str(path)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("server", [rtsp, tcp, http_file, pipe, begun_pipe])
 def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(
     clip: Path, monkeypatch: pytest.MonkeyPatch, server: Callable[[Path], Iterator[str]]
 ) -> None:
@@ -316,6 +336,27 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_silent(
         with pytest.raises(KeyboardInterrupt), ctrl_c_after(0.2):
             open_video(address)
         assert time.monotonic() - start_s < LONG_S / 6
+
+
+def test_one_thread_reads_all_of_what_may_wait(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of a file on a server costs no thread of its own, and no thread outlives it."""
+    readers: list[threading.Thread] = []
+    pictures = Decoder.pictures
+
+    def noted(decoder: Decoder) -> Iterator[VideoFrame | None]:
+        for picture in pictures(decoder):
+            readers.append(threading.current_thread())
+            yield picture
+
+    monkeypatch.setattr(Decoder, "pictures", noted)
+    with web_camera() as host, open_video(f"http://{host}/video") as video:
+        for _ in range(10):
+            next(video)
+    assert len(readers) >= 10
+    assert set(readers) == {readers[0]}
+    assert readers[0] is not threading.main_thread()
+    readers[0].join(LONG_S)
+    assert not readers[0].is_alive()
 
 
 def test_ctrl_c_does_not_wait_for_a_file_that_stalls(
