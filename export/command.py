@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from stc import command, contracts, settings
 from stc.command import Console
 from stc.errors import SettingsError, StcError
 from stc.flags import whole_flag
 from stc.manifest import Precision, Weights
+from stc.progress import Progress
 from stc.settings import PRESETS
 
 MODELS = ("llava-ov", "demo")

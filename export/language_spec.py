@@ -55,6 +55,10 @@ def language_spec(config: Described, generation: Described) -> LanguageSpec:
     kinds = sorted(set(map(str, text.layer_types)))
     _require(config, "text_config.layer_types", kinds, [ATTENTION])
     rotary = text.rope_parameters
+    if any(isinstance(value, dict) for value in rotary.values()):
+        kinds_of = ", ".join(map(str, rotary))
+        got = f"text_config's rope type differs between kinds of layers ({kinds_of})"
+        raise CheckpointError(config.subject, got, ROTARY_TYPE, OTHER_MODEL)
     _require(config, "text_config's rope type", rotary.get("rope_type"), ROTARY_TYPE)
     turned = rotary.get("partial_rotary_factor", 1.0)
     _require(config, "text_config's partial_rotary_factor", turned, 1.0)

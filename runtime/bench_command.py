@@ -21,8 +21,6 @@ from dataclasses import asdict, replace
 from itertools import cycle, islice
 from typing import Any
 
-from rich.progress import Progress
-
 from stc import command, settings
 from stc.bundle import Bundle
 from stc.command import Console
@@ -30,6 +28,7 @@ from stc.engines.plan import context_rows
 from stc.errors import SettingsError
 from stc.flags import whole_flag
 from stc.manifest import MOST_POSITIONS
+from stc.progress import Progress
 from stc.ranges import MOST_COUNT
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench

@@ -21,7 +21,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from stc import command, contracts, settings
 from stc.bundle import Bundle
@@ -31,6 +30,7 @@ from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError, LanguageError, SettingsError, VideoError
 from stc.flags import whole_flag
 from stc.manifest import Manifest
+from stc.progress import Progress
 from stc.prompt import Prompt
 from stc.runtime import open as opening
 from stc.runtime.document_output import document_output

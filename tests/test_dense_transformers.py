@@ -41,9 +41,13 @@ def features(
     pixels = torch.from_numpy(np.stack([Preprocessor(spec)(frame.rgb) for frame in FRAMES]))
     with torch.inference_mode():
         pooled = model.get_video_features(pixels[None]).pooler_output
-    assert pooled.shape == (1, len(FRAMES) * spec.pooled + 1, spec.language_width)
-    assert torch.equal(pooled[0, -1], model.image_newline)
-    tokens: NDArray[np.floating[Any]] = pooled[0, :-1].reshape(len(FRAMES), spec.pooled, -1).numpy()
+    count = len(FRAMES) * spec.pooled
+    # A row that older versions of transformers append elsewhere.
+    assert pooled.shape in {(1, count, spec.language_width), (1, count + 1, spec.language_width)}
+    assert torch.equal(pooled[0, count:], model.image_newline[None][: pooled.shape[1] - count])
+    tokens: NDArray[np.floating[Any]] = (
+        pooled[0, :count].reshape(len(FRAMES), spec.pooled, -1).numpy()
+    )
     return tokens
 
 
