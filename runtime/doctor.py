@@ -216,7 +216,8 @@ def _bundle(
         bundle = Bundle.open(path)
     except StcError as error:
         fix = error.mend or "export it again with stc-export"
-        return [Finding("bundle", error.got, fix, "running it", vital=True)], set()
+        found = error.got if str(error.subject) == str(path) else f"{error.subject}: {error.got}"
+        return [Finding("bundle", found, fix, "running it", vital=True)], set()
     made = bundle.manifest.provenance
     findings = [Finding("bundle", f"{made.checkpoint}, {made.precision}")]
     unusable: set[Flavour] = set()

@@ -107,15 +107,13 @@ class BundleWriter:
             raise BundleError(self._name, "is a file", "", "choose another --output")
         if not any(target.iterdir()):
             return
-        if not self._force:
-            raise BundleError(
-                self._name,
-                "exists and is not empty",
-                "",
-                "replace it with --force, or choose another --output",
-            )
         contents = BundleContents(target)
         foreign = contents.foreign()
+        if not self._force:
+            is_bundle = contents.listed and foreign is None
+            force = "replace it with --force, or " if is_bundle else ""
+            fix = f"{force}choose another --output"
+            raise BundleError(self._name, "exists and is not empty", "", fix)
         if not contents.listed:
             raise BundleError(
                 self._name,

@@ -112,6 +112,7 @@ def test_a_checkpoint_that_cannot_be_asked_is_told_at_export(
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 
+@pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0")  # tokenizers 0.22 by transformers 5.6
 def test_what_is_told_of_a_slow_tokenizer_helps(checkpoint: Path, begun: str, capsys: Any) -> None:
     """The command that the error gives makes the file that was missing."""
     from transformers import AutoTokenizer
