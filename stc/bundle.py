@@ -235,6 +235,11 @@ def _pinned(root: Path) -> PinnedFolder:
                 there = shlex.join(["mv", str(aside), os.path.realpath(root)])
                 mend = f"an export was killed while replacing it: restore the old one with: {there}"
             raise BundleError(root, "no such directory", "a bundle", mend) from error
+        except BlockingIOError as error:
+            if time.monotonic() < end:
+                time.sleep(0.01)
+                continue
+            raise BundleError(root, "is being replaced", "", "run the command again") from error
         except NotADirectoryError as error:
             mend = "pass its directory"
             raise BundleError(root, "is a file", "a bundle's directory", mend) from error

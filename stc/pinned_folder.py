@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import weakref
-from contextlib import suppress
 from pathlib import Path
 
 
@@ -13,7 +12,7 @@ class PinnedFolder:
     """The directory that stands at `name` now, for as long as this lives.
 
     It is held under a shared lock, which stc's writer waits for before it deletes a bundle that it
-    replaced. One descriptor. Raises OSError.
+    replaced. One descriptor. Raises BlockingIOError when the writer is deleting it, else OSError.
     """
 
     def __init__(self, name: Path) -> None:
@@ -22,8 +21,11 @@ class PinnedFolder:
         weakref.finalize(self, os.close, self._descriptor)
         # Some network file systems lock no directories: then a writer may delete it meanwhile, and
         # whoever reads it is told that it was replaced.
-        with suppress(OSError):
+        try:
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
 
     @property
     def path(self) -> Path:

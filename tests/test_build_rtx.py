@@ -231,13 +231,14 @@ def test_a_failed_build_names_its_engine_and_keeps_the_others(
 ) -> None:
     bundle = copied(half_demo_bundle, tmp_path / "bundle")
     plan = planned(bundle, "sm86")
-    opened = Bundle.open(bundle)
-    (bundle / GRAPHS / "project.onnx").write_bytes(b"no graph")
-    with pytest.raises(EngineError, match=r"^project: tensorrt-rtx"):
-        run_build(opened, plan, RTX, parse_targets("sm86"), Watcher(), workers=1)
+    failing = next(name for name in plan.missing if name.startswith("select"))
+    spec, stamp = plan.missing[failing]
+    plan.missing[failing] = (replace(spec, baked=(spec.baked or 0) + 1), stamp)
+    with pytest.raises(EngineError, match=r"^select\S*: .*count"):
+        run_build(Bundle.open(bundle), plan, RTX, parse_targets("sm86"), Watcher(), workers=1)
     entries = library_at(bundle, "sm86").entries()
     assert entries
-    assert "project.tensorrt-rtx.engine" not in entries
+    assert failing not in entries
 
 
 def test_a_count_is_baked_and_a_wrong_one_refused(half_demo_bundle: Path) -> None:
@@ -305,7 +306,14 @@ def full_size_block(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights = replace(
         whole,
         spec=whole.spec.model_copy(update={"blocks": 1}),
-        decoder=whole.decoder.model_copy(update={"blocks": 1, "vocabulary": 1000}),
+        decoder=whole.decoder.model_copy(
+            update={
+                "blocks": 1,
+                "vocabulary": 1000,
+                "video_token_id": 999,
+                "stop_token_ids": (998,),
+            }
+        ),
     )
     output = tmp_path_factory.mktemp("full-size") / "bundle"
     export_bundle(

@@ -293,7 +293,7 @@ def test_cuda_multiplies_float32_as_such_and_takes_the_memory_it_asks_for(
     given: list[list[Any]] = []
     session = onnxruntime.InferenceSession
 
-    def seen(path: Path, options: Any, providers: list[Any]) -> Any:
+    def seen(path: Path, options: Any, providers: list[Any], **_: Any) -> Any:
         given.append(providers)
         return session(path, options, providers=[PROVIDERS["cpu"]])
 
