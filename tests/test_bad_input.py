@@ -196,7 +196,9 @@ def test_an_output_that_is_taken_is_refused(tmp_path: Path, refused: Refused) ->
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").write_text("years of work")
     flags = ["--model", "demo", "--output"]
-    assert "replace it with --force" in refused("stc-export", *flags, "notes")
+    line = refused("stc-export", *flags, "notes")
+    assert "exists and is not empty; choose another --output" in line
+    assert "--force" not in line
     assert "--force would delete them" in refused("stc-export", *flags, "notes", "--force")
     assert "is a file" in refused("stc-export", *flags, "notes/thesis.tex")
     assert "is a file" in refused("stc-export", *flags, "notes/thesis.tex/bundle")
