@@ -79,8 +79,6 @@ class OnnxRuntimeEngine:
         if device == "cuda":
             providers.insert(0, (PROVIDERS["cuda"], CUDA_OPTIONS))
         try:
-            # Folding computes what follows from stored tensors and fixed axes while a graph is
-            # loaded, however large; it takes no node out of an exported graph.
             self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
         except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
             raise EngineError(
