@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import string
 import subprocess
@@ -219,10 +218,7 @@ def test_a_bundle_of_any_making_says_how_to_export_it_again(
 def demo_copy(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's bundle with a manifest of its own."""
     path = tmp_path_factory.mktemp("copy") / "bundle"
-    shutil.copytree(demo_bundle, path, copy_function=os.link)
-    text = (path / MANIFEST).read_text()
-    (path / MANIFEST).unlink()
-    (path / MANIFEST).write_text(text)
+    shutil.copytree(demo_bundle, path)  # no links: onnx refuses external data that has several
     return path
 
 
