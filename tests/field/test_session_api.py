@@ -173,7 +173,7 @@ def test_numpys_whole_numbers_bound_an_answer(language: StreamLanguage) -> None:
 
 
 @pytest.mark.parametrize(
-    "question", [None, 1, b"What?", ["What?"], {"role": "user"}, object()], ids=repr
+    "question", [None, 1, b"What?", ["What?"], {"role": "user"}, ...], ids=repr
 )
 def test_a_question_that_is_no_text_is_refused(language: StreamLanguage, question: Any) -> None:
     """Bytes off a socket, a list of messages: LanguageError."""

@@ -46,7 +46,7 @@ REALS: list[tuple[Made, str]] = [
     (lambda at_s: Question("What?", at_s), "at_s"),
     (lambda fps: FrameSampler(fps, 0.0), "fps"),
 ]
-NO_NUMBERS: list[object] = ["1", "", [1], (1,), {}, 1j, b"1", object(), np.ones(2)]
+NO_NUMBERS: list[object] = ["1", "", [1], (1,), {}, 1j, b"1", ..., np.ones(2)]
 
 
 def refusal(made: Made, field: str, value: object) -> str:
