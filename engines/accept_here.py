@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from stc import contracts, optional
 from stc.bundle import Bundle
 from stc.engines.acceptance import AcceptanceReport, Comparison, accept_engines, compared_buckets
-from stc.engines.both import Both
 from stc.engines.build import BuildPlan, run_build
 from stc.engines.builders import BuildObserver
-from stc.engines.chain import chain_cosine
-from stc.engines.comparison import Tick, compare_vision
-from stc.engines.comparison_language import compare_language
+from stc.engines.comparison import Tick, chain_cosine, compare_language, compare_vision
 from stc.engines.cuda import Cuda, device_facts
 from stc.engines.device import Device
 from stc.engines.flavour import TensorRt
@@ -18,6 +17,7 @@ from stc.engines.library import EngineEntry, EngineLibrary
 from stc.engines.likeness import CHAIN_COSINE
 from stc.engines.plan import EngineSpec
 from stc.engines.recording import Say
+from stc.engines.side import EngineSide
 from stc.engines.targets import Target
 from stc.engines.tensorrt_backend import TensorRtBackend
 
@@ -64,9 +64,17 @@ def accept_here(
         specs = [_spec(entry) for entry in own.values() if entry.stamp.graph in language]
         device = Device(cuda)
         with TensorRtBackend(bundle, library, by_graph, tensorrt, device, say) as candidate:
-            both = Both(OnnxRuntimeBackend(bundle), candidate, bundle.manifest)
-            graphs = [*compare_vision(both, buckets, tick), *compare_language(both, specs, tick)]
-            chain = chain_cosine(both, buckets.recomputed[0])
+            made = bundle.manifest
+            # The candidate's engines stay loaded, ONNX Runtime's one at a time.
+            sides = (
+                EngineSide(OnnxRuntimeBackend(bundle), made.graphs),
+                EngineSide(candidate, made.graphs, cache(candidate.load)),
+            )
+            graphs = [
+                *compare_vision(made, sides, buckets, tick),
+                *compare_language(made, sides, specs, tick),
+            ]
+            chain = chain_cosine(made, sides, buckets.recomputed[0])
             return Comparison(graphs, chain, candidate.workspace_bytes())
 
     def rebuild(names: list[str]) -> None:

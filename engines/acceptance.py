@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from stc.contracts import SELECT
 from stc.engines.flavour import Flavour
 from stc.engines.library import Acceptance, Chain, EngineEntry, EngineLibrary
 from stc.engines.likeness import CHAIN_COSINE, Compared
 from stc.engines.plan import Buckets
+from stc.stc_family import SELECT
 
 Entries = dict[str, EngineEntry]
 

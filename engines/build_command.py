@@ -18,7 +18,7 @@ from pathlib import Path
 from stc import command
 from stc.bundle import Bundle
 from stc.command import Console, tell
-from stc.contracts import attend_graph, update_graph
+from stc.contracts import attend_graph
 from stc.engines.accept_here import accept_here, waiting
 from stc.engines.build import BuildPlan, default_workers, plan_build, run_build
 from stc.engines.build_progress import BuildProgress
@@ -37,6 +37,7 @@ from stc.engines.preflight import Demand, check_fits, copies_of, told_elsewhere
 from stc.engines.targets import JOINED, TARGETS, THIS_DEVICE, Target, joined_name, parse_targets
 from stc.errors import EngineError, SettingsError
 from stc.flags import number_flag, whole_flag
+from stc.stc_family import update_graph
 
 MOST_JOBS = 1_000
 """Builders at once that no machine has memory for."""

@@ -12,11 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from stc import cacher, contracts, pruner
+from stc import cacher, pruner
 from stc.contracts import Contract
 from stc.engines.engine import Engine, Tensor, is_closed
 from stc.errors import EngineError
 from stc.settings import SCORINGS, Scoring
+from stc.stc_family import (
+    EMBED,
+    PROJECT,
+    SELECT,
+    keys_graph,
+    prune_graph,
+    update_graph,
+    vision_graphs,
+)
 from stc.tower_weights import ProjectorWeights, TowerWeights
 
 Graph = Callable[..., tuple[NDArray[Any], ...]]
@@ -53,17 +62,17 @@ class OracleBackend:
 
     def __init__(self, tower: TowerWeights, projector: ProjectorWeights) -> None:
         self._closed = False
-        self._contracts = contracts.vision_graphs(len(tower.blocks))
+        self._contracts = vision_graphs(len(tower.blocks))
         self._graphs: dict[str, Graph] = {
-            contracts.EMBED: lambda pixels: (cacher.embed(tower.embed, pixels),),
-            contracts.SELECT: lambda score, count: (cacher.select(score, int(count[0])),),
-            contracts.PROJECT: lambda hidden: (cacher.project(projector, hidden),),
+            EMBED: lambda pixels: (cacher.embed(tower.embed, pixels),),
+            SELECT: lambda score, count: (cacher.select(score, int(count[0])),),
+            PROJECT: lambda hidden: (cacher.project(projector, hidden),),
         }
         for number, block in enumerate(tower.blocks):
-            self._graphs[contracts.keys_graph(number)] = _bound(cacher.keys, block)
-            self._graphs[contracts.update_graph(number)] = _bound(cacher.update, block)
+            self._graphs[keys_graph(number)] = _bound(cacher.keys, block)
+            self._graphs[update_graph(number)] = _bound(cacher.update, block)
         for scoring in SCORINGS:
-            self._graphs[contracts.prune_graph(scoring)] = _pruning(scoring)
+            self._graphs[prune_graph(scoring)] = _pruning(scoring)
 
     def load(self, graph: str) -> Engine:
         if graph not in self._graphs:

@@ -15,16 +15,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from stc.engines.plan import CONTEXTS, EngineSpec, window_of
+from stc.engines.runner import REFERENCE_SETS, stream_bytes
 from stc.engines.targets import GIB
 from stc.errors import EngineError
 from stc.manifest import LANGUAGE_WEIGHTS, WEIGHTS, Manifest, Precision
+from stc.precision import NETWORK_DTYPES
+from stc.stc_family import stream_programs
 
 MIB = 1 << 20
 
 CUDA_BYTES = 400 * MIB
 """A guess until measured on a device: context, TensorRT's code and kernels."""
-
-ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2}
 
 ENGINE_OVERHEAD = 1.21
 """Size of the full-size tower's engines over that of their weights, three sizes of M
@@ -62,7 +63,6 @@ class Demand:
         """Bytes by what they are for."""
         spec, language = self.manifest.vision, self.manifest.language
         element = self._element_bytes
-        rows = spec.tokens * spec.width * element
         weights = self.weights_bytes
         if weights is None:
             weights = self._tower_bytes() + (self._language_bytes() if self.context else 0)
@@ -74,11 +74,13 @@ class Demand:
         if language is not None:
             per_row = 2 * language.blocks * language.key_heads * language.head_width * element
             keys_and_values = per_row * min(self.context, language.most_positions)
-        frame = 3 * spec.image_size**2 * element + 2 * spec.pooled * spec.language_width * element
+        reusing = replace(self.manifest.default_settings, reference_interval=2)
+        programs = stream_programs(spec, self._precision, reusing)
+        held = stream_bytes(programs, reference_sets=REFERENCE_SETS)
         return {
             "weights": weights,
-            "references": self.streams * 2 * 3 * spec.blocks * rows,
-            "work": self.streams * (8 * rows + frame),
+            "references": self.streams * held["references"],
+            "work": self.streams * held["work"],
             "KV": self.streams * keys_and_values,
             "workspace": workspace,
             "CUDA": CUDA_BYTES,
@@ -90,8 +92,12 @@ class Demand:
         return sum(self.parts.values())
 
     @property
+    def _precision(self) -> Precision:
+        return self.precision or self.manifest.provenance.precision
+
+    @property
     def _element_bytes(self) -> int:
-        return ELEMENT_BYTES[self.precision or self.manifest.provenance.precision]
+        return NETWORK_DTYPES[self._precision].itemsize
 
     def _tower_bytes(self) -> int:
         """Of the tower's engines, estimated."""
@@ -113,7 +119,7 @@ class Demand:
 
     def _file_bytes(self, path: str) -> int:
         """What the weights in the bundle's file `path` take in the precision that is counted."""
-        stored = ELEMENT_BYTES[self.manifest.provenance.precision]
+        stored = NETWORK_DTYPES[self.manifest.provenance.precision].itemsize
         size = sum(file.size_bytes for file in self.manifest.files if file.path == path)
         return size * self._element_bytes // stored
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stc.bundle import Bundle
-from stc.contracts import language_graphs, prune_graph
+from stc.contracts import language_graphs
 from stc.engines.acceptance import can_widen
 from stc.engines.flavour import TensorRt
 from stc.engines.library import (
@@ -17,13 +17,10 @@ from stc.engines.library import (
 from stc.engines.likeness import CHAIN_COSINE
 from stc.engines.targets import JOINED, Target
 from stc.errors import EngineError
-from stc.settings import SCORINGS
+from stc.stc_family import PRUNERS
 
 Entries = dict[str, list[EngineEntry]]
 """Usable engines by graph."""
-
-PRUNERS = tuple(map(prune_graph, SCORINGS))
-"""Graphs of which a stream runs one or none."""
 
 
 def find_engines(

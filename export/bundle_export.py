@@ -15,6 +15,7 @@ import torch
 import stc
 from stc.bundle import file_entry
 from stc.bundle_writer import BundleWriter
+from stc.contracts import Contract, language_graphs
 from stc.errors import CheckpointError, LanguageError
 from stc.export.checkpoint import Checkpoint, VisionWeights
 from stc.export.decoder import Decoder
@@ -27,7 +28,8 @@ from stc.export.language_weights import LanguageWeights
 from stc.export.pretrained import Pretrained
 from stc.export.tower import Tower
 from stc.export.weights_file import WeightsFile
-from stc.export.whole_model import WrittenGraphs, check_whole_model
+from stc.export.whole_model import check_whole_model
+from stc.export.written_graphs import WrittenGraphs
 from stc.manifest import (
     GRAPHS,
     INT4_WEIGHTS,
@@ -39,16 +41,21 @@ from stc.manifest import (
     Manifest,
     Precision,
     Provenance,
+    VisionSpec,
     Weights,
     printable,
 )
-from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports, vision_ports
+from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports
+from stc.precision import NETWORK_DTYPES
 from stc.prompt import Prompt
 from stc.settings import Settings
+from stc.stc_family import vision_graphs, vision_ports
 
 WHOLE_MODEL = "whole model"
 """What is ticked after the graphs, for a checkpoint."""
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES: dict[Precision, torch.dtype] = {
+    precision: getattr(torch, dtype.name) for precision, dtype in NETWORK_DTYPES.items()
+}
 
 
 def export_bundle(
@@ -105,7 +112,7 @@ def export_bundle(
                 int4_entries = _entries(root, int4_ports(language.spec, precision), "_int4")
         if whole is not None:
             check_whole_model(
-                WrittenGraphs(root / GRAPHS, precision),
+                WrittenGraphs(root / GRAPHS, precision, _contracts(weights.spec, language)),
                 weights.spec,
                 language.spec if language is not None else None,
                 whole,
@@ -169,6 +176,11 @@ def _write_language(
             int4_writer = Int4Writer(root / GRAPHS, int4_weights, precision, int4, language.spec)
         write_language_graphs(writer, Decoder(language, DTYPES[precision]), int4_writer)
     return stored
+
+
+def _contracts(spec: VisionSpec, language: LanguageWeights | None) -> dict[str, Contract]:
+    blocks = 0 if language is None else language.spec.blocks
+    return vision_graphs(spec.blocks) | language_graphs(blocks)
 
 
 def _entries(

@@ -25,6 +25,7 @@ from stc.flags import whole_flag
 from stc.manifest import Precision, Weights
 from stc.progress import Progress
 from stc.settings import PRESETS
+from stc.stc_family import vision_graphs
 
 MODELS = ("llava-ov", "demo")
 SIZES = ("0.5b", "7b")
@@ -104,7 +105,7 @@ def _export(flags: argparse.Namespace) -> int:
         default = settings.scaled(PRESETS[settings.DEFAULT_PRESET], pooled)
         chosen = settings.from_flags(flags, default, pooled)
         language = None if flags.vision_only else weights.language()
-        graphs = len(contracts.vision_graphs(weights.spec.blocks))
+        graphs = len(vision_graphs(weights.spec.blocks))
         if language is not None:
             graphs += len(contracts.language_graphs(language.spec.blocks))
         on_disk = kind != "random"

@@ -25,8 +25,8 @@ from stc.export.int4 import CODES, SCALES, Group, dequantise, int4_template, qua
 from stc.export.key_rotation import fuse_key_rotation, rotation_tables
 from stc.export.weights_file import Span, WeightsFile
 from stc.manifest import LanguageSpec, Precision
+from stc.precision import NETWORK_DTYPES
 
-NETWORK = {"fp32": "float32", "fp16": "float16"}
 RELATIVE_L2 = 3e-2
 """Largest allowed distance from torch: MatMulNBits rounds its inputs to int8."""
 
@@ -67,7 +67,7 @@ class Int4Writer:
             if value.ndim == 2
         }
         if kind not in self._templates:
-            network = NETWORK[self.precision]
+            network = NETWORK_DTYPES[self.precision].name
             packed = int4_template(template, matrices, self.group, network)
             if kind == "attend":
                 fuse_key_rotation(packed, self.spec)
@@ -115,7 +115,9 @@ class Int4Writer:
             spans[f"norm.{name}"] = self.weights.add(f"{HEAD}.{name}", value.numpy())
         expected = torch.cat(logits, dim=1)
         matrices = {"weight": (width, expected.shape[1])}
-        coded_template = int4_template(template, matrices, self.group, NETWORK[self.precision])
+        coded_template = int4_template(
+            template, matrices, self.group, NETWORK_DTYPES[self.precision].name
+        )
         check = self._finish(HEAD, HEAD_CONTRACT, coded_template, spans)
         check.compare(_Given(expected), (hidden,))
 

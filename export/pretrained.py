@@ -33,6 +33,7 @@ from stc.export.shards import DTYPES
 from stc.export.tensor_shapes import vision_shapes
 from stc.export.widened import compute_in_float32
 from stc.manifest import VisionSpec
+from stc.whole_model import rounded_otherwise
 
 STORED: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes that are kept where all weights have one of them; otherwise all are held in float32."""
@@ -104,13 +105,13 @@ class Pretrained:
 
     def tokens_move(self, pixel_values: NDArray[np.float32], rounding: float) -> float:
         """Relative L2 by which `visual_tokens` move when every pixel value is rounded otherwise."""
-        moved = self.visual_tokens(_rounded_otherwise(pixel_values, rounding))
+        moved = self.visual_tokens(rounded_otherwise(pixel_values, rounding))
         return difference(self.visual_tokens(pixel_values), moved).relative_l2
 
     def logits_move(self, hidden: NDArray[np.float32], rounding: float) -> float:
         """Relative L2 by which the logits after the prompt `hidden` [m, D] move likewise."""
         _, logits = self.answer(hidden, 1)
-        _, moved = self.answer(_rounded_otherwise(hidden, rounding), 1)
+        _, moved = self.answer(rounded_otherwise(hidden, rounding), 1)
         return difference(logits, moved).relative_l2
 
     @torch.inference_mode()
@@ -190,13 +191,6 @@ def _runs(spec: VisionSpec, name: str) -> bool:
     if "vision_tower." in name:
         return name.endswith(tuple(vision_shapes(spec)))
     return not name.endswith("image_newline")
-
-
-def _rounded_otherwise(array: NDArray[np.float32], rounding: float) -> NDArray[np.float32]:
-    """`array` with every number moved by up to half of `rounding`, relative to it."""
-    ways = np.random.default_rng(0).random(array.shape) - 0.5
-    moved: NDArray[np.float32] = (array * (1.0 + rounding * ways)).astype(np.float32)
-    return moved
 
 
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:

@@ -1,64 +1,81 @@
-"""The graphs of a bundle as PyTorch functions on numpy arrays, to compare a bundle with."""
+"""The graphs of a bundle as PyTorch modules on numpy arrays: the side a bundle is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from stc import contracts
 from stc.contracts import COUNT, Contract
 from stc.errors import ExportError
-from stc.export.checkpoint import VisionWeights
-from stc.export.modules import Select
-from stc.export.prune_module import Prune
-from stc.export.tower import Tower
-from stc.settings import SCORINGS
+from stc.program import Arrays
+from stc.whole_model import rounded_otherwise
 
-Arrays = Mapping[str, NDArray[Any]]
+Made = Callable[[str, nn.Module, tuple[Tensor, ...], int], None]
+"""Told of a graph's module, its first inputs and its count before it computes in float32."""
 
 
 class TorchGraphs:
-    """Runs the module of a graph, float32; one module is in memory at a time."""
+    """Runs the modules that `make` makes of a graph's name and its count, float32.
 
-    def __init__(self, weights: VisionWeights) -> None:
-        self._tower = Tower(weights)
-        self._contracts = contracts.vision_graphs(weights.spec.blocks)
-        self._held: tuple[tuple[str, int], nn.Module] | None = None
+    A module is in memory from its graph's first run until `end`. With `half` its inputs are those
+    that a float16 network's ports receive.
+    """
 
-    def __call__(self, graph: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    def __init__(
+        self,
+        contracts: Mapping[str, Contract],
+        make: Callable[[str, int], nn.Module],
+        *,
+        half: bool = False,
+        made: Made = lambda *_: None,
+    ) -> None:
+        self._contracts = contracts
+        self._make = make
+        self._half = half
+        self._made = made
+        self._held: dict[tuple[str, int], nn.Module] = {}
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
         """The outputs of `graph` for `inputs`, by the contract's names.
 
-        Raises ExportError for a graph the tower does not have.
+        Raises ExportError for a graph that the checkpoint does not have.
         """
-        contract = self._contracts.get(graph)
-        if contract is None:
-            raise ExportError(graph, "no such graph in this checkpoint's tower")
-        count = int(inputs[COUNT][0]) if COUNT in inputs else 0
-        if self._held is None or self._held[0] != (graph, count):
-            self._held = (graph, count), self._module(graph, contract, count)
-        module = self._held[1]
-        ports = [port.name for port in contract.inputs if port.name != COUNT]
-        with torch.inference_mode():
-            result = module(*(torch.from_numpy(np.ascontiguousarray(inputs[p])) for p in ports))
-        outputs = result if isinstance(result, tuple) else (result,)
-        names = (port.name for port in contract.outputs)
-        return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+        return self._outputs(graph, inputs, 0.0)
 
-    def _module(self, graph: str, contract: Contract, count: int) -> nn.Module:
-        if graph == contracts.EMBED:
-            return self._tower.embed()
-        if graph == contracts.SELECT:
-            return Select(count)
-        if graph == contracts.PROJECT:
-            return self._tower.project()
-        for scoring in SCORINGS:
-            if graph == contracts.prune_graph(scoring):
-                return Prune(scoring, count)
-        block = int(graph.rpartition("_")[2])
-        keys = contract is contracts.KEYS_CONTRACT
-        return self._tower.keys(block) if keys else self._tower.update(block)
+    def moved(self, graph: str, inputs: Mapping[str, NDArray[Any]], rounding: float) -> Arrays:
+        """The same, every float input moved to where `rounding` might as well have put it."""
+        return self._outputs(graph, inputs, rounding)
+
+    def end(self, graph: str) -> None:
+        """Its modules leave memory."""
+        for key in [key for key in self._held if key[0] == graph]:
+            del self._held[key]
+
+    def _outputs(self, graph: str, inputs: Mapping[str, NDArray[Any]], rounding: float) -> Arrays:
+        if graph not in self._contracts:
+            raise ExportError(graph, "no such graph in this checkpoint")
+        tensors = []
+        for port in self._contracts[graph].inputs:
+            if port.name == COUNT:
+                continue
+            array = inputs[port.name]
+            if self._half and port.dtype == "network":
+                array = array.astype(np.float16).astype(np.float32)
+            if rounding and array.dtype.kind == "f":
+                array = rounded_otherwise(array, rounding)
+            tensors.append(torch.from_numpy(np.ascontiguousarray(array)))
+        count = int(inputs[COUNT][0]) if COUNT in inputs else 0
+        if (graph, count) not in self._held:
+            module = self._make(graph, count)
+            self._made(graph, module, tuple(tensors), count)
+            self._held[graph, count] = module.float()
+        with torch.inference_mode():
+            result = self._held[graph, count](*tensors)
+        outputs = result if isinstance(result, tuple) else (result,)
+        names = (port.name for port in self._contracts[graph].outputs)
+        return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}

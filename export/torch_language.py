@@ -6,7 +6,6 @@ it says something about both sides; single graphs are the modules they were trac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,50 +15,27 @@ from torch import Tensor, nn
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from stc import contracts
-from stc.errors import ExportError
 from stc.export.decoder import Decoder
 from stc.export.language_graphs import Looked, Multiplied
 from stc.export.language_weights import EMBED, HEAD, LanguageWeights, whole_table
+from stc.export.torch_graphs import TorchGraphs
 from stc.manifest import LanguageSpec
 
-Arrays = Mapping[str, NDArray[Any]]
 
+def language_graphs_in_torch(weights: LanguageWeights) -> TorchGraphs:
+    """The modules of the language graphs of a checkpoint."""
+    decoder = Decoder(weights)
 
-class TorchLanguageGraphs:
-    """Runs the module of a language graph, float32; one module is in memory at a time."""
-
-    def __init__(self, weights: LanguageWeights) -> None:
-        self._decoder = Decoder(weights)
-        self._contracts = contracts.language_graphs(weights.spec.blocks)
-        self._held: tuple[str, nn.Module] | None = None
-
-    def __call__(self, graph: str, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """The outputs of `graph` for `inputs`, by the contract's names.
-
-        Raises ExportError for a graph the decoder does not have.
-        """
-        contract = self._contracts.get(graph)
-        if contract is None:
-            raise ExportError(graph, "no such graph in this checkpoint's decoder")
-        if self._held is None or self._held[0] != graph:
-            self._held = graph, self._module(graph)
-        tensors = (
-            torch.from_numpy(np.ascontiguousarray(inputs[port.name])) for port in contract.inputs
-        )
-        with torch.inference_mode():
-            result = self._held[1](*tensors)
-        outputs = result if isinstance(result, tuple) else (result,)
-        names = (port.name for port in contract.outputs)
-        return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
-
-    def _module(self, graph: str) -> nn.Module:
+    def make(graph: str, _: int) -> nn.Module:
         if graph == contracts.TEXT_EMBED:
-            return Looked(self._decoder)
+            return Looked(decoder)
         if graph == contracts.HEAD:
-            return Multiplied(self._decoder, self._decoder.norm())
+            return Multiplied(decoder, decoder.norm())
         block = int(graph.rpartition("_")[2])
         qkv = graph == contracts.qkv_graph(block)
-        return self._decoder.qkv(block) if qkv else self._decoder.attend(block)
+        return decoder.qkv(block) if qkv else decoder.attend(block)
+
+    return TorchGraphs(contracts.language_graphs(weights.spec.blocks), make)
 
 
 class TorchLanguage:

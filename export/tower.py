@@ -14,21 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from stc.export.checkpoint import VisionWeights
-from stc.export.modules import Embed, Keys, Project, Update
+from stc.export.modules import Embed, Keys, Project, Select, Update
+from stc.export.prune_module import Prune
+from stc.settings import SCORINGS
+from stc.stc_family import EMBED, PROJECT, PRUNERS, SELECT
 
 M = TypeVar("M", bound=nn.Module)
 
 BLOCK = "encoder.layers.{block}"
-KEYS_LAYERS = {"norm1": "layer_norm1", "key": "self_attn.k_proj"}
-UPDATE_LAYERS = {
-    "norm1": "layer_norm1",
-    "query": "self_attn.q_proj",
-    "value": "self_attn.v_proj",
-    "out": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
+MODULES = {"keys": Keys, "update": Update}
+LAYERS = {
+    "keys": {"norm1": "layer_norm1", "key": "self_attn.k_proj"},
+    "update": {
+        "norm1": "layer_norm1",
+        "query": "self_attn.q_proj",
+        "value": "self_attn.v_proj",
+        "out": "self_attn.out_proj",
+        "norm2": "layer_norm2",
+        "fc1": "mlp.fc1",
+        "fc2": "mlp.fc2",
+    },
 }
+"""By a block's kinds of graph: its parameters' layers, and what Hugging Face calls them."""
 EMBED_TENSORS = {
     "weight": "embeddings.patch_embedding.weight",
     "bias": "embeddings.patch_embedding.bias",
@@ -43,36 +50,38 @@ class Tower:
     weights: VisionWeights
     dtype: torch.dtype = torch.float32
 
-    def embed(self) -> Embed:
-        """The patch and position embedding."""
-        module = Embed(self.weights.spec, self.dtype)
-        return fill(module, EMBED_TENSORS, self.weights.vision)
-
-    def keys(self, block: int) -> Keys:
-        """Block `block`'s keys."""
-        module = Keys(self.weights.spec, self.dtype)
-        return fill(module, keys_tensors(block), self.weights.vision)
-
-    def update(self, block: int) -> Update:
-        """Block `block`'s update."""
-        module = Update(self.weights.spec, self.dtype)
-        return fill(module, update_tensors(block), self.weights.vision)
-
-    def project(self) -> Project:
-        """Projector and pooling."""
-        module = Project(self.weights.spec, self.dtype)
-        names = {name: name for name, _ in module.named_parameters() if name != "pooling"}
-        return fill(module, names, self.weights.projector)
+    def module(self, graph: str, count: int = 0) -> nn.Module:
+        """The module of `graph`, filled; `count` is the M of `select` and the k of a pruner."""
+        spec, dtype = self.weights.spec, self.dtype
+        kind, block = kind_of(graph)
+        if graph in PRUNERS:
+            return Prune(SCORINGS[PRUNERS.index(graph)], count)
+        if graph == SELECT:
+            return Select(count)
+        if graph == PROJECT:
+            project = Project(spec, dtype)
+            names = {name: name for name, _ in project.named_parameters() if name != "pooling"}
+            return fill(project, names, self.weights.projector)
+        if graph == EMBED:
+            return fill(Embed(spec, dtype), EMBED_TENSORS, self.weights.vision)
+        module = MODULES[kind](spec, dtype)
+        return fill(module, _layers(LAYERS[kind], block), self.weights.vision)
 
 
-def keys_tensors(block: int) -> dict[str, str]:
-    """Hugging Face name of every parameter of block `block`'s keys."""
-    return _layers(KEYS_LAYERS, block)
+def stored_as(graph: str, module: nn.Module) -> dict[str, str]:
+    """The key under which each parameter of a graph's module stands in the weights file."""
+    kind, block = kind_of(graph)
+    if kind in LAYERS:
+        return _layers(LAYERS[kind], block)
+    if graph == EMBED:
+        return EMBED_TENSORS
+    return {name: f"projector.{name}" for name, _ in module.named_parameters()}
 
 
-def update_tensors(block: int) -> dict[str, str]:
-    """Hugging Face name of every parameter of block `block`'s update."""
-    return _layers(UPDATE_LAYERS, block)
+def kind_of(graph: str) -> tuple[str, int]:
+    """What structure `graph` has, which all blocks share, and its block, 0 without one."""
+    kind, _, block = graph.rpartition("_")
+    return (kind, int(block)) if block.isdecimal() else (graph, 0)
 
 
 def _layers(layers: Mapping[str, str], block: int) -> dict[str, str]:

@@ -9,72 +9,70 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stc import contracts
-from stc.contracts import Contract
+from stc.contracts import (
+    HEAD,
+    HIDDEN,
+    HIDDEN_OUT,
+    IDS,
+    KEY,
+    LOGITS,
+    PIXEL_VALUES,
+    QUERY,
+    TEXT_EMBED,
+    TOKENS,
+    VALUE,
+    attend_graph,
+    qkv_graph,
+)
 from stc.difference import difference
 from stc.errors import ExportError
-from stc.export.check import open_graph
 from stc.export.pretrained import Pretrained
+from stc.export.written_graphs import WrittenGraphs
 from stc.manifest import LanguageSpec, Precision, VisionSpec
+from stc.program import run_alone
+from stc.settings import KEEP_ALL, Settings
+from stc.stc_family import frame_program
 from stc.whole_model import ANSWER, PIXEL, TEXT, pixels_apart, whole_limit
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class WrittenGraphs:
-    """The graphs in `folder`; arrays are float32 outside, whatever their precision."""
+def visual_tokens(
+    graphs: WrittenGraphs, spec: VisionSpec, pixel_values: NDArray[np.float32]
+) -> Array:
+    """[n, D] of a frame [3, Hpx, Wpx], every token computed."""
+    dense = Settings(reference_interval=1, budget=KEEP_ALL)
+    program = frame_program(spec, graphs.precision, dense, "reference")
+    return run_alone(program, graphs, {PIXEL_VALUES: pixel_values})[TOKENS]
 
-    folder: Path
-    precision: Precision
 
-    def visual_tokens(self, spec: VisionSpec, pixel_values: NDArray[np.float32]) -> Array:
-        """[n, D] of a frame [3, Hpx, Wpx], every token computed."""
-        graphs = contracts.vision_graphs(spec.blocks)
-        (hidden,) = self._open(contracts.EMBED, graphs)(pixel_values)
-        heads = np.zeros((spec.heads, spec.tokens, spec.head_width), np.float32)
-        everything = np.arange(spec.tokens)
-        for block in range(spec.blocks):
-            key, _ = self._open(contracts.keys_graph(block), graphs)(hidden, heads + 1)
-            update = self._open(contracts.update_graph(block), graphs)
-            hidden = update(hidden, key, heads, np.zeros_like(hidden), everything)[0]
-        return self._open(contracts.PROJECT, graphs)(hidden)[0]
+def text_logits(graphs: WrittenGraphs, spec: LanguageSpec, hidden: Array, count: int) -> Array:
+    """[count, V] after each of the last `count` tokens of `hidden` [m, D]."""
+    positions = np.arange(len(hidden))
 
-    def embed(self, spec: LanguageSpec, ids: NDArray[np.int64]) -> Array:
-        """hidden [m, D] of text tokens."""
-        return self._open(contracts.TEXT_EMBED, contracts.language_graphs(spec.blocks))(ids)[0]
+    def run(graph: str, **inputs: Array) -> dict[str, Array]:
+        outputs = graphs.run(graph, inputs)
+        if graph != HEAD:
+            graphs.end(graph)
+        return outputs
 
-    def logits(self, spec: LanguageSpec, hidden: Array, count: int) -> Array:
-        """[count, V] after each of the last `count` tokens of `hidden` [m, D]."""
-        graphs, positions = contracts.language_graphs(spec.blocks), np.arange(len(hidden))
-        for block in range(spec.blocks):
-            query, key, value = self._open(contracts.qkv_graph(block), graphs)(hidden)
-            attend = self._open(contracts.attend_graph(block), graphs)
-            (hidden,) = attend(hidden, query, key, value, positions, positions)
-        head = self._open(contracts.HEAD, graphs)
-        return np.concatenate([head(row[None])[0] for row in hidden[-count:]])
-
-    def _open(self, name: str, graphs: dict[str, Contract]) -> Callable[..., list[Array]]:
-        """Graph `name` as a function of its inputs, in the contract's order."""
-        ports, session = graphs[name].inputs, open_graph(self.folder / f"{name}.onnx")
-
-        def run(*inputs: Array) -> list[Array]:
-            feed = {
-                port.name: array.astype(np.float16)
-                if self.precision == "fp16" and port.dtype == "network"
-                else array
-                for port, array in zip(ports, inputs, strict=True)
-            }
-            outputs = session.run(None, feed)
-            return [value.astype(np.float32) for value in outputs]
-
-        return run
+    for block in range(spec.blocks):
+        fresh = run(qkv_graph(block), hidden=hidden)
+        hidden = run(
+            attend_graph(block),
+            hidden=hidden,
+            query=fresh[QUERY],
+            keys=fresh[KEY],
+            values=fresh[VALUE],
+            query_positions=positions,
+            key_positions=positions,
+        )[HIDDEN_OUT]
+    return np.concatenate([run(HEAD, hidden=row[None])[LOGITS] for row in hidden[-count:]])
 
 
 def check_whole_model(
@@ -93,7 +91,7 @@ def check_whole_model(
     rgb = random.integers(0, 256, (side, side, 3), np.uint8)
     pixels, expected_pixels = _pixel_values(vision, rgb), pretrained.pixel_values(rgb)
     judge.pixels(expected_pixels, pixels)
-    tokens = graphs.visual_tokens(vision, pixels)
+    tokens = visual_tokens(graphs, vision, pixels)
     expected_tokens = pretrained.visual_tokens(expected_pixels)
     judge.array("visual tokens", expected_tokens, tokens, pretrained.tokens_move, expected_pixels)
     if language is None:
@@ -109,9 +107,11 @@ def check_whole_model(
     answer, expected = pretrained.answer(expected_prompt, ANSWER)
     # transformers' answer is given token by token, so that one tie broken the other way does not
     # make the rest another text.
-    text = graphs.embed(language, np.concatenate([ids, answer[:-1]]).astype(np.int64))
+    text = graphs.run(TEXT_EMBED, {IDS: np.concatenate([ids, answer[:-1]]).astype(np.int64)})[
+        HIDDEN
+    ]
     given = np.concatenate([prompt(text[: len(ids)], tokens), text[len(ids) :]])
-    logits = graphs.logits(language, given, len(answer))
+    logits = text_logits(graphs, language, given, len(answer))
     for number, token in enumerate(answer):
         after = f"answer token {number}" if number else "the prompt"
         likeliest = f", token {number + 1} of the answer {int(logits[number].argmax())} for {token}"

@@ -1,6 +1,6 @@
 """Latency of reference and reuse frames, and of PyTorch running the same method beside them.
 
-The floor: a frame's multiply-accumulates (`stc.cost`). At ratio 0.25 a reuse frame of
+The floor: a frame's multiply-accumulates (`stc.stc_family.macs`). At ratio 0.25 a reuse frame of
 SigLIP-so400m needs 0.31 of a reference frame's, so no runtime gets its time far below 0.31 of the
 reference frame's, nor a saving above 0.52 at interval 4. Frames of both kinds, and PyTorch's, are
 measured in turns in one run, so that a noisy machine is noisy for all of them alike.
@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from stc import cost
 from stc.runtime.frame import Frame
-from stc.runtime.parity_streams import TorchStream
+from stc.runtime.parity_streams import OtherStream
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.session import StreamSession
+from stc.stc_family import FrameKind, frame_program, macs
 
+KINDS: tuple[FrameKind, ...] = ("reference", "reuse")
 PAUSE_S = 0.3
 """Between two runtimes: idle threads of one spin for a while and would slow the other down."""
 
@@ -47,7 +48,7 @@ class Bench:
         for frame in frames:
             self.session.push(frame)
 
-    def measure(self, frame: Frame, torch_stream: TorchStream | None) -> None:
+    def measure(self, frame: Frame, torch_stream: OtherStream | None) -> None:
         """Push `frame` through the tower, then through `torch_stream`, and take both times."""
         report = self.session.push(frame)
         reference = report.kind == "reference"
@@ -76,12 +77,17 @@ class Bench:
         A push is a whole frame. Shares are of all pushes: of the engines (by the GPU's own clock on
         TensorRT), and of each stage. A figure is None when no frame of its kind was measured.
         """
-        spec, interval = self.session.tower.spec, self.session.settings.reference_interval
+        spec, chosen = self.session.tower.spec, self.session.settings
+        interval = chosen.reference_interval
         reference, reuse = _p50(self.reference_ms), _p50(self.reuse_ms)
         every_push = [ms for times in self.push_ms.values() for ms in times]
         all_ms = sum(every_push)
         engines = _over(self.engine_ms, all_ms)
-        floor = cost.reuse_macs(spec, self.session.recomputed) / cost.reference_macs(spec)
+        needed, fewer = (
+            macs(spec, frame_program(spec, self.session.tower.precision, chosen, kind))
+            for kind in KINDS
+        )
+        floor = fewer / needed
         ratio = _over(reuse, reference)
         figures: dict[str, Any] = {
             "frames": len(self.reference_ms) + len(self.reuse_ms),
@@ -104,8 +110,8 @@ class Bench:
             "engine_share": engines,
             "stage_share": {stage: _over(ms, all_ms) for stage, ms in self.stage_ms.items()},
             "host_overhead_fraction": None if engines is None else 1.0 - engines,
-            "reference_gmac": cost.reference_macs(spec) / 1e9,
-            "reference_gflops": _over(2 * cost.reference_macs(spec) / 1e6, reference),
+            "reference_gmac": needed / 1e9,
+            "reference_gflops": _over(2 * needed / 1e6, reference),
             "references_bytes": self.session.references_bytes,
         }
         if self.torch_reference_ms:

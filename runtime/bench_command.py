@@ -24,6 +24,7 @@ from typing import Any
 from stc import command, settings
 from stc.bundle import Bundle
 from stc.command import Console
+from stc.engines.captured import CapturedRunner
 from stc.engines.plan import context_rows
 from stc.errors import SettingsError
 from stc.flags import whole_flag
@@ -33,7 +34,6 @@ from stc.ranges import MOST_COUNT
 from stc.runtime import open as opening
 from stc.runtime.bench import Bench
 from stc.runtime.bench_prefill import PrefillBench
-from stc.runtime.device_session import DeviceSession
 from stc.runtime.document_output import document_output
 from stc.runtime.gpu_facts import gpu_facts
 from stc.runtime.machine import machine_facts
@@ -174,11 +174,10 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     tower = opening.open_tower(bundle, flags.device, flags.backend)
     device.callback(tower.close)
     load_s = time.perf_counter() - start
-    session = opening.open_session(tower, chosen)
+    session = StreamSession(tower, chosen)
     bench = Bench(session)
     frames = cycle(shown)
-    intervals = DeviceSession.WARM_UP_INTERVALS if isinstance(session, DeviceSession) else 1
-    warming = intervals * chosen.reference_interval
+    warming = session.runner.warm_up_runs * chosen.reference_interval
     with _progress() as progress:
         bench.warm_up(progress.track(islice(frames, warming), warming, description="Warming up"))
     rss = peak_rss_bytes()
@@ -214,9 +213,9 @@ def _progress() -> Progress:
 
 def _gpu(session: StreamSession) -> dict[str, Any]:
     """The GPU, and the kinds of frame that were one CUDA graph; nothing on other backends."""
-    if not isinstance(session, DeviceSession):
+    if not isinstance(session.runner, CapturedRunner):
         return {}
-    device = session.device
+    device = session.runner.device
     return {
         "captured": sorted(session.captured),
         "gpu": gpu_facts(device.cuda, device.allocated_bytes),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from stc.runtime.fidelity import Fidelity
 from stc.runtime.frame import Frame
 from stc.runtime.metrics import StreamMetrics, StreamSummary
-from stc.runtime.open import open_session
 from stc.runtime.report import FrameReport
+from stc.runtime.session import StreamSession
 from stc.runtime.tower import VisionTower
 from stc.settings import PRESETS
 
@@ -19,7 +19,7 @@ class DenseRun:
 
     def __init__(self, tower: VisionTower) -> None:
         self.fidelity = Fidelity()
-        self._session = open_session(tower, PRESETS["off"])
+        self._session = StreamSession(tower, PRESETS["off"])
         self._metrics = StreamMetrics(tower.spec.tokens, tower.spec.pooled)
 
     def add(self, frame: Frame, report: FrameReport) -> None:

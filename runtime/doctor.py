@@ -11,7 +11,6 @@ from types import ModuleType
 import stc
 from stc import optional
 from stc.bundle import Bundle
-from stc.contracts import prune_graph
 from stc.engines.build_target import this_target
 from stc.engines.cuda import DeviceFacts, available_host_bytes, device_facts, load_cuda
 from stc.engines.flavour import FLAVOURS, Flavour, load_tensorrt
@@ -21,6 +20,7 @@ from stc.engines.targets import GIB, targets_of
 from stc.engines.usable_engines import find_engines, refusal
 from stc.errors import DeviceError, EngineError, StcError
 from stc.runtime.gpu_facts import power_mode
+from stc.stc_family import prune_graph
 
 SMALL_BOARD_BYTES = 8.5 * GIB
 """Boards up to here need swap to build and to run a language model beside a camera."""

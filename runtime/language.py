@@ -29,9 +29,9 @@ from stc.contracts import (
 from stc.engines.engine import Backend, Engine, Tensor
 from stc.errors import NonFiniteError
 from stc.manifest import LanguageSpec, Precision
+from stc.precision import NETWORK_DTYPES
 from stc.runtime.call_outputs import CallOutputs, SpareOutputs
 from stc.runtime.kv_buckets import KvBuckets
-from stc.runtime.tower import NETWORK_DTYPES
 
 if TYPE_CHECKING:
     from stc.runtime.kv_rows import KvRows

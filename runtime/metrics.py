@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stc.runtime.report import STAGES, FrameKind, FrameReport
+from stc.runtime.report import STAGES, FrameReport
 from stc.runtime.reservoir import Reservoir
 from stc.runtime.trend import Trend
+from stc.stc_family import FrameKind
 
 _TOTAL = "total"
 

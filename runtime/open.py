@@ -15,16 +15,11 @@ from stc import optional
 from stc.bundle import Bundle
 from stc.engines.engine import Backend
 from stc.engines.flavour import FLAVOURS
-from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import SettingsError
 from stc.printable import one_line
-from stc.runtime.device_session import DeviceSession
 from stc.runtime.frame import Frame
-from stc.runtime.session import StreamSession
-from stc.runtime.stream_language import StreamLanguage
 from stc.runtime.tower import VisionTower
 from stc.runtime.video import open_video
-from stc.settings import Settings
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
@@ -81,18 +76,6 @@ def open_tower(
     except BaseException:
         opened.close()
         raise
-
-
-def open_session(
-    tower: VisionTower, settings: Settings, language: StreamLanguage | None = None
-) -> StreamSession:
-    """A stream on `tower`; on TensorRT its frames are CUDA graphs.
-
-    Raises SettingsError when the settings do not fit the model, EngineError when there is no
-    engine for them or no memory.
-    """
-    on_device = isinstance(tower.backend, TensorRtBackend)
-    return (DeviceSession if on_device else StreamSession)(tower, settings, language)
 
 
 def open_backend(

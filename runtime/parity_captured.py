@@ -9,10 +9,9 @@ from itertools import cycle, islice
 import numpy as np
 
 from stc.contracts import TOKENS
-from stc.runtime.device_session import DeviceSession
+from stc.engines.captured import CapturedRunner
 from stc.runtime.frame import Frame
 from stc.runtime.parity import ParityReport
-from stc.runtime.report import FrameKind
 from stc.runtime.session import StreamSession
 from stc.runtime.tower import VisionTower
 from stc.settings import SELECTIONS, Settings
@@ -20,7 +19,7 @@ from stc.settings import SELECTIONS, Settings
 
 def captured_frames(settings: Settings) -> int:
     """Frames of each selection until every frame is a replay, and an interval of those."""
-    return (DeviceSession.WARM_UP_INTERVALS + 1) * settings.reference_interval
+    return (CapturedRunner.warm_up_runs + 1) * settings.reference_interval
 
 
 def compare_captured(
@@ -29,16 +28,16 @@ def compare_captured(
     settings: Settings,
     report: ParityReport,
     tick: Callable[[], None],
-) -> set[FrameKind]:
+) -> set[str]:
     """`report` has rows for captured frames of both selections, the worst over `frames` in turns.
 
     Engines, inputs and order are the same on both sides, so choices must be equal. Returns the
     kinds of frame that were replayed from a graph at the end.
     """
-    kinds: set[FrameKind] = {"reference", "reuse"}
+    kinds: set[str] = {"reference", "reuse"}
     for selection in SELECTIONS:
         chosen, mode = replace(settings, selection=selection), f"captured {selection}"
-        captured, plain = DeviceSession(tower, chosen), StreamSession(tower, chosen)
+        captured, plain = (StreamSession(tower, chosen, captured=way) for way in (True, False))
         for frame in islice(cycle(frames), captured_frames(settings)):
             got, expected = captured.push(frame), plain.push(frame)
             report.chain(mode, TOKENS, expected.tokens, got.tokens)
@@ -48,4 +47,5 @@ def compare_captured(
             tick()
         kinds &= captured.captured
         captured.close()
+        plain.close()
     return kinds

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from stc import command, contracts, settings
+from stc import command, settings
 from stc.bundle import Bundle
 from stc.command import Console, stdout_outlived
 from stc.engines.plan import CONTEXTS
@@ -50,11 +50,12 @@ from stc.runtime.parity_streams import compare_streams
 from stc.runtime.parity_table import parity_console, print_parity
 from stc.runtime.parity_whole import compare_whole_answer, compare_whole_vision, whole_steps
 from stc.runtime.preprocess import Preprocessor
-from stc.runtime.report import FrameKind
+from stc.runtime.session import StreamSession
 from stc.runtime.torch_side import TorchSide, whole_model
 from stc.runtime.tower import VisionTower
 from stc.runtime.video_source import without_credentials
 from stc.settings import SELECTIONS, Settings
+from stc.stc_family import vision_graphs
 
 MODES = 3
 """dense, layerwise, shared."""
@@ -118,7 +119,7 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     against = other_side(flags.checkpoint, on_device=on_device)
     console = Console(stderr=True)
     with (
-        vision_side(bundle, flags.checkpoint, against) as other,
+        vision_side(bundle, flags.checkpoint, against, chosen) as other,
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         captured, latency = _compare_vision(tower, other, frames, chosen, report, progress)
@@ -178,25 +179,25 @@ def _compare_vision(
     chosen: Settings,
     report: ParityReport,
     progress: Progress,
-) -> tuple[set[FrameKind], dict[str, Any]]:
+) -> tuple[set[str], dict[str, Any]]:
     """`report` has rows for the tower. The kinds of frame that were captured, and latencies."""
     preprocess = Preprocessor(tower.spec)
     pixels = [preprocess(frame.rgb).copy() for frame in frames]
-    steps = len(contracts.vision_graphs(tower.spec.blocks)) + MODES * len(frames)
+    steps = len(vision_graphs(tower.spec.blocks)) + MODES * len(frames)
     task = progress.add_task("comparing", total=steps)
 
     def tick() -> None:
         progress.advance(task)
 
-    compare_graphs(tower, other.run_graph, (pixels[0], pixels[1]), chosen, report, tick)
+    compare_graphs(tower, other.graphs, (pixels[0], pixels[1]), chosen, report, tick)
     compare_streams(tower, other.stream, pixels, chosen, report, tick)
-    captured: set[FrameKind] = set()
+    captured: set[str] = set()
     if isinstance(tower.backend, TensorRtBackend):
         progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
         captured = compare_captured(tower, frames, chosen, report, tick)
     measuring = progress.add_task("measuring latency", total=ENOUGH)
     bench = measure_latency(
-        opening.open_session(tower, chosen),
+        StreamSession(tower, chosen),
         frames,
         other.stream if isinstance(other, TorchSide) else None,
         lambda measured: progress.update(measuring, completed=measured),
@@ -216,7 +217,7 @@ def _compare_language(
     console: Console,
 ) -> None:
     """`report` has rows for the language side, behind the kept tokens of `frames`."""
-    session = opening.open_session(tower, chosen)
+    session = StreamSession(tower, chosen)
     video = np.concatenate([session.push(frame).tokens for frame in frames])
     four_bits = None
     if flags.int4:
@@ -231,7 +232,7 @@ def _compare_language(
             progress.advance(task)
 
         compare_language(
-            model, other.run_graph, other.decoder, video, report, tick, four_bits=four_bits
+            model, other.graphs, other.decoder, video, report, tick, four_bits=four_bits
         )
 
 

@@ -1,48 +1,25 @@
-"""Graph by graph: every graph of the bundle and PyTorch compute the same from equal inputs."""
+"""Graph by graph: the bundle and the other side compute the same from equal inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stc import contracts
-from stc.contracts import (
-    COUNT,
-    HIDDEN,
-    HIDDEN_OUT,
-    HISTORY_COUNT,
-    HISTORY_MEAN,
-    INDICES,
-    KEPT,
-    KEPT_INDICES,
-    KEY,
-    PIXEL_VALUES,
-    REF_KEY,
-    REF_RESIDUAL,
-    REF_VALUE,
-    RESIDUAL,
-    SCORE,
-    TOKENS,
-    VALUE,
-)
-from stc.difference import ranked_means, selection_gap
-from stc.engines.engine import Engine
-from stc.pruner import novelty
+from stc.contracts import PIXEL_VALUES
+from stc.engines.side import EngineSide
+from stc.program import Arrays, Call, Side, run_paired
 from stc.runtime.parity import ParityReport
 from stc.runtime.tower import VisionTower
-from stc.settings import SCORINGS, Scoring, Settings
-
-Arrays = dict[str, NDArray[Any]]
-GraphRun = Callable[[str, Mapping[str, NDArray[Any]]], Arrays]
-"""Runs a graph on the other side, PyTorch's or ONNX Runtime's, on float32 arrays."""
+from stc.settings import Settings
+from stc.stc_family import CHANGED_PIXELS, check_program, judged, vision_ports
 
 
 def compare_graphs(
     tower: VisionTower,
-    run_graph: GraphRun,
+    other: Side,
     frames: tuple[NDArray[np.float32], NDArray[np.float32]],
     settings: Settings,
     report: ParityReport,
@@ -52,101 +29,18 @@ def compare_graphs(
 
     `frames` are the pixel_values of both; the other side's outputs are the next graph's inputs.
     """
-    both = _Both(tower, run_graph, report)
-    spec = tower.spec
-    first, second = (both.run(tower.embed, {PIXEL_VALUES: pixels})[HIDDEN] for pixels in frames)
-    tick()
-    count = np.array([settings.recomputed(spec.tokens)], np.int64)
-    heads = np.zeros((spec.heads, spec.tokens, spec.head_width), np.float32)
-    # A reference key of zeros has no direction, so no cosine that could be compared.
-    blank: Arrays = {REF_KEY: heads + 1, REF_VALUE: heads, REF_RESIDUAL: np.zeros_like(first)}
-    everything = np.arange(spec.tokens, dtype=np.int64)
-    for keys, update in zip(tower.keys, tower.updates, strict=True):
-        fresh = both.run(keys, {HIDDEN: first, REF_KEY: blank[REF_KEY]})
-        scored = both.run(keys, {HIDDEN: second, REF_KEY: fresh[KEY]})
-        tick()
-        indices = both.select(scored[SCORE], count)
-        full = both.run(
-            update,
-            {
-                HIDDEN: first,
-                KEY: fresh[KEY],
-                REF_VALUE: blank[REF_VALUE],
-                REF_RESIDUAL: blank[REF_RESIDUAL],
-                INDICES: everything,
-            },
-        )
-        part = both.run(
-            update,
-            {
-                HIDDEN: second,
-                KEY: scored[KEY],
-                REF_VALUE: full[VALUE],
-                REF_RESIDUAL: full[RESIDUAL],
-                INDICES: indices,
-            },
-        )
-        first, second = full[HIDDEN_OUT], part[HIDDEN_OUT]
-        tick()
-    tokens = [both.run(tower.project, {HIDDEN: hidden})[TOKENS] for hidden in (first, second)]
-    tick()
-    for scoring in SCORINGS:
-        both.prune(scoring, tokens, settings.kept(spec.pooled))
-        tick()
+    spec, precision = tower.spec, tower.precision
+    recomputed, kept = settings.recomputed(spec.tokens), settings.kept(spec.pooled)
+    program = check_program(spec, precision, (recomputed,), (kept,))
+    ours = EngineSide(tower.backend, vision_ports(spec, precision), tower.engine)
 
+    def judge(call: Call, inputs: Arrays, expected: Arrays, got: Arrays) -> None:
+        for one in judged(call.graph, inputs, expected, got):
+            if one.gap is None:
+                report.graph(call.graph, one.output, one.expected, one.got)
+            else:
+                report.selection(call.graph, one.output, one.gap)
 
-class _Both:
-    """Runs a graph in the bundle and on the other side and reports the difference."""
-
-    def __init__(self, tower: VisionTower, run_graph: GraphRun, report: ParityReport) -> None:
-        self._tower = tower
-        self._run_graph = run_graph
-        self._report = report
-
-    def run(self, engine: Engine, inputs: Arrays) -> Arrays:
-        """The other side's outputs, compared with the engine's."""
-        expected = self._run_graph(engine.name, inputs)
-        for name, got in self._bundle(engine, inputs).items():
-            self._report.graph(engine.name, name, expected[name], got)
-        return expected
-
-    def select(self, score: NDArray[np.float32], count: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The bundle's choice, judged by the other side's scores."""
-        engine = self._tower.select
-        indices: NDArray[np.int64] = self._bundle(engine, {SCORE: score, COUNT: count})[INDICES]
-        self._report.selection(engine.name, INDICES, selection_gap(score, indices))
-        return indices
-
-    def prune(self, scoring: Scoring, frames: list[NDArray[Any]], kept: int) -> None:
-        """Two frames in a row: without history, and with the first as history."""
-        width = contracts.memory_width(scoring, frames[0].shape[1])
-        mean, engine = np.zeros(width, np.float32), self._tower.prune(scoring)
-        for number, tokens in enumerate(frames):
-            inputs: Arrays = {
-                TOKENS: tokens,
-                HISTORY_MEAN: mean,
-                HISTORY_COUNT: np.array([number], np.float32),
-                COUNT: np.array([kept], np.int64),
-            }
-            expected = self._run_graph(engine.name, inputs)
-            got = self._bundle(engine, inputs)
-            rank = -novelty(scoring, tokens, mean, float(number))[0]
-            gap = selection_gap(rank, got[KEPT_INDICES])
-            self._report.selection(engine.name, KEPT_INDICES, gap)
-            self._report.graph(engine.name, KEPT, tokens[got[KEPT_INDICES]], got[KEPT])
-            name = contracts.FRAME_MEAN
-            mean = expected[name]
-            if scoring == "gaussian":
-                mean = ranked_means(tokens, got[name]).astype(np.float32)
-            self._report.graph(engine.name, name, mean, got[name])
-
-    def _bundle(self, engine: Engine, inputs: Arrays) -> Arrays:
-        backend, dtypes = self._tower.backend, self._tower.dtype
-        contract = contracts.vision_graphs(self._tower.spec.blocks)[engine.name]
-        tensors = {
-            port.name: backend.to_device(
-                inputs[port.name].astype(dtypes) if port.dtype == "network" else inputs[port.name]
-            )
-            for port in contract.inputs
-        }
-        return {name: backend.to_host(value) for name, value in engine(tensors).items()}
+    first, second = frames
+    inputs: dict[str, NDArray[Any]] = {PIXEL_VALUES: first, CHANGED_PIXELS: second}
+    run_paired(program, other, ours, inputs, judge, ended=lambda _: tick())

@@ -28,9 +28,9 @@ from stc.contracts import (
 )
 from stc.engines.engine import Engine
 from stc.manifest import Precision
+from stc.program import Arrays, Side
 from stc.runtime.language import EMPTY, LanguageModel
 from stc.runtime.parity import ParityReport
-from stc.runtime.parity_graphs import Arrays, GraphRun
 from stc.runtime.plain_rows import PlainRows
 
 PROMPT = 24
@@ -68,7 +68,7 @@ def language_steps(blocks: int) -> int:
 
 def compare_language(
     model: LanguageModel,
-    run_graph: GraphRun,
+    graphs: Side,
     decoder: WholeDecoder,
     video: NDArray[Any],
     report: ParityReport,
@@ -77,12 +77,12 @@ def compare_language(
 ) -> None:
     """`report` has rows for every language graph, for logits and for a greedy answer.
 
-    `run_graph` and `decoder` are the other side. `video` [m, D] are kept tokens; they stand before
+    `graphs` and `decoder` are the other side. `video` [m, D] are kept tokens; they stand before
     PROMPT text tokens in the whole chain, as many as the least context has room for. What
     `four_bits` makes of the same tokens is told and not judged.
     """
     ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, PROMPT)
-    _compare_graphs(model, run_graph, report, tick)
+    _compare_graphs(model, graphs, report, tick)
     room = (*model.buckets.contexts, model.spec.most_positions)[0] - PROMPT - ANSWER
     hidden = np.concatenate([video[:room].astype(np.float32), decoder.embed(ids)])
     expected = decoder.generate(hidden, ANSWER)
@@ -140,7 +140,7 @@ def _compare_logits(
 
 def _compare_graphs(
     model: LanguageModel,
-    run_graph: GraphRun,
+    graphs: Side,
     report: ParityReport,
     tick: Callable[[], None],
 ) -> None:
@@ -152,7 +152,7 @@ def _compare_graphs(
     backend = model.backend
 
     def both(engine: Engine, inputs: Arrays) -> Arrays:
-        expected = run_graph(engine.name, inputs)
+        expected = graphs.run(engine.name, inputs)
         tensors = {}
         for port in contracts[engine.name].inputs:
             array = inputs[port.name]
@@ -193,7 +193,7 @@ def _compare_graphs(
                 }
                 following = both(attend, inputs)[HIDDEN_OUT]
         hidden = following
-    expected = run_graph(model.head.name, {HIDDEN: hidden[-1:]})[LOGITS]
+    expected = graphs.run(model.head.name, {HIDDEN: hidden[-1:]})[LOGITS]
     last = backend.to_device(hidden[-1:].astype(model.dtype))
     got = backend.to_host(model.head({HIDDEN: last})[LOGITS])
     _compare_logits(report, model.head.name, expected[0], got[0])

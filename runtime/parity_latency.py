@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 
 from stc.runtime.bench import Bench
-from stc.runtime.device_session import DeviceSession
 from stc.runtime.frame import Frame
-from stc.runtime.parity_captured import captured_frames
-from stc.runtime.parity_streams import TorchStream
+from stc.runtime.parity_streams import OtherStream
 from stc.runtime.session import StreamSession
 
 ENOUGH = 10
@@ -24,7 +22,7 @@ ONE_AFTER_S = 180.0
 def measure_latency(
     session: StreamSession,
     frames: Sequence[Frame],
-    torch_stream: TorchStream | None,
+    torch_stream: OtherStream | None,
     tick: Callable[[int], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Bench:
@@ -33,9 +31,9 @@ def measure_latency(
     `tick` is given the number of frames measured of the rarer kind.
     """
     shown, interval = cycle(frames), session.settings.reference_interval
-    unmeasured = interval
-    if isinstance(session, DeviceSession):
-        unmeasured = captured_frames(session.settings)
+    # On a GPU until every frame is a replay, and an interval of those.
+    warm_up = session.runner.warm_up_runs
+    unmeasured = interval * (warm_up if warm_up == 1 else warm_up + 1)
     warming = Bench(session)
     for frame in islice(shown, unmeasured):
         warming.measure(frame, torch_stream)

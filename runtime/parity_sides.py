@@ -15,6 +15,7 @@ from stc.runtime.torch_side import (
     torch_language_side,
     torch_side,
 )
+from stc.settings import Settings
 
 Against = Literal["PyTorch", "ONNX Runtime"]
 PYTORCH: Final = "PyTorch"
@@ -30,11 +31,11 @@ def other_side(checkpoint: str | None, *, on_device: bool) -> Against:
 
 @contextmanager
 def vision_side(
-    bundle: Bundle, checkpoint: str | None, against: Against
+    bundle: Bundle, checkpoint: str | None, against: Against, settings: Settings
 ) -> Iterator[TorchSide | OnnxSide]:
     """The tower of `bundle` on the other side; raises as `torch_side` and `onnx_side`."""
     if against == ONNX_RUNTIME:
-        yield onnx_side(bundle)
+        yield onnx_side(bundle, settings)
         return
     with torch_side(bundle, checkpoint) as side:
         yield side

@@ -1,4 +1,4 @@
-"""End to end: a stream through the bundle and through PyTorch, dense, layerwise and shared.
+"""End to end: a stream through the bundle and through another side, dense, layerwise and shared.
 
 Selections are compared by score, not by index: where two tokens score alike up to rounding either
 may be taken, and both runs go on from the bundle's choice, so that what is compared afterwards is
@@ -7,36 +7,43 @@ arithmetic and not luck.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import HIDDEN, TOKENS
+from stc.contracts import HIDDEN, HIDDEN_OUT, PIXEL_VALUES, SCORE, TOKENS
 from stc.difference import selection_gap
+from stc.engines.eager import EagerRunner
+from stc.engines.engine import Tensor
 from stc.runtime.parity import ParityReport
 from stc.runtime.tower import VisionTower
-from stc.runtime.vision import StreamVision
-from stc.settings import SELECTIONS, Selection, Settings
+from stc.settings import KEEP_ALL, SELECTIONS, Selection, Settings
+from stc.stc_family import PROJECT, frame_program, indices_of
 
 Pixels = NDArray[np.float32]
+Forced = Sequence[NDArray[np.int64]]
+"""The indices that every block recomputes, instead of those it would select."""
 
 
-class TorchOutcome(Protocol):
+class OtherFrame(Protocol):
     """See `stc.export.reference.TorchFrame`."""
 
-    hidden: NDArray[np.float32]
-    scores: list[NDArray[np.float32]]
+    @property
+    def hidden(self) -> NDArray[Any]: ...
+
+    @property
+    def scores(self) -> list[NDArray[np.float32]]: ...
 
 
-class TorchStream(Protocol):
-    """See `stc.export.reference.TorchVision`."""
+class OtherStream(Protocol):
+    """What a bundle's stream is compared with; see `stc.export.reference.TorchVision`."""
 
     def dense(self, pixel_values: Pixels) -> NDArray[np.float32]: ...
 
-    def reference(self, pixel_values: Pixels) -> Any: ...
+    def reference(self, pixel_values: Pixels) -> OtherFrame: ...
 
     def reuse(
         self,
@@ -44,14 +51,98 @@ class TorchStream(Protocol):
         recomputed: int,
         selection: Selection,
         forced: list[NDArray[np.int64]] | None = None,
-    ) -> Any: ...
+    ) -> OtherFrame: ...
 
     def project(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
+@dataclass(frozen=True)
+class TowerFrame:
+    """A frame's way through a tower.
+
+    hidden_states: [T, C] after the embedding and after every block. tokens: [n, D].
+    indices: int64 [M] of every block, all T on a reference frame.
+    scores: float32 [T] of every block that was scored.
+    """
+
+    hidden_states: list[NDArray[Any]]
+    tokens: NDArray[Any]
+    indices: list[NDArray[np.int64]]
+    scores: list[NDArray[np.float32]]
+
+    @property
+    def hidden(self) -> NDArray[Any]:
+        """[T, C] after the last block."""
+        return self.hidden_states[-1]
+
+
+class TowerStream:
+    """A stream through `tower` that keeps every token; an OtherStream.
+
+    Its reuse frames recompute as many tokens as `settings` say, whatever they are asked for.
+    """
+
+    def __init__(self, tower: VisionTower, settings: Settings) -> None:
+        self._tower = tower
+        spec, precision = tower.spec, tower.precision
+        whole = replace(settings, budget=KEEP_ALL)
+        programs = [frame_program(spec, precision, whole, "reference")]
+        for selection in SELECTIONS:
+            chosen = replace(whole, selection=selection)
+            program = replace(frame_program(spec, precision, chosen, "reuse"), name=selection)
+            forced = replace(program.given(program.choices), name=f"{selection} forced")
+            programs += [program, forced]
+        self._runner = EagerRunner(tower.backend, programs, tower.engine)
+
+    def dense(self, pixel_values: Pixels) -> NDArray[Any]:
+        return self.reference(pixel_values).hidden
+
+    def reference(self, pixel_values: Pixels) -> TowerFrame:
+        everything = np.arange(self._tower.spec.tokens)
+        return self._run("reference", pixel_values, [everything] * self._tower.spec.blocks)
+
+    def reuse(
+        self,
+        pixel_values: Pixels,
+        recomputed: int,
+        selection: Selection,
+        forced: Forced | None = None,
+    ) -> TowerFrame:
+        if forced is not None:
+            return self._run(f"{selection} forced", pixel_values, forced)
+        return self._run(selection, pixel_values, None)
+
+    def project(self, hidden: NDArray[np.float32]) -> NDArray[Any]:
+        backend = self._tower.backend
+        on_device = backend.to_device(hidden.astype(self._tower.dtype))
+        return backend.to_host(self._tower.engine(PROJECT)({HIDDEN: on_device})[TOKENS])
+
+    def _run(self, program: str, pixels: Pixels, indices: Forced | None) -> TowerFrame:
+        seen: dict[str, list[NDArray[Any]]] = {HIDDEN: [], HIDDEN_OUT: [], SCORE: []}
+
+        def look(_: str, outputs: Mapping[str, Tensor]) -> None:
+            for name in outputs.keys() & seen.keys():
+                seen[name].append(self._tower.backend.to_host(outputs[name]))
+
+        inputs = {PIXEL_VALUES: pixels.astype(self._tower.dtype)}
+        blocks = range(self._tower.spec.blocks)
+        if indices is not None:
+            names = (indices_of(block) for block in blocks)
+            inputs |= dict(zip(names, indices, strict=True))
+        ran = self._runner.run(program, inputs, look)
+        if indices is None:
+            last = indices_of(0)
+            indices = []
+            for block in blocks:
+                last = indices_of(block) if self._runner.wrote(indices_of(block)) else last
+                indices.append(self._runner.read(last))
+        states = [*seen[HIDDEN], *seen[HIDDEN_OUT]]
+        return TowerFrame(states, ran.results[TOKENS], list(indices), seen[SCORE])
+
+
 def compare_streams(
     tower: VisionTower,
-    torch_stream: TorchStream,
+    other: OtherStream,
     frames: Iterable[Pixels],
     settings: Settings,
     report: ParityReport,
@@ -59,60 +150,23 @@ def compare_streams(
 ) -> None:
     """`report` has rows for dense, layerwise and shared, the worst over `frames`."""
     frames = list(frames)
-    vision = StreamVision(tower)
-    for pixels in frames:
-        _compare(
-            tower,
-            "dense",
-            vision.reference(_as(tower, pixels)),
-            torch_stream.dense(pixels),
-            torch_stream,
-            report,
-        )
+    recomputed = settings.recomputed(tower.spec.tokens)
+    stream = TowerStream(tower, settings)
+
+    def compare(mode: str, found: TowerFrame, expected: NDArray[Any]) -> None:
+        report.chain(mode, HIDDEN, expected, found.hidden)
+        report.chain(mode, TOKENS, other.project(expected), found.tokens)
         tick()
+
+    for pixels in frames:
+        compare("dense", stream.reference(pixels), other.dense(pixels))
     for selection in SELECTIONS:
-        chosen = replace(settings, selection=selection)
         for index, pixels in enumerate(frames):
-            _frame(tower, vision, torch_stream, pixels, index, chosen, report)
-            tick()
-
-
-def _frame(
-    tower: VisionTower,
-    vision: StreamVision,
-    torch_stream: TorchStream,
-    pixels: Pixels,
-    index: int,
-    settings: Settings,
-    report: ParityReport,
-) -> None:
-    mode: str = settings.selection
-    if settings.is_reference(index):
-        hidden = vision.reference(_as(tower, pixels))
-        outcome = torch_stream.reference(pixels)
-    else:
-        recomputed = settings.recomputed(tower.spec.tokens)
-        hidden, chosen = vision.reuse(_as(tower, pixels), recomputed, settings.selection)
-        forced = [tower.backend.to_host(indices) for indices in chosen]
-        outcome = torch_stream.reuse(pixels, recomputed, settings.selection, forced)
-        for score, indices in zip(outcome.scores, forced, strict=False):
-            report.selection(mode, "indices", selection_gap(score, indices))
-    _compare(tower, mode, hidden, outcome.hidden, torch_stream, report)
-
-
-def _compare(
-    tower: VisionTower,
-    mode: str,
-    hidden: Any,
-    expected: NDArray[np.float32],
-    torch_stream: TorchStream,
-    report: ParityReport,
-) -> None:
-    backend = tower.backend
-    tokens = tower.project({HIDDEN: hidden})[TOKENS]
-    report.chain(mode, HIDDEN, expected, backend.to_host(hidden))
-    report.chain(mode, TOKENS, torch_stream.project(expected), backend.to_host(tokens))
-
-
-def _as(tower: VisionTower, pixels: Pixels) -> NDArray[Any]:
-    return pixels.astype(tower.dtype)
+            if settings.is_reference(index):
+                compare(selection, stream.reference(pixels), other.reference(pixels).hidden)
+                continue
+            found = stream.reuse(pixels, recomputed, selection)
+            outcome = other.reuse(pixels, recomputed, selection, found.indices)
+            for score, indices in zip(outcome.scores, found.indices, strict=False):
+                report.selection(selection, "indices", selection_gap(score, indices))
+            compare(selection, found, outcome.hidden)

@@ -13,15 +13,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import HIDDEN, LOGITS, PIXEL_VALUES, TOKENS
+from stc.contracts import LOGITS, PIXEL_VALUES, TOKENS
 from stc.prompt import Prompt
 from stc.runtime.frame import Frame
 from stc.runtime.language import LanguageModel
 from stc.runtime.parity import ParityReport
 from stc.runtime.parity_language import answer_logits, compare_answer
+from stc.runtime.parity_streams import TowerStream
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.tower import VisionTower
-from stc.runtime.vision import StreamVision
+from stc.settings import Settings
 from stc.whole_model import ANSWER, PIXEL, TEXT, pixels_apart
 
 WHERE = "whole model"
@@ -75,14 +76,13 @@ def compare_whole_vision(
 
     Returns those tokens [frames * n, D], the other side's and the bundle's.
     """
-    preprocess, vision, backend = Preprocessor(tower.spec), StreamVision(tower), tower.backend
+    preprocess, stream = Preprocessor(tower.spec), TowerStream(tower, Settings())
     expected: list[Array] = []
     got: list[Array] = []
     for frame in frames[:FRAMES]:
         pixels, other = preprocess(frame.rgb), whole.pixel_values(frame.rgb)
         report.figure(WHERE, PIXEL_VALUES, pixels_apart(other, pixels), PIXEL)
-        hidden = vision.reference(pixels.astype(tower.dtype))
-        got.append(backend.to_host(tower.project({HIDDEN: hidden})[TOKENS]))
+        got.append(stream.reference(pixels).tokens)
         expected.append(whole.visual_tokens(other))
         report.whole(WHERE, TOKENS, expected[-1], got[-1], partial(whole.tokens_move, other))
         tick()

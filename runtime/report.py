@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stc.runtime.prefill import Prefill
-
-FrameKind = Literal["reference", "reuse"]
+from stc.stc_family import FrameKind
 
 STAGES = ("preprocess", "vision", "project", "prune")
 """Stages of a frame in running order; keys of `FrameReport.stage_ms`."""

@@ -37,6 +37,7 @@ from stc.runtime.output_paths import STDOUT, refuse_shared_paths
 from stc.runtime.overlay import OverlayWriter
 from stc.runtime.questions import Questions
 from stc.runtime.run_document import run_document
+from stc.runtime.session import StreamSession
 from stc.runtime.stream_run import StreamRun
 from stc.runtime.summary import print_summary
 from stc.runtime.taken_frames import EndedBy
@@ -118,7 +119,7 @@ def _run(flags: argparse.Namespace) -> int:
             if chat is not None:
                 say(HINT)
                 chat.invite()
-            session = opening.open_session(
+            session = StreamSession(
                 tower, chosen, None if conversation is None else conversation.language
             )
             dense = DenseRun(tower) if flags.compare_dense else None

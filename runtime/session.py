@@ -15,29 +15,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.contracts import (
-    COUNT,
     FRAME_MEAN,
-    HIDDEN,
     HISTORY_COUNT,
     HISTORY_MEAN,
     KEPT,
     KEPT_INDICES,
+    PIXEL_VALUES,
     TOKENS,
 )
-from stc.engines.engine import Tensor
-from stc.errors import LanguageError, NonFiniteError, SettingsError
+from stc.engines.engine import Tensor, lock_of
+from stc.engines.runner import Look, Ran
+from stc.errors import DeviceError, EngineError, LanguageError, NonFiniteError, SettingsError
+from stc.program import Arrays
 from stc.pruner import PrunerMemory
 from stc.ranges import shown
 from stc.runtime.answer import Answer
 from stc.runtime.frame import Frame, check_frame
 from stc.runtime.indices import check_indices, check_shape
 from stc.runtime.preprocess import Preprocessor
-from stc.runtime.report import FrameKind, FrameReport
+from stc.runtime.report import STAGES, FrameReport
 from stc.runtime.sampling import GREEDY, Sampling
 from stc.runtime.stream_language import MOST_NEW_TOKENS, StreamLanguage
 from stc.runtime.tower import VisionTower
-from stc.runtime.vision import StreamVision
 from stc.settings import Settings
+from stc.stc_family import PROJECT, SELECT, FrameKind, indices_of, prune_graph
 
 
 class StreamSession:
@@ -51,11 +52,26 @@ class StreamSession:
     order in which `push` is called; sessions of one tower do not wait for one another, but on a
     GPU.
 
-    Raises SettingsError when the settings do not fit the model.
+    On TensorRT frames are CUDA graphs, unless `captured` is False; reports then give GPU time by
+    stage in `stage_ms` and in all in `engine_ms`, and `frame.rgb` may also be pixel values
+    [3, Hpx, Wpx] of the network's dtype that lie on this GPU (DLPack or
+    `__cuda_array_interface__`), which are read where they lie. A DeviceError ends the session: its
+    memory is given back, and whatever is asked of it later is refused with the cause; the next
+    session works, after a lost device on a tower opened anew, where the driver could reset it. Of
+    the indices that graphs select there, those of the first block and of the kept tokens are
+    checked, which come to the host anyway.
+
+    Raises SettingsError when the settings do not fit the model, EngineError when an engine for them
+    was not built, with the command that builds it, and DeviceError without enough memory.
     """
 
     def __init__(
-        self, tower: VisionTower, settings: Settings, language: StreamLanguage | None = None
+        self,
+        tower: VisionTower,
+        settings: Settings,
+        language: StreamLanguage | None = None,
+        *,
+        captured: bool = True,
     ) -> None:
         if not isinstance(settings, Settings):
             raise SettingsError("settings", f"got {shown(settings)}", "a stc.settings.Settings")
@@ -69,18 +85,24 @@ class StreamSession:
         self.frame_index = 0
         self._preprocess = Preprocessor(spec, dtype=tower.dtype)
         self._pixels = np.empty((3, spec.image_size, spec.image_size), tower.dtype)
-        self._vision = StreamVision(tower)
         self._memory = PrunerMemory(
             settings.pruner, width=spec.language_width, window=settings.anchor_window
         )
-        self._all_tokens = np.arange(spec.tokens, dtype=np.int64)
-        self._all_pooled = np.arange(spec.pooled, dtype=np.int64)
-        self._kept_count = tower.backend.to_device(np.array([self.kept], np.int64))
+        self._choices = [indices_of(block) for block in range(spec.blocks)]
+        self._referenced = False
+        self._ended: EngineError | None = None
+        with lock_of(tower.backend):
+            self.runner = tower.runner(settings, captured=captured)
 
     @property
     def references_bytes(self) -> int:
         """Bytes the session's references hold."""
-        return self._vision.references.size_bytes
+        return self.runner.references_bytes
+
+    @property
+    def captured(self) -> set[str]:
+        """Kinds of frame that are replayed from a CUDA graph."""
+        return self.runner.captured
 
     def push(self, frame: Frame) -> FrameReport:
         """The report of `frame`, computed now as reference or reuse frame.
@@ -88,55 +110,75 @@ class StreamSession:
         Frames follow one another as they are pushed, whatever their times. Raises VideoError for
         what is no Frame or pixels that are not an image, EngineError when a graph fails or the
         tower was closed, and NonFiniteError naming graph and frame when one yields NaN. After an
-        error the session can be used on: the next frame becomes a reference frame. When only the
-        language side fails, the report says so in `prefill`, and those tokens are not remembered.
+        error the session can be used on, but for a DeviceError: the next frame becomes a reference
+        frame. When only the language side fails, the report says so in `prefill`, and those tokens
+        are not remembered.
         """
         check_frame(frame)
         with self._lock:
-            self.tower.backend.refuse_closed()
-            return self._pushed(frame)
+            if self._ended is not None:
+                raise EngineError("session", f"was ended ({self._ended})", "", "open a new one")
+            try:
+                self.tower.backend.refuse_closed()
+                return self._pushed(frame)
+            except DeviceError as error:
+                self._ended = error
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Its memory is given back. A device that is lost is closed with all it holds."""
+        with self._lock, lock_of(self.tower.backend):
+            device = getattr(self.tower.backend, "device", None)
+            if device is not None and device.lost:
+                self.tower.close()
+            self.runner.close()
+            if self._ended is None:
+                self._ended = EngineError("session", "was closed")
 
     def _pushed(self, frame: Frame) -> FrameReport:
         index = self.frame_index
         self.frame_index += 1
-        due = self.settings.is_reference(index) or not self._vision.references.valid
+        due = self.settings.is_reference(index) or not self._referenced
         kind: FrameKind = "reference" if due else "reuse"
-        self._vision.engine_ms = 0.0
-        marks = [time.perf_counter()]
+        start = time.perf_counter()
         try:
-            pixel_values = self._preprocess(frame.rgb, out=self._pixels)
-            marks.append(time.perf_counter())
-            hidden, recomputed = self._tower(pixel_values, kind)
-            marks.append(time.perf_counter())
-            tokens = self._project(hidden)
-            marks.append(time.perf_counter())
-            kept_tokens, kept, frame_mean = self._prune(tokens)
+            pixels: Any = frame.rgb
+            if not self.runner.takes(pixels):
+                pixels = self._preprocess(pixels, out=self._pixels)
+            prepared = time.perf_counter()
+            ran = self._run(pixels, kind)
+            found = ran.results
+            frame_mean = found.get(FRAME_MEAN)
+            tokens = found[TOKENS if frame_mean is None else KEPT]
             # The frame's mean shows what tokens that were not kept would hide.
             means = () if frame_mean is None else frame_mean
-            if not (np.isfinite(kept_tokens).all() and np.isfinite(means).all()):
-                self._name_culprit(pixel_values, kind, index)
-            self._check(recomputed, kept, kept_tokens, frame_mean, kind)
+            if not (np.isfinite(tokens).all() and np.isfinite(means).all()):
+                self._name_culprit(pixels, kind, index)
+            self._check(found, index)
         except BaseException:
-            self._vision.references.valid = False
+            self._referenced = False
             raise
+        self._referenced = True
         if frame_mean is not None:
             self._memory.push(frame_mean)
-        marks.append(time.perf_counter())
-        stages = np.diff(marks) * 1e3
-        prefill = None if self.language is None else self.language.append(kept_tokens)
+        spec = self.tower.spec
+        stage_ms = dict.fromkeys(STAGES, 0.0) | ran.stage_ms
+        stage_ms["preprocess"] = (prepared - start) * 1e3
+        total_ms = (time.perf_counter() - start) * 1e3
+        if not ran.on_gpu:  # by one clock, so what is left is what was looked at after pruning
+            stage_ms["prune"] += total_ms - sum(stage_ms.values())
         return FrameReport(
             index=index,
             time_s=frame.time_s,
             kind=kind,
-            recomputed=recomputed,
-            kept=kept,
-            tokens=kept_tokens,
-            stage_ms=dict(
-                zip(("preprocess", "vision", "project", "prune"), map(float, stages), strict=True)
-            ),
-            engine_ms=self._vision.engine_ms,
-            total_ms=(marks[-1] - marks[0]) * 1e3,
-            prefill=prefill,
+            recomputed=found.get(indices_of(0), np.arange(spec.tokens, dtype=np.int64)),
+            kept=found.get(KEPT_INDICES, np.arange(spec.pooled, dtype=np.int64)),
+            tokens=tokens,
+            stage_ms=stage_ms,
+            engine_ms=ran.engine_ms,
+            total_ms=total_ms,
+            prefill=None if self.language is None else self.language.append(tokens),
         )
 
     def ask(
@@ -154,75 +196,41 @@ class StreamSession:
             raise LanguageError("question", "the stream was opened without a language side")
         return self.language.ask(question, max_new_tokens, sampling)
 
-    def _tower(
-        self, pixel_values: NDArray[np.floating], kind: FrameKind
-    ) -> tuple[Tensor, NDArray[np.int64]]:
-        if kind == "reference":
-            return self._vision.reference(pixel_values), self._all_tokens.copy()
+    def _run(self, pixels: Any, kind: FrameKind, look: Look | None = None) -> Ran:
+        inputs = {PIXEL_VALUES: pixels}
+        if self.kept < self.tower.spec.pooled:
+            inputs[HISTORY_MEAN] = self._memory.mean
+            inputs[HISTORY_COUNT] = np.array([self._memory.count], np.float32)
         try:
-            hidden, _ = self._vision.reuse(pixel_values, self.recomputed, self.settings.selection)
+            return self.runner.run(kind, inputs, look)
         finally:
-            # Here and not block by block: between two engines each look would take five times as
-            # long. A graph that failed over the indices it was given is not the one to blame.
-            every = [self.tower.backend.to_host(one) for one in self._vision.selected]
-            for indices in every:
-                self._check_selected(indices)
-        return hidden, every[0]
+            # Not between two engines, where each look would take five times as long. A graph that
+            # failed over the indices it was given is not the one to blame.
+            if kind == "reuse" and self.runner.cheap_reads:
+                for name in self._choices:
+                    if self.runner.wrote(name):
+                        self._check_selected(self.runner.read(name))
 
     def _check_selected(self, indices: NDArray[Any]) -> None:
         """`indices` are those of a reuse frame. Raises EngineError unless they are."""
-        graph, tokens = self.tower.select.name, self.tower.spec.tokens
-        check_indices(graph, indices, self.recomputed, tokens, self.frame_index - 1)
+        tokens = self.tower.spec.tokens
+        check_indices(SELECT, indices, self.recomputed, tokens, self.frame_index - 1)
 
-    def _project(self, hidden: Tensor) -> Tensor:
-        return self._vision.run(self.tower.project, {HIDDEN: hidden})[TOKENS]
-
-    def _prune(
-        self, tokens: Tensor
-    ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.float32] | None]:
-        """kept [k, D] and their indices [k] on the host, and the frame's mean [P] to remember."""
-        backend = self.tower.backend
-        if self.kept == self.tower.spec.pooled:
-            return backend.to_host(tokens), self._all_pooled.copy(), None
-        outputs = self._vision.run(
-            self.tower.prune(self.settings.pruner),
-            {
-                TOKENS: tokens,
-                HISTORY_MEAN: backend.to_device(self._memory.mean),
-                HISTORY_COUNT: backend.to_device(np.array([self._memory.count], np.float32)),
-                COUNT: self._kept_count,
-            },
-        )
-        return (
-            backend.to_host(outputs[KEPT]),
-            backend.to_host(outputs[KEPT_INDICES]),
-            backend.to_host(outputs[FRAME_MEAN]),
-        )
-
-    def _check(
-        self,
-        recomputed: NDArray[np.int64],
-        kept: NDArray[np.int64],
-        kept_tokens: NDArray[Any],
-        frame_mean: NDArray[np.float32] | None,
-        kind: FrameKind,
-    ) -> None:
+    def _check(self, found: Arrays, index: int) -> None:
         """What came to the host is what a report may say. Raises EngineError unless it is."""
-        spec, index = self.tower.spec, self.frame_index - 1
+        spec = self.tower.spec
         width = spec.language_width
-        if kind == "reuse":
-            self._check_selected(recomputed)
-        if frame_mean is None:
-            check_shape(self.tower.project.name, TOKENS, kept_tokens, (spec.pooled, width), index)
+        if indices_of(0) in found:
+            self._check_selected(found[indices_of(0)])
+        if TOKENS in found:
+            check_shape(PROJECT, TOKENS, found[TOKENS], (spec.pooled, width), index)
             return
-        graph = self.tower.prune(self.settings.pruner).name
-        check_indices(graph, kept, self.kept, spec.pooled, index)
-        check_shape(graph, KEPT, kept_tokens, (self.kept, width), index)
-        check_shape(graph, FRAME_MEAN, frame_mean, self._memory.mean.shape, index)
+        graph = prune_graph(self.settings.pruner)
+        check_indices(graph, found[KEPT_INDICES], self.kept, spec.pooled, index)
+        check_shape(graph, KEPT, found[KEPT], (self.kept, width), index)
+        check_shape(graph, FRAME_MEAN, found[FRAME_MEAN], self._memory.mean.shape, index)
 
-    def _name_culprit(
-        self, pixel_values: NDArray[np.floating], kind: FrameKind, frame_index: int
-    ) -> None:
+    def _name_culprit(self, pixels: Any, kind: FrameKind, frame_index: int) -> None:
         """Run the frame again, looking at every output; always raises NonFiniteError."""
         mend = "export another checkpoint, or copy this one again"
         if self.tower.dtype == np.float16:
@@ -238,10 +246,5 @@ class StreamSession:
                         mend,
                     )
 
-        self._vision.observer = look
-        try:
-            hidden, _ = self._tower(pixel_values, kind)
-            self._prune(self._project(hidden))
-        finally:
-            self._vision.observer = None
+        self._run(pixels, kind, look)
         raise NonFiniteError(f"frame {frame_index}", "NaN or infinity, not seen again on a re-run")

@@ -15,18 +15,19 @@ from numpy.typing import NDArray
 
 from stc.bundle import Bundle
 from stc.errors import CheckpointError, StcError
-from stc.runtime.parity_graphs import GraphRun
+from stc.program import Side
 from stc.runtime.parity_language import WholeDecoder
-from stc.runtime.parity_streams import TorchStream
+from stc.runtime.parity_streams import OtherStream
 from stc.runtime.parity_whole import WholeModel
+from stc.stc_family import vision_graphs
 
 
 @dataclass(frozen=True)
 class TorchSide:
     """PyTorch with a bundle's weights: single graphs, and whole streams."""
 
-    run_graph: GraphRun
-    stream: TorchStream
+    graphs: Side
+    stream: OtherStream
 
 
 def torch_is_installed() -> bool:
@@ -48,8 +49,10 @@ def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchSide]:
     with _weights(bundle, checkpoint) as weights:
         from stc.export.reference import TorchVision
         from stc.export.torch_graphs import TorchGraphs
+        from stc.export.tower import Tower
 
-        yield TorchSide(TorchGraphs(weights), TorchVision(weights))
+        graphs = TorchGraphs(vision_graphs(weights.spec.blocks), Tower(weights).module)
+        yield TorchSide(graphs, TorchVision(weights))
 
 
 class TorchDecoder(WholeDecoder, Protocol):
@@ -66,7 +69,7 @@ class TorchDecoder(WholeDecoder, Protocol):
 class TorchLanguageSide:
     """PyTorch with a bundle's decoder: single graphs, and the whole of it."""
 
-    run_graph: GraphRun
+    graphs: Side
     decoder: TorchDecoder
 
 
@@ -74,7 +77,7 @@ class TorchLanguageSide:
 def torch_language_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchLanguageSide]:
     """PyTorch with the decoder `bundle` was made of; raises as `torch_side`."""
     with _weights(bundle, checkpoint) as weights:
-        from stc.export.torch_language import TorchLanguage, TorchLanguageGraphs
+        from stc.export.torch_language import TorchLanguage, language_graphs_in_torch
 
         language = weights.language()
         if language is None or language.spec != bundle.manifest.language:
@@ -84,7 +87,7 @@ def torch_language_side(bundle: Bundle, checkpoint: str | None) -> Iterator[Torc
                 bundle.manifest.provenance.checkpoint,
                 "pass the checkpoint it was exported from",
             )
-        yield TorchLanguageSide(TorchLanguageGraphs(language), TorchLanguage(language))
+        yield TorchLanguageSide(language_graphs_in_torch(language), TorchLanguage(language))
 
 
 @contextmanager

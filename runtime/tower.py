@@ -1,20 +1,17 @@
-"""A bundle's graphs, loaded on a backend: shared by every stream, holding none of their state."""
+"""A bundle's vision graphs, loaded on a backend: shared by every stream, holding none of their
+state."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
-from stc import contracts
+from stc.engines.captured import CapturedRunner
+from stc.engines.eager import EagerRunner
 from stc.engines.engine import Backend, Engine
+from stc.engines.runner import Runner
+from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.manifest import Precision, VisionSpec
-from stc.settings import Scoring
-
-NETWORK_DTYPES: dict[Precision, np.dtype[Any]] = {
-    "fp32": np.dtype(np.float32),
-    "fp16": np.dtype(np.float16),
-}
+from stc.precision import NETWORK_DTYPES
+from stc.settings import Settings
+from stc.stc_family import PRUNERS, stream_programs, vision_graphs
 
 
 class VisionTower:
@@ -26,19 +23,34 @@ class VisionTower:
     def __init__(self, backend: Backend, spec: VisionSpec, precision: Precision) -> None:
         self.backend = backend
         self.spec = spec
+        self.precision: Precision = precision
         self.dtype = NETWORK_DTYPES[precision]
-        self.embed = backend.load(contracts.EMBED)
-        self.select = backend.load(contracts.SELECT)
-        self.keys = [backend.load(contracts.keys_graph(i)) for i in range(spec.blocks)]
-        self.updates = [backend.load(contracts.update_graph(i)) for i in range(spec.blocks)]
-        self.project = backend.load(contracts.PROJECT)
-        self._prune: dict[Scoring, Engine] = {}
+        self._engines: dict[str, Engine] = {}
+        for graph in vision_graphs(spec.blocks):
+            if graph not in PRUNERS:
+                self.engine(graph)
 
-    def prune(self, scoring: Scoring) -> Engine:
-        """The engine that prunes by `scoring`, loaded when first asked for."""
-        if scoring not in self._prune:
-            self._prune[scoring] = self.backend.load(contracts.prune_graph(scoring))
-        return self._prune[scoring]
+    def engine(self, graph: str) -> Engine:
+        """The engine of `graph`; pruners are loaded when first asked for."""
+        if graph not in self._engines:
+            self._engines[graph] = self.backend.load(graph)
+        return self._engines[graph]
+
+    def runner(self, settings: Settings, *, captured: bool = True) -> Runner:
+        """What runs the frames of one stream: a program for each kind of frame, named by it.
+
+        On TensorRT frames are CUDA graphs, unless `captured` is False. Raises EngineError when an
+        engine for these settings was not built, with the command that builds it, or there is not
+        enough memory, and SettingsError when the settings do not fit the model.
+        """
+        programs = stream_programs(self.spec, self.precision, settings)
+        if not (captured and isinstance(self.backend, TensorRtBackend)):
+            return EagerRunner(self.backend, programs, self.engine)
+        flags = {
+            "M": f"--recompute-ratio {settings.recompute_ratio:g}",
+            "k": f"--budget {settings.kept(self.spec.pooled)}",
+        }
+        return CapturedRunner(self.backend, programs, self.engine, flags)
 
     def close(self) -> None:
         """The backend's device is given back, with all that sessions of this tower hold on it."""

@@ -17,7 +17,8 @@ from stc.manifest import (
     Manifest,
     PortEntry,
 )
-from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports, vision_ports
+from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports
+from stc.stc_family import vision_ports
 
 
 def check_conformity(manifest: Manifest, subject: object, mend: str) -> None:

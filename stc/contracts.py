@@ -1,6 +1,7 @@
 """Graph contracts: the names, shapes and dtypes every graph of a bundle keeps.
 
 The one place where these names stand; exporter, engines, runtime and tests read them from here.
+The contracts of the vision graphs are in `stc.stc_family`.
 Shapes use the alphabet of the README: T tokens per frame, C vision width, H heads, d head width,
 M tokens recomputed, n tokens after pooling, D language width, k tokens kept, P pruner memory
 width; in the language model: m text or visual tokens of one call, Q query heads, G key/value heads,
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stc.settings import SCORINGS, Scoring
+from stc.settings import Scoring
 
 # Tensor names.
 PIXEL_VALUES = "pixel_values"
@@ -42,21 +43,8 @@ KEY_POSITIONS = "key_positions"
 LOGITS = "logits"
 
 # Graph names.
-EMBED = "embed"
-SELECT = "select"
-PROJECT = "project"
 TEXT_EMBED = "text_embed"
 HEAD = "head"
-
-
-def keys_graph(block: int) -> str:
-    """Name of block `block`'s keys graph."""
-    return f"keys_{block:02d}"
-
-
-def update_graph(block: int) -> str:
-    """Name of block `block`'s update graph."""
-    return f"update_{block:02d}"
 
 
 def qkv_graph(block: int) -> str:
@@ -67,11 +55,6 @@ def qkv_graph(block: int) -> str:
 def attend_graph(block: int) -> str:
     """Name of language block `block`'s attend graph."""
     return f"attend_{block:02d}"
-
-
-def prune_graph(scoring: Scoring) -> str:
-    """Name of the prune graph of `scoring`."""
-    return f"prune_{scoring.replace('-', '_')}"
 
 
 @dataclass(frozen=True)
@@ -90,52 +73,6 @@ class Contract:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
-
-_HIDDEN = ("T", "C")
-_HEADS = ("H", "T", "d")
-_COUNT = Port(COUNT, ("1",), "int64")
-
-EMBED_CONTRACT = Contract(
-    (Port(PIXEL_VALUES, ("3", "Hpx", "Wpx")),),
-    (Port(HIDDEN, _HIDDEN),),
-)
-KEYS_CONTRACT = Contract(
-    (Port(HIDDEN, _HIDDEN), Port(REF_KEY, _HEADS)),
-    (Port(KEY, _HEADS), Port(SCORE, ("T",), "float32")),
-)
-SELECT_CONTRACT = Contract(
-    (Port(SCORE, ("T",), "float32"), _COUNT),
-    (Port(INDICES, ("M",), "int64"),),
-)
-UPDATE_CONTRACT = Contract(
-    (
-        Port(HIDDEN, _HIDDEN),
-        Port(KEY, _HEADS),
-        Port(REF_VALUE, _HEADS),
-        Port(REF_RESIDUAL, _HIDDEN),
-        Port(INDICES, ("M",), "int64"),
-    ),
-    (Port(HIDDEN_OUT, _HIDDEN), Port(VALUE, _HEADS), Port(RESIDUAL, _HIDDEN)),
-)
-PROJECT_CONTRACT = Contract(
-    (Port(HIDDEN, _HIDDEN),),
-    (Port(TOKENS, ("n", "D")),),
-)
-PRUNE_CONTRACT = Contract(
-    (
-        Port(TOKENS, ("n", "D")),
-        Port(HISTORY_MEAN, ("P",), "float32"),
-        Port(HISTORY_COUNT, ("1",), "float32"),
-        _COUNT,
-    ),
-    (
-        Port(KEPT, ("k", "D")),
-        Port(KEPT_INDICES, ("k",), "int64"),
-        Port(FRAME_MEAN, ("P",), "float32"),
-    ),
-)
-"""`count` (M of `select`, k of `prune`) is an input with a default value: ONNX Runtime may
-override it per call, a TensorRT parser sees the constant its TopK needs."""
 
 _CHUNK = ("m", "D")
 _QUERY = Port(QUERY, ("Q", "m", "e"))
@@ -175,18 +112,6 @@ def memory_width(scoring: Scoring, width: int) -> int:
     `gaussian` remembers the int(D/2) channels of lowest variance, the others all D.
     """
     return width // 2 if scoring == "gaussian" else width
-
-
-def vision_graphs(blocks: int) -> dict[str, Contract]:
-    """Every graph of the `stc` family with `blocks` = L, in running order."""
-    graphs: dict[str, Contract] = {EMBED: EMBED_CONTRACT, SELECT: SELECT_CONTRACT}
-    for block in range(blocks):
-        graphs[keys_graph(block)] = KEYS_CONTRACT
-        graphs[update_graph(block)] = UPDATE_CONTRACT
-    graphs[PROJECT] = PROJECT_CONTRACT
-    for scoring in SCORINGS:
-        graphs[prune_graph(scoring)] = PRUNE_CONTRACT
-    return graphs
 
 
 def language_graphs(blocks: int) -> dict[str, Contract]:

@@ -1,4 +1,7 @@
-"""The ports of a contract with one model's sizes, as a manifest lists them."""
+"""The ports of a contract with one model's sizes, as a manifest lists them.
+
+Those of the vision graphs are `stc.stc_family.vision_ports`.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from typing import NamedTuple
 
 from stc import contracts
 from stc.contracts import Contract, Port
-from stc.manifest import LanguageSpec, PortEntry, Precision, VisionSpec
-from stc.settings import SCORINGS
+from stc.manifest import LanguageSpec, PortEntry, Precision
+from stc.precision import NETWORK_DTYPES
 
 
 class GraphPorts(NamedTuple):
@@ -18,22 +21,10 @@ class GraphPorts(NamedTuple):
     outputs: tuple[PortEntry, ...]
 
 
-def vision_ports(spec: VisionSpec, precision: Precision) -> dict[str, GraphPorts]:
-    """The ports of every vision graph of a model, by name, in running order."""
-    memories = {
-        contracts.prune_graph(scoring): contracts.memory_width(scoring, spec.language_width)
-        for scoring in SCORINGS
-    }
-    return {
-        name: _ports(contract, vision_sizes(spec, memories.get(name, 0)), precision)
-        for name, contract in contracts.vision_graphs(spec.blocks).items()
-    }
-
-
 def language_ports(spec: LanguageSpec, precision: Precision) -> dict[str, GraphPorts]:
     """The ports of every language graph of a model, by name, in running order."""
     return {
-        name: _ports(contract, language_sizes(spec), precision)
+        name: contract_ports(contract, language_sizes(spec), precision)
         for name, contract in contracts.language_graphs(spec.blocks).items()
     }
 
@@ -53,7 +44,10 @@ def int4_ports(spec: LanguageSpec, precision: Precision) -> dict[str, GraphPorts
     return ports
 
 
-def _ports(contract: Contract, sizes: Mapping[str, int], precision: Precision) -> GraphPorts:
+def contract_ports(
+    contract: Contract, sizes: Mapping[str, int], precision: Precision
+) -> GraphPorts:
+    """The ports of one graph with the axes that `sizes` names by symbol; the others stay free."""
     return GraphPorts(
         port_entries(contract.inputs, sizes, precision),
         port_entries(contract.outputs, sizes, precision),
@@ -64,7 +58,7 @@ def port_entries(
     ports: tuple[Port, ...], sizes: Mapping[str, int], precision: Precision
 ) -> tuple[PortEntry, ...]:
     """`ports` with the axes that `sizes` names by symbol; the others stay free."""
-    network = {"fp32": "float32", "fp16": "float16"}[precision]
+    network = NETWORK_DTYPES[precision].name
     return tuple(
         PortEntry.model_validate(
             {
@@ -75,23 +69,6 @@ def port_entries(
         )
         for port in ports
     )
-
-
-def vision_sizes(spec: VisionSpec, memory: int) -> dict[str, int]:
-    """Sizes of a tower's axes; M and k stay free. `memory` is P."""
-    return {
-        "1": 1,
-        "3": 3,
-        "Hpx": spec.image_size,
-        "Wpx": spec.image_size,
-        "T": spec.tokens,
-        "C": spec.width,
-        "H": spec.heads,
-        "d": spec.head_width,
-        "n": spec.pooled,
-        "D": spec.language_width,
-        "P": memory,
-    }
 
 
 def language_sizes(spec: LanguageSpec) -> dict[str, int]:

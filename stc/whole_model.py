@@ -48,3 +48,10 @@ def pixels_apart(expected: NDArray[np.float32], got: NDArray[np.floating]) -> fl
     if expected.shape != got.shape:
         return float("inf")
     return float(np.abs(expected - got).max())
+
+
+def rounded_otherwise(array: NDArray[Any], rounding: float) -> NDArray[Any]:
+    """`array` with every number moved by up to half of `rounding`, relative to it."""
+    ways = np.random.default_rng(0).random(array.shape) - 0.5
+    moved: NDArray[Any] = (array * (1.0 + rounding * ways)).astype(array.dtype)
+    return moved

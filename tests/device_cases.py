@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc import contracts
 from stc.bundle import Bundle, file_entry
 from stc.bundle_writer import BundleWriter
 from stc.engines.cuda import Cuda
@@ -21,13 +20,12 @@ from stc.engines.oracle_backend import OracleBackend
 from stc.engines.plan import Buckets, plan_engines
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.manifest import GRAPHS, WEIGHTS, DefaultSettings, FileEntry, GraphEntry, Manifest
-from stc.ports import vision_ports
-from stc.runtime.device_session import DeviceSession
 from stc.runtime.frame import Frame
 from stc.runtime.report import FrameReport
 from stc.runtime.session import StreamSession
 from stc.runtime.tower import VisionTower
 from stc.settings import Settings
+from stc.stc_family import vision_graphs, vision_ports
 from stc.tower_weights import ProjectorWeights, TowerWeights
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import VERSION, FakeTensorRt, Plan
@@ -110,7 +108,7 @@ def write_device_bundle(path: Path) -> Path:
 def numpy_graphs(seed: int = 0) -> dict[str, Any]:
     """The tower's graphs as numpy functions of their inputs in order."""
     backend, graphs = OracleBackend(*weights(seed)), {}
-    for name, contract in contracts.vision_graphs(SPEC.blocks).items():
+    for name, contract in vision_graphs(SPEC.blocks).items():
         engine = backend.load(name)
 
         def run(*arrays: Any, engine: Any = engine, contract: Any = contract) -> tuple[Any, ...]:
@@ -158,8 +156,8 @@ class Rig:
         )
         self.tower = VisionTower(self.backend, SPEC, "fp32")
 
-    def session(self, settings: Settings = SETTINGS) -> DeviceSession:
-        return DeviceSession(self.tower, settings)
+    def session(self, settings: Settings = SETTINGS) -> StreamSession:
+        return StreamSession(self.tower, settings)
 
     def _library(self) -> tuple[EngineLibrary, dict[str, list[EngineEntry]]]:
         library = EngineLibrary(self.root / "engines")

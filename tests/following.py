@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc import contracts, pruner
+from stc import pruner
 from stc.bundle import Bundle
-from stc.contracts import INDICES, KEPT_INDICES, PRUNE_CONTRACT, SELECT_CONTRACT
+from stc.contracts import INDICES, KEPT_INDICES
 from stc.difference import selection_gap
 from stc.engines.engine import Engine, Tensor
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend, OracleEngine
 from stc.export.checkpoint import VisionWeights
 from stc.settings import SCORINGS, Scoring
+from stc.stc_family import PRUNE_CONTRACT, SELECT, SELECT_CONTRACT, prune_graph
 from tests.vision_cases import numpy_weights
 
 Array = NDArray[Any]
@@ -64,10 +65,10 @@ class Following(OracleBackend):
         self.gaps: list[float] = []
 
     def load(self, graph: str) -> Engine:
-        if graph == contracts.SELECT:
+        if graph == SELECT:
             return OracleEngine(graph, SELECT_CONTRACT, self._select)
         for scoring in SCORINGS:
-            if graph == contracts.prune_graph(scoring):
+            if graph == prune_graph(scoring):
                 return OracleEngine(graph, PRUNE_CONTRACT, self._pruning(scoring))
         return super().load(graph)
 

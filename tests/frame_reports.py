@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stc.runtime.frame import Frame
-from stc.runtime.report import STAGES, FrameKind, FrameReport
+from stc.runtime.report import STAGES, FrameReport
+from stc.stc_family import FrameKind
 
 DATA = Path(__file__).parent / "data"
 TOKENS = 27**2

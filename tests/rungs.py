@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from stc import contracts
-from stc.contracts import HIDDEN, HIDDEN_OUT, TOKENS
-from stc.engines.engine import Engine, Tensor
+from stc.engines.engine import Engine
 from stc.engines.oracle_backend import OracleBackend, OracleEngine
 from stc.export.checkpoint import VisionWeights
 from stc.export.reference import TorchVision
 from stc.export.torch_graphs import TorchGraphs
+from stc.export.tower import Tower
+from stc.runtime.parity_streams import TowerStream
 from stc.runtime.tower import VisionTower
-from stc.runtime.vision import StreamVision
 from stc.settings import Settings
+from stc.stc_family import vision_graphs
 from tests.vision_cases import Exported, numpy_weights
 
 Array = NDArray[Any]
@@ -45,25 +44,14 @@ def through_graphs(tower: VisionTower) -> Stream:
     """Frames through the graphs of `tower`."""
 
     def stream(frames: Iterable[Array], settings: Settings) -> Iterator[Passed]:
-        backend, vision = tower.backend, StreamVision(tower)
-        states: list[Array] = []
-
-        def look(_: str, outputs: Mapping[str, Tensor]) -> None:
-            shown = (outputs[name] for name in (HIDDEN, HIDDEN_OUT) if name in outputs)
-            states.extend(map(backend.to_host, shown))
-
-        vision.observer = look
-        everything = [np.arange(tower.spec.tokens)] * tower.spec.blocks
+        passing = TowerStream(tower, settings)
         for index, pixels in enumerate(frames):
-            states.clear()
             if settings.is_reference(index):
-                hidden, indices = vision.reference(pixels), everything
+                frame = passing.reference(pixels)
             else:
                 recomputed = settings.recomputed(tower.spec.tokens)
-                hidden, chosen = vision.reuse(pixels, recomputed, settings.selection)
-                indices = [backend.to_host(one) for one in chosen]
-            tokens = backend.to_host(tower.project({HIDDEN: hidden})[TOKENS])
-            yield Passed(list(states), indices, tokens)
+                frame = passing.reuse(pixels, recomputed, settings.selection)
+            yield Passed(frame.hidden_states, frame.indices, frame.tokens)
 
     return stream
 
@@ -89,6 +77,11 @@ def through_transformers(weights: Any) -> Stream:
     return stream
 
 
+def torch_graphs(weights: VisionWeights) -> TorchGraphs:
+    """The modules that are exported, float32."""
+    return TorchGraphs(vision_graphs(weights.spec.blocks), Tower(weights).module)
+
+
 class TorchBackend(OracleBackend):
     """The modules that are exported, run by PyTorch; its tensors are numpy arrays."""
 
@@ -96,15 +89,15 @@ class TorchBackend(OracleBackend):
 
     def __init__(self, weights: VisionWeights) -> None:
         super().__init__(*numpy_weights(weights))
-        self._run = TorchGraphs(weights)
-        self._kinds = contracts.vision_graphs(weights.spec.blocks)
+        self._run = torch_graphs(weights)
+        self._kinds = vision_graphs(weights.spec.blocks)
 
     def load(self, graph: str) -> Engine:
         contract = self._kinds[graph]
         names = [port.name for port in contract.inputs]
 
         def run(*arrays: Array) -> tuple[Array, ...]:
-            outputs = self._run(graph, dict(zip(names, arrays, strict=True)))
+            outputs = self._run.run(graph, dict(zip(names, arrays, strict=True)))
             return tuple(outputs[port.name] for port in contract.outputs)
 
         return OracleEngine(graph, contract, run)

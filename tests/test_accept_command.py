@@ -23,8 +23,8 @@ from stc.engines import accept_here, build_command
 from stc.engines.library import Acceptance, Chain, EngineEntry, EngineLibrary, library_of
 from stc.engines.open_tensorrt import open_tensorrt
 from stc.errors import EngineError
-from stc.runtime.device_session import DeviceSession
 from stc.runtime.open import open_tower
+from stc.runtime.session import StreamSession
 from stc.settings import Settings
 from tests.fake_tensorrt import Graph
 from tests.onnx_device import SCRATCH_BYTES, OnnxGraphs, double_machine
@@ -220,8 +220,8 @@ def test_a_pruner_that_strays_is_refused_to_streams_that_use_it_alone(
     settings = Settings(pruner="gaussian", budget=entry.stamp.baked)
     refusal = f"^{name}: strays from ONNX Runtime .*; no build mends it: use another --pruner, "
     with pytest.raises(EngineError, match=refusal):
-        DeviceSession(tower, settings)
-    DeviceSession(tower, replace(settings, pruner="gaussian-fixed")).close()
+        StreamSession(tower, settings)
+    StreamSession(tower, replace(settings, pruner="gaussian-fixed")).close()
     tower.close()
 
 

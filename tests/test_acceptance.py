@@ -12,16 +12,20 @@ from numpy.typing import NDArray
 
 from stc.contracts import FRAME_MEAN, HIDDEN_OUT, INDICES, KEPT, KEPT_INDICES
 from stc.engines.acceptance import Comparison, accept_engines, compared_buckets
-from stc.engines.both import Both
-from stc.engines.chain import chain_cosine
-from stc.engines.comparison import compare_vision
-from stc.engines.comparison_language import compare_language
+from stc.engines.comparison import (
+    Sides,
+    chain_cosine,
+    compare_language,
+    compare_vision,
+    compared_outputs,
+)
 from stc.engines.engine import Engine, Tensor
 from stc.engines.library import Chain, EngineEntry, EngineLibrary, Stamp
 from stc.engines.likeness import CHAIN_COSINE, Compared, lowest_cosine, relative_l2
 from stc.engines.oracle_backend import OracleBackend
 from stc.engines.plan import Buckets, EngineSpec
-from stc.manifest import LanguageSpec
+from stc.engines.side import EngineSide
+from stc.manifest import LanguageSpec, Manifest
 from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
 
 Outputs = dict[str, Tensor]
@@ -69,9 +73,15 @@ def changed(name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Spoil:
     return lambda outputs: {**outputs, name: change(outputs[name])}
 
 
+def sides(candidate: Any, reference: Any = None, whole: Manifest | None = None) -> Sides:
+    """The numpy oracle, or `reference`, and `candidate`."""
+    backends = (reference or OracleBackend(*weights()), candidate)
+    expected, got = (EngineSide(one, (whole or manifest()).graphs) for one in backends)
+    return expected, got
+
+
 def compared(**spoils: Spoil) -> list[Compared]:
-    both = Both(OracleBackend(*weights()), Spoiled(spoils), manifest())
-    return list(compare_vision(both, BUCKETS, lambda _: None))
+    return compare_vision(manifest(), sides(Spoiled(spoils)), BUCKETS, lambda _: None)
 
 
 def strayed(found: list[Compared]) -> set[str]:
@@ -80,22 +90,23 @@ def strayed(found: list[Compared]) -> set[str]:
 
 def test_equal_backends_pass_at_every_graph_and_size() -> None:
     ticks: list[str] = []
-    both = Both(OracleBackend(*weights()), OracleBackend(*weights()), manifest())
-    found = list(compare_vision(both, BUCKETS, ticks.append))
+    both = sides(OracleBackend(*weights()))
+    found = compare_vision(manifest(), both, BUCKETS, ticks.append)
     assert strayed(found) == set()
     assert set(ticks) == {one.graph for one in found} == set(manifest().graphs)
     assert len(ticks) == len(set(ticks))
     sizes = [one.sizes for one in found if one.graph == "update_01"]
     assert sizes == [{"M": SPEC.tokens}, {"M": 6}, {"M": 12}]
-    assert [one.sizes for one in found if one.graph == "select"] == [{"M": 6}, {"M": 12}]
-    assert chain_cosine(both, 6) == pytest.approx(1.0)
+    selected = [one.sizes for one in found if one.graph == "select"]
+    assert selected == [{"M": 6}, {"M": 12}] * SPEC.blocks
+    assert chain_cosine(manifest(), both, 6) == pytest.approx(1.0)
 
 
 def test_engines_on_the_device_are_compared_like_any_other(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
-    both = Both(OracleBackend(*weights()), rig.backend, rig.manifest)
-    assert strayed(list(compare_vision(both, BUCKETS, lambda _: None))) == set()
-    assert chain_cosine(both, 6) == pytest.approx(1.0)
+    both = sides(rig.backend)
+    assert strayed(compare_vision(manifest(), both, BUCKETS, lambda _: None)) == set()
+    assert chain_cosine(manifest(), both, 6) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +152,8 @@ def test_channels_that_vary_alike_may_stand_in_either_order() -> None:
     }
     passed = []
     for spoil in (swapped([1, 0]), changed(FRAME_MEAN, lambda value: np.roll(value, 1))):
-        both = Both(OracleBackend(*weights()), Spoiled({graph: spoil}), manifest())
-        ((found, _),) = both.run(graph, [({"k": 3}, inputs)])
-        passed.append(found.passed)
+        wanted, given = (one.run(graph, inputs) for one in sides(Spoiled({graph: spoil})))
+        passed.append(compared_outputs(graph, {"k": 3}, inputs, wanted, given).passed)
     assert passed == [True, False]
 
 
@@ -154,8 +164,8 @@ def test_rounding_of_half_precision_passes() -> None:
 
 
 def test_errors_that_add_up_show_at_the_end_of_the_chain() -> None:
-    both = Both(OracleBackend(*weights()), Spoiled({"update_00": noisy(0.5)}), manifest())
-    assert chain_cosine(both, 6) < CHAIN_COSINE
+    both = sides(Spoiled({"update_00": noisy(0.5)}))
+    assert chain_cosine(manifest(), both, 6) < CHAIN_COSINE
 
 
 @pytest.mark.parametrize(
@@ -369,8 +379,8 @@ def test_language_graphs_are_compared_at_every_size_they_are_built_for() -> None
         EngineSpec("attend_00", ({"m": 5, "S": 8},)),
         EngineSpec("head", ({},)),
     ]
-    both = Both(Sums(), Sums(), whole)  # type: ignore[arg-type]
-    found = list(compare_language(both, specs, lambda _: None))
+    both = sides(Sums(), Sums(), whole)
+    found = compare_language(whole, both, specs, lambda _: None)
     assert [(one.graph, one.sizes, one.passed) for one in found] == [
         ("text_embed", {"m": 1}, True),
         ("text_embed", {"m": 5}, True),

@@ -12,10 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stc import cacher, contracts
+from stc import cacher
 from stc.cacher import BlockReference, forward, pooling_matrix
 from stc.contracts import Contract
 from stc.settings import Selection, Settings
+from stc.stc_family import (
+    EMBED_CONTRACT,
+    KEYS_CONTRACT,
+    PROJECT_CONTRACT,
+    SELECT_CONTRACT,
+    UPDATE_CONTRACT,
+)
 from stc.tower_weights import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
 
 Array = NDArray[Any]
@@ -200,15 +207,15 @@ def test_functions_keep_the_graphs_contracts(frames: Array, dtype: type[np.float
             assert array.dtype == expected, port.name
 
     hidden = cacher.embed(weights.embed, frames[0])
-    check(contracts.EMBED_CONTRACT, hidden)
+    check(EMBED_CONTRACT, hidden)
     blank = cacher.blank_reference(block, hidden)
     key, score = cacher.keys(block, hidden, blank.key)
-    check(contracts.KEYS_CONTRACT, key, score)
+    check(KEYS_CONTRACT, key, score)
     indices = cacher.select(score, 6)
-    check(contracts.SELECT_CONTRACT, indices)
+    check(SELECT_CONTRACT, indices)
     outputs = cacher.update(block, hidden, key, blank.value, blank.residual, indices)
-    check(contracts.UPDATE_CONTRACT, *outputs)
-    check(contracts.PROJECT_CONTRACT, cacher.project(projector, hidden))
+    check(UPDATE_CONTRACT, *outputs)
+    check(PROJECT_CONTRACT, cacher.project(projector, hidden))
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 13, 24, 27, 28])

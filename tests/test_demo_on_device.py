@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -32,10 +31,9 @@ from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError
 from stc.runtime import bench_command, run_command
 from stc.runtime import open as opening
-from stc.runtime.device_session import DeviceSession
 from stc.runtime.memory_settings import MemorySettings, Policy
 from stc.runtime.open_language import open_stream_language
-from stc.runtime.report import FrameKind, FrameReport
+from stc.runtime.report import FrameReport
 from stc.runtime.session import StreamSession
 from stc.runtime.tower import VisionTower
 from stc.settings import Settings
@@ -125,7 +123,7 @@ def test_accepted_engines_are_not_compared_again(
 
 
 def test_captured_frames_equal_the_same_bundle_on_the_cpu(built: Built, tower: VisionTower) -> None:
-    session = DeviceSession(tower, SETTINGS)
+    session = StreamSession(tower, SETTINGS)
     cpu = StreamSession(opening.open_tower(built.bundle, "cpu"), SETTINGS)
     for frame in opening.frames(str(CLIP), 24):
         got, expected = session.push(frame), cpu.push(frame)
@@ -135,12 +133,7 @@ def test_captured_frames_equal_the_same_bundle_on_the_cpu(built: Built, tower: V
 
 
 def test_graphs_give_the_same_bits_as_plain_calls(tower: VisionTower) -> None:
-    captured, plain = DeviceSession(tower, SETTINGS), DeviceSession(tower, SETTINGS)
-    kinds: tuple[FrameKind, ...] = ("reference", "reuse")
-    for front, kind in product((0, 1), kinds):
-        plain._frame.front = front
-        plain._frame._recording(kind).plain = True
-    plain._frame.front = 0
+    captured, plain = (StreamSession(tower, SETTINGS, captured=way) for way in (True, False))
     for frame in opening.frames(str(CLIP), 20):
         one, other = captured.push(frame), plain.push(frame)
         np.testing.assert_array_equal(one.recomputed, other.recomputed)
@@ -151,9 +144,9 @@ def test_graphs_give_the_same_bits_as_plain_calls(tower: VisionTower) -> None:
 
 def test_two_sessions_share_engines(tower: VisionTower) -> None:
     frames = opening.frames(str(CLIP), 16)
-    alone = DeviceSession(tower, SETTINGS)
+    alone = StreamSession(tower, SETTINGS)
     expected = [alone.push(frame).tokens for frame in frames]
-    first, second = DeviceSession(tower, SETTINGS), DeviceSession(tower, SETTINGS)
+    first, second = StreamSession(tower, SETTINGS), StreamSession(tower, SETTINGS)
     for frame, tokens in zip(frames, expected, strict=True):
         np.testing.assert_array_equal(first.push(frame).tokens, tokens)
         np.testing.assert_array_equal(second.push(frame).tokens, tokens)

@@ -11,6 +11,7 @@ import pytest
 from stc.contracts import HIDDEN, PIXEL_VALUES
 from stc.engines.device_tensor import DeviceTensor
 from stc.errors import EngineError
+from stc.stc_family import EMBED
 from tests.device_cases import (
     SETTINGS,
     SPEC,
@@ -114,7 +115,7 @@ def test_a_graph_of_an_engine_is_not_replayed_on_a_closed_tensor(rig: Rig, close
     hidden = rig.backend.empty((SPEC.tokens, SPEC.width), np.float32)
 
     def body() -> None:
-        rig.tower.embed({PIXEL_VALUES: pixels}, {HIDDEN: hidden})
+        rig.tower.engine(EMBED)({PIXEL_VALUES: pixels}, {HIDDEN: hidden})
 
     recording = rig.backend.recording("embed", body)
     for _ in range(3):

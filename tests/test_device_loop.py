@@ -26,6 +26,7 @@ from stc.contracts import (
 from stc.engines.flavour import FLAVOURS, Flavour
 from stc.engines.plan import Buckets
 from stc.errors import EngineError
+from stc.stc_family import EMBED, SELECT, frame_program
 from tests.device_cases import (
     BUCKETS,
     SETTINGS,
@@ -132,14 +133,14 @@ def test_a_context_that_cannot_be_made_is_one_line(
 ) -> None:
     monkeypatch.setattr(FakeEngine, "create_execution_context", lambda *_: None)
     with pytest.raises(EngineError, match=r"embed: TensorRT made no context; free device memory$"):
-        rig.tower.embed({PIXEL_VALUES: rig.backend.empty((3, 20, 20), np.float32)})
+        rig.tower.engine(EMBED)({PIXEL_VALUES: rig.backend.empty((3, 20, 20), np.float32)})
 
 
 def test_a_refusal_tells_what_tensorrt_said_of_it_and_nothing_older(rig: Rig) -> None:
     rig.trt.logger.log(rig.trt.ILogger.Severity.ERROR, "something else")
     rig.trt.refuse_call = "set_tensor_address"
     with pytest.raises(EngineError, match="refused the address of pixel_values; build again"):
-        rig.tower.embed({PIXEL_VALUES: rig.backend.empty((3, 20, 20), np.float32)})
+        rig.tower.engine(EMBED)({PIXEL_VALUES: rig.backend.empty((3, 20, 20), np.float32)})
 
 
 def test_an_engine_that_refuses_to_be_enqueued_fails_the_frame_and_not_the_next(rig: Rig) -> None:
@@ -174,15 +175,15 @@ def test_a_failed_reference_frame_leaves_the_references_that_are_read(rig: Rig) 
     session, stream = rig.session(), frames(6)
     for frame in stream[:4]:
         session.push(frame)
-    front = session._frame.references[session._frame.front]
-    tensors = [*front.key, *front.value, *front.residual]
-    before = [rig.backend.to_host(tensor) for tensor in tensors]
+    runner = session.runner
+    references = frame_program(SPEC, "fp32", SETTINGS, "reference").of_role("reference")
+    before = {one.name: runner.read(one.name) for one in references}
     rig.trt.refuse = refusing("project", "run")
     with pytest.raises(EngineError, match="project"):
         session.push(stream[4])
-    assert session._frame.references[session._frame.front] is front
-    for tensor, values in zip(tensors, before, strict=True):
-        np.testing.assert_array_equal(rig.backend.to_host(tensor), values)
+    assert len(before) == 3 * SPEC.blocks
+    for name, values in before.items():
+        np.testing.assert_array_equal(runner.read(name), values)
 
 
 def test_outputs_nobody_wants_do_not_share_memory(rig: Rig) -> None:
@@ -197,7 +198,7 @@ def test_outputs_nobody_wants_do_not_share_memory(rig: Rig) -> None:
         INDICES: np.arange(6, dtype=np.int64),
     }
     inputs = {name: backend.to_device(array) for name, array in arrays.items()}
-    got = rig.tower.updates[0](inputs, {"hidden_out": None})
+    got = rig.tower.engine("update_00")(inputs, {"hidden_out": None})
     expected = numpy_graphs()["update_00"](*arrays.values())[0]
     np.testing.assert_array_equal(backend.to_host(got["hidden_out"]), expected)
 
@@ -207,20 +208,20 @@ def test_an_output_may_not_be_one_of_the_inputs(rig: Rig) -> None:
     key = rig.backend.empty(heads, np.float32)
     hidden = rig.backend.empty((SPEC.tokens, SPEC.width), np.float32)
     with pytest.raises(EngineError, match="output key is one of its inputs"):
-        rig.tower.keys[0]({HIDDEN: hidden, REF_KEY: key}, {KEY: key})
+        rig.tower.engine("keys_00")({HIDDEN: hidden, REF_KEY: key}, {KEY: key})
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((3, 20, 21), np.float32), ((3, 20, 20), np.float16)])
 def test_a_tensor_of_another_shape_or_type_is_refused(rig: Rig, shape: Any, dtype: Any) -> None:
     with pytest.raises(EngineError, match=r"embed: pixel_values is float.*expected float32"):
-        rig.tower.embed({PIXEL_VALUES: rig.backend.empty(shape, dtype)})
+        rig.tower.engine(EMBED)({PIXEL_VALUES: rig.backend.empty(shape, dtype)})
 
 
 def test_a_closed_tensor_is_refused(rig: Rig) -> None:
     pixels = rig.backend.empty((3, 20, 20), np.float32)
     pixels.close()
     with pytest.raises(EngineError, match="pixel_values is closed or of another device"):
-        rig.tower.embed({PIXEL_VALUES: pixels})
+        rig.tower.engine(EMBED)({PIXEL_VALUES: pixels})
 
 
 def test_a_size_without_an_engine_names_those_there_are(rig: Rig) -> None:
@@ -229,13 +230,13 @@ def test_a_size_without_an_engine_names_those_there_are(rig: Rig) -> None:
     with pytest.raises(
         EngineError, match=r"select: no engine for M=7, expected M=6, M=12;.*stc-build"
     ):
-        rig.tower.select({SCORE: score, COUNT: count})
+        rig.tower.engine(SELECT)({SCORE: score, COUNT: count})
 
 
 def test_a_tensor_of_another_rank_is_refused(rig: Rig) -> None:
     pixels = rig.backend.empty((1, 3, 20, 20), np.float32)
     with pytest.raises(EngineError, match=r"embed: pixel_values has shape \(1, 3, 20, 20\), exp"):
-        rig.tower.embed({PIXEL_VALUES: pixels})
+        rig.tower.engine(EMBED)({PIXEL_VALUES: pixels})
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_a_tensor_of_another_rank_is_refused(rig: Rig) -> None:
 def test_what_tensorrt_refuses_is_one_line(rig: Rig, method: str, said: str) -> None:
     rig.trt.refuse_call = method
     with pytest.raises(EngineError, match=f"embed: TensorRT {said}.*; build again with: stc-build"):
-        rig.tower.embed({PIXEL_VALUES: rig.backend.empty((3, 20, 20), np.float32)})
+        rig.tower.engine(EMBED)({PIXEL_VALUES: rig.backend.empty((3, 20, 20), np.float32)})
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from stc.bundle import Bundle
-from stc.contracts import prune_graph
 from stc.engines.cuda import DeviceFacts
 from stc.errors import DeviceError
 from stc.runtime import doctor, doctor_command
 from stc.runtime.doctor import Finding, diagnose
+from stc.stc_family import prune_graph
 from tests.test_open_tensorrt import STRAYS, build
 from tests.tiny_bundle import write_bundle
 

@@ -27,6 +27,7 @@ from stc.engines.onnxruntime_backend import (
 )
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import BundleError, EngineError
+from stc.stc_family import SELECT, keys_graph
 from tests.graph_files import graph_file
 from tests.own_process import run_python
 from tests.vision_cases import GOLDEN, Exported, numpy_weights
@@ -34,7 +35,7 @@ from tests.vision_cases import GOLDEN, Exported, numpy_weights
 Array = NDArray[Any]
 Exporting = Callable[[str], Exported]
 
-KEYS = contracts.keys_graph(1)
+KEYS = keys_graph(1)
 
 
 @pytest.fixture
@@ -155,7 +156,7 @@ def test_the_given_tensor_lies_where_it_lay(onnxruntime_backend: OnnxRuntimeBack
 def test_as_many_tokens_are_selected_as_asked_for(backend: Backend, count: int) -> None:
     score = np.random.default_rng(0).permutation(25).astype(np.float32)
     inputs: dict[str, Array] = {SCORE: score, contracts.COUNT: np.array([count], np.int64)}
-    engine = backend.load(contracts.SELECT)
+    engine = backend.load(SELECT)
     outputs = engine({name: backend.to_device(array) for name, array in inputs.items()})
     chosen = backend.to_host(outputs[INDICES])
     assert chosen.dtype == np.int64
@@ -339,6 +340,7 @@ from stc.bundle import Bundle
 from stc.engines.onnxruntime_backend import share_threads
 from stc.runtime.session import StreamSession
 from stc.settings import Settings
+from stc.stc_family import SELECT, keys_graph
 from tests.vision_cases import moving_frames, onnxruntime_tower
 
 order, path = sys.argv[1:]

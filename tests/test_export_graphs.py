@@ -34,6 +34,7 @@ from stc.export.weights_file import Span
 from stc.manifest import WEIGHTS
 from stc.operators import PORTABLE_OPS
 from stc.settings import SCORINGS
+from stc.stc_family import keys_graph, prune_graph, update_graph, vision_graphs
 from tests.graph_files import graph_file
 from tests.own_process import ROOT, run_python
 from tests.vision_cases import GOLDEN, Exported, export, made_up
@@ -54,7 +55,7 @@ def contracts_of(bundle: Bundle) -> dict[str, Contract]:
     """Every graph the bundle must have; the demo has a language side."""
     language = bundle.manifest.language
     blocks = {} if language is None else contracts.language_graphs(language.blocks)
-    return contracts.vision_graphs(bundle.manifest.vision.blocks) | blocks
+    return vision_graphs(bundle.manifest.vision.blocks) | blocks
 
 
 def models(bundle: Bundle) -> Iterator[tuple[str, onnx.ModelProto]]:
@@ -65,7 +66,7 @@ def models(bundle: Bundle) -> Iterator[tuple[str, onnx.ModelProto]]:
 
 def vision_models(bundle: Bundle) -> Iterator[tuple[str, onnx.ModelProto]]:
     """The graphs of the vision side."""
-    names = contracts.vision_graphs(bundle.manifest.vision.blocks)
+    names = vision_graphs(bundle.manifest.vision.blocks)
     return ((name, model) for name, model in models(bundle) if name in names)
 
 
@@ -146,7 +147,7 @@ def sizes_of(bundle: Bundle, graph: str) -> dict[str, int]:
     """Sizes by symbol; P is that of the graph's scoring. M, k, m and S are free."""
     spec, language = bundle.manifest.vision, bundle.manifest.language
     memory = {
-        contracts.prune_graph(scoring): contracts.memory_width(scoring, spec.language_width)
+        prune_graph(scoring): contracts.memory_width(scoring, spec.language_width)
         for scoring in SCORINGS
     }
     sizes = {
@@ -237,9 +238,9 @@ def test_tracing_merges_no_parameters_of_equal_values(checkpoint_bundle: Exporte
     norms = [checkpoint_bundle.weights.vision(f"{block}.layer_norm{i}.weight") for i in (1, 2)]
     assert torch.equal(*norms), "transformers starts with norms of ones"
     model = onnx.load(
-        graph_file(checkpoint_bundle.bundle, contracts.update_graph(1)), load_external_data=False
+        graph_file(checkpoint_bundle.bundle, update_graph(1)), load_external_data=False
     )
-    module = Tower(checkpoint_bundle.weights).update(1)
+    module = Tower(checkpoint_bundle.weights).module(update_graph(1))
     found = spans(model)
     assert found.keys() == {name for name, _ in module.named_parameters()}
     assert len(set(found.values())) == len(found)
@@ -279,13 +280,13 @@ def digests(root: Path) -> dict[str, str]:
 def test_large_values_may_differ_from_pytorch_by_their_own_rounding(
     checkpoint_bundle: Exported, offset: float
 ) -> None:
-    name, spec = contracts.keys_graph(0), checkpoint_bundle.weights.spec
+    name, spec = keys_graph(0), checkpoint_bundle.weights.spec
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(spec.tokens, spec.width, generator=random) + offset
     ref_key = torch.randn(spec.heads, spec.tokens, spec.head_width, generator=random)
-    path, contract = graph_file(checkpoint_bundle.bundle, name), contracts.vision_graphs(1)[name]
+    path, contract = graph_file(checkpoint_bundle.bundle, name), vision_graphs(1)[name]
     GraphCheck(path, contract, "fp32").compare(
-        Tower(checkpoint_bundle.weights).keys(0), (hidden, ref_key)
+        Tower(checkpoint_bundle.weights).module(name), (hidden, ref_key)
     )
 
 

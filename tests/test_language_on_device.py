@@ -20,11 +20,11 @@ from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.prompt import Prompt
 from stc.runtime import open as opening
 from stc.runtime.call_outputs import MOST_SPARE
-from stc.runtime.device_session import DeviceSession
 from stc.runtime.language import LanguageModel
 from stc.runtime.memory_settings import MemorySettings, Policy
 from stc.runtime.open_language import open_model
 from stc.runtime.plain_rows import PlainRows
+from stc.runtime.session import StreamSession
 from stc.runtime.stream_language import StreamLanguage
 from stc.settings import Settings
 from tests.fake_cuda import FakeCuda
@@ -172,7 +172,7 @@ def test_an_answer_is_read_while_another_thread_captures_a_frame(
         tower = opening.open_tower(bundle, "cpu", "tensorrt-rtx", context=1024)
         assert isinstance(tower.backend, TensorRtBackend)
         language = language_of(bundle, open_model(bundle, tower.backend))
-        session = DeviceSession(tower, SETTINGS, language)
+        session = StreamSession(tower, SETTINGS, language)
         session.push(clip[0])
         answer = session.ask(QUESTION, 8)
         if disturbed:

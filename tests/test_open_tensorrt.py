@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from stc.bundle import Bundle
-from stc.contracts import EMBED, SELECT
 from stc.engine_folder import LIST
 from stc.engines.cuda import Cuda, DeviceFacts, device_facts
 from stc.engines.flavour import Flavour, TensorRt
@@ -28,6 +27,7 @@ from stc.engines.targets import GIB, TARGETS
 from stc.engines.usable_engines import find_engines
 from stc.errors import DeviceError, EngineError
 from stc.manifest import FileEntry
+from stc.stc_family import EMBED, SELECT
 from tests.fake_cuda import FakeCuda
 from tests.tiny_bundle import write_bundle
 

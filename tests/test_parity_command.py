@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from stc import contracts
 from stc.runtime import open as opening
 from stc.runtime import parity_command, parity_language, parity_whole
 from stc.runtime.video import open_video
 from stc.settings import SELECTIONS
+from stc.stc_family import vision_graphs
 from tests.clips import numbered_clip
 from tests.own_process import run_python
 from tests.vision_cases import DATA, Exported
@@ -70,7 +70,7 @@ def test_the_demo_bundle_equals_pytorch_on_a_video(demo_bundle: Path) -> None:
     assert document["precision"] == "fp32"
     rows = document["rows"]
     compared = {row["where"] for row in rows}
-    assert compared >= contracts.vision_graphs(6).keys() | {"dense", *SELECTIONS}
+    assert compared >= vision_graphs(6).keys() | {"dense", *SELECTIONS}
     for row in rows:
         assert row["passed"] is True
         assert row["max_abs"] >= 0

@@ -20,21 +20,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stc import cacher, contracts, pruner
-from stc.contracts import (
-    COUNT,
-    FRAME_MEAN,
-    HISTORY_COUNT,
-    HISTORY_MEAN,
-    KEPT_INDICES,
-    PRUNE_CONTRACT,
-    TOKENS,
-)
+from stc.contracts import COUNT, FRAME_MEAN, HISTORY_COUNT, HISTORY_MEAN, KEPT_INDICES, TOKENS
 from stc.difference import difference
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
 from stc.export.graphs import GraphWriter
 from stc.export.prune_module import Prune
 from stc.export.reference import TorchVision
-from stc.export.torch_graphs import TorchGraphs
 from stc.export.weights_file import WeightsFile
 from stc.pruner import PrunerMemory
 from stc.runtime.frame import Frame
@@ -45,8 +36,9 @@ from stc.runtime.preprocess import Preprocessor
 from stc.runtime.session import StreamSession
 from stc.runtime.tower import VisionTower
 from stc.settings import KEEP_ALL, SCORINGS, SELECTIONS, Selection, Settings
+from stc.stc_family import PRUNE_CONTRACT, prune_graph, vision_graphs
 from tests.following import Following, Leading
-from tests.rungs import RUNGS
+from tests.rungs import RUNGS, torch_graphs
 from tests.vision_cases import (
     DATA,
     GOLDEN,
@@ -151,7 +143,7 @@ def prune_by_torch(_: Path, features: Array, count: int) -> Pruning:
 
 
 def prune_by_onnxruntime(folder: Path, features: Array, count: int) -> Pruning:
-    name = contracts.prune_graph("gaussian")
+    name = prune_graph("gaussian")
     memory = contracts.memory_width("gaussian", features.shape[2])
     example = torch.from_numpy(features[0]), torch.rand(memory), torch.ones(1)
     with WeightsFile(folder / "weights.bin") as weights:
@@ -196,13 +188,13 @@ def test_every_graph_and_every_stream_equals_pytorch(case: str, exported: Export
     frames = [Preprocessor(tower.spec)(frame.rgb).astype(np.float32) for frame in moving_frames(5)]
     settings = Settings(reference_interval=3, recompute_ratio=0.3, budget=3)
     report = ParityReport(precision)
-    graphs, vision = TorchGraphs(one.weights), TorchVision(one.weights)
+    graphs, vision = torch_graphs(one.weights), TorchVision(one.weights)
     compare_graphs(tower, graphs, (frames[0], frames[1]), settings, report, lambda: None)
     compare_streams(tower, vision, frames, settings, report, lambda: None)
 
     assert report.passed, [row for row in report.rows.values() if not row.passed]
     compared = {where for where, _ in report.rows}
-    assert compared == contracts.vision_graphs(tower.spec.blocks).keys() | {"dense", *SELECTIONS}
+    assert compared == vision_graphs(tower.spec.blocks).keys() | {"dense", *SELECTIONS}
     worst = max(row.relative_l2 for row in report.rows.values() if row.tensor == TOKENS)
     assert (worst > HALF_L2) == (precision == "fp16")
 

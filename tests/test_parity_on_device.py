@@ -18,8 +18,9 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 
 from stc import contracts
 from stc.bundle import Bundle
+from stc.engines.captured import CapturedRunner
 from stc.runtime import parity_command
-from stc.runtime.device_buffers import DeviceBuffers
+from stc.stc_family import vision_graphs
 from tests.fake_tensorrt import Graph
 from tests.onnx_device import OnnxGraphs, double_machine
 
@@ -55,7 +56,7 @@ def test_engines_and_captured_frames_are_compared_with_onnx_runtime(parity: Pari
     where = {row["where"] for row in found["rows"]}
     streams = {"dense", "shared", "layerwise", "captured shared", "captured layerwise"}
     answer = {"whole decoder", "greedy answer"}
-    assert where == {*contracts.vision_graphs(6), *contracts.language_graphs(2), *streams, *answer}
+    assert where == {*vision_graphs(6), *contracts.language_graphs(2), *streams, *answer}
     assert "the bundle and ONNX Runtime are equal" in ran.stdout
     assert found["latency"]["reuse_ms_p50"] > 0
 
@@ -100,13 +101,13 @@ def test_an_engine_that_strays_from_onnx_runtime_is_found(
 def test_a_captured_frame_that_differs_from_its_engines_is_found(
     parity: Parity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = DeviceBuffers.on_host
+    whole = CapturedRunner.on_host
 
     def otherwise(*asked: Any) -> Any:
         found = whole(*asked)
         return found[::-1].copy() if found.dtype.kind == "f" else found
 
-    monkeypatch.setattr(DeviceBuffers, "on_host", otherwise)
+    monkeypatch.setattr(CapturedRunner, "on_host", otherwise)
     ran = parity()
     assert ran.returncode == 1
     failed = {row["where"] for row in document(ran)["rows"] if not row["passed"]}

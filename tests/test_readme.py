@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from stc import contracts
+from stc.stc_family import vision_graphs
 from tests.as_user import MODULES, ROOT, frames_of, run
 
 README = (ROOT / "README.md").read_text()
@@ -142,7 +143,7 @@ def test_every_link_leads_somewhere(page: str) -> None:
 
 
 def test_every_letter_of_a_shape_is_explained() -> None:
-    graphs = contracts.vision_graphs(1) | contracts.language_graphs(1)
+    graphs = vision_graphs(1) | contracts.language_graphs(1)
     ports = [port for graph in graphs.values() for port in (*graph.inputs, *graph.outputs)]
     letters = {axis for port in ports for axis in port.shape if len(axis) == 1 and axis.isalpha()}
     explained = set(re.findall(r"\*\*(\w)\*\*", README))

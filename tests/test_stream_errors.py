@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stc import contracts
-from stc.contracts import EMBED, PROJECT, TOKENS
+from stc.contracts import TOKENS
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import EngineError, NonFiniteError, VideoError
 from stc.manifest import Precision
+from stc.precision import NETWORK_DTYPES
 from stc.runtime.session import StreamSession
-from stc.runtime.tower import NETWORK_DTYPES, VisionTower
-from stc.runtime.vision import StreamVision
+from stc.runtime.tower import VisionTower
 from stc.settings import SCORINGS, Scoring
+from stc.stc_family import EMBED, PROJECT, keys_graph, update_graph
 from stc.tower_weights import ProjectorWeights, TowerWeights
 from tests.session_case import SETTINGS, WEIGHTS, assert_equal
 from tests.unreliable import Unreliable
@@ -29,7 +29,7 @@ def unreliable() -> Unreliable:
     return Unreliable(*numpy_weights(WEIGHTS))
 
 
-GRAPHS = [EMBED, contracts.keys_graph(1), contracts.update_graph(0), PROJECT, "prune_dual_anchor"]
+GRAPHS = [EMBED, keys_graph(1), update_graph(0), PROJECT, "prune_dual_anchor"]
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -56,27 +56,15 @@ def test_after_a_failing_graph_the_next_frame_is_a_reference_frame(
     assert kinds == scheduled
 
 
-def test_references_that_were_half_written_are_not_valid(unreliable: Unreliable) -> None:
-    tower = VisionTower(unreliable, WEIGHTS.spec, "fp32")
-    vision = StreamVision(tower)
-    pixels = np.zeros((3, 20, 20), np.float32)
-    vision.reference(pixels)
-    assert vision.references.valid
-    unreliable.engines[contracts.update_graph(1)].armed = True
-    with pytest.raises(EngineError):
-        vision.reference(pixels)
-    assert not vision.references.valid
-
-
 def test_after_a_failing_graph_nothing_of_the_frame_is_remembered(unreliable: Unreliable) -> None:
     tower = VisionTower(unreliable, WEIGHTS.spec, "fp32")
     session = StreamSession(tower, replace(SETTINGS, reference_interval=100))
     frames = moving_frames(6)
     session.push(frames[0])
-    unreliable.engines[contracts.update_graph(1)].armed = True
+    unreliable.engines[update_graph(1)].armed = True
     with pytest.raises(EngineError):
         session.push(frames[1])
-    unreliable.engines[contracts.update_graph(1)].armed = False
+    unreliable.engines[update_graph(1)].armed = False
     after = [session.push(frame) for frame in frames[2:]]
 
     undisturbed = StreamSession(tower, replace(SETTINGS, reference_interval=2))
@@ -107,9 +95,9 @@ def _poison(tower: TowerWeights, projector: ProjectorWeights) -> dict[str, NDArr
     block = tower.blocks[1]
     return {
         EMBED: tower.embed.bias,
-        contracts.keys_graph(1): block.key.weight,
-        contracts.update_graph(1): block.fc2.weight,
-        contracts.update_graph(0): tower.blocks[0].query.weight,
+        keys_graph(1): block.key.weight,
+        update_graph(1): block.fc2.weight,
+        update_graph(0): tower.blocks[0].query.weight,
         PROJECT: projector.linear_2.weight,
     }
 

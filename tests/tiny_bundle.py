@@ -6,7 +6,6 @@ from pathlib import Path
 
 from stc.bundle import file_entry
 from stc.bundle_writer import BundleWriter
-from stc.contracts import vision_graphs
 from stc.manifest import (
     GRAPHS,
     WEIGHTS,
@@ -17,8 +16,8 @@ from stc.manifest import (
     VisionSpec,
     Weights,
 )
-from stc.ports import vision_ports
 from stc.settings import PRESETS
+from stc.stc_family import vision_graphs, vision_ports
 
 SPEC = VisionSpec(
     image_size=20,

@@ -21,8 +21,9 @@ from stc.manifest import (
     GraphEntry,
     Manifest,
 )
-from stc.ports import GraphPorts, fused_ports, language_ports, vision_ports
+from stc.ports import GraphPorts, fused_ports, language_ports
 from stc.settings import PRESETS
+from stc.stc_family import vision_ports
 from tests.test_conformity import LANGUAGE
 from tests.tiny_bundle import SPEC, provenance
 

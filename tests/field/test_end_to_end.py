@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.utils import logging
 
+from stc.contracts import language_graphs
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import CheckpointError, ExportError
 from stc.export import bundle_export
@@ -30,13 +31,15 @@ from stc.export import weights as export_weights
 from stc.export.checkpoint import Checkpoint, open_checkpoint
 from stc.export.graphs import GraphWriter
 from stc.export.pretrained import Pretrained
-from stc.export.whole_model import WrittenGraphs, check_whole_model
+from stc.export.whole_model import check_whole_model
+from stc.export.written_graphs import WrittenGraphs
 from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, WEIGHTS
 from stc.runtime import parity_command
 from stc.runtime.frame import Frame
 from stc.runtime.parity import ParityReport
 from stc.runtime.parity_whole import WHERE, compare_whole_answer, compare_whole_vision
 from stc.runtime.tower import VisionTower
+from stc.stc_family import vision_graphs
 from tests.language_cases import LanguageCase, language_case
 from tests.tiny_checkpoint import LAYOUTS, Layout, change_json, tiny_model, write_checkpoint
 from tests.vision_cases import Exported, moving_frames
@@ -138,7 +141,9 @@ def changed(case: LanguageCase, tmp_path: Path) -> Path:
 def exported_compares(case: LanguageCase, whole: Pretrained) -> str:
     """What the comparison at export says of the case's graphs; nothing when they are equal."""
     manifest = case.bundle.manifest
-    graphs = WrittenGraphs(case.bundle.root / GRAPHS, manifest.provenance.precision)
+    assert manifest.language is not None
+    contracts = vision_graphs(manifest.vision.blocks) | language_graphs(manifest.language.blocks)
+    graphs = WrittenGraphs(case.bundle.root / GRAPHS, manifest.provenance.precision, contracts)
     try:
         check_whole_model(graphs, manifest.vision, manifest.language, whole)
     except ExportError as error:

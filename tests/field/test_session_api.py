@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stc.contracts import INDICES, KEPT, KEPT_INDICES, SELECT, prune_graph
+from stc.contracts import INDICES, KEPT, KEPT_INDICES
 from stc.engines.engine import Engine, Tensor
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend
@@ -24,6 +24,7 @@ from stc.runtime.session import StreamSession
 from stc.runtime.stream_language import StreamLanguage
 from stc.runtime.tower import VisionTower
 from stc.settings import PRESETS, SCORINGS, Settings
+from stc.stc_family import SELECT, prune_graph
 from tests.device_cases import SETTINGS as DEVICE_SETTINGS
 from tests.device_cases import Rig, assert_equal, numpy_graphs, oracle_session
 from tests.device_cases import frames as device_frames

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stc.contracts import EMBED
 from stc.engines.engine import Engine, Tensor
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend
+from stc.engines.runner import Ran
 from stc.errors import EngineError
 from stc.runtime.answer import Answer
 from stc.runtime.frame import Frame
@@ -26,6 +26,7 @@ from stc.runtime.sampling import GREEDY, Sampler
 from stc.runtime.session import StreamSession
 from stc.runtime.tower import VisionTower
 from stc.settings import PRESETS
+from stc.stc_family import EMBED
 from tests.device_cases import SETTINGS as DEVICE_SETTINGS
 from tests.device_cases import Rig, oracle_session
 from tests.device_cases import frames as device_frames
@@ -145,16 +146,22 @@ def test_two_threads_push_into_one_session_as_one_would() -> None:
     )
 
 
+def hold(session: StreamSession, gate: Gate) -> None:
+    """Frames of `session` wait at `gate`, within its lock, once the GPU has computed them."""
+    run = session.runner.run
+
+    def gated(*frame: Any) -> Ran:
+        ran = run(*frame)
+        gate()
+        return ran
+
+    session.runner.run = gated  # type: ignore[assignment, method-assign]
+
+
 def test_two_threads_push_into_one_session_on_a_device(tmp_path: Path) -> None:
     """The same where a frame is one CUDA graph: each report has its own frame's outcome."""
     session, gate = Rig(tmp_path).session(), Gate()
-    project = session._project
-
-    def gated(hidden: Tensor) -> Tensor:
-        gate()
-        return project(hidden)
-
-    session._project = gated  # type: ignore[method-assign]
+    hold(session, gate)
     check_serial(session, gate, oracle_session(DEVICE_SETTINGS), device_frames(2))
 
 
@@ -342,13 +349,7 @@ def test_a_device_closed_during_a_push_waits_for_it(tmp_path: Path) -> None:
     """The same on TensorRT, where memory is given back: no work on freed memory."""
     rig, gate = Rig(tmp_path), Gate()
     session, outcomes = rig.session(), []
-    project = session._project
-
-    def gated(hidden: Tensor) -> Tensor:
-        gate()
-        return project(hidden)
-
-    session._project = gated  # type: ignore[method-assign]
+    hold(session, gate)
     together = Together()
     together.start(lambda: outcomes.append(session.push(device_frames(1)[0])))
     assert gate.inside.wait(60)

@@ -1,0 +1,85 @@
+"""Programs run graph after graph, on any backend, every buffer made once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from stc.engines.engine import Backend, Engine
+from stc.engines.runner import Look, Ran, buffers_of, stream_bytes
+from stc.program import Program
+
+
+class EagerRunner:
+    """See `stc.engines.runner.Runner`. Graphs are loaded by `load`, the backend's own by default.
+
+    Raises EngineError when a graph cannot be loaded or there is not enough memory.
+    """
+
+    warm_up_runs = 1
+    cheap_reads = True
+
+    def __init__(
+        self,
+        backend: Backend,
+        programs: Iterable[Program],
+        load: Callable[[str], Engine] | None = None,
+    ) -> None:
+        programs = tuple(programs)
+        self.references_bytes = stream_bytes(programs)["references"]
+        self._backend = backend
+        load = load or backend.load
+        self._programs = {one.name: one for one in programs}
+        self._calls = {
+            one.name: [(load(call.graph), call) for call in one.calls] for one in programs
+        }
+        self._written: set[str] = set()
+        self._at = {
+            name: backend.to_device(one.values())
+            if one.role == "constant"
+            else backend.empty(one.shape, one.dtype)
+            for name, one in buffers_of(programs).items()
+            if one.role != "input"
+        }
+
+    @property
+    def captured(self) -> set[str]:
+        return set()
+
+    def run(self, program: str, inputs: Mapping[str, Any], look: Look | None = None) -> Ran:
+        at, backend, clock = self._at, self._backend, time.perf_counter
+        self._written = set()
+        start = clock()
+        for name, array in inputs.items():
+            at[name] = backend.to_device(array)
+        known = self._programs[program]
+        stage_ms, engine_ms = dict.fromkeys(known.stages, 0.0), 0.0
+        for engine, call in self._calls[program]:
+            reads = {port: at[name] for port, name in call.reads.items()}
+            writes = {port: at[name] for port, name in call.writes.items()}
+            began = clock()
+            outputs = engine(reads, writes)
+            ended = clock()
+            self._written.update(call.writes.values())
+            engine_ms += (ended - began) * 1e3
+            stage_ms[call.stage] += (ended - start) * 1e3
+            start = ended
+            if look is not None:
+                look(call.graph, outputs)
+        results = {name: backend.to_host(at[name]) for name in known.results}
+        return Ran(results, stage_ms, engine_ms)
+
+    def read(self, buffer: str) -> NDArray[Any]:
+        return self._backend.to_host(self._at[buffer])
+
+    def wrote(self, buffer: str) -> bool:
+        return buffer in self._written
+
+    def takes(self, array: object) -> bool:
+        return False
+
+    def close(self) -> None:
+        self._at.clear()
