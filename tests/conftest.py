@@ -1,12 +1,18 @@
-"""Bundles that several test files share: each is exported at most once in a run."""
+"""Bundles that several test files share: each is exported at most once in a run.
+
+Runs of several processes share them, and a core belongs to each process alone.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +20,58 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.device_cases import Rig
+    from tests.trace_cache import TraceCache
     from tests.vision_cases import Exported
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One of several workers computes on one core, and so does all that it starts."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker per core; none where speed is measured, which needs all cores."""
+    return 0 if config.option.markexpr == "slow" else len(os.sched_getaffinity(0))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it need not be looked through for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def kept_traces(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TraceCache]:
+    """Traces are read from pytest's cache folder, and kept there for later runs."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    from stc.export import graph
+    from tests.trace_cache import TraceCache
+
+    if hasattr(pytestconfig, "cache"):
+        folder = pytestconfig.cache.mkdir("traces")
+    else:  # -p no:cacheprovider
+        folder = tmp_path_factory.mktemp("traces")
+    traces = TraceCache(folder, graph._traced)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(graph, "_traced", traces)
+        # The exporter collects the same 500 functions for each of its graphs: half of its time.
+        collected = staticmethod(cache(ONNXRegistry.from_torchlib))
+        monkeypatch.setattr(ONNXRegistry, "from_torchlib", collected)
+        yield traces
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces_are_kept(request: pytest.FixtureRequest) -> None:
+    """Where a test file has imported torch."""
+    if "torch" in sys.modules:
+        request.getfixturevalue("kept_traces")
 
 
 @pytest.fixture(scope="session")
