@@ -63,6 +63,16 @@ def trace(
     # Parameters of equal values, such as two norms of ones, would be merged.
     for parameter in stand_in.parameters():
         parameter.data.normal_()
+    return _traced(stand_in, contract, example, free)
+
+
+def _traced(
+    stand_in: nn.Module,
+    contract: Contract,
+    example: tuple[Tensor, ...],
+    free: tuple[FreeAxis, ...],
+) -> onnx.ModelProto:
+    """What `trace` returns, of a module that is its own: nothing of it hangs on weights."""
     names = [port.name for port in contract.inputs if port.name != COUNT]
     sizes = {axis.symbol: torch.export.Dim(axis.symbol, min=2, max=axis.most) for axis in free}
     dynamic = tuple(

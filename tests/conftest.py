@@ -1,96 +1,166 @@
-"""Bundles that several test files share: each is exported at most once in a run."""
+"""Bundles that several test files share: each is exported at most once in a run.
+
+Runs of several processes share them, and a core belongs to each process alone.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.once import Once
+
 if TYPE_CHECKING:
     from tests.device_cases import Rig
+    from tests.trace_cache import TraceCache
     from tests.vision_cases import Exported
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """One of several workers computes on one core, and so does all that it starts."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker per core; none where speed is measured, which needs all cores."""
+    return 0 if config.option.markexpr == "slow" else len(os.sched_getaffinity(0))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: it need not be looked through for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+def kept_traces(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TraceCache]:
+    """Traces are read from pytest's cache folder, and kept there for later runs."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    from stc.export import graph
+    from tests.trace_cache import TraceCache
+
+    if hasattr(pytestconfig, "cache"):
+        folder = pytestconfig.cache.mkdir("traces")
+    else:  # -p no:cacheprovider
+        folder = tmp_path_factory.mktemp("traces")
+    traces = TraceCache(folder, graph._traced)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(graph, "_traced", traces)
+        # The exporter collects the same 500 functions for each of its graphs: half of its time.
+        collected = staticmethod(cache(ONNXRegistry.from_torchlib))
+        monkeypatch.setattr(ONNXRegistry, "from_torchlib", collected)
+        yield traces
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces_are_kept(request: pytest.FixtureRequest) -> None:
+    """Where a test file has imported torch."""
+    if "torch" in sys.modules:
+        request.getfixturevalue("kept_traces")
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Folders that the run's processes share."""
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
+    shared.mkdir(exist_ok=True)
+    return Once(shared)
+
+
+@pytest.fixture(scope="session")
+def exported(once: Once) -> Callable[[str], Exported]:
     """The bundle of a case of `tests.vision_cases.WEIGHTS`, by its name."""
+    from stc.bundle import Bundle
     from tests import vision_cases
 
-    made: dict[str, Exported] = {}
-
+    @cache
     def bundle(case: str) -> Exported:
-        if case not in made:
-            output = tmp_path_factory.mktemp("exported") / "bundle"
-            weights = vision_cases.WEIGHTS[case]()
-            made[case] = vision_cases.export(weights, output, vision_cases.PRECISIONS[case])
-        return made[case]
+        weights = vision_cases.WEIGHTS[case]()
+        precision = vision_cases.PRECISIONS[case]
+        made = once(case, lambda root: vision_cases.export(weights, root / "bundle", precision))
+        return vision_cases.Exported(weights, Bundle.open(made / "bundle"))
 
     return bundle
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
     """The built-in demo model's bundle, written by `stc-export`."""
-    from stc.export import command
-
-    output = tmp_path_factory.mktemp("demo") / "bundle"
-    assert command.main(["--model", "demo", "--output", str(output)]) == 0
-    return output
+    return once("demo", exported_demo) / "bundle"
 
 
 @pytest.fixture(scope="session")
-def half_demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half_demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
     """The demo bundle in float16, which engines are built from."""
+    return once("half-demo", lambda root: exported_demo(root, "--precision", "fp16")) / "bundle"
+
+
+def exported_demo(root: Path, *flags: str) -> None:
+    """`root` holds the demo's bundle."""
     from stc.export import command
 
-    output = tmp_path_factory.mktemp("half-demo") / "bundle"
-    arguments = ["--model", "demo", "--precision", "fp16", "--output", str(output)]
-    assert command.main(arguments) == 0
-    return output
+    assert command.main(["--model", "demo", *flags, "--output", str(root / "bundle")]) == 0
 
 
 @pytest.fixture(scope="session")
-def accepted_demo_bundle(half_demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def accepted_demo_bundle(half_demo_bundle: Path, once: Once) -> Path:
     """The float16 demo bundle with engines for sm89, compared with ONNX Runtime on a double."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
     from stc.engines import build_command
     from tests.onnx_device import double_machine
 
-    path = shutil.copytree(half_demo_bundle, tmp_path_factory.mktemp("accepted") / "bundle")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        double_machine(monkeypatch, path, "sm89")
-        assert build_command.main([str(path), "--target", "this-device"]) == 0
-    return path
+    def accept(root: Path) -> None:
+        path = shutil.copytree(half_demo_bundle, root / "bundle")
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            double_machine(monkeypatch, path, "sm89")
+            assert build_command.main([str(path), "--target", "this-device"]) == 0
+
+    return once("accepted-demo", accept) / "bundle"
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def checkpoints(once: Once) -> tuple[Path, Path]:
     """Two checkpoints of one geometry with transformers' own initial weights, seeds 0 and 1."""
     from tests.initial_checkpoint import write_initial_checkpoint
 
-    root = tmp_path_factory.mktemp("checkpoints")
-    return (
-        write_initial_checkpoint(root / "first", seed=0),
-        write_initial_checkpoint(root / "second", seed=1),
-    )
+    def write(root: Path) -> None:
+        write_initial_checkpoint(root / "first", seed=0)
+        write_initial_checkpoint(root / "second", seed=1)
+
+    root = once("checkpoints", write)
+    return root / "first", root / "second"
 
 
 @pytest.fixture(scope="session")
 def checkpoint_bundle(
-    checkpoints: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    checkpoints: tuple[Path, Path], once: Once, kept_traces: TraceCache
 ) -> Exported:
     """The bundle of the first of `checkpoints`."""
+    from stc.bundle import Bundle
     from stc.export.checkpoint import open_checkpoint
-    from tests.vision_cases import export
+    from tests import vision_cases
 
-    output = tmp_path_factory.mktemp("checkpoint") / "bundle"
-    return export(open_checkpoint(str(checkpoints[0])), output)
+    weights = open_checkpoint(str(checkpoints[0]))
+    made = once("checkpoint-bundle", lambda root: vision_cases.export(weights, root / "bundle"))
+    return vision_cases.Exported(weights, Bundle.open(made / "bundle"))
 
 
 @pytest.fixture

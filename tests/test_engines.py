@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from stc import contracts
 from stc.contracts import HIDDEN, INDICES, KEY, REF_KEY, SCORE
+from stc.engines import onnxruntime_backend as onnxruntime_backend_module
 from stc.engines.engine import Backend
 from stc.engines.onnxruntime_backend import (
     PROVIDERS,
@@ -29,6 +30,7 @@ from stc.engines.oracle_backend import OracleBackend
 from stc.errors import BundleError, EngineError
 from stc.stc_family import SELECT, keys_graph
 from tests.graph_files import graph_file
+from tests.language_cases import language_case
 from tests.own_process import run_python
 from tests.vision_cases import GOLDEN, Exported, numpy_weights
 
@@ -304,6 +306,90 @@ def test_cuda_multiplies_float32_as_such_and_takes_the_memory_it_asks_for(
     options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
     cuda = [(PROVIDERS["cuda"], options)] if device == "cuda" else []
     assert given == [[*cuda, PROVIDERS["cpu"]]]
+
+
+CONFIGURED = {
+    "session.load_model_format": "ONNX",
+    "session.use_env_allocators": "1",
+    "session.intra_op.allow_spinning": "0",
+    "session.disable_prepacking": "",
+}
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The options that ONNX Runtime is given for a session; none is made."""
+    monkeypatch.setattr(onnxruntime_backend_module, "usable_cores", lambda: 3)
+
+    def options_of(graph: str, *, prepack: bool = True, weights: Path | None = None) -> Any:
+        given: list[Any] = []
+
+        def seen(graph: object, options: Any, providers: object) -> None:
+            given.append(options)
+            raise RuntimeError("seen")
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", seen)
+        with pytest.raises(EngineError, match=r"cannot load it \(seen\)"):
+            OnnxRuntimeEngine(graph, Path(graph), "cpu", prepack=prepack, weights=weights)
+        (options,) = given
+        return options
+
+    return options_of
+
+
+def entries(options: Any, wanted: Iterable[str]) -> dict[str, str]:
+    """Entries of a session's configuration, "" where there is none."""
+    found = {}
+    for name in wanted:
+        try:
+            found[name] = options.get_session_config_entry(name)
+        except RuntimeError:  # ONNX Runtime knows no other way to ask
+            found[name] = ""
+    return found
+
+
+def test_a_session_has_threads_of_its_own_that_sleep_and_the_arena_of_the_process(
+    configured: Callable[..., Any],
+) -> None:
+    options = configured(KEYS)
+    assert entries(options, CONFIGURED) == CONFIGURED
+    assert options.use_per_session_threads
+    assert options.intra_op_num_threads == 3
+    assert options.log_severity_level == 4
+
+
+def test_sessions_share_threads_once_the_process_does(
+    configured: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime_backend_module, "_threads_shared", True)
+    options = configured(KEYS)
+    assert not options.use_per_session_threads
+    assert options.intra_op_num_threads == 0
+    spinning = "session.intra_op.allow_spinning"
+    assert entries(options, CONFIGURED) == CONFIGURED | {spinning: ""}
+
+
+def test_a_session_finds_its_weights_and_packs_matrices_unless_told_otherwise(
+    configured: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = "session.model_external_initializers_file_folder_path"
+    told = {"session.disable_prepacking": "1", folder: str(tmp_path)}
+    assert entries(configured(KEYS, prepack=False, weights=tmp_path), told) == told
+    assert entries(configured(KEYS), told) == dict.fromkeys(told, "")
+
+
+def test_the_vocabularys_tables_alone_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = language_case().bundle
+    packed: dict[str, bool] = {}
+
+    def made(name: str, graph: object, device: str, *, weights: Path, prepack: bool) -> None:
+        packed[name] = prepack
+
+    backend = OnnxRuntimeBackend(bundle)
+    monkeypatch.setattr(onnxruntime_backend_module, "OnnxRuntimeEngine", made)
+    for graph in bundle.manifest.graphs:
+        backend.load(graph)
+    assert {name for name, whether in packed.items() if not whether} == {"text_embed", "head"}
 
 
 def test_a_tensor_that_cannot_be_held_is_an_error_in_one_line(

@@ -282,6 +282,22 @@ def test_a_frame_that_yields_nan_is_left_out_and_nothing_else(policy: str, seen:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("policy", ["window", "rekv"])
+def test_a_question_right_after_a_frame_that_yields_nan_is_answered(policy: str) -> None:
+    """The memory is full: what the frame wrote lies among the rows that questions multiply."""
+    case = language_case()
+    model, prompt = case.language(), case.prompt()
+    language = StreamLanguage(model, _memory(policy, model, len(prompt.before)), prompt)
+    for tokens in frames(6):
+        language.append(tokens)
+    broken = np.full_like(tokens, np.nan)
+    assert language.append(broken).left_out == 1
+    answer = language.ask(QUESTION, TOKENS)
+    list(answer)
+    assert len(answer.token_ids) == TOKENS
+    assert np.isfinite(answer.logits).all()
+
+
 class Sick:
     """An engine that yields NaN in `spoilt` while it is `armed`."""
 

@@ -1,0 +1,28 @@
+"""What all processes of a run share, made by whichever comes first."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Once:
+    """Folders below `root`, made once however many processes ask. Nobody changes them."""
+
+    root: Path
+
+    def __call__(self, name: str, make: Callable[[Path], object]) -> Path:
+        """The folder `name`, as `make` has filled it."""
+        folder, made = self.root / name, self.root / f"{name}.made"
+        with (self.root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one whose making failed
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
