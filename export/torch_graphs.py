@@ -64,8 +64,9 @@ class TorchGraphs:
             if port.name == COUNT:
                 continue
             array = inputs[port.name]
-            if self._half and port.dtype == "network":
-                array = array.astype(np.float16).astype(np.float32)
+            if port.dtype == "network":
+                array = array.astype(np.float16) if self._half else array
+                array = array.astype(np.float32)
             if rounding and array.dtype.kind == "f":
                 array = rounded_otherwise(array, rounding)
             tensors.append(torch.from_numpy(np.ascontiguousarray(array)))

@@ -99,7 +99,8 @@ class TowerStream:
 
     def reference(self, pixel_values: Pixels) -> TowerFrame:
         everything = np.arange(self._tower.spec.tokens)
-        return self._run("reference", pixel_values, [everything] * self._tower.spec.blocks)
+        states, tokens, _ = self._run("reference", pixel_values)
+        return TowerFrame(states, tokens, [everything] * self._tower.spec.blocks, [])
 
     def reuse(
         self,
@@ -108,36 +109,34 @@ class TowerStream:
         selection: Selection,
         forced: Forced | None = None,
     ) -> TowerFrame:
+        names = [indices_of(block) for block in range(self._tower.spec.blocks)]
         if forced is not None:
-            return self._run(f"{selection} forced", pixel_values, forced)
-        return self._run(selection, pixel_values, None)
+            given = dict(zip(names, forced, strict=True))
+            states, tokens, scores = self._run(f"{selection} forced", pixel_values, given)
+            return TowerFrame(states, tokens, list(forced), scores)
+        states, tokens, scores = self._run(selection, pixel_values)
+        # Where block 0 chose for all, the others wrote none.
+        chosen = [name if self._runner.wrote(name) else names[0] for name in names]
+        return TowerFrame(states, tokens, list(map(self._runner.read, chosen)), scores)
 
     def project(self, hidden: NDArray[np.float32]) -> NDArray[Any]:
         backend = self._tower.backend
         on_device = backend.to_device(hidden.astype(self._tower.dtype))
         return backend.to_host(self._tower.engine(PROJECT)({HIDDEN: on_device})[TOKENS])
 
-    def _run(self, program: str, pixels: Pixels, indices: Forced | None) -> TowerFrame:
+    def _run(
+        self, program: str, pixels: Pixels, given: Mapping[str, NDArray[np.int64]] | None = None
+    ) -> tuple[list[NDArray[Any]], NDArray[Any], list[NDArray[np.float32]]]:
+        """A frame's hidden states, its tokens and its scores."""
         seen: dict[str, list[NDArray[Any]]] = {HIDDEN: [], HIDDEN_OUT: [], SCORE: []}
 
         def look(_: str, outputs: Mapping[str, Tensor]) -> None:
             for name in outputs.keys() & seen.keys():
                 seen[name].append(self._tower.backend.to_host(outputs[name]))
 
-        inputs = {PIXEL_VALUES: pixels.astype(self._tower.dtype)}
-        blocks = range(self._tower.spec.blocks)
-        if indices is not None:
-            names = (indices_of(block) for block in blocks)
-            inputs |= dict(zip(names, indices, strict=True))
+        inputs = {PIXEL_VALUES: pixels.astype(self._tower.dtype), **(given or {})}
         ran = self._runner.run(program, inputs, look)
-        if indices is None:
-            last = indices_of(0)
-            indices = []
-            for block in blocks:
-                last = indices_of(block) if self._runner.wrote(indices_of(block)) else last
-                indices.append(self._runner.read(last))
-        states = [*seen[HIDDEN], *seen[HIDDEN_OUT]]
-        return TowerFrame(states, ran.results[TOKENS], list(indices), seen[SCORE])
+        return [*seen[HIDDEN], *seen[HIDDEN_OUT]], ran.results[TOKENS], seen[SCORE]
 
 
 def compare_streams(
