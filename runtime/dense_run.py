@@ -5,7 +5,7 @@ from __future__ import annotations
 from stc.runtime.fidelity import Fidelity
 from stc.runtime.frame import Frame
 from stc.runtime.metrics import StreamMetrics, StreamSummary
-from stc.runtime.open import open_session
+from stc.runtime.opening import open_session
 from stc.runtime.report import FrameReport
 from stc.runtime.tower import VisionTower
 from stc.settings import PRESETS

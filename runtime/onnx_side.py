@@ -13,8 +13,8 @@ from stc.bundle import Bundle
 from stc.contracts import HIDDEN, SCORE, TOKENS
 from stc.engines.engine import Backend, Engine, Tensor
 from stc.runtime.language import LanguageModel
-from stc.runtime.open import open_backend, open_tower
 from stc.runtime.open_language import open_model
+from stc.runtime.opening import open_backend, open_tower
 from stc.runtime.plain_rows import PlainRows
 from stc.runtime.tower import VisionTower
 from stc.runtime.vision import StreamVision

@@ -32,7 +32,7 @@ from stc.flags import whole_flag
 from stc.manifest import Manifest
 from stc.progress import Progress
 from stc.prompt import Prompt
-from stc.runtime import open as opening
+from stc.runtime import opening
 from stc.runtime.document_output import document_output
 from stc.runtime.frame import Frame
 from stc.runtime.language import LanguageModel

@@ -23,8 +23,7 @@ from stc.command import Console, stdout_outlived
 from stc.engines.plan import context_rows
 from stc.errors import DeviceError, SettingsError, StcError, VideoError
 from stc.manifest import VisionSpec
-from stc.runtime import memory_settings, questions, source_flags
-from stc.runtime import open as opening
+from stc.runtime import memory_settings, opening, questions, source_flags
 from stc.runtime.chat import HINT, Chat
 from stc.runtime.comparison import compare_with_dense
 from stc.runtime.conversation import Conversation

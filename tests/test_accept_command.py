@@ -24,7 +24,7 @@ from stc.engines.library import Acceptance, Chain, EngineEntry, EngineLibrary, l
 from stc.engines.open_tensorrt import open_tensorrt
 from stc.errors import EngineError
 from stc.runtime.device_session import DeviceSession
-from stc.runtime.open import open_tower
+from stc.runtime.opening import open_tower
 from stc.settings import Settings
 from tests.fake_tensorrt import Graph
 from tests.onnx_device import SCRATCH_BYTES, OnnxGraphs, double_machine

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from stc import contracts
-from stc.runtime import open as opening
-from stc.runtime import parity_command, parity_language, parity_whole
+from stc.runtime import opening, parity_command, parity_language, parity_whole
 from stc.runtime.video import open_video
 from stc.settings import SELECTIONS
 from tests.clips import numbered_clip
