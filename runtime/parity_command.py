@@ -124,7 +124,7 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         captured, latency = _compare_vision(tower, other, frames, chosen, report, progress)
     model: LanguageModel | None = None
     if with_language:
-        model = open_model(bundle, opening.language_backend(bundle, tower, flags.device))
+        model = open_model(bundle, tower.backend)
         _compare_language(bundle, tower, model, flags, against, frames, chosen, report, console)
     whole = f"not compared with transformers: there is no {PYTORCH} here"
     if against == PYTORCH:
