@@ -80,6 +80,12 @@ class Answer(Iterator[str]):
                     return piece
             raise StopIteration
 
+    def __str__(self) -> str:
+        """The whole text; what was not given yet is taken now."""
+        for _ in self:
+            pass
+        return self.text
+
     def cancel(self) -> None:
         """The answer ends here; nothing happens if it has ended."""
         self.end("cancelled")

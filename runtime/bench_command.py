@@ -31,7 +31,7 @@ from stc.flags import whole_flag
 from stc.manifest import MOST_POSITIONS
 from stc.progress import Progress
 from stc.ranges import MOST_COUNT
-from stc.runtime import open as opening
+from stc.runtime import opening
 from stc.runtime.bench import Bench
 from stc.runtime.bench_prefill import PrefillBench
 from stc.runtime.document_output import document_output

@@ -37,7 +37,7 @@ def check_frame(frame: object) -> None:
         raise VideoError(
             "frame",
             f"got {shown(frame)} of type {type(frame).__name__}",
-            "a stc.runtime.frame.Frame",
+            "a stc.runtime.Frame",
             "make one with Frame(index=0, time_s=0.0, rgb=picture)",
         )
     whole("frame.index", frame.index, least=0, most=LAST_INDEX, error=VideoError)

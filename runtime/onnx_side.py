@@ -11,8 +11,8 @@ from stc.bundle import Bundle
 from stc.engines.side import EngineSide
 from stc.program import Side
 from stc.runtime.language import LanguageModel
-from stc.runtime.open import open_backend, open_tower
 from stc.runtime.open_language import open_model
+from stc.runtime.opening import open_backend, open_tower
 from stc.runtime.parity_streams import TowerStream
 from stc.runtime.plain_rows import PlainRows
 from stc.settings import Settings

@@ -32,7 +32,7 @@ from stc.flags import whole_flag
 from stc.manifest import Manifest
 from stc.progress import Progress
 from stc.prompt import Prompt
-from stc.runtime import open as opening
+from stc.runtime import opening
 from stc.runtime.document_output import document_output
 from stc.runtime.frame import Frame
 from stc.runtime.language import LanguageModel
@@ -125,7 +125,7 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         captured, latency = _compare_vision(tower, other, frames, chosen, report, progress)
     model: LanguageModel | None = None
     if with_language:
-        model = open_model(bundle, opening.language_backend(bundle, tower, flags.device))
+        model = open_model(bundle, tower.backend)
         _compare_language(bundle, tower, model, flags, against, frames, chosen, report, console)
     whole = f"not compared with transformers: there is no {PYTORCH} here"
     if against == PYTORCH:

@@ -20,11 +20,9 @@ from typing import Final
 from stc import command, settings
 from stc.bundle import Bundle
 from stc.command import Console, stdout_outlived
-from stc.engines.plan import context_rows
 from stc.errors import DeviceError, SettingsError, StcError, VideoError
 from stc.manifest import VisionSpec
-from stc.runtime import memory_settings, questions, source_flags
-from stc.runtime import open as opening
+from stc.runtime import memory_settings, opening, questions, source_flags
 from stc.runtime.chat import HINT, Chat
 from stc.runtime.comparison import compare_with_dense
 from stc.runtime.conversation import Conversation
@@ -32,12 +30,11 @@ from stc.runtime.dense_run import DenseRun
 from stc.runtime.document_output import document_output
 from stc.runtime.live_table import LiveTable
 from stc.runtime.memory_settings import MemorySettings
-from stc.runtime.open_language import open_stream_language
 from stc.runtime.output_paths import STDOUT, refuse_shared_paths
 from stc.runtime.overlay import OverlayWriter
 from stc.runtime.questions import Questions
 from stc.runtime.run_document import run_document
-from stc.runtime.session import StreamSession
+from stc.runtime.stream import open_stream
 from stc.runtime.stream_run import StreamRun
 from stc.runtime.summary import print_summary
 from stc.runtime.taken_frames import EndedBy
@@ -103,26 +100,18 @@ def _run(flags: argparse.Namespace) -> int:
             if source.notice is not None:
                 say(source.notice)
             overlay = stack.enter_context(_overlay(flags.overlay, spec, failures))
-            tower = opening.open_tower(
-                bundle,
-                flags.device,
-                flags.backend,
-                streams=2 if flags.compare_dense else 1,
-                context=0 if asked is None or flags.int4 else context_rows(memory.window),
+            streams = 2 if flags.compare_dense else 1
+            opened = open_stream(
+                bundle, chosen, memory, flags.device, flags.backend, flags.int4, streams
             )
-            device.callback(tower.close)
-            conversation = None
-            if asked is not None:
-                backend = opening.language_backend(bundle, tower, flags.device, int4=flags.int4)
-                language = open_stream_language(bundle, backend, memory, chosen.kept(spec.pooled))
-                conversation = Conversation(language, asked, sys.stdout, say, chat)
+            device.callback(opened.close)
+            session, conversation = opened.session, None
+            if session.language is not None:
+                conversation = Conversation(session.language, asked, sys.stdout, say, chat)
             if chat is not None:
                 say(HINT)
                 chat.invite()
-            session = StreamSession(
-                tower, chosen, None if conversation is None else conversation.language
-            )
-            dense = DenseRun(tower) if flags.compare_dense else None
+            dense = DenseRun(session.tower) if flags.compare_dense else None
             stream = StreamRun(
                 source,
                 session,
@@ -212,8 +201,8 @@ def _save_still(overlay: OverlayWriter, path: Path, failures: list[StcError]) ->
         failures.append(error)
 
 
-def _asked(flags: argparse.Namespace) -> tuple[Questions | None, MemorySettings]:
-    """The questions of the run, None without any, and the memory they are answered from.
+def _asked(flags: argparse.Namespace) -> tuple[Questions, MemorySettings | None]:
+    """The questions of the run, and the memory they are answered from, None without any.
 
     Raises SettingsError for a flag out of range, or of questions without one.
     """
@@ -224,4 +213,4 @@ def _asked(flags: argparse.Namespace) -> tuple[Questions | None, MemorySettings]
         if getattr(flags, name) not in (None, False):
             flag = f"--{name.replace('_', '-')}"
             raise SettingsError(flag, "given", "--ask, --ask-at or --chat beside it")
-    return None, memory
+    return asked, None

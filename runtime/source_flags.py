@@ -10,7 +10,13 @@ from stc.flags import number_flag, whole_flag
 from stc.ranges import real
 from stc.runtime.frame import LAST_INDEX
 from stc.runtime.video import open_video
-from stc.runtime.video_source import RTSP_TRANSPORTS, Dialling, Reconnection, VideoSource
+from stc.runtime.video_source import (
+    RTSP_TRANSPORTS,
+    Dialling,
+    Reconnection,
+    RtspTransport,
+    VideoSource,
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -57,21 +63,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def open_source(flags: argparse.Namespace) -> VideoSource:
     """The source the flags name, opened.
 
-    Raises SettingsError for a flag out of range or without effect, VideoError as `open_video`.
+    Raises SettingsError and VideoError as `open_named`.
     """
-    give_up_s = flags.give_up_s
+    names = ("fps", "live", "give_up_s", "rtsp_transport", "probe_s")
+    return open_named(flags.video, **{name: getattr(flags, name) for name in names})
+
+
+def open_named(
+    video: str,
+    *,
+    fps: float | None,
+    live: bool,
+    give_up_s: float | None,
+    rtsp_transport: RtspTransport | None,
+    probe_s: float | None,
+) -> VideoSource:
+    """The source `video`, opened as the flags of these names say.
+
+    Raises SettingsError for a value out of range or without effect, VideoError as `open_video`.
+    """
     reconnection = None
     if give_up_s is not None:
         real("--give-up-s", give_up_s, "more than 0 seconds", above=0, most=math.inf)
         reconnection = Reconnection(give_up_s=give_up_s)
-    dialling = Dialling(rtsp_transport=flags.rtsp_transport, probe_s=flags.probe_s)
-    source = open_video(
-        flags.video,
-        fps=flags.fps,
-        reconnection=reconnection,
-        live=flags.live,
-        dialling=dialling,
-    )
+    dialling = Dialling(rtsp_transport=rtsp_transport, probe_s=probe_s)
+    source = open_video(video, fps=fps, reconnection=reconnection, live=live, dialling=dialling)
     if reconnection is not None and not source.is_live:
         source.close()
         raise SettingsError("--give-up-s", "given", "a live --video, a file is not lost")

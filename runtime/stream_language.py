@@ -112,7 +112,7 @@ class StreamLanguage:
             raise SettingsError(
                 "sampling",
                 f"got {shown(sampling)}",
-                "a stc.runtime.sampling.Sampling",
+                "a stc.runtime.Sampling",
                 "make one with Sampling(temperature=0.7)",
             )
         prompt, ids = self._prompted(), self.check(question)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from stc.errors import SettingsError
 from stc.flags import number_flag, whole_flag
-from stc.ranges import MOST_COUNT, one_of, real, whole_fields
+from stc.ranges import MOST_COUNT, one_of, real, shown, whole_fields
 
 Selection = Literal["shared", "layerwise"]
 Scoring = Literal["dual-anchor", "gaussian", "gaussian-fixed"]
@@ -167,19 +167,22 @@ def _contents(preset: Settings) -> str:
 def from_flags(flags: argparse.Namespace, default: Settings, pooled: int) -> Settings:
     """The settings a user asked for: `--preset`, else `default`, with the given flags on top.
 
+    `pooled` is the model's n. Raises SettingsError as `choose`.
+    """
+    given = {field.name: getattr(flags, field.name) for field in fields(Settings)}
+    return choose(default if flags.preset is None else flags.preset, pooled, **given)
+
+
+def choose(base: Settings | str, pooled: int, **given: Any) -> Settings:
+    """`base`, settings or a preset's name, with the fields that are `given` and not None on top.
+
     `pooled` is the model's n, to which a preset's budget is scaled.
     Raises SettingsError for an unknown preset, a value outside its range or a budget over n.
     """
-    base = default
-    if flags.preset is not None:
-        if flags.preset not in PRESETS:
-            raise SettingsError("--preset", f"got {flags.preset!r}", f"one of {', '.join(PRESETS)}")
-        base = scaled(PRESETS[flags.preset], pooled)
-    given = {
-        field.name: value
-        for field in fields(Settings)
-        if (value := getattr(flags, field.name)) is not None
-    }
-    chosen = replace(base, **given)
+    if not isinstance(base, Settings):
+        if not isinstance(base, str) or base not in PRESETS:
+            raise SettingsError("--preset", f"got {shown(base)}", f"one of {', '.join(PRESETS)}")
+        base = scaled(PRESETS[base], pooled)
+    chosen = replace(base, **{name: one for name, one in given.items() if one is not None})
     chosen.kept(pooled)
     return chosen

@@ -182,7 +182,7 @@ def stops_are_heard() -> None:
 @pytest.fixture(autouse=True)
 def threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command run in this process does not take its threads, which could not be taken back."""
-    from stc.runtime import open as opening
+    from stc.runtime import opening
 
     monkeypatch.setattr(opening, "share_threads", lambda: None)
 

@@ -20,8 +20,7 @@ from itertools import cycle, islice, pairwise
 from pathlib import Path
 
 from stc.bundle import Bundle
-from stc.runtime import memory_settings
-from stc.runtime import open as opening
+from stc.runtime import memory_settings, opening
 from stc.runtime.comparison import compare_with_dense
 from stc.runtime.conversation import Conversation
 from stc.runtime.live_table import LiveTable

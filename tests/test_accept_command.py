@@ -23,7 +23,7 @@ from stc.engines import accept_here, build_command
 from stc.engines.library import Acceptance, Chain, EngineEntry, EngineLibrary, library_of
 from stc.engines.open_tensorrt import open_tensorrt
 from stc.errors import EngineError
-from stc.runtime.open import open_tower
+from stc.runtime.opening import open_tower
 from stc.runtime.session import StreamSession
 from stc.settings import Settings
 from tests.fake_tensorrt import Graph

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from stc.manifest import VisionSpec
-from stc.runtime import bench_command
-from stc.runtime import open as opening
+from stc.runtime import bench_command, opening
 from stc.runtime.bench import Bench
 from stc.runtime.session import StreamSession
 from stc.runtime.video import open_video

@@ -29,8 +29,7 @@ from stc.engines.likeness import CHAIN_COSINE, lowest_cosine
 from stc.engines.targets import TARGETS, Target
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError
-from stc.runtime import bench_command, run_command
-from stc.runtime import open as opening
+from stc.runtime import bench_command, opening, run_command
 from stc.runtime.memory_settings import MemorySettings, Policy
 from stc.runtime.open_language import open_stream_language
 from stc.runtime.report import FrameReport

@@ -19,7 +19,7 @@ from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.errors import EngineError
 from stc.runtime import bench_command, run_command
 from stc.runtime.gpu_facts import gpu_facts
-from stc.runtime.open import open_tower
+from stc.runtime.opening import open_tower
 from tests.device_cases import Rig, write_device_bundle
 
 Run = Callable[..., "CompletedProcess[str]"]

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from stc.runtime import bench_command, parity_command, run_command
-from stc.runtime import open as opening
-from stc.runtime.open import MOST_HELD
+from stc.runtime import bench_command, opening, parity_command, run_command
+from stc.runtime.opening import MOST_HELD
 
 Outcome = subprocess.CompletedProcess[str]
 

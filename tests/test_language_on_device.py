@@ -18,7 +18,7 @@ from stc.bundle import Bundle
 from stc.engines.engine import Engine, Tensor
 from stc.engines.tensorrt_backend import TensorRtBackend
 from stc.prompt import Prompt
-from stc.runtime import open as opening
+from stc.runtime import opening
 from stc.runtime.call_outputs import MOST_SPARE
 from stc.runtime.language import LanguageModel
 from stc.runtime.memory_settings import MemorySettings, Policy

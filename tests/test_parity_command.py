@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from stc.runtime import open as opening
-from stc.runtime import parity_command, parity_language, parity_whole
+from stc.runtime import opening, parity_command, parity_language, parity_whole
 from stc.runtime.video import open_video
 from stc.settings import SELECTIONS
 from stc.stc_family import vision_graphs

@@ -6,6 +6,7 @@ here; for these the quick tests check that the command takes the flags.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -15,12 +16,17 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import stc.runtime as face
 from stc import contracts
+from stc.engines import open_tensorrt
 from stc.stc_family import vision_graphs
 from tests.as_user import MODULES, ROOT, frames_of, run
+from tests.device_cases import Rig, assert_equal, oracle_session, write_device_bundle
+from tests.test_device_arrays import Interface, prepared
 
 README = (ROOT / "README.md").read_text()
 PAGES = [
@@ -30,8 +36,10 @@ PAGES = [
     "docs/log.md",
     "docs/jetson.md",
     "docs/language.md",
+    "docs/python.md",
     "docs/field.md",
 ]
+MARKDOWN = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")]
 
 SLOW = {
     "stc-export --model llava-ov --random-weights --int4 32 --output out/full",
@@ -40,6 +48,9 @@ SLOW = {
     "stc-parity out/full --video tests/data/street.mp4",
 }
 """Commands of the README that take minutes."""
+
+RUN = ("README.md", "docs/jetson.md", "docs/language.md", "docs/python.md")
+"""Pages with Python, which tests here run."""
 
 SCRIPTS = {"./scripts/demo", "./scripts/test"}
 
@@ -94,10 +105,11 @@ def test_slow_commands_take_their_flags(line: str) -> None:
 
 
 def printed(page: str, checkout: Path) -> str:
-    """What the Python of `page` prints."""
-    [code] = blocks("python", (ROOT / page).read_text())
+    """What the Python of `page`, one program in all its blocks, prints."""
+    code = "".join(blocks("python", (ROOT / page).read_text()))
+    assert code
     ran = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-W", "error", "-c", code],
         cwd=checkout,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -108,11 +120,48 @@ def printed(page: str, checkout: Path) -> str:
 
 
 def test_the_python_runs(checkout: Path) -> None:
-    lines = printed("README.md", checkout).splitlines()
-    assert len(lines) == 40  # a frame a second
-    assert lines[0].split()[:2] == ["0", "reference"]
-    assert lines[1].split()[:2] == ["1", "reuse"]
+    pages = {"README.md": "", "docs/python.md": "--budget: got 1000, expected at most 49"}
+    for page, told in pages.items():
+        lines = printed(page, checkout).splitlines()
+        assert lines[0].split()[:3] == ["0", "reference", "196"]
+        assert lines[1].split()[:3] == ["1", "reuse", "49"]
+        assert [line.split()[0] for line in lines[:40]] == list(map(str, range(40)))
+        [answer, *rest] = lines[40:]
+        assert answer
+        assert [line.startswith(told) for line in rest] == [True] * bool(told)
     assert printed("docs/language.md", checkout)
+
+
+def test_the_python_of_jetson_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path / "rig")
+    write_device_bundle(tmp_path / "out" / "demo" / "half")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(open_tensorrt, "open_tensorrt", lambda *_, **__: rig.backend)
+    values, frame = prepared(oracle_session(), 0)
+    [code] = blocks("python", (ROOT / "docs" / "jetson.md").read_text())
+    ran: dict[str, Any] = {"pixel_values": Interface(rig, values)}
+    exec(code, ran)
+    assert_equal(ran["report"], oracle_session().push(frame))
+    ran["stream"].close()
+    assert rig.device.closed
+
+
+@pytest.mark.parametrize("page", sorted(str(page.relative_to(ROOT)) for page in MARKDOWN))
+def test_python_uses_the_public_face_alone(page: str) -> None:
+    text = (ROOT / page).read_text()
+    code = ast.parse("".join(blocks("python", text)))
+    assert not code.body or page in RUN
+    for node in ast.walk(code):
+        if isinstance(node, ast.Import):
+            ours = [one for one in node.names if one.name.split(".")[0] == "stc"]
+            assert all((one.name, one.asname) == ("stc.runtime", "stc") for one in ours)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "stc":
+            assert node.module == "stc.runtime"
+            assert {one.name for one in node.names} <= set(face.__all__)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "stc":
+            assert node.attr in face.__all__
+    # Python that is not marked as such would not be run.
+    assert not re.search(r"^ *(import|from) stc\b", "".join(blocks("", text)), re.MULTILINE)
 
 
 def test_every_path_in_the_tree_exists() -> None:

@@ -17,12 +17,14 @@ from stc.engines.engine import Backend
 from stc.engines.flavour import FLAVOURS
 from stc.errors import SettingsError
 from stc.printable import one_line
+from stc.ranges import one_of
 from stc.runtime.frame import Frame
 from stc.runtime.tower import VisionTower
 from stc.runtime.video import open_video
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+DEVICES = ("cpu", "cuda")
 
 MOST_HELD = 32
 """Frames that are measured with again and again: decoded, so 200 MB of full HD."""
@@ -39,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--device",
-        choices=("cpu", "cuda"),
+        choices=DEVICES,
         default="cpu",
         help="where ONNX Runtime computes, default cpu",
     )
@@ -48,9 +50,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def refuse_idle_device(flags: argparse.Namespace) -> None:
     """Raise SettingsError when nothing of the run would compute where `--device` says."""
     four_bits = getattr(flags, "int4", False) or "int4" in (getattr(flags, "against", None) or ())
-    if flags.device == "cuda" and flags.backend != "onnxruntime" and not four_bits:
+    check_device(flags.device, flags.backend, int4=four_bits)
+
+
+def check_device(device: str, backend: str, *, int4: bool) -> None:
+    """Raise SettingsError when neither `backend` nor graphs in four bits compute on `device`."""
+    if one_of("--device", device, DEVICES) == "cuda" and backend != "onnxruntime" and not int4:
         raise SettingsError(
-            "--device cuda", f"--backend {flags.backend}", "--backend onnxruntime", "leave one out"
+            "--device cuda", f"--backend {backend}", "--backend onnxruntime", "leave one out"
         )
 
 
@@ -86,8 +93,9 @@ def open_backend(
     int4: bool = False,
     streams: int = 1,
     context: int = 0,
+    owns_process: bool = True,
 ) -> Backend:
-    """What computes the graphs of `bundle`, in a process that belongs to the caller.
+    """What computes the graphs of `bundle`, in a process that `owns_process` says is the caller's.
 
     TensorRT runs the engines that stc-build made for this GPU, after it was checked that
     `streams` streams fit, each with `context` rows of keys and values for questions. With `int4`
@@ -105,18 +113,9 @@ def open_backend(
     optional.load("onnxruntime", "onnxruntime", subject="ONNX Runtime", fix=fix)
     from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 
-    share_threads()
+    if owns_process:
+        share_threads()
     return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu", int4=int4)
-
-
-def language_backend(
-    bundle: Bundle, tower: VisionTower, device: str, *, int4: bool = False
-) -> Backend:
-    """What runs the language side beside `tower`: the same backend, but ONNX Runtime for `int4`.
-
-    Raises EngineError as `open_backend`.
-    """
-    return open_backend(bundle, device, int4=True) if int4 else tower.backend
 
 
 def share_threads() -> None:
