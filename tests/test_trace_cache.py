@@ -16,11 +16,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stc.contracts import ATTEND_CONTRACT, KEYS_CONTRACT, Contract
+from stc.contracts import ATTEND_CONTRACT, Contract
 from stc.export import graph
 from stc.export.graph import FreeAxis, trace
 from stc.export.language_modules import Attend
 from stc.export.modules import Keys, Norm, Update
+from stc.stc_family import KEYS_CONTRACT
 from tests import trace_cache
 from tests.language_cases import language_case
 from tests.trace_cache import TraceCache, UnknownStructureError, key
