@@ -132,7 +132,7 @@ class BundleFiles:
             if target is None:
                 raise led_out(self._root, file)
             try:
-                found = target.stat()
+                found = self.place(entry.path).stat()
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise self._refused(entry.path, "is missing", expected) from error
         if not stat.S_ISREG(found.st_mode):
