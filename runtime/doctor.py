@@ -18,7 +18,7 @@ from stc.engines.open_tensorrt import built_target, check_memory
 from stc.engines.plan import context_rows
 from stc.engines.targets import GIB, targets_of
 from stc.engines.usable_engines import find_engines, refusal
-from stc.errors import DeviceError, EngineError, StcError
+from stc.errors import BundleError, DeviceError, EngineError, StcError
 from stc.runtime.gpu_facts import power_mode
 from stc.stc_family import prune_graph
 
@@ -68,10 +68,13 @@ class Diagnosis:
     backends: list[str]
 
 
-def diagnose(bundle: Path | None = None, system: Path = SYSTEM) -> Diagnosis:
+def diagnose(
+    bundle: Path | None = None, system: Path = SYSTEM, *, verify: bool = False
+) -> Diagnosis:
     """What this machine has and lacks; with `bundle`, whether that can be run.
 
-    `system` is where the system's files stand. Nothing is changed.
+    `verify` hashes every file of the bundle. `system` is where the system's files stand. Nothing
+    of either is changed.
     """
     cuda, device = _gpu()
     flavours = [_flavour(flavour, device) for flavour in FLAVOURS]
@@ -94,7 +97,7 @@ def diagnose(bundle: Path | None = None, system: Path = SYSTEM) -> Diagnosis:
     backends = ["onnxruntime"] if onnxruntime else []
     backends += [flavour for flavour, (_, usable) in zip(FLAVOURS, flavours, strict=True) if usable]
     if bundle is not None:
-        found, unusable = _bundle(bundle, backends, device)
+        found, unusable = _bundle(bundle, verify, backends, device)
         findings += found
         backends = [backend for backend in backends if backend not in unusable]
     if not all(finding.fine for finding in findings if finding.vital):
@@ -209,17 +212,19 @@ def _swap_bytes(system: Path) -> int:
 
 
 def _bundle(
-    path: Path, backends: list[str], device: DeviceFacts | None
+    path: Path, verify: bool, backends: list[str], device: DeviceFacts | None
 ) -> tuple[list[Finding], set[Flavour]]:
     """The bundle, for every flavour that runs here its engines, and the flavours that lack them."""
     try:
-        bundle = Bundle.open(path)
-    except StcError as error:
-        fix = error.mend or "export it again with stc-export"
-        found = error.got if str(error.subject) == str(path) else f"{error.subject}: {error.got}"
-        return [Finding("bundle", found, fix, "running it", vital=True)], set()
+        bundle = Bundle.open(path, whole=not verify)
+        wrong = list(bundle.files.mismatches()) if verify else []
+    except BundleError as error:
+        wrong = [error]
+    if wrong:
+        return [_damage(error, path) for error in wrong], set()
     made = bundle.manifest.provenance
-    findings = [Finding("bundle", f"{made.checkpoint}, {made.precision}")]
+    verified = f", {len(bundle.files.sizes)} files as their digests say" if verify else ""
+    findings = [Finding("bundle", f"{made.checkpoint}, {made.precision}{verified}")]
     unusable: set[Flavour] = set()
     for flavour in FLAVOURS:
         if flavour not in backends or device is None:
@@ -242,3 +247,10 @@ def _bundle(
             findings.append(Finding(subject, error.got, mend, f"--backend {flavour}"))
             unusable.add(flavour)
     return findings, unusable
+
+
+def _damage(error: BundleError, path: Path) -> Finding:
+    """What is wrong with the bundle at `path`."""
+    fix = error.mend or "export it again with stc-export"
+    found = error.got if str(error.subject) == str(path) else f"{error.subject}: {error.got}"
+    return Finding("bundle", found, fix, "running it", vital=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from stc import command
 from stc.command import Console
+from stc.errors import SettingsError
 from stc.runtime.doctor import Diagnosis, diagnose
 
 
@@ -32,12 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.Parser(prog="stc-doctor", description=__doc__)
     parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="look at it as well")
+    parser.add_argument(
+        "--verify", action="store_true", help="hash every file of the bundle, known or not"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of lines")
     return parser.parse_args(arguments)
 
 
 def _doctor(flags: argparse.Namespace) -> int:
-    diagnosis = diagnose(flags.bundle)
+    if flags.verify and flags.bundle is None:
+        raise SettingsError("--verify", "no bundle", "stc-doctor --verify BUNDLE")
+    diagnosis = diagnose(flags.bundle, verify=flags.verify)
     if flags.json:
         print(json.dumps(asdict(diagnosis)))
     else:

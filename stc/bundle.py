@@ -1,7 +1,7 @@
 """A bundle on disk, opened only when it is whole.
 
-Every file the manifest lists is there, with its size and its sha256, before anything is run, and
-no other file of it is opened (`stc.bundle_files`).
+Every file the manifest lists is there with its size when it is opened, and has its sha256 when it
+is used; no other file of it is opened (`stc.bundle_files`).
 
 Knows nothing of how graphs are made or run; `stc.bundle_writer` makes bundles appear.
 """
@@ -72,7 +72,7 @@ class GraphFile:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle whose files are those of its manifest; made by `Bundle.open`.
+    """A bundle whose files are those of its manifest when they are used; made by `Bundle.open`.
 
     It goes on with the directory it opened, also when another bundle takes its place.
     """
@@ -81,12 +81,13 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path | str) -> Bundle:
-        """The bundle at `path`, every file verified.
+    def open(cls, path: Path | str, *, whole: bool = True) -> Bundle:
+        """The bundle at `path`.
 
         One that is replaced meanwhile is the old one or the new one. Raises BundleError, one line,
         when the directory is missing or no bundle, its manifest is of a newer schema, invalid or at
-        odds with itself, or a file is missing, truncated, altered or outside it.
+        odds with itself, or, unless it need not be `whole`, a file is missing, truncated or outside
+        it. A file that was altered is refused when it is used.
         """
         root = Path(path)
         for _ in range(OPENINGS):
@@ -94,7 +95,8 @@ class Bundle:
             try:
                 bundle = cls(root, _read_manifest(root, folder))
                 files = bundle._files(folder)
-                files.verify()
+                if whole:
+                    files.check_places()
             except BundleError:
                 if folder.stands():
                     raise

@@ -6,42 +6,25 @@ import hashlib
 import os
 import shlex
 import stat
-import threading
+import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from stc.errors import BundleError
+from stc.known_hashes import FileIdentity, KnownHashes
 from stc.manifest import FileEntry
 from stc.pinned_folder import PinnedFolder
 
-HASHING_THREADS = 2
 CHUNK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class FileIdentity:
-    """Which file it is and when it was last touched: while this stays, its bytes do."""
-
-    device: int
-    inode: int
-    size_bytes: int
-    modified_ns: int
-    changed_ns: int
-
-    @classmethod
-    def of(cls, found: os.stat_result) -> FileIdentity:
-        """That of the file `found` is about."""
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class BundleFiles:
     """The files `entries` of the bundle in `folder`, which the user knows as `root`.
 
     Whatever is handed out was compared with its digest; `check_unchanged` says so again after a
-    library opened a file by itself. Raises BundleError, with `mend`.
+    library opened a file by itself. What was hashed once is known from then on, see
+    `stc.known_hashes`. Raises BundleError, with `mend`.
     """
 
     def __init__(
@@ -49,11 +32,12 @@ class BundleFiles:
     ) -> None:
         self._root = root
         self._folder = folder
-        # A path may be listed twice; then it must be right twice.
+        # A path may be listed twice; then it must be right twice, see `check_places`.
         self._listed = list(dict.fromkeys(entries))
         self._entries = {entry.path: entry for entry in self._listed}
         self._mend = mend
         self._verified: dict[str, FileIdentity] = {}
+        self._known = KnownHashes()
 
     @property
     def folder(self) -> Path:
@@ -65,29 +49,35 @@ class BundleFiles:
         """Size in bytes of every listed file, by its path."""
         return {path: entry.size_bytes for path, entry in self._entries.items()}
 
-    def verify(self) -> None:
-        """Every listed file is there, whole. About a second per 1.7 GB.
+    def check_places(self) -> None:
+        """Every listed file is there, with its size; what it holds is for those who use it."""
+        for entry in self._listed:
+            if entry != self._entries[entry.path]:
+                got = "is listed twice, with different digests"
+                raise BundleError(self._root / entry.path, got, "", self._mend)
+            self._check_place(entry)
 
-        Hashed by threads: an interrupt waits for a chunk, not for a file of many gigabytes.
+    def mismatches(self) -> Iterator[BundleError]:
+        """What is wrong with each listed file that is not as its digest says.
+
+        All are hashed, whatever is known of them: about a second per GB.
         """
         for entry in self._listed:
-            self._check_place(entry)
-        pool, stop = ThreadPoolExecutor(HASHING_THREADS), threading.Event()
-        try:
-            for _ in pool.map(lambda entry: self._hash(entry, stop), self._listed):
-                pass
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
+            try:
+                self._check(entry, anew=True)
+            except BundleError as error:
+                yield error
 
     def read(self, path: str) -> bytes:
         """The bytes of the file `path`."""
         entry = self._entry(path)
         self._check_place(entry)
         with self._told(path), self.place(path).open("rb") as stream:
+            identity = FileIdentity.of(os.fstat(stream.fileno()))
             # One more than it should have says that it grew.
             content = stream.read(entry.size_bytes + 1)
         self._compare(entry, hashlib.sha256(content).hexdigest())
+        self._verified[path] = identity
         return content
 
     def place(self, path: str) -> Path:
@@ -101,7 +91,7 @@ class BundleFiles:
     def check_unchanged(self, paths: Iterable[str]) -> None:
         """The files `paths` hold the bytes of their digests now.
 
-        Costs a look at each, unless it was touched since it was hashed.
+        Costs a look at each, unless it was touched since it was hashed, or never was.
         """
         for path in paths:
             entry = self._entry(path)
@@ -109,8 +99,7 @@ class BundleFiles:
             with self._told(path), suppress(FileNotFoundError):
                 found = FileIdentity.of(self.place(path).stat())
             if found is None or found != self._verified.get(path):
-                self._check_place(entry)
-                self._hash(entry)
+                self._check(entry)
 
     def check_in_place(self) -> None:
         """The bundle still stands at its name."""
@@ -124,15 +113,15 @@ class BundleFiles:
             raise BundleError(self._root / path, got, "", self._mend)
         return self._entries[path]
 
-    def _check_place(self, entry: FileEntry) -> None:
-        """It is a plain file inside the bundle and has its size."""
+    def _check_place(self, entry: FileEntry) -> Path:
+        """Its real path: it is a plain file inside the bundle and has its size."""
         file, expected = self._root / entry.path, f"{entry.size_bytes:,} bytes"
         with self._told(entry.path):
             target = real_place(self._folder, entry.path)
             if target is None:
                 raise led_out(self._root, file)
             try:
-                found = target.stat()
+                found = self.place(entry.path).stat()
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise self._refused(entry.path, "is missing", expected) from error
         if not stat.S_ISREG(found.st_mode):
@@ -140,17 +129,20 @@ class BundleFiles:
         if found.st_size != entry.size_bytes:
             got = "is truncated" if found.st_size < entry.size_bytes else "is too long"
             raise self._refused(entry.path, f"{got}, {found.st_size:,} bytes", expected)
+        return target
 
-    def _hash(self, entry: FileEntry, stop: threading.Event | None = None) -> None:
+    def _check(self, entry: FileEntry, *, anew: bool = False) -> None:
         """The file's bytes are those of its digest, and its identity is known."""
+        target, file = self._check_place(entry), self.place(entry.path)
         with self._told(entry.path):
-            file = self.place(entry.path)
             # Taken before: what touches the file while it is hashed is seen by the next look.
+            looked_ns = time.time_ns()
             identity = FileIdentity.of(file.stat())
-            digest = sha256(file, stop)
-        if stop is None or not stop.is_set():
-            self._compare(entry, digest)
-            self._verified[entry.path] = identity
+            if anew or not self._known.holds(target, identity, entry.sha256):
+                digest = sha256(file)
+                self._known.remember(target, identity, digest, looked_ns)
+                self._compare(entry, digest)
+        self._verified[entry.path] = identity
 
     def _compare(self, entry: FileEntry, digest: str) -> None:
         if digest != entry.sha256:
@@ -192,14 +184,11 @@ def led_out(root: Path, file: Path) -> BundleError:
     return BundleError(file, got, "a file inside the bundle", mend)
 
 
-def sha256(file: Path, stop: threading.Event | None = None) -> str:
-    """The hexadecimal SHA-256 of a file's bytes; of some of them once `stop` is set.
-
-    Raises OSError.
-    """
+def sha256(file: Path) -> str:
+    """The hexadecimal SHA-256 of a file's bytes. Raises OSError."""
     digest = hashlib.sha256()
     chunk = memoryview(bytearray(CHUNK_BYTES))
     with file.open("rb", buffering=0) as stream:
-        while not (stop and stop.is_set()) and (size := stream.readinto(chunk)):
+        while size := stream.readinto(chunk):
             digest.update(chunk[:size])
     return digest.hexdigest()

@@ -179,6 +179,14 @@ def stops_are_heard() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither tests nor what they start write into the user's cache, or believe it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command run in this process does not take its threads, which could not be taken back."""

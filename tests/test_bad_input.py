@@ -338,10 +338,8 @@ def _whole(document: dict[str, Any]) -> None:
         (_whole, lambda root: os.truncate(root / WEIGHTS, 999), "weights.bin: is truncated"),
         (
             _whole,
-            lambda root: (root / "config.json").write_bytes(
-                (root / "config.json").read_bytes().replace(b"6", b"7", 1)
-            ),
-            "config.json: was altered",
+            lambda root: (root / WEIGHTS).write_bytes((root / WEIGHTS).read_bytes()[::-1]),
+            "weights.bin: was altered",
         ),
     ],
     ids=["newer", "leaving", "no manifest", "missing", "truncated", "altered"],

@@ -1,4 +1,4 @@
-"""A bundle is opened only when it is whole; otherwise one line says what is wrong."""
+"""A bundle is opened and used only when it is whole; otherwise one line says what is wrong."""
 
 from __future__ import annotations
 
@@ -29,10 +29,16 @@ def bundle(tmp_path: Path) -> Path:
     return write_bundle(tmp_path / "tiny")
 
 
+def use(path: Path) -> None:
+    """Every file of the bundle at `path` was compared with its digest."""
+    files = Bundle.open(path).files
+    files.check_unchanged(files.sizes)
+
+
 def refusal(path: Path) -> str:
-    """The one line with which opening `path` is refused."""
+    """The one line with which opening `path`, or using its files, is refused."""
     with pytest.raises(BundleError) as caught:
-        Bundle.open(path)
+        use(path)
     line = str(caught.value)
     assert "\n" not in line
     return line
@@ -58,7 +64,7 @@ def test_moved_bundle_opens(bundle: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere" / "renamed"
     moved.parent.mkdir()
     shutil.move(bundle, moved)
-    Bundle.open(moved)
+    use(moved)
 
 
 def test_bundle_opens_through_a_link(bundle: Path, tmp_path: Path) -> None:
@@ -151,7 +157,7 @@ def test_link_to_itself_is_refused(bundle: Path) -> None:
 def test_link_inside_the_bundle_is_followed(bundle: Path) -> None:
     (bundle / "config.json").rename(bundle / "other.json")
     (bundle / "config.json").symlink_to("other.json")
-    Bundle.open(bundle)
+    use(bundle)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +172,14 @@ def test_path_that_leaves_the_bundle_is_refused(bundle: Path, path: str) -> None
     line = refusal(bundle)
     assert f"graphs.embed.file.path: path {path!r} is no path inside the bundle" in line
     assert EXPORT_AGAIN in line
+
+
+def test_file_listed_twice_otherwise_is_refused(bundle: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["files"].insert(0, {**document["files"][0], "sha256": "0" * 64})
+
+    edit(bundle, change)
+    assert "weights.bin: is listed twice, with different digests; " in refusal(bundle)
 
 
 def test_newer_schema_is_refused_before_anything_else(bundle: Path) -> None:
@@ -287,7 +301,7 @@ def test_ctrl_c_does_not_wait_for_a_whole_file(
     monkeypatch.setattr("stc.bundle_files.CHUNK_BYTES", 1)
     monkeypatch.setattr("stc.bundle_files.hashlib.sha256", Slow)
     with pytest.raises(KeyboardInterrupt):
-        Bundle.open(bundle)
+        use(bundle)
     assert len(hashed) < len(FILES["graphs/embed.onnx"])
 
 

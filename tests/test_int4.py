@@ -151,7 +151,7 @@ def test_an_altered_four_bit_file_is_refused(tmp_path: Path) -> None:
     content = graph.read_bytes()
     graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(BundleError, match=r"head_int4\.onnx: was altered"):
-        Bundle.open(root)
+        Bundle.open(root).graph("head", "int4_graphs")
 
 
 def test_four_bits_are_measured_beside_full_precision(run_main: Run) -> None:

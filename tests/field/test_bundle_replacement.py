@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from stc import bundle_files
 from stc.bundle import Bundle
+from stc.bundle_files import real_place
 from stc.bundle_writer import BundleWriter
 from stc.errors import BundleError
+from stc.pinned_folder import PinnedFolder
 from tests.field.resigned import edit_manifest
 from tests.test_bundle_writer import snapshot
 from tests.tiny_bundle import FILES, tiny_manifest, write_bundle, write_files
@@ -132,7 +135,7 @@ def test_a_bundle_that_is_damaged_is_replaced(place: Path, path: str, damage: st
     elif damage == "linked":
         (place / path).symlink_to("/etc/hostname")
     write_bundle(place, force=True, salt=b"new")
-    Bundle.open(place)
+    assert list(Bundle.open(place).files.mismatches()) == []
     assert set(snapshot(place.parent)) == {f"tiny/{name}" for name in OWN}
 
 
@@ -195,6 +198,21 @@ def test_who_has_a_bundle_open_goes_on_with_it(place: Path, either_way: None) ->
     assert opened.read("config.json") == FILES["config.json"]
     opened.files.check_unchanged(FILES)
     assert Bundle.open(place).read("config.json") == FILES["config.json"] + b"new"
+
+
+def test_a_bundle_that_is_replaced_during_a_look_is_not_mixed_up_with_the_new_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch, either_way: None
+) -> None:
+    """Another bundle takes the name between two steps of looking at a file of the old one."""
+    opened = Bundle.open(place)
+
+    def replaced(folder: PinnedFolder, path: str) -> Path | None:
+        found = real_place(folder, path)
+        write_bundle(place, force=True, salt=b"new")
+        return found
+
+    monkeypatch.setattr(bundle_files, "real_place", replaced)
+    assert opened.read("config.json") == FILES["config.json"]
 
 
 def test_what_was_replaced_while_open_is_deleted_by_a_later_export(
