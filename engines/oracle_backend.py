@@ -50,7 +50,13 @@ class OracleEngine:
         wanted = dict.fromkeys(self._outputs) if outputs is None else outputs
         for name, tensor in wanted.items():
             if tensor is not None:
-                np.copyto(tensor, computed[name], casting="no")
+                if (tensor.shape, tensor.dtype) != (computed[name].shape, computed[name].dtype):
+                    raise EngineError(
+                        self.name,
+                        f"{name} is {computed[name].dtype} {computed[name].shape}",
+                        f"{tensor.dtype} {tensor.shape}",
+                    )
+                np.copyto(tensor, computed[name])
                 computed[name] = tensor
         return {name: computed[name] for name in wanted}
 

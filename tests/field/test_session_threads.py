@@ -358,5 +358,5 @@ def test_a_device_closed_during_a_push_waits_for_it(tmp_path: Path) -> None:
     together.join()
     assert len(outcomes) == 1
     assert not rig.cuda.written_after_free()
-    with pytest.raises(EngineError, match="was closed"):
+    with pytest.raises(EngineError, match="is closed"):
         session.push(device_frames(1)[0])
