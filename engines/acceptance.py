@@ -68,7 +68,7 @@ def accept_engines(
         for name, entry in judged.items()
         if entry.acceptance is not None and not entry.acceptance.passed
     }
-    to_widen = [name for name in strayed if can_widen(judged[name])]
+    to_widen = [name for name in strayed if judged[name].can_widen]
     if to_widen:
         rebuild(to_widen)
         found = compare()
@@ -82,11 +82,6 @@ def accept_engines(
         elif name in to_widen:
             widened[name] = (strayed[name], cosine)
     return AcceptanceReport(len(judged), widened, refused, found.chain_cosine)
-
-
-def can_widen(entry: EngineEntry) -> bool:
-    """Whether it has attention that could be made float32 and is not yet."""
-    return entry.stamp.graph.startswith(("update", "attend")) and not entry.wide_attention
 
 
 def compared_buckets(entries: Iterable[EngineEntry]) -> Buckets:

@@ -102,6 +102,11 @@ class EngineEntry(_Entry):
     )
     acceptance: Acceptance | None = Field(None, description="None: not compared yet")
 
+    @property
+    def can_widen(self) -> bool:
+        """Whether it has attention that could be made float32 and is not yet."""
+        return self.stamp.graph.startswith(("update", "attend")) and not self.wide_attention
+
     def accepted_on(self, device: str | None) -> Acceptance | None:
         """Its acceptance on the GPU called `device`, None where it was not compared there.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from stc.bundle import Bundle
 from stc.contracts import language_graphs
-from stc.engines.acceptance import can_widen
 from stc.engines.flavour import TensorRt
 from stc.engines.library import (
     EngineEntry,
@@ -90,7 +89,7 @@ def refusal(bundle: Bundle, entry: EngineEntry, device: str | None) -> EngineErr
         return None
     got = f"strays from ONNX Runtime on this device, cosine {judged.min_cosine:.4f}"
     mend = f"build with: {build_again(bundle, stamp.flavour, JOINED.join(stamp.targets))}"
-    if not can_widen(entry):
+    if not entry.can_widen:
         pruner = "another --pruner, " if stamp.graph in PRUNERS else ""
         mend = (
             f"no build mends it: use {pruner}--backend onnxruntime, or another version of TensorRT"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from stc.runtime.frame import Frame
-from stc.runtime.parity_streams import OtherStream
+from stc.runtime.other_side import OtherStream
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.session import StreamSession
 from stc.stc_family import FrameKind, frame_program, macs

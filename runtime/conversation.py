@@ -16,9 +16,8 @@ from stc.errors import StcError
 from stc.printable import printable
 from stc.runtime.answer import Answer
 from stc.runtime.chat import Chat
-from stc.runtime.prefill import Prefill
 from stc.runtime.questions import Questions
-from stc.runtime.report import FrameReport
+from stc.runtime.report import FrameReport, Prefill
 from stc.runtime.reservoir import Reservoir
 from stc.runtime.stream_language import StreamLanguage
 

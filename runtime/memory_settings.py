@@ -20,8 +20,9 @@ from stc.runtime.memory import AllMemory, Memory, WindowMemory, most_remembered
 from stc.runtime.memory_rekv import RekvMemory, page_shape
 from stc.runtime.page_cap import page_cap
 from stc.runtime.spill_file import SpillFile
-from stc.runtime.stream_language import MOST_TOGETHER
 
+MOST_TOGETHER = 10_000
+"""Frames of one language call."""
 Policy = Literal["window", "rekv", "all"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
 

@@ -13,8 +13,8 @@ from stc.program import Side
 from stc.runtime.language import LanguageModel
 from stc.runtime.open_language import open_model
 from stc.runtime.opening import open_backend, open_tower
-from stc.runtime.parity_streams import TowerStream
 from stc.runtime.plain_rows import PlainRows
+from stc.runtime.tower_stream import TowerStream
 from stc.settings import Settings
 
 

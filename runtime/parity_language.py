@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from stc.engines.engine import Engine
 from stc.manifest import Precision
 from stc.program import Arrays, Side
 from stc.runtime.language import EMPTY, LanguageModel
+from stc.runtime.other_side import WholeDecoder
 from stc.runtime.parity import ParityReport
 from stc.runtime.plain_rows import PlainRows
 
@@ -49,16 +50,6 @@ LIMITS: dict[Precision, tuple[float, float, float]] = {
 }
 """Largest absolute difference of logits; of their distributions, KL in nats; and by how much the
 logit of the other side's next token may fall short of the highest one, where rounding decides."""
-
-
-class WholeDecoder(Protocol):
-    """The other side's decoder, whole. hidden [m, D] and logits [V] are float32."""
-
-    def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
-
-    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-    def generate(self, hidden: NDArray[np.float32], most: int) -> list[int]: ...
 
 
 def language_steps(blocks: int) -> int:

@@ -8,7 +8,7 @@ from itertools import cycle, islice
 
 from stc.runtime.bench import Bench
 from stc.runtime.frame import Frame
-from stc.runtime.parity_streams import OtherStream
+from stc.runtime.other_side import OtherStream
 from stc.runtime.session import StreamSession
 
 ENOUGH = 10

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,12 @@ from stc.contracts import LOGITS, PIXEL_VALUES, TOKENS
 from stc.prompt import Prompt
 from stc.runtime.frame import Frame
 from stc.runtime.language import LanguageModel
+from stc.runtime.other_side import WholeModel
 from stc.runtime.parity import ParityReport
 from stc.runtime.parity_language import answer_logits, compare_answer
-from stc.runtime.parity_streams import TowerStream
 from stc.runtime.preprocess import Preprocessor
 from stc.runtime.tower import VisionTower
+from stc.runtime.tower_stream import TowerStream
 from stc.settings import Settings
 from stc.whole_model import ANSWER, PIXEL, TEXT, pixels_apart
 
@@ -35,29 +36,6 @@ OTHERS = f"other tokens of {ANSWER}"
 """Figure of an answer, as in `stc.runtime.parity_language`; it may be shorter."""
 
 Array = NDArray[Any]
-
-
-class WholeModel(Protocol):
-    """See `stc.export.pretrained.Pretrained`."""
-
-    stop_token_ids: tuple[int, ...]
-    missing: tuple[str, ...]
-
-    def pixel_values(self, rgb: NDArray[np.uint8]) -> NDArray[np.float32]: ...
-
-    def visual_tokens(self, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]: ...
-
-    def tokens_move(self, pixel_values: NDArray[np.float32], rounding: float) -> float: ...
-
-    def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]: ...
-
-    def answer(
-        self, hidden: NDArray[np.float32], most: int
-    ) -> tuple[list[int], NDArray[np.float32]]: ...
-
-    def logits_move(self, hidden: NDArray[np.float32], rounding: float) -> float: ...
-
-    def prompt_ids(self, question: str) -> NDArray[np.int64]: ...
 
 
 def whole_steps(frames: int, *, with_language: bool) -> int:

@@ -7,11 +7,34 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.runtime.prefill import Prefill
+from stc.errors import StcError
 from stc.stc_family import FrameKind
 
 STAGES = ("preprocess", "vision", "project", "prune")
 """Stages of a frame in running order; keys of `FrameReport.stage_ms`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """Frames that went through the language model since this was last told.
+
+    frames: remembered, in `ms` milliseconds of language calls; the prompt's own text tokens are
+        no part of them.
+    left_out: frames that could not be remembered, and the first `error` that says why.
+    """
+
+    frames: int = 0
+    ms: float = 0.0
+    left_out: int = 0
+    error: StcError | None = None
+
+    def __add__(self, later: Prefill) -> Prefill:
+        return Prefill(
+            frames=self.frames + later.frames,
+            ms=self.ms + later.ms,
+            left_out=self.left_out + later.left_out,
+            error=self.error or later.error,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

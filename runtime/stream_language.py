@@ -25,13 +25,12 @@ from stc.ranges import MOST_COUNT, shown, whole
 from stc.runtime.answer import Answer, Logits
 from stc.runtime.language import EMPTY, LanguageModel
 from stc.runtime.memory import Context, Memory, MemoryFacts, refuse_long
-from stc.runtime.prefill import Prefill
+from stc.runtime.memory_settings import MOST_TOGETHER
+from stc.runtime.report import Prefill
 from stc.runtime.sampling import GREEDY, Sampler, Sampling
 
 MOST_NEW_TOKENS = 128
 """Text tokens of an answer, unless the caller says otherwise."""
-MOST_TOGETHER = 10_000
-"""Frames of one language call."""
 MOST_WAITING = 64
 """Frames that may wait for an answer's end; one more ends it."""
 MOST_CALLS = 4

@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from stc.bundle import Bundle
 from stc.errors import CheckpointError, StcError
 from stc.program import Side
-from stc.runtime.parity_language import WholeDecoder
-from stc.runtime.parity_streams import OtherStream
-from stc.runtime.parity_whole import WholeModel
+from stc.runtime.other_side import OtherStream, WholeDecoder, WholeModel
 from stc.stc_family import vision_graphs
 
 

@@ -14,8 +14,8 @@ from stc.export.checkpoint import VisionWeights
 from stc.export.reference import TorchVision
 from stc.export.torch_graphs import TorchGraphs
 from stc.export.tower import Tower
-from stc.runtime.parity_streams import TowerStream
 from stc.runtime.tower import VisionTower
+from stc.runtime.tower_stream import TowerStream
 from stc.settings import Settings
 from stc.stc_family import vision_graphs
 from tests.vision_cases import Exported, numpy_weights

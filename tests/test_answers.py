@@ -15,8 +15,8 @@ from stc.errors import NonFiniteError
 from stc.runtime.frame import Frame
 from stc.runtime.kv_buckets import KvBuckets
 from stc.runtime.memory import AllMemory, WindowMemory
-from stc.runtime.prefill import Prefill
 from stc.runtime.preprocess import Preprocessor
+from stc.runtime.report import Prefill
 from stc.runtime.session import StreamSession
 from stc.runtime.stream_language import MOST_CALLS, StreamLanguage
 from stc.runtime.tower import VisionTower

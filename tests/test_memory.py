@@ -20,7 +20,7 @@ from stc.runtime.language import LanguageModel
 from stc.runtime.memory import AllMemory, Memory, WindowMemory
 from stc.runtime.memory_rekv import RekvMemory
 from stc.runtime.memory_settings import MemorySettings
-from stc.runtime.prefill import Prefill
+from stc.runtime.report import Prefill
 from stc.runtime.row_order import RowOrder
 from stc.runtime.stream_language import StreamLanguage
 from tests.graph_files import graph_file

@@ -13,7 +13,7 @@ from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngin
 from stc.errors import LanguageError
 from stc.runtime import bench_command, conversation, run_command
 from stc.runtime.memory_settings import POLICIES
-from stc.runtime.prefill import Prefill
+from stc.runtime.report import Prefill
 from stc.runtime.session import StreamSession
 from stc.runtime.stream_language import StreamLanguage
 from stc.runtime.tower import VisionTower
