@@ -24,11 +24,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import DTypeLike, NDArray
 
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.contracts import HEAD, TEXT_EMBED
 from stc.engines.engine import Engine, Tensor, is_closed
 from stc.errors import EngineError
-from stc.operators import GraphKind
+from stc.onnx_files.operators import GraphKind
 
 Device = Literal["cpu", "cuda"]
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stc.bundle import Bundle
-from stc.engines.build_target import known_target, this_target
-from stc.engines.cuda import DeviceFacts, device_facts, load_cuda
-from stc.engines.device import Device
-from stc.engines.flavour import Flavour, load_tensorrt
-from stc.engines.library import (
+from stc.bundles.bundle import Bundle
+from stc.engines.build.target import known_target, this_target
+from stc.engines.gpu.cuda import DeviceFacts, device_facts, load_cuda
+from stc.engines.gpu.device import Device
+from stc.engines.gpu.recording import Say
+from stc.engines.library.flavour import Flavour, load_tensorrt
+from stc.engines.library.library import (
     EngineEntry,
     EngineLibrary,
     build_again,
     libraries_of,
 )
-from stc.engines.plan import Sizes
-from stc.engines.preflight import Demand, check_fits
-from stc.engines.recording import Say
-from stc.engines.targets import Target, targets_of
-from stc.engines.tensorrt_backend import TensorRtBackend
-from stc.engines.usable_engines import Entries, built_for, find_engines, refusal, uncompared
+from stc.engines.library.plan import Sizes
+from stc.engines.library.preflight import Demand, check_fits
+from stc.engines.library.targets import Target, targets_of
+from stc.engines.library.usable_engines import Entries, built_for, find_engines, refusal, uncompared
+from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
 
 

@@ -1,4 +1,4 @@
-"""The numpy oracle as a backend: every graph computed by `stc.cacher` and `stc.pruner`.
+"""The numpy oracle as a backend: every graph computed by `cacher` and `pruner` of `stc.method`.
 
 A test seam and a reference. It needs no files, no ONNX and no device; its tensors are numpy
 arrays.
@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from stc import cacher, pruner
 from stc.contracts import Contract
 from stc.engines.engine import Engine, Tensor, is_closed
 from stc.errors import EngineError
-from stc.settings import SCORINGS, Scoring
-from stc.stc_family import (
+from stc.method import cacher, pruner
+from stc.method.family import (
     EMBED,
     PROJECT,
     SELECT,
@@ -26,7 +25,8 @@ from stc.stc_family import (
     update_graph,
     vision_graphs,
 )
-from stc.tower_weights import ProjectorWeights, TowerWeights
+from stc.method.weights import ProjectorWeights, TowerWeights
+from stc.settings import SCORINGS, Scoring
 
 Graph = Callable[..., tuple[NDArray[Any], ...]]
 

@@ -1,7 +1,7 @@
 """What runs a stream's programs (`stc.program`) on one backend, to everyone who pushes frames.
 
-`stc.engines.eager` runs graph after graph on any backend; `stc.engines.captured` replays a program
-as one CUDA graph.
+`stc.engines.eager` runs graph after graph on any backend; `stc.engines.tensorrt.captured` replays a
+program as one CUDA graph.
 """
 
 from __future__ import annotations

@@ -13,23 +13,23 @@ from pathlib import Path
 import torch
 
 import stc
-from stc.bundle import file_entry
-from stc.bundle_writer import BundleWriter
+from stc.bundles.bundle import file_entry
+from stc.bundles.writer import BundleWriter
 from stc.contracts import Contract, language_graphs
 from stc.errors import CheckpointError, LanguageError
-from stc.export.checkpoint import Checkpoint, VisionWeights
-from stc.export.decoder import Decoder
-from stc.export.graph import OPSET, FreeAxis
-from stc.export.graphs import FUSED, GraphWriter, Tick, write_graphs
-from stc.export.int4 import Group
-from stc.export.int4_graphs import Int4Writer
-from stc.export.language_graphs import write_language_graphs
-from stc.export.language_weights import LanguageWeights
-from stc.export.pretrained import Pretrained
-from stc.export.tower import Tower
-from stc.export.weights_file import WeightsFile
+from stc.export.checkpoint.checkpoint import Checkpoint, VisionWeights
+from stc.export.checkpoint.pretrained import Pretrained
+from stc.export.decoders.qwen2.decoder import Decoder
+from stc.export.decoders.qwen2.weights import LanguageWeights
+from stc.export.graphs.int4 import Group
+from stc.export.graphs.int4_graphs import Int4Writer
+from stc.export.graphs.language import write_language_graphs
+from stc.export.graphs.trace import OPSET, FreeAxis
+from stc.export.graphs.vision import FUSED, GraphWriter, Tick, write_graphs
+from stc.export.graphs.weights_file import WeightsFile
+from stc.export.graphs.written_graphs import WrittenGraphs
+from stc.export.towers.siglip.tower import Tower
 from stc.export.whole_model import check_whole_model
-from stc.export.written_graphs import WrittenGraphs
 from stc.manifest import (
     GRAPHS,
     INT4_WEIGHTS,
@@ -45,11 +45,11 @@ from stc.manifest import (
     Weights,
     printable,
 )
+from stc.method.family import vision_graphs, vision_ports
 from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports
 from stc.precision import NETWORK_DTYPES
-from stc.prompt import Prompt
+from stc.prompts.prompt import Prompt
 from stc.settings import Settings
-from stc.stc_family import vision_graphs, vision_ports
 
 WHOLE_MODEL = "whole model"
 """What is ticked after the graphs, for a checkpoint."""

@@ -18,14 +18,15 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from stc import command, contracts, settings
-from stc.command import Console
+from stc import contracts, settings
 from stc.errors import SettingsError, StcError
-from stc.flags import whole_flag
 from stc.manifest import Precision, Weights
-from stc.progress import Progress
+from stc.method.family import vision_graphs
 from stc.settings import PRESETS
-from stc.stc_family import vision_graphs
+from stc.shell import command
+from stc.shell.command import Console
+from stc.shell.flags import whole_flag
+from stc.shell.progress import Progress
 
 MODELS = ("llava-ov", "demo")
 SIZES = ("0.5b", "7b")

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint_file import FETCH, Described, parse_object, parse_text, read_bytes
+from stc.export.checkpoint.json_object import FETCH, Described, parse_object, parse_text, read_bytes
 
 CONFIG = "config.json"
 GENERATION = "generation_config.json"

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint import Checkpoint, open_checkpoint
-from stc.export.demo import write_demo_checkpoint
-from stc.export.synthetic import SIZES, RandomCheckpoint, random_checkpoint
+from stc.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from stc.export.made_up.demo import write_demo_checkpoint
+from stc.export.made_up.synthetic import SIZES, RandomCheckpoint, random_checkpoint
 from stc.manifest import Weights
 
 

@@ -29,15 +29,15 @@ from stc.contracts import (
     attend_graph,
     qkv_graph,
 )
-from stc.difference import difference
 from stc.errors import ExportError
-from stc.export.pretrained import Pretrained
-from stc.export.written_graphs import WrittenGraphs
+from stc.export.checkpoint.pretrained import Pretrained
+from stc.export.graphs.written_graphs import WrittenGraphs
 from stc.manifest import LanguageSpec, Precision, VisionSpec
+from stc.method.difference import difference
+from stc.method.family import frame_program
+from stc.method.whole_model import ANSWER, PIXEL, TEXT, pixels_apart, whole_limit
 from stc.program import run_alone
 from stc.settings import KEEP_ALL, Settings
-from stc.stc_family import frame_program
-from stc.whole_model import ANSWER, PIXEL, TEXT, pixels_apart, whole_limit
 
 Array = NDArray[Any]
 

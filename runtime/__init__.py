@@ -20,13 +20,13 @@ if TYPE_CHECKING:
         StcError,
         VideoError,
     )
-    from stc.runtime.answer import Answer
-    from stc.runtime.frame import Frame
-    from stc.runtime.memory_settings import MemorySettings
+    from stc.runtime.answers.answer import Answer
+    from stc.runtime.language.sampling import Sampling
+    from stc.runtime.memory.settings import MemorySettings
     from stc.runtime.report import FrameReport
-    from stc.runtime.sampling import Sampling
-    from stc.runtime.stream import Stream, open
-    from stc.runtime.video_source import VideoSource
+    from stc.runtime.stream.stream import Stream, open
+    from stc.runtime.video.source.frame import Frame
+    from stc.runtime.video.source.source import VideoSource
     from stc.settings import Settings
 
 __all__ = [
@@ -40,7 +40,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = "stc.errors" if name.endswith("Error") else "stc.runtime.stream"
+        home = "stc.errors" if name.endswith("Error") else "stc.runtime.stream.stream"
         globals()[name] = found = getattr(import_module(home), name)
         return found
 

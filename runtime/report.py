@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.errors import StcError
-from stc.stc_family import FrameKind
+from stc.method.family import FrameKind
 
 STAGES = ("preprocess", "vision", "project", "prune")
 """Stages of a frame in running order; keys of `FrameReport.stage_ms`."""

@@ -42,8 +42,8 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 export = partial(begin, "stc.export.command")
-build = partial(begin, "stc.engines.build_command")
-run = partial(begin, "stc.runtime.run_command")
-parity = partial(begin, "stc.runtime.parity_command")
-bench = partial(begin, "stc.runtime.bench_command")
-doctor = partial(begin, "stc.runtime.doctor_command")
+build = partial(begin, "stc.engines.command")
+run = partial(begin, "stc.runtime.commands.run")
+parity = partial(begin, "stc.runtime.commands.parity")
+bench = partial(begin, "stc.runtime.commands.bench")
+doctor = partial(begin, "stc.runtime.commands.doctor")

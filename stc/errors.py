@@ -18,7 +18,7 @@ Commands print it after `error: ` and exit 2; anything else that escapes is a bu
 
 from __future__ import annotations
 
-from stc.printable import one_line
+from stc.shell.printable import one_line
 
 LONGEST_PART = 600
 """Characters of each part of an error's line."""

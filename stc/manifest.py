@@ -3,7 +3,7 @@
 Every field has a range, wide beside any model there is: what runs by a manifest takes no time, no
 memory and no more lines than the largest of them would.
 
-Knows nothing of files on disk (see `stc.bundle`) nor of how graphs are made or run.
+Knows nothing of files on disk (see `stc.bundles.bundle`) nor of how graphs are made or run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from stc.ranges import shown
 from stc.settings import Settings
+from stc.shell.ranges import shown
 
 SCHEMA_VERSION: Final = 1
 MANIFEST = "manifest.json"

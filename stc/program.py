@@ -1,6 +1,6 @@
 """A frame as data: which graphs run, in which order, on which buffers.
 
-A *family* of graphs (`stc.stc_family` is the paper's) yields a Program for each kind of frame.
+A *family* of graphs (`stc.method.family` is the paper's) yields a Program for each kind of frame.
 Everything else reads programs and knows no graph by name: what runs them one graph after the other,
 what captures them as CUDA graphs, what runs two sides and compares after every call, and what adds
 up the memory they need.

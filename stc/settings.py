@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from stc.errors import SettingsError
-from stc.flags import number_flag, whole_flag
-from stc.ranges import MOST_COUNT, one_of, real, shown, whole_fields
+from stc.shell.flags import number_flag, whole_flag
+from stc.shell.ranges import MOST_COUNT, one_of, real, shown, whole_fields
 
 Selection = Literal["shared", "layerwise"]
 Scoring = Literal["dual-anchor", "gaussian", "gaussian-fixed"]
@@ -45,7 +45,7 @@ class Settings:
         selects for all blocks.
     budget: tokens kept of each frame's n; 0 keeps all.
     pruner: scoring of the kept tokens: the paper's `dual-anchor`, the released code's `gaussian`,
-        or `gaussian-fixed`, which remembers all channels (see `stc.pruner`).
+        or `gaussian-fixed`, which remembers all channels (see `stc.method.pruner`).
     anchor_window: frames in dual-anchor's temporal anchor (W; the paper gives no value).
 
     Raises SettingsError naming the flag.

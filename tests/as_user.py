@@ -15,11 +15,11 @@ CLIP = ROOT / "tests" / "data" / "street.mp4"
 
 MODULES = {
     "stc-export": "stc.export.command",
-    "stc-run": "stc.runtime.run_command",
-    "stc-parity": "stc.runtime.parity_command",
-    "stc-bench": "stc.runtime.bench_command",
-    "stc-build": "stc.engines.build_command",
-    "stc-doctor": "stc.runtime.doctor_command",
+    "stc-run": "stc.runtime.commands.run",
+    "stc-parity": "stc.runtime.commands.parity",
+    "stc-bench": "stc.runtime.commands.bench",
+    "stc-build": "stc.engines.command",
+    "stc-doctor": "stc.runtime.commands.doctor",
 }
 """Module behind each command: tests run uninstalled, too."""
 

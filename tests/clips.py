@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stc.runtime.frame import Frame
-from stc.runtime.video import open_video
+from stc.runtime.video.open import open_video
+from stc.runtime.video.source.frame import Frame
 
 Picture = NDArray[np.uint8]
 

@@ -53,7 +53,7 @@ def kept_traces(
     """Traces are read from pytest's cache folder, and kept there for later runs."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    from stc.export import graph
+    from stc.export.graphs import trace as graph
     from tests.trace_cache import TraceCache
 
     if hasattr(pytestconfig, "cache"):
@@ -88,7 +88,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 @pytest.fixture(scope="session")
 def exported(once: Once) -> Callable[[str], Exported]:
     """The bundle of a case of `tests.vision_cases.WEIGHTS`, by its name."""
-    from stc.bundle import Bundle
+    from stc.bundles.bundle import Bundle
     from tests import vision_cases
 
     @cache
@@ -124,7 +124,7 @@ def exported_demo(root: Path, *flags: str) -> None:
 def accepted_demo_bundle(half_demo_bundle: Path, once: Once) -> Path:
     """The float16 demo bundle with engines for sm89, compared with ONNX Runtime on a double."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
-    from stc.engines import build_command
+    from stc.engines import command as build_command
     from tests.onnx_device import double_machine
 
     def accept(root: Path) -> None:
@@ -154,8 +154,8 @@ def checkpoint_bundle(
     checkpoints: tuple[Path, Path], once: Once, kept_traces: TraceCache
 ) -> Exported:
     """The bundle of the first of `checkpoints`."""
-    from stc.bundle import Bundle
-    from stc.export.checkpoint import open_checkpoint
+    from stc.bundles.bundle import Bundle
+    from stc.export.checkpoint.checkpoint import open_checkpoint
     from tests import vision_cases
 
     weights = open_checkpoint(str(checkpoints[0]))
@@ -190,7 +190,7 @@ def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 @pytest.fixture(autouse=True)
 def threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command run in this process does not take its threads, which could not be taken back."""
-    from stc.runtime import opening
+    from stc.runtime.stream import opening
 
     monkeypatch.setattr(opening, "share_threads", lambda: None)
 
@@ -198,7 +198,7 @@ def threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency measured in this process is nobody's figure: PyTorch's threads need no rest."""
-    from stc.runtime import bench
+    from stc.runtime.bench import bench
 
     monkeypatch.setattr(bench, "PAUSE_S", 0.0)
 

@@ -10,23 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.bundle import Bundle, file_entry
-from stc.bundle_writer import BundleWriter
-from stc.engines.cuda import Cuda
-from stc.engines.device import Device
-from stc.engines.flavour import Flavour
-from stc.engines.library import EngineEntry, EngineLibrary, Stamp
+from stc.bundles.bundle import Bundle, file_entry
+from stc.bundles.writer import BundleWriter
+from stc.engines.gpu.cuda import Cuda
+from stc.engines.gpu.device import Device
+from stc.engines.library.flavour import Flavour
+from stc.engines.library.library import EngineEntry, EngineLibrary, Stamp
+from stc.engines.library.plan import Buckets, plan_engines
 from stc.engines.oracle_backend import OracleBackend
-from stc.engines.plan import Buckets, plan_engines
-from stc.engines.tensorrt_backend import TensorRtBackend
+from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.manifest import GRAPHS, WEIGHTS, DefaultSettings, FileEntry, GraphEntry, Manifest
-from stc.runtime.frame import Frame
+from stc.method.family import vision_graphs, vision_ports
+from stc.method.weights import ProjectorWeights, TowerWeights
 from stc.runtime.report import FrameReport
-from stc.runtime.session import StreamSession
-from stc.runtime.tower import VisionTower
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
-from stc.stc_family import vision_graphs, vision_ports
-from stc.tower_weights import ProjectorWeights, TowerWeights
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import VERSION, FakeTensorRt, Plan
 from tests.tiny_bundle import SPEC as TINY

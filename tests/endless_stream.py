@@ -19,17 +19,18 @@ from collections.abc import Callable, Sequence
 from itertools import cycle, islice, pairwise
 from pathlib import Path
 
-from stc.bundle import Bundle
-from stc.runtime import memory_settings, opening
-from stc.runtime.comparison import compare_with_dense
-from stc.runtime.conversation import Conversation
-from stc.runtime.live_table import LiveTable
-from stc.runtime.metrics import StreamMetrics
-from stc.runtime.open_language import open_stream_language
-from stc.runtime.questions import Questions
-from stc.runtime.resident import rss_bytes
-from stc.runtime.run_document import run_document
-from stc.runtime.session import StreamSession
+from stc.bundles.bundle import Bundle
+from stc.runtime.answers.conversation import Conversation
+from stc.runtime.answers.open_language import open_stream_language
+from stc.runtime.answers.questions import Questions
+from stc.runtime.figures.metrics import StreamMetrics
+from stc.runtime.figures.savings import compare_with_dense
+from stc.runtime.memory import settings as memory_settings
+from stc.runtime.memory.resident import rss_bytes
+from stc.runtime.output.run_document import run_document
+from stc.runtime.show.live_table import LiveTable
+from stc.runtime.stream import opening
+from stc.runtime.stream.session import StreamSession
 
 STREET = Path(__file__).parent / "data" / "street.mp4"
 PARTS = 8

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc import pruner
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.contracts import INDICES, KEPT_INDICES
-from stc.difference import selection_gap
 from stc.engines.engine import Engine, Tensor
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend, OracleEngine
-from stc.export.checkpoint import VisionWeights
+from stc.export.checkpoint.checkpoint import VisionWeights
+from stc.method import pruner
+from stc.method.difference import selection_gap
+from stc.method.family import PRUNE_CONTRACT, SELECT, SELECT_CONTRACT, prune_graph
 from stc.settings import SCORINGS, Scoring
-from stc.stc_family import PRUNE_CONTRACT, SELECT, SELECT_CONTRACT, prune_graph
 from tests.vision_cases import numpy_weights
 
 Array = NDArray[Any]

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stc.runtime.frame import Frame
+from stc.method.family import FrameKind
 from stc.runtime.report import STAGES, FrameReport
-from stc.stc_family import FrameKind
+from stc.runtime.video.source.frame import Frame
 
 DATA = Path(__file__).parent / "data"
 TOKENS = 27**2

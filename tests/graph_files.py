@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 
 
 def graph_file(bundle: Bundle, name: str) -> Path:

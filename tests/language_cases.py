@@ -19,16 +19,16 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.export.bundle_export import export_bundle
-from stc.export.checkpoint import open_checkpoint
-from stc.export.demo_tokenizer import demo_tokenizer
-from stc.export.int4 import Group
+from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.graphs.int4 import Group
+from stc.export.made_up.demo_tokenizer import demo_tokenizer
 from stc.manifest import Precision
-from stc.prompt import Prompt
-from stc.runtime.kv_buckets import KvBuckets
-from stc.runtime.language import LanguageModel
+from stc.prompts.prompt import Prompt
+from stc.runtime.language.kv_buckets import KvBuckets
+from stc.runtime.language.model import LanguageModel
 from stc.settings import PRESETS
 from tests.tiny_checkpoint import write_checkpoint
 

@@ -15,11 +15,13 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from stc.bundle import Bundle
-from stc.engines import build_command, build_target, open_tensorrt
-from stc.engines.cuda import Cuda
-from stc.engines.flavour import Flavour, TensorRt, load_tensorrt
-from stc.engines.library import EngineLibrary
+from stc.bundles.bundle import Bundle
+from stc.engines import command as build_command
+from stc.engines import open_tensorrt
+from stc.engines.build import target as build_target
+from stc.engines.gpu.cuda import Cuda
+from stc.engines.library.flavour import Flavour, TensorRt, load_tensorrt
+from stc.engines.library.library import EngineLibrary
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRt, Graph, Plan
 from tests.graph_files import graph_file

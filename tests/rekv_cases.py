@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stc.runtime.language import LanguageModel
-from stc.runtime.memory_rekv import RekvMemory, page_shape
-from stc.runtime.page_cap import PageCap
-from stc.runtime.spill_file import SpillFile
-from stc.runtime.stream_language import StreamLanguage
+from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.language.model import LanguageModel
+from stc.runtime.memory.page_cap import PageCap
+from stc.runtime.memory.rekv import RekvMemory, page_shape
+from stc.runtime.memory.spill_file import SpillFile
 from tests.language_cases import POOLED, LanguageCase
 
 

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from stc.engines.engine import Engine
 from stc.engines.oracle_backend import OracleBackend, OracleEngine
-from stc.export.checkpoint import VisionWeights
-from stc.export.reference import TorchVision
-from stc.export.torch_graphs import TorchGraphs
-from stc.export.tower import Tower
-from stc.runtime.tower import VisionTower
-from stc.runtime.tower_stream import TowerStream
+from stc.export.checkpoint.checkpoint import VisionWeights
+from stc.export.graphs.torch_graphs import TorchGraphs
+from stc.export.towers.siglip.reference import TorchVision
+from stc.export.towers.siglip.tower import Tower
+from stc.method.family import vision_graphs
+from stc.runtime.sides.tower_stream import TowerStream
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
-from stc.stc_family import vision_graphs
 from tests.vision_cases import Exported, numpy_weights
 
 Array = NDArray[Any]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from stc.runtime.frame import Frame
 from stc.runtime.report import FrameReport
-from stc.runtime.session import StreamSession
-from stc.runtime.tower import VisionTower
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.vision_cases import made_up
 

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 
-from stc.bundle import Bundle
-from stc.engines import accept_here, build_command
-from stc.engines.library import Acceptance, Chain, EngineEntry, EngineLibrary, library_of
+from stc.bundles.bundle import Bundle
+from stc.engines import command as build_command
+from stc.engines.accept import here as accept_here
+from stc.engines.library.library import Acceptance, Chain, EngineEntry, EngineLibrary, library_of
 from stc.engines.open_tensorrt import open_tensorrt
 from stc.errors import EngineError
-from stc.runtime.opening import open_tower
-from stc.runtime.session import StreamSession
+from stc.runtime.stream.opening import open_tower
+from stc.runtime.stream.session import StreamSession
 from stc.settings import Settings
 from tests.fake_tensorrt import Graph
 from tests.onnx_device import SCRATCH_BYTES, OnnxGraphs, double_machine

@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from stc.contracts import FRAME_MEAN, HIDDEN_OUT, INDICES, KEPT, KEPT_INDICES
-from stc.engines.acceptance import Comparison, accept_engines, compared_buckets
-from stc.engines.comparison import (
+from stc.engines.accept.acceptance import Comparison, accept_engines, compared_buckets
+from stc.engines.accept.comparison import (
     Sides,
     chain_cosine,
     compare_language,
@@ -20,10 +20,10 @@ from stc.engines.comparison import (
     compared_outputs,
 )
 from stc.engines.engine import Engine, Tensor
-from stc.engines.library import Chain, EngineEntry, EngineLibrary, Stamp
-from stc.engines.likeness import CHAIN_COSINE, Compared, lowest_cosine, relative_l2
+from stc.engines.library.library import Chain, EngineEntry, EngineLibrary, Stamp
+from stc.engines.library.likeness import CHAIN_COSINE, Compared, lowest_cosine, relative_l2
+from stc.engines.library.plan import Buckets, EngineSpec
 from stc.engines.oracle_backend import OracleBackend
-from stc.engines.plan import Buckets, EngineSpec
 from stc.engines.side import EngineSide
 from stc.manifest import LanguageSpec, Manifest
 from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights

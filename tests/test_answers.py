@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import NonFiniteError
-from stc.runtime.frame import Frame
-from stc.runtime.kv_buckets import KvBuckets
-from stc.runtime.memory import AllMemory, WindowMemory
-from stc.runtime.preprocess import Preprocessor
+from stc.runtime.answers.stream_language import MOST_CALLS, StreamLanguage
+from stc.runtime.language.kv_buckets import KvBuckets
+from stc.runtime.memory.window import AllMemory, WindowMemory
 from stc.runtime.report import Prefill
-from stc.runtime.session import StreamSession
-from stc.runtime.stream_language import MOST_CALLS, StreamLanguage
-from stc.runtime.tower import VisionTower
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.vision.preprocess import Preprocessor
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
 from tests.language_cases import POOLED, LanguageCase, frames, language_case
 
@@ -226,7 +226,7 @@ def test_an_answer_left_midway_leaves_nothing_behind(end: str) -> None:
 def test_an_answer_that_keeps_the_video_waiting_too_long_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stc.runtime.stream_language.MOST_WAITING", 3)
+    monkeypatch.setattr("stc.runtime.answers.stream_language.MOST_WAITING", 3)
     case = language_case()
     language = stream(case)
     video = frames(6)

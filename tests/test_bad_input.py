@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.manifest import MANIFEST, WEIGHTS
 from tests.as_user import CLIP, MODULES, frames_of, run, standing
 from tests.clips import numbered, write_clip, write_sound
@@ -219,7 +219,7 @@ def test_a_full_disk_is_one_line(full_disk: Path, demo_bundle: Path, refused: Re
 def test_a_disk_that_fills_up_while_graphs_are_written_is_one_line(
     refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stc.export.weights_file import WeightsFile
+    from stc.export.graphs.weights_file import WeightsFile
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

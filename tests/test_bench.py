@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from stc.manifest import VisionSpec
-from stc.runtime import bench_command, opening
-from stc.runtime.bench import Bench
-from stc.runtime.session import StreamSession
-from stc.runtime.video import open_video
+from stc.runtime.bench.bench import Bench
+from stc.runtime.commands import bench as bench_command
+from stc.runtime.stream import opening
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.open import open_video
 from stc.settings import Settings
 from tests.clips import numbered_clip
 from tests.own_process import run_python
@@ -55,7 +56,7 @@ def document_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def test_the_last_line_has_every_figure(demo_bundle: Path) -> None:
     arguments = (demo_bundle, "--frames", 8, "--video", DATA / "street.mp4")
-    document = document_of(run_python("-m", "stc.runtime.bench_command", *arguments))
+    document = document_of(run_python("-m", "stc.runtime.commands.bench", *arguments))
     assert document.keys() >= FIGURES
     assert not document.keys() & AGAINST_TORCH
     # A busy machine may make a reuse frame the slower one.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stc.engines.plan import Buckets, EngineSpec, choose_buckets, plan_engines, shape_at
-from stc.engines.targets import TARGETS, joined_name, parse_targets, target_of
+from stc.engines.library.plan import Buckets, EngineSpec, choose_buckets, plan_engines, shape_at
+from stc.engines.library.targets import TARGETS, joined_name, parse_targets, target_of
 from stc.errors import EngineError, SettingsError
 from stc.manifest import DefaultSettings, FileEntry, GraphEntry, LanguageSpec, Manifest, PortEntry
 from stc.settings import PRESETS, scaled

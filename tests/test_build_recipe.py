@@ -13,23 +13,23 @@ from typing import Any, cast
 
 import pytest
 
-from stc.bundle import Bundle
-from stc.engines import build, compile
-from stc.engines.build import (
+from stc.bundles.bundle import Bundle
+from stc.engines.build import build, compile
+from stc.engines.build.build import (
     BUILDER_BYTES,
     UNIFIED_WORKSPACE_BYTES,
     default_workers,
     plan_build,
     run_build,
 )
-from stc.engines.build_worker import Job, Outcome
-from stc.engines.builders import Builders, BuildObserver
-from stc.engines.compile import Recipe, build_config, compile_engine
-from stc.engines.flavour import Flavour, TensorRt
-from stc.engines.library import Chain, EngineLibrary
-from stc.engines.plan import EngineSpec
-from stc.engines.targets import TARGETS
-from stc.engines.timing_cache import save_timings
+from stc.engines.build.builders import Builders, BuildObserver
+from stc.engines.build.compile import Recipe, build_config, compile_engine
+from stc.engines.build.timing_cache import save_timings
+from stc.engines.build.worker import Job, Outcome
+from stc.engines.library.flavour import Flavour, TensorRt
+from stc.engines.library.library import Chain, EngineLibrary
+from stc.engines.library.plan import EngineSpec
+from stc.engines.library.targets import TARGETS
 from stc.errors import EngineError
 from tests.device_cases import manifest
 from tests.tiny_bundle import write_bundle

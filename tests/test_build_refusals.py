@@ -8,17 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from stc.bundle import Bundle
-from stc.engines import build_command
-from stc.engines.build_target import (
+from stc.bundles.bundle import Bundle
+from stc.engines import command as build_command
+from stc.engines.build.target import (
     check_native,
     check_precision,
     choose_flavour,
     this_target,
 )
-from stc.engines.cuda import DeviceFacts
-from stc.engines.flavour import TensorRt, load_tensorrt, version_at_least
-from stc.engines.targets import TARGETS, parse_targets
+from stc.engines.gpu.cuda import DeviceFacts
+from stc.engines.library.flavour import TensorRt, load_tensorrt, version_at_least
+from stc.engines.library.targets import TARGETS, parse_targets
 from stc.errors import EngineError
 from tests.tiny_bundle import provenance, write_bundle
 

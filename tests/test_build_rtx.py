@@ -16,16 +16,16 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 pytest.importorskip("polygraphy", reason="pip install 'stc[tensorrt-rtx]'")
 
-from stc.bundle import Bundle, file_entry
-from stc.engines import build_command
-from stc.engines.build import BuildPlan, plan_build, run_build
-from stc.engines.build_worker import Phase
-from stc.engines.compile import Recipe, compile_engine
-from stc.engines.flavour import Flavour, load_tensorrt
-from stc.engines.library import EngineLibrary
-from stc.engines.plan import EngineSpec, choose_buckets, plan_engines
-from stc.engines.targets import TARGETS, Target, parse_targets
-from stc.engines.wide_attention import widen_attention
+from stc.bundles.bundle import Bundle, file_entry
+from stc.engines import command as build_command
+from stc.engines.build.build import BuildPlan, plan_build, run_build
+from stc.engines.build.compile import Recipe, compile_engine
+from stc.engines.build.wide_attention import widen_attention
+from stc.engines.build.worker import Phase
+from stc.engines.library.flavour import Flavour, load_tensorrt
+from stc.engines.library.library import EngineLibrary
+from stc.engines.library.plan import EngineSpec, choose_buckets, plan_engines
+from stc.engines.library.targets import TARGETS, Target, parse_targets
 from stc.errors import EngineError
 from stc.manifest import GRAPHS, MANIFEST, WEIGHTS
 from stc.settings import Settings
@@ -155,7 +155,7 @@ def test_a_build_goes_on_where_it_was_stopped(
     half_demo_bundle: Path, tmp_path: Path, stop: signal.Signals, code: int, said: str
 ) -> None:
     bundle = copied(half_demo_bundle, tmp_path / "bundle")
-    command = [sys.executable, "-m", "stc.engines.build_command", str(bundle)]
+    command = [sys.executable, "-m", "stc.engines.command", str(bundle)]
     command += ["--target", "sm86", "--jobs", "1"]
     library = library_at(bundle, "sm86")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -300,7 +300,7 @@ def test_attention_widens_to_float32_and_still_compiles(
 def full_size_block(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The full-size architecture with one block of each kind and a small vocabulary, float16."""
     from stc.export.bundle_export import export_bundle
-    from stc.export.synthetic import random_checkpoint
+    from stc.export.made_up.synthetic import random_checkpoint
 
     whole = random_checkpoint()
     assert whole.decoder is not None

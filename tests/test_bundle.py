@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import pytest
 
-from stc.bundle import Bundle, file_entry
-from stc.bundle_files import sha256
+from stc.bundles.bundle import Bundle, file_entry
+from stc.bundles.files import sha256
 from stc.errors import BundleError
 from stc.manifest import FileEntry, Provenance, VisionSpec
 from tests.graph_files import graph_file
@@ -298,8 +298,8 @@ def test_ctrl_c_does_not_wait_for_a_whole_file(
         def hexdigest(self) -> str:
             return ""
 
-    monkeypatch.setattr("stc.bundle_files.CHUNK_BYTES", 1)
-    monkeypatch.setattr("stc.bundle_files.hashlib.sha256", Slow)
+    monkeypatch.setattr("stc.bundles.files.CHUNK_BYTES", 1)
+    monkeypatch.setattr("stc.bundles.files.hashlib.sha256", Slow)
     with pytest.raises(KeyboardInterrupt):
         use(bundle)
     assert len(hashed) < len(FILES["graphs/embed.onnx"])
@@ -336,7 +336,7 @@ def test_file_entry_states_size_and_hash(tmp_path: Path) -> None:
 def test_hash_reads_beyond_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "abc").write_bytes(b"abc" * 5)
     whole = sha256(tmp_path / "abc")
-    monkeypatch.setattr("stc.bundle_files.CHUNK_BYTES", 4)
+    monkeypatch.setattr("stc.bundles.files.CHUNK_BYTES", 4)
     assert sha256(tmp_path / "abc") == whole
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stc.bundle import Bundle
-from stc.bundle_writer import BundleWriter
+from stc.bundles.bundle import Bundle
+from stc.bundles.writer import BundleWriter
 from stc.errors import BundleError
 from tests.tiny_bundle import FILES, tiny_manifest, write_bundle, write_files
 
@@ -87,7 +87,7 @@ def test_exception_leaves_everything_as_it_was(
 
 
 def cannot_exchange(_one: Path, _other: Path) -> bool:
-    """Stands for `stc.exchange.exchange` where directories cannot change places at once."""
+    """Stands for `stc.shell.exchange.exchange` where directories cannot change places at once."""
     return False
 
 
@@ -96,7 +96,7 @@ def test_interrupt_while_replacing_leaves_the_old_bundle(
     place: Path, monkeypatch: pytest.MonkeyPatch, moves: int
 ) -> None:
     write_bundle(place)
-    monkeypatch.setattr("stc.bundle_writer.exchange", cannot_exchange)
+    monkeypatch.setattr("stc.bundles.writer.exchange", cannot_exchange)
     before = snapshot(place.parent)
     rename, calls = Path.rename, []
 
@@ -282,7 +282,7 @@ def test_what_a_killed_writer_leaves_is_no_bundle_and_is_cleared_by_the_next(pla
     kill_when_ready(f"""
 import time
 from pathlib import Path
-from stc.bundle_writer import BundleWriter
+from stc.bundles.writer import BundleWriter
 from tests.tiny_bundle import tiny_manifest, write_files
 with BundleWriter(Path({str(place)!r})) as writer:
     write_files(writer.root, b"killed")

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stc import cacher
-from stc.cacher import BlockReference, forward, pooling_matrix
 from stc.contracts import Contract
-from stc.settings import Selection, Settings
-from stc.stc_family import (
+from stc.method import cacher
+from stc.method.cacher import BlockReference, forward, pooling_matrix
+from stc.method.family import (
     EMBED_CONTRACT,
     KEYS_CONTRACT,
     PROJECT_CONTRACT,
     SELECT_CONTRACT,
     UPDATE_CONTRACT,
 )
-from stc.tower_weights import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
+from stc.method.weights import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
+from stc.settings import Selection, Settings
 
 Array = NDArray[Any]
 

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from stc.errors import SettingsError
-from stc.runtime import stream_run
-from stc.runtime.chat import SIGN, Chat
-from stc.runtime.frame import Frame
-from stc.runtime.stream_language import StreamLanguage
-from stc.runtime.video_source import VideoSource
+from stc.runtime.answers.chat import SIGN, Chat
+from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.stream import run as stream_run
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import VideoSource
 from tests.as_user import ROOT
 from tests.language_cases import language_case
 from tests.test_run_questions import QUESTION, VIDEO, run
@@ -115,7 +115,7 @@ class Camera(VideoSource):
 @pytest.fixture
 def camera(monkeypatch: pytest.MonkeyPatch) -> Camera:
     live = Camera()
-    monkeypatch.setattr("stc.runtime.video_live.LiveVideo", lambda *_, **__: live)
+    monkeypatch.setattr("stc.runtime.video.live.LiveVideo", lambda *_, **__: live)
     return live
 
 
@@ -199,7 +199,7 @@ def test_the_terminal_is_whole_after_an_answer_at_the_end(tmp_path: Path) -> Non
     bundle = language_case().bundle.root
     ours, theirs = pty.openpty()
     flags = ["--video", VIDEO, "--frames", "3", "--ask", QUESTION, "--max-new-tokens", "2"]
-    command = [sys.executable, "-m", "stc.runtime.run_command", str(bundle), *flags]
+    command = [sys.executable, "-m", "stc.runtime.commands.run", str(bundle), *flags]
     with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         said = _read_until(ours, "tokens/s")
@@ -213,7 +213,7 @@ def test_a_terminal_shows_a_sign_and_answers_what_is_typed(tmp_path: Path) -> No
     bundle = language_case().bundle.root
     ours, theirs = pty.openpty()
     flags = ["--video", VIDEO, "--frames", "3", "--chat", "--max-new-tokens", "2"]
-    command = [sys.executable, "-m", "stc.runtime.run_command", str(bundle), *flags]
+    command = [sys.executable, "-m", "stc.runtime.commands.run", str(bundle), *flags]
     with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         said = _read_until(ours, SIGN)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from stc.export import shards
-from stc.export.checkpoint import open_checkpoint
-from stc.export.tensor_shapes import projector_shapes, vision_shapes
+from stc.export.checkpoint import shards
+from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
 from tests.tiny_checkpoint import (
     BLOCKS,
     FC1,

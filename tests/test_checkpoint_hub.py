@@ -15,8 +15,9 @@ import huggingface_hub.constants
 import pytest
 
 from stc.errors import CheckpointError
-from stc.export import command, hub
-from stc.export.checkpoint import open_checkpoint
+from stc.export import command
+from stc.export.checkpoint import hub
+from stc.export.checkpoint.checkpoint import open_checkpoint
 from stc.export.weights import open_weights
 from tests.tiny_checkpoint import refusal, tiny_model, write_checkpoint
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint import open_checkpoint
+from stc.export.checkpoint.checkpoint import open_checkpoint
 from tests.tiny_checkpoint import (
     FC1,
     change_json,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from stc.bundle import Bundle
-from stc.conformity import check_conformity
+from stc.bundles.bundle import Bundle
+from stc.bundles.conformity import check_conformity
 from stc.errors import BundleError
 from stc.manifest import (
     INT4_WEIGHTS,

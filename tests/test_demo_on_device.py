@@ -17,24 +17,26 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stc.bundle import Bundle
-from stc.engine_folder import KERNELS
-from stc.engines import build_command
-from stc.engines.accept_here import waiting
-from stc.engines.build_target import choose_flavour, this_target
-from stc.engines.cuda import device_facts
-from stc.engines.flavour import Flavour
-from stc.engines.library import library_of
-from stc.engines.likeness import CHAIN_COSINE, lowest_cosine
-from stc.engines.targets import TARGETS, Target
-from stc.engines.tensorrt_backend import TensorRtBackend
+from stc.bundles.bundle import Bundle
+from stc.bundles.engine_folder import KERNELS
+from stc.engines import command as build_command
+from stc.engines.accept.here import waiting
+from stc.engines.build.target import choose_flavour, this_target
+from stc.engines.gpu.cuda import device_facts
+from stc.engines.library.flavour import Flavour
+from stc.engines.library.library import library_of
+from stc.engines.library.likeness import CHAIN_COSINE, lowest_cosine
+from stc.engines.library.targets import TARGETS, Target
+from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
-from stc.runtime import bench_command, opening, run_command
-from stc.runtime.memory_settings import MemorySettings, Policy
-from stc.runtime.open_language import open_stream_language
+from stc.runtime.answers.open_language import open_stream_language
+from stc.runtime.commands import bench as bench_command
+from stc.runtime.commands import run as run_command
+from stc.runtime.memory.settings import MemorySettings, Policy
 from stc.runtime.report import FrameReport
-from stc.runtime.session import StreamSession
-from stc.runtime.tower import VisionTower
+from stc.runtime.stream import opening
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.test_device import real_cuda
 

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from stc.difference import difference
-from stc.export.checkpoint import open_checkpoint
-from stc.export.reference import TorchVision
-from stc.runtime.preprocess import Preprocessor
-from stc.runtime.session import StreamSession
+from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.towers.siglip.reference import TorchVision
+from stc.method.difference import difference
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.vision.preprocess import Preprocessor
 from stc.settings import PRESETS, Settings
 from tests.vision_cases import Exported, moving_frames
 

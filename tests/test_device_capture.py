@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from stc.contracts import HIDDEN, PIXEL_VALUES
-from stc.engines.device_tensor import DeviceTensor
+from stc.engines.gpu.tensor import DeviceTensor
 from stc.errors import EngineError
-from stc.stc_family import EMBED
+from stc.method.family import EMBED
 from tests.device_cases import (
     SETTINGS,
     SPEC,

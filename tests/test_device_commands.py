@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.engines import open_tensorrt
-from stc.engines.flavour import Flavour
-from stc.engines.recording import Say
-from stc.engines.tensorrt_backend import TensorRtBackend
+from stc.engines.gpu.recording import Say
+from stc.engines.library.flavour import Flavour
+from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
-from stc.runtime import bench_command, run_command
-from stc.runtime.gpu_facts import gpu_facts
-from stc.runtime.opening import open_tower
+from stc.runtime.commands import bench as bench_command
+from stc.runtime.commands import run as run_command
+from stc.runtime.figures.gpu_facts import gpu_facts
+from stc.runtime.stream.opening import open_tower
 from tests.device_cases import Rig, write_device_bundle
 
 Run = Callable[..., "CompletedProcess[str]"]

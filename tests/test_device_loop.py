@@ -23,10 +23,10 @@ from stc.contracts import (
     REF_VALUE,
     SCORE,
 )
-from stc.engines.flavour import FLAVOURS, Flavour
-from stc.engines.plan import Buckets
+from stc.engines.library.flavour import FLAVOURS, Flavour
+from stc.engines.library.plan import Buckets
 from stc.errors import EngineError
-from stc.stc_family import EMBED, SELECT, frame_program
+from stc.method.family import EMBED, SELECT, frame_program
 from tests.device_cases import (
     BUCKETS,
     SETTINGS,

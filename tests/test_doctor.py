@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from stc.bundle import Bundle
-from stc.engines.cuda import DeviceFacts
+from stc.bundles.bundle import Bundle
+from stc.engines.gpu.cuda import DeviceFacts
 from stc.errors import DeviceError
-from stc.runtime import doctor, doctor_command
-from stc.runtime.doctor import Finding, diagnose
-from stc.stc_family import prune_graph
+from stc.method.family import prune_graph
+from stc.runtime.commands import checks as doctor
+from stc.runtime.commands import doctor as doctor_command
+from stc.runtime.commands.checks import Finding, diagnose
 from tests.test_open_tensorrt import STRAYS, build
 from tests.tiny_bundle import write_bundle
 
@@ -170,7 +171,7 @@ def test_a_gpu_outside_the_table_says_how_to_name_it(machine: Machine) -> None:
     machine.install("cuda.bindings.runtime", "13.0")
     machine.install("tensorrt", "10.16.1")
     machine.device = DeviceFacts("H200", (9, 0), 1 << 30, 1 << 30, False, "")
-    assert "engines/targets.py" in machine.found("GPU").mend
+    assert "engines/library/targets.py" in machine.found("GPU").mend
     assert machine.found("tensorrt").found == "10.16.1, this GPU is no target"
     assert diagnose(None, machine.root).backends == []
 

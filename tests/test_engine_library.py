@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from stc.engine_folder import LIST
-from stc.engines.library import Acceptance, Chain, EngineEntry, EngineLibrary, Stamp
+from stc.bundles.engine_folder import LIST
+from stc.engines.library.library import Acceptance, Chain, EngineEntry, EngineLibrary, Stamp
 from stc.errors import EngineError
 
 CONTENT = memoryview(b"engine" * 100)

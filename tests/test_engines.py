@@ -28,7 +28,7 @@ from stc.engines.onnxruntime_backend import (
 )
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import BundleError, EngineError
-from stc.stc_family import SELECT, keys_graph
+from stc.method.family import SELECT, keys_graph
 from tests.graph_files import graph_file
 from tests.language_cases import language_case
 from tests.own_process import run_python
@@ -422,11 +422,11 @@ def test_a_tensor_that_cannot_be_held_is_an_error_in_one_line(
 SHARING = """
 import json, sys
 import onnxruntime
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import share_threads
-from stc.runtime.session import StreamSession
+from stc.runtime.stream.session import StreamSession
 from stc.settings import Settings
-from stc.stc_family import SELECT, keys_graph
+from stc.method.family import SELECT, keys_graph
 from tests.vision_cases import moving_frames, onnxruntime_tower
 
 order, path = sys.argv[1:]

@@ -20,21 +20,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stc import contracts
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.contracts import Contract
 from stc.errors import ExportError
-from stc.export import graphs
-from stc.export.check import GraphCheck
-from stc.export.graph import IR_VERSION, OPSET, bind, trace
-from stc.export.modules import Keys, Update
-from stc.export.synthetic import RandomCheckpoint
-from stc.export.tensor_shapes import projector_shapes, vision_shapes
-from stc.export.tower import Tower
-from stc.export.weights_file import Span
+from stc.export.graphs import vision as graphs
+from stc.export.graphs.check import GraphCheck
+from stc.export.graphs.trace import IR_VERSION, OPSET, bind, trace
+from stc.export.graphs.weights_file import Span
+from stc.export.made_up.synthetic import RandomCheckpoint
+from stc.export.towers.siglip.modules import Keys, Update
+from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
+from stc.export.towers.siglip.tower import Tower
 from stc.manifest import WEIGHTS
-from stc.operators import PORTABLE_OPS
+from stc.method.family import keys_graph, prune_graph, update_graph, vision_graphs
+from stc.onnx_files.operators import PORTABLE_OPS
 from stc.settings import SCORINGS
-from stc.stc_family import keys_graph, prune_graph, update_graph, vision_graphs
 from tests.graph_files import graph_file
 from tests.own_process import ROOT, run_python
 from tests.vision_cases import GOLDEN, Exported, export, made_up

@@ -18,7 +18,8 @@ import pytest
 
 import stc.runtime as stc
 from stc.engines import open_tensorrt
-from stc.runtime import opening, run_command
+from stc.runtime.commands import run as run_command
+from stc.runtime.stream import opening
 from tests.as_user import CLIP
 from tests.clips import numbered_clip
 from tests.device_cases import Rig, write_device_bundle

@@ -82,7 +82,7 @@ def test_full_size_bundle_is_hardly_larger_than_its_weights(full_size: Path) -> 
 
 def test_full_size_reuse_frame_costs_a_third_of_a_reference_frame(full_size: Path) -> None:
     figures = last_json(
-        command("stc.runtime.bench_command", full_size, "--video", CLIP, "--frames", 12)
+        command("stc.runtime.commands.bench", full_size, "--video", CLIP, "--frames", 12)
     )
     print(json.dumps(figures))
     # The floor is 0.31; on a quiet machine 0.34 is held (docs/log.md).
@@ -95,7 +95,7 @@ def test_full_size_reuse_frame_costs_a_third_of_a_reference_frame(full_size: Pat
 def test_full_size_prefill_is_cut_by_what_is_not_kept(full_size: Path) -> None:
     against = ["--against", "torch", "--against", "int4"]
     figures = last_json(
-        command("stc.runtime.bench_command", full_size, "--prefill", "--frames", 5, *against)
+        command("stc.runtime.commands.bench", full_size, "--prefill", "--frames", 5, *against)
     )
     print(json.dumps(figures))
     assert (figures["tokens_keep_all"], figures["tokens_preset"]) == (196, 58)
@@ -112,7 +112,7 @@ def test_full_size_prefill_is_cut_by_what_is_not_kept(full_size: Path) -> None:
 def test_full_size_bundle_equals_pytorch(full_size: Path) -> None:
     figures = last_json(
         command(
-            "stc.runtime.parity_command", full_size, "--video", CLIP, "--frames", 2, "--json", "-"
+            "stc.runtime.commands.parity", full_size, "--video", CLIP, "--frames", 2, "--json", "-"
         )
     )
     assert figures["passed"], [row for row in figures["rows"] if not row["passed"]]

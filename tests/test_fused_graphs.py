@@ -7,11 +7,11 @@ import onnx
 import pytest
 
 from stc import contracts
-from stc.difference import difference
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
-from stc.export.int4 import Group
-from stc.export.key_rotation import COSINES, SINES
+from stc.export.decoders.qwen2.key_rotation import COSINES, SINES
+from stc.export.graphs.int4 import Group
 from stc.manifest import LANGUAGE_WEIGHTS, Precision
+from stc.method.difference import difference
 from tests.graph_files import graph_file
 from tests.language_cases import MOST_POSITIONS, LanguageCase, language_case
 

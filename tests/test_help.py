@@ -8,11 +8,14 @@ from typing import NoReturn
 
 import pytest
 
-from stc import command
-from stc.engines import build_command
+from stc.engines import command as build_command
 from stc.export import command as export_command
-from stc.runtime import bench_command, doctor_command, parity_command, run_command
+from stc.runtime.commands import bench as bench_command
+from stc.runtime.commands import doctor as doctor_command
+from stc.runtime.commands import parity as parity_command
+from stc.runtime.commands import run as run_command
 from stc.settings import DEFAULT_PRESET, PRESETS, Settings
+from stc.shell import command
 
 MAINS: dict[str, Callable[[list[str]], int]] = {
     "stc-export": export_command.main,

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stc.errors import SettingsError
-from stc.runtime import run_command
-from stc.runtime.page_cap import page_cap
-from stc.runtime.representatives import Representatives, best
-from stc.runtime.resident import rss_bytes
-from stc.runtime.spill_file import SpillFile
+from stc.runtime.commands import run as run_command
+from stc.runtime.memory.page_cap import page_cap
+from stc.runtime.memory.representatives import Representatives, best
+from stc.runtime.memory.resident import rss_bytes
+from stc.runtime.memory.spill_file import SpillFile
 from tests.as_user import CLIP
 from tests.language_cases import frames, language_case
 from tests.language_reference import ReferenceRekv
@@ -61,7 +61,7 @@ def test_host_memory_is_bounded_and_drops_the_oldest() -> None:
 
 
 def test_spilled_pages_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stc.runtime.spill_file.SEGMENT_BYTES", 1)  # a segment per page
+    monkeypatch.setattr("stc.runtime.memory.spill_file.SEGMENT_BYTES", 1)  # a segment per page
     case = language_case()
     model = case.language()
     spill = spill_of(model, tmp_path)
@@ -91,7 +91,7 @@ def test_a_full_disk_stops_the_spilling_and_not_the_stream(
         os.truncate(_, start + length)
 
     monkeypatch.setattr(os, "posix_fallocate", allocate)
-    monkeypatch.setattr("stc.runtime.spill_file.SEGMENT_BYTES", 1)
+    monkeypatch.setattr("stc.runtime.memory.spill_file.SEGMENT_BYTES", 1)
     case = language_case()
     model = case.language()
     spill = spill_of(model, tmp_path)
@@ -119,7 +119,7 @@ def test_a_run_goes_on_when_its_disk_is_full(
     monkeypatch: pytest.MonkeyPatch,
     run_main: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    monkeypatch.setattr("stc.runtime.spill_file.SEGMENT_BYTES", 400_000)
+    monkeypatch.setattr("stc.runtime.memory.spill_file.SEGMENT_BYTES", 400_000)
     memory = ["--memory", "rekv", "--window", "280", "--host-memory-mb", "1", "--spill", full_disk]
     flags = ["--video", CLIP, *memory, "--ask", QUESTION, "--max-new-tokens", "3", "--json", "-"]
     done = run_main(run_command.main, demo_bundle, *flags)

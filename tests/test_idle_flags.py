@@ -7,8 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from stc.runtime import bench_command, opening, parity_command, run_command
-from stc.runtime.opening import MOST_HELD
+from stc.runtime.commands import bench as bench_command
+from stc.runtime.commands import parity as parity_command
+from stc.runtime.commands import run as run_command
+from stc.runtime.stream import opening
+from stc.runtime.stream.opening import MOST_HELD
 
 Outcome = subprocess.CompletedProcess[str]
 

@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from stc import contracts
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import BundleError, EngineError
 from stc.export import command
-from stc.export.int4 import DOMAIN, GROUPS, OPERATOR, Group, dequantise, quantise
+from stc.export.graphs.int4 import DOMAIN, GROUPS, OPERATOR, Group, dequantise, quantise
 from stc.manifest import GRAPHS, INT4_WEIGHTS, LANGUAGE_WEIGHTS
-from stc.operators import PORTABLE_OPS
-from stc.runtime import bench_command, run_command
-from stc.runtime.memory import AllMemory
-from stc.runtime.stream_language import StreamLanguage
+from stc.onnx_files.operators import PORTABLE_OPS
+from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.commands import bench as bench_command
+from stc.runtime.commands import run as run_command
+from stc.runtime.memory.window import AllMemory
 from tests.graph_files import graph_file
 from tests.language_cases import frames, language_case
 from tests.test_run_questions import QUESTION, VIDEO

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stc.export.int4 import Group
+from stc.export.graphs.int4 import Group
 from stc.manifest import Precision
-from stc.runtime.memory import AllMemory
-from stc.runtime.stream_language import StreamLanguage
+from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.memory.window import AllMemory
 from tests.language_cases import frames, language_case
 
 QUESTION = "What is moving?"

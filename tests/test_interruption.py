@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from stc import command
-from stc.command import uninterrupted
+from stc.shell import command
+from stc.shell.command import uninterrupted
 from tests.as_user import CLIP, MODULES, ROOT, frames_of, run, standing, start
 
 ON_TERMINAL = """

@@ -14,15 +14,15 @@ import torch
 
 from stc import contracts
 from stc.errors import CheckpointError, ExportError
-from stc.export.check import GraphCheck
-from stc.export.checkpoint import open_checkpoint
-from stc.export.decoder import Decoder
-from stc.export.language_modules import Attend
-from stc.export.language_spec import read_language_spec
-from stc.export.language_weights import EMBED, HEAD, whole_table
-from stc.export.synthetic import random_checkpoint
-from stc.export.tensor_shapes import language_shapes
-from stc.export.torch_language import TorchLanguage
+from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.decoders.qwen2.decoder import Decoder
+from stc.export.decoders.qwen2.modules import Attend
+from stc.export.decoders.qwen2.spec import read_language_spec
+from stc.export.decoders.qwen2.torch_language import TorchLanguage
+from stc.export.decoders.qwen2.weights import EMBED, HEAD, whole_table
+from stc.export.graphs.check import GraphCheck
+from stc.export.made_up.synthetic import random_checkpoint
+from stc.export.towers.siglip.tensor_shapes import language_shapes
 from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, WEIGHTS
 from tests.graph_files import graph_file
 from tests.language_cases import BLOCKS, WIDTH, language_case
@@ -70,7 +70,7 @@ def test_every_decoder_tensor_is_transformers(layout: Layout, model: Any, tmp_pa
 @pytest.mark.parametrize("tied", [True, False])
 def test_tables_are_read_in_slices(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     case = language_case(tied=tied)
-    monkeypatch.setattr("stc.export.language_weights.ROWS", 100)
+    monkeypatch.setattr("stc.export.decoders.qwen2.weights.ROWS", 100)
     weights = open_checkpoint(str(case.checkpoint)).language()
     state = case.model.state_dict()
     for name, full in ((EMBED, DECODER + EMBED), (HEAD, HEAD)):

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.engines.engine import Engine, Tensor
-from stc.engines.tensorrt_backend import TensorRtBackend
-from stc.prompt import Prompt
-from stc.runtime import opening
-from stc.runtime.call_outputs import MOST_SPARE
-from stc.runtime.language import LanguageModel
-from stc.runtime.memory_settings import MemorySettings, Policy
-from stc.runtime.open_language import open_model
-from stc.runtime.plain_rows import PlainRows
-from stc.runtime.session import StreamSession
-from stc.runtime.stream_language import StreamLanguage
+from stc.engines.tensorrt.backend import TensorRtBackend
+from stc.prompts.prompt import Prompt
+from stc.runtime.answers.open_language import open_model
+from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.language.call_outputs import MOST_SPARE
+from stc.runtime.language.model import LanguageModel
+from stc.runtime.language.plain_rows import PlainRows
+from stc.runtime.memory.settings import MemorySettings, Policy
+from stc.runtime.stream import opening
+from stc.runtime.stream.session import StreamSession
 from stc.settings import Settings
 from tests.fake_cuda import FakeCuda
 from tests.onnx_device import double_machine

@@ -34,8 +34,8 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 imported = []
 for package in map(importlib.import_module, ("stc", "stc.engines", "stc.runtime")):
-    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-        if module.name != "stc.export":
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.startswith("stc.export"):
             importlib.import_module(module.name)
             imported.append(module.name)
 print(*imported)
@@ -56,10 +56,10 @@ def import_all(python: Path | str) -> tuple[set[str], list[str]]:
 def every_module() -> set[str]:
     """Each module of the folders that run on a device."""
     return {
-        f"stc.{folder}.{path.stem}" if folder != "stc" else f"stc.{path.stem}"
+        ".".join(["stc", *path.relative_to(ROOT / folder if folder == "stc" else ROOT).parts])[:-3]
         for folder in ("stc", "engines", "runtime")
-        for path in (ROOT / folder).glob("*.py")
-        if path.stem != "__init__"
+        for path in (ROOT / folder).rglob("*.py")
+        if path.stem != "__init__" and not path.is_relative_to(ROOT / "stc" / "export")
     }
 
 

@@ -18,10 +18,11 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import Image
 
-from stc.runtime import run_command, video
-from stc.runtime.video import open_video
-from stc.runtime.video_decoder import Decoder
-from stc.runtime.video_source import Reconnection
+from stc.runtime.commands import run as run_command
+from stc.runtime.video import open as video
+from stc.runtime.video.decoding.decoder import Decoder
+from stc.runtime.video.open import open_video
+from stc.runtime.video.source.source import Reconnection
 from tests.clips import number_of, numbered, numbered_clip, write_clip
 from tests.test_video_live import LONG_S, Openings, live
 

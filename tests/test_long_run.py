@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stc.runtime.video import open_video
+from stc.runtime.video.open import open_video
 from tests.as_user import CLIP, frames_of, start
 from tests.clips import write_clip
 

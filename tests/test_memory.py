@@ -14,15 +14,15 @@ from stc.contracts import KEY, VALUE
 from stc.engines.engine import Engine, Tensor
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
 from stc.errors import LanguageError, NonFiniteError
-from stc.runtime.kv_buckets import MOST_TOKENS, KvBuckets
-from stc.runtime.kv_rows import runs
-from stc.runtime.language import LanguageModel
-from stc.runtime.memory import AllMemory, Memory, WindowMemory
-from stc.runtime.memory_rekv import RekvMemory
-from stc.runtime.memory_settings import MemorySettings
+from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.language.kv_buckets import MOST_TOKENS, KvBuckets
+from stc.runtime.language.kv_rows import runs
+from stc.runtime.language.model import LanguageModel
+from stc.runtime.language.row_order import RowOrder
+from stc.runtime.memory.rekv import RekvMemory
+from stc.runtime.memory.settings import MemorySettings
+from stc.runtime.memory.window import AllMemory, Memory, WindowMemory
 from stc.runtime.report import Prefill
-from stc.runtime.row_order import RowOrder
-from stc.runtime.stream_language import StreamLanguage
 from tests.graph_files import graph_file
 from tests.language_cases import POOLED, frames, language_case
 from tests.language_reference import ReferenceRekv
@@ -218,7 +218,7 @@ def test_all_takes_no_more_than_half_of_the_memory_that_is_free(
     case = language_case()
     model, prompt = case.language(), case.prompt()
     free_bytes = 2 * 50 * model.token_bytes
-    monkeypatch.setattr("stc.runtime.memory_settings.available_host_bytes", lambda: free_bytes)
+    monkeypatch.setattr("stc.runtime.memory.settings.available_host_bytes", lambda: free_bytes)
     memory = MemorySettings(memory="all").make(model, len(prompt.before), POOLED)
     language = StreamLanguage(model, memory, prompt)
     told = Prefill()

@@ -9,11 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stc.runtime.comparison import compare_with_dense
-from stc.runtime.metrics import StreamMetrics
+from stc.runtime.figures.metrics import StreamMetrics
+from stc.runtime.figures.savings import compare_with_dense
+from stc.runtime.figures.trend import STRETCHES, Trend, sparkline
+from stc.runtime.memory.reservoir import CAPACITY, Reservoir
 from stc.runtime.report import STAGES, FrameReport
-from stc.runtime.reservoir import CAPACITY, Reservoir
-from stc.runtime.trend import STRETCHES, Trend, sparkline
 from tests.frame_reports import POOLED, TOKENS, difference_reports, frame_report, video_frames
 
 

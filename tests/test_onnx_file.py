@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stc.bundle import Bundle
-from stc.graph_check import GraphRefusedError, check_graph
-from stc.onnx_file import OnnxFileError, read_onnx
-from stc.operators import OPERATORS, GraphKind
+from stc.bundles.bundle import Bundle
+from stc.onnx_files.graph_check import GraphRefusedError, check_graph
+from stc.onnx_files.onnx_file import OnnxFileError, read_onnx
+from stc.onnx_files.operators import OPERATORS, GraphKind
 
 onnx = pytest.importorskip("onnx")
 helper, TensorProto = onnx.helper, onnx.TensorProto

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from stc.bundle import Bundle
-from stc.engine_folder import LIST
-from stc.engines.cuda import Cuda, DeviceFacts, device_facts
-from stc.engines.flavour import Flavour, TensorRt
-from stc.engines.library import (
+from stc.bundles.bundle import Bundle
+from stc.bundles.engine_folder import LIST
+from stc.engines.gpu.cuda import Cuda, DeviceFacts, device_facts
+from stc.engines.library.flavour import Flavour, TensorRt
+from stc.engines.library.library import (
     Acceptance,
     Chain,
     EngineEntry,
@@ -21,13 +21,13 @@ from stc.engines.library import (
     library_of,
     weights_sha256,
 )
+from stc.engines.library.plan import Sizes
+from stc.engines.library.targets import GIB, TARGETS
+from stc.engines.library.usable_engines import find_engines
 from stc.engines.open_tensorrt import built_target, check_memory
-from stc.engines.plan import Sizes
-from stc.engines.targets import GIB, TARGETS
-from stc.engines.usable_engines import find_engines
 from stc.errors import DeviceError, EngineError
 from stc.manifest import FileEntry
-from stc.stc_family import EMBED, SELECT
+from stc.method.family import EMBED, SELECT
 from tests.fake_cuda import FakeCuda
 from tests.tiny_bundle import write_bundle
 

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.manifest import MANIFEST, WEIGHTS
-from stc.runtime import bench_command, parity_command, run_command
+from stc.runtime.commands import bench as bench_command
+from stc.runtime.commands import parity as parity_command
+from stc.runtime.commands import run as run_command
 from tests.as_user import CLIP, standing
 
 Outcome = subprocess.CompletedProcess[str]

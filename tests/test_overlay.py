@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stc.errors import VideoError
-from stc.runtime.frame import Frame
-from stc.runtime.marks import KEPT_RGB, RECOMPUTED_RGB, TokenMarks
-from stc.runtime.overlay import OverlayWriter
 from stc.runtime.report import FrameReport
+from stc.runtime.show.marks import KEPT_RGB, RECOMPUTED_RGB, TokenMarks
+from stc.runtime.show.overlay import OverlayWriter
+from stc.runtime.video.source.frame import Frame
 from tests.frame_reports import difference_reports, frame_report, video_frames
 
 SIDE, POOLED_SIDE = 27, 14
@@ -366,7 +366,7 @@ def test_a_missing_library_is_named_with_its_pip_line(
 def test_displays_import_without_video_libraries() -> None:
     program = (
         "import sys; sys.modules['av'] = sys.modules['PIL'] = None\n"
-        "import stc.runtime.overlay, stc.runtime.live_table, stc.runtime.summary\n"
-        "import stc.runtime.run_document"
+        "import stc.runtime.show.overlay, stc.runtime.show.live_table, stc.runtime.show.summary\n"
+        "import stc.runtime.output.run_document"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)

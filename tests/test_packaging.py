@@ -46,12 +46,15 @@ def test_the_wheel_holds_each_module_once_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if ".dist-info/" not in name]
     modules = [
-        f"{target}/{path.name}"
+        f"{target}/{path.relative_to(ROOT / folder)}"
         for folder, target in FOLDERS.items()
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
+        if folder != "stc" or path.relative_to(ROOT).parts[1] not in FOLDERS
     ]
     assert Counter(names) == Counter([*modules, "stc/py.typed"])
-    assert {"stc/__init__.py", "stc/runtime/session.py", "stc/export/command.py"} <= set(names)
+    assert {"stc/__init__.py", "stc/runtime/stream/session.py", "stc/export/command.py"} <= set(
+        names
+    )
 
 
 def test_the_wheel_brings_licence_and_notice(wheel: Path) -> None:

@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from stc.runtime import opening, parity_command, parity_language, parity_whole
-from stc.runtime.video import open_video
+from stc.method.family import vision_graphs
+from stc.runtime.commands import parity as parity_command
+from stc.runtime.parity import language as parity_language
+from stc.runtime.parity import whole as parity_whole
+from stc.runtime.stream import opening
+from stc.runtime.video.open import open_video
 from stc.settings import SELECTIONS
-from stc.stc_family import vision_graphs
 from tests.clips import numbered_clip
 from tests.own_process import run_python
 from tests.vision_cases import DATA, Exported
@@ -60,7 +63,7 @@ def one_line(done: Outcome) -> str:
 
 def test_the_demo_bundle_equals_pytorch_on_a_video(demo_bundle: Path) -> None:
     arguments = (demo_bundle, "--video", STREET, "--json", "-")
-    done = run_python("-m", "stc.runtime.parity_command", *arguments)
+    done = run_python("-m", "stc.runtime.commands.parity", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "the bundle and PyTorch are equal" in done.stdout

@@ -19,24 +19,25 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stc import cacher, contracts, pruner
+from stc import contracts
 from stc.contracts import COUNT, FRAME_MEAN, HISTORY_COUNT, HISTORY_MEAN, KEPT_INDICES, TOKENS
-from stc.difference import difference
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
-from stc.export.graphs import GraphWriter
-from stc.export.prune_module import Prune
-from stc.export.reference import TorchVision
-from stc.export.weights_file import WeightsFile
-from stc.pruner import PrunerMemory
-from stc.runtime.frame import Frame
-from stc.runtime.parity import ParityReport
-from stc.runtime.parity_graphs import compare_graphs
-from stc.runtime.parity_streams import compare_streams
-from stc.runtime.preprocess import Preprocessor
-from stc.runtime.session import StreamSession
-from stc.runtime.tower import VisionTower
+from stc.export.graphs.vision import GraphWriter
+from stc.export.graphs.weights_file import WeightsFile
+from stc.export.towers.siglip.prune_module import Prune
+from stc.export.towers.siglip.reference import TorchVision
+from stc.method import cacher, pruner
+from stc.method.difference import difference
+from stc.method.family import PRUNE_CONTRACT, prune_graph, vision_graphs
+from stc.method.pruner import PrunerMemory
+from stc.runtime.parity.graphs import compare_graphs
+from stc.runtime.parity.report import ParityReport
+from stc.runtime.parity.streams import compare_streams
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.vision.preprocess import Preprocessor
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import KEEP_ALL, SCORINGS, SELECTIONS, Selection, Settings
-from stc.stc_family import PRUNE_CONTRACT, prune_graph, vision_graphs
 from tests.following import Following, Leading
 from tests.rungs import RUNGS, torch_graphs
 from tests.vision_cases import (
@@ -79,7 +80,7 @@ ORACLE_GAP = 2e-6
 """By how much ONNX Runtime's choice may miss the best of the oracle's scores."""
 HALF_L2 = 1e-5
 """Relative L2 to float32 above which a tower has computed in half precision; the limits it has to
-keep are those of `stc.runtime.parity`."""
+keep are those of `stc.runtime.parity.report`."""
 
 
 def relative_l2(expected: Array, got: Array) -> float:

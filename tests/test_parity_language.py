@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
-from stc.export.int4 import Group
-from stc.runtime import parity_command
-from stc.runtime.parity_language import FOUR_BITS, OTHERS
+from stc.export.graphs.int4 import Group
+from stc.runtime.commands import parity as parity_command
+from stc.runtime.parity.language import FOUR_BITS, OTHERS
 from tests.language_cases import MOST_POSITIONS, language_case
 
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 
 from stc import contracts
-from stc.bundle import Bundle
-from stc.engines.captured import CapturedRunner
-from stc.runtime import parity_command
-from stc.stc_family import vision_graphs
+from stc.bundles.bundle import Bundle
+from stc.engines.tensorrt.captured import CapturedRunner
+from stc.method.family import vision_graphs
+from stc.runtime.commands import parity as parity_command
 from tests.fake_tensorrt import Graph
 from tests.onnx_device import OnnxGraphs, double_machine
 

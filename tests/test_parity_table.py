@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from rich.text import Text
 
-from stc import command
-from stc.runtime.document_output import document_output
-from stc.runtime.parity import ParityReport
-from stc.runtime.parity_language import kl
-from stc.runtime.parity_latency import ENOUGH, FEW, measure_latency
-from stc.runtime.parity_table import parity_console, print_parity
-from stc.runtime.session import StreamSession
+from stc.runtime.bench.latency import ENOUGH, FEW, measure_latency
+from stc.runtime.output.document_output import document_output
+from stc.runtime.parity.language import kl
+from stc.runtime.parity.report import ParityReport
+from stc.runtime.parity.table import parity_console, print_parity
+from stc.runtime.stream.session import StreamSession
 from stc.settings import Settings
+from stc.shell import command
 from tests.vision_cases import made_up, moving_frames, oracle_tower
 
 LATENCY: dict[str, Any] = {

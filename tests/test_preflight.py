@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from stc.engines.plan import context_rows, plan_engines
-from stc.engines.preflight import (
+from stc.engines.library.plan import context_rows, plan_engines
+from stc.engines.library.preflight import (
     ENGINE_OVERHEAD,
     LANGUAGE_OVERHEAD,
     Demand,
     check_fits,
     copies_of,
 )
-from stc.engines.targets import GIB
+from stc.engines.library.targets import GIB
 from stc.errors import EngineError
 from stc.manifest import (
     LANGUAGE_WEIGHTS,

@@ -12,8 +12,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from stc.errors import VideoError
 from stc.manifest import VisionSpec
-from stc.runtime.preprocess import Preprocessor
-from stc.runtime.video import open_video
+from stc.runtime.video.open import open_video
+from stc.runtime.vision.preprocess import Preprocessor
 
 STREET = Path(__file__).parent / "data" / "street.mp4"
 

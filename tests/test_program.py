@@ -14,16 +14,16 @@ import pytest
 from numpy.typing import NDArray
 
 from stc.contracts import Contract, Port
-from stc.engines.captured import CapturedRunner
-from stc.engines.cuda import Cuda
-from stc.engines.device import Device
 from stc.engines.eager import EagerRunner
 from stc.engines.engine import Engine
-from stc.engines.library import EngineEntry, EngineLibrary, Stamp
+from stc.engines.gpu.cuda import Cuda
+from stc.engines.gpu.device import Device
+from stc.engines.library.library import EngineEntry, EngineLibrary, Stamp
 from stc.engines.oracle_backend import OracleBackend, OracleEngine
 from stc.engines.runner import Runner, stream_bytes
 from stc.engines.side import EngineSide
-from stc.engines.tensorrt_backend import TensorRtBackend
+from stc.engines.tensorrt.backend import TensorRtBackend
+from stc.engines.tensorrt.captured import CapturedRunner
 from stc.errors import EngineError
 from stc.manifest import FileEntry, GraphEntry
 from stc.ports import contract_ports
@@ -226,22 +226,22 @@ def test_buffers_of_one_name_are_alike() -> None:
 # How the paper's own family is known.
 
 FAMILY = {
-    "stc/stc_family.py": "the family",
-    "export/tower.py": "its modules, by graph",
+    "stc/method/family.py": "the family",
+    "export/towers/siglip/tower.py": "its modules, by graph",
     "engines/oracle_backend.py": "the numpy oracle",
-    "stc/cacher.py": "the numpy oracle",
-    "export/reference.py": "the PyTorch reference",
+    "stc/method/cacher.py": "the numpy oracle",
+    "export/towers/siglip/reference.py": "the PyTorch reference",
 }
 BOTH = (r"keys_graph|KEYS_CONTRACT|\bKeys\b|\"keys\"", r"update_graph|UPDATE_CONTRACT|\bUpdate\b")
 
 
 def test_nothing_else_knows_how_the_graphs_of_a_block_follow_one_another() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).resolve().parents[1]
     naming = {
         str(file.relative_to(root))
         for folder in ("stc", "export", "engines", "runtime")
-        for file in (root / folder).glob("*.py")
+        for file in (root / folder).rglob("*.py")
         if all(re.search(name, file.read_text()) for name in BOTH)
     }
     # What a module is, is said where its class stands.
-    assert naming - {"export/modules.py"} <= FAMILY.keys()
+    assert naming - {"export/towers/siglip/modules.py"} <= FAMILY.keys()

@@ -10,9 +10,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from stc.errors import LanguageError
-from stc.export.demo_tokenizer import CHAT_TEMPLATE
+from stc.export.made_up.demo_tokenizer import CHAT_TEMPLATE
 from stc.manifest import LanguageSpec
-from stc.prompt import Prompt
+from stc.prompts.prompt import Prompt
 from tests.language_cases import language_case
 
 QUESTION = "What is moving, and where to?\nNaïve café 你好 🚲"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stc import contracts
-from stc.pruner import PrunerMemory, novelty, prune
+from stc.method.pruner import PrunerMemory, novelty, prune
 from stc.settings import SCORINGS, Scoring
 
 Array = NDArray[Any]

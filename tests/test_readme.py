@@ -23,7 +23,7 @@ import pytest
 import stc.runtime as face
 from stc import contracts
 from stc.engines import open_tensorrt
-from stc.stc_family import vision_graphs
+from stc.method.family import vision_graphs
 from tests.as_user import MODULES, ROOT, frames_of, run
 from tests.device_cases import Rig, assert_equal, oracle_session, write_device_bundle
 from tests.test_device_arrays import Interface, prepared
@@ -166,16 +166,22 @@ def test_python_uses_the_public_face_alone(page: str) -> None:
 
 def test_every_path_in_the_tree_exists() -> None:
     [tree] = [block for block in blocks("") if block.startswith("stc/")]
-    folder = ""
+    above = [ROOT]
+    shown = set()
     for line in tree.splitlines():
-        names = re.match(r"( *)((?:[\w.]+/? )+)", line + " ")
+        names = re.match(r"( *)((?:[\w./]+ )+)", line + " ")
         assert names, line
-        if not names[1]:
-            folder = names[2].split()[0]
-        for name in names[2].split():
-            path = ROOT / name if not names[1] else ROOT / folder / name
-            assert path.exists(), f"{path} of line {line!r}"
-            assert path.is_dir() == name.endswith("/")
+        depth = len(names[1]) // 2
+        paths = [above[depth] / name for name in names[2].split()]
+        above[depth + 1 :] = paths[:1]
+        for path in paths:
+            assert path.is_dir(), f"{path} of line {line!r}"
+            shown.add(path)
+    for room in (path.parent for path in ROOT.glob("*/**/__init__.py")):
+        if room.relative_to(ROOT).parts[0] in ("stc", "export", "engines", "runtime"):
+            one_for_all = room.name in ("towers", "decoders")  # shown with their only folder
+            assert room in shown or one_for_all, f"{room} has no line"
+            assert len(list(room.glob("*.py"))) <= 10, f"{room} is too full"
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -11,13 +11,15 @@ import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
 from stc.errors import LanguageError
-from stc.runtime import bench_command, conversation, run_command
-from stc.runtime.memory_settings import POLICIES
+from stc.runtime.answers import conversation
+from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.commands import bench as bench_command
+from stc.runtime.commands import run as run_command
+from stc.runtime.memory.settings import POLICIES
 from stc.runtime.report import Prefill
-from stc.runtime.session import StreamSession
-from stc.runtime.stream_language import StreamLanguage
-from stc.runtime.tower import VisionTower
-from stc.runtime.video import open_video
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.open import open_video
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
 from tests.language_cases import POOLED, language_case
 from tests.test_answers import stream
@@ -190,7 +192,7 @@ def test_a_window_larger_than_free_memory_is_refused(
 ) -> None:
     token_bytes = language_case().language().token_bytes
     monkeypatch.setattr(
-        "stc.runtime.memory_settings.available_host_bytes", lambda: 2 * 50 * token_bytes
+        "stc.runtime.memory.settings.available_host_bytes", lambda: 2 * 50 * token_bytes
     )
     assert run("--frames", "1", "--ask", "a", "--window", "51") == 2
     assert "at most 50, half of the memory that is free" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from stc.errors import SettingsError
-from stc.runtime.sampling import Sampler, Sampling, nucleus
+from stc.runtime.language.sampling import Sampler, Sampling, nucleus
 
 LOGITS = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))
 DRAWS = 4000

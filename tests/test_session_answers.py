@@ -8,11 +8,11 @@ import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import LanguageError
-from stc.runtime.frame import Frame
-from stc.runtime.memory_settings import POLICIES, MemorySettings, Policy
-from stc.runtime.open_language import open_stream_language
-from stc.runtime.session import StreamSession
-from stc.runtime.tower import VisionTower
+from stc.runtime.answers.open_language import open_stream_language
+from stc.runtime.memory.settings import POLICIES, MemorySettings, Policy
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
 from tests.language_cases import POOLED, language_case
 from tests.vision_cases import moving_frames

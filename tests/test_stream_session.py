@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from stc.errors import SettingsError
-from stc.pruner import PrunerMemory, prune
-from stc.runtime.frame import Frame
+from stc.method.pruner import PrunerMemory, prune
 from stc.runtime.report import STAGES, FrameReport
-from stc.runtime.session import StreamSession
-from stc.runtime.tower import VisionTower
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import SCORINGS, Scoring, Settings
 from tests.session_case import SETTINGS, WEIGHTS, assert_equal, pushed
 from tests.unreliable import Unreliable

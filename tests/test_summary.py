@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 
 from stc.errors import SettingsError
-from stc.runtime.comparison import compare_with_dense
-from stc.runtime.document_output import document_output
-from stc.runtime.metrics import StreamMetrics, StreamSummary
-from stc.runtime.run_document import run_document
-from stc.runtime.summary import print_summary
+from stc.runtime.figures.metrics import StreamMetrics, StreamSummary
+from stc.runtime.figures.savings import compare_with_dense
+from stc.runtime.output.document_output import document_output
+from stc.runtime.output.run_document import run_document
+from stc.runtime.show.summary import print_summary
 from stc.settings import PRESETS, Settings
 from tests.frame_reports import POOLED, TOKENS, frame_report
 

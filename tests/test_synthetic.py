@@ -19,11 +19,11 @@ from transformers import (
 )
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint import open_checkpoint
-from stc.export.demo import write_demo_checkpoint
-from stc.export.synthetic import SIZES, Size, random_checkpoint, vision_tensor
-from stc.export.tensor_shapes import projector_shapes, vision_shapes
-from stc.export.vision_spec import read_spec
+from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.made_up.demo import write_demo_checkpoint
+from stc.export.made_up.synthetic import SIZES, Size, random_checkpoint, vision_tensor
+from stc.export.towers.siglip.spec import read_spec
+from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
 from stc.manifest import VisionSpec
 
 PATCH = 8
@@ -208,7 +208,7 @@ def test_an_interrupted_demo_does_not_open(
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stc.export.demo.save", fail)
+    monkeypatch.setattr("stc.export.made_up.demo.save", fail)
     with pytest.raises(KeyboardInterrupt):
         write_demo_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="no weights"):

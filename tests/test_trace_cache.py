@@ -17,11 +17,11 @@ from torch import nn
 from torch.nn import functional
 
 from stc.contracts import ATTEND_CONTRACT, Contract
-from stc.export import graph
-from stc.export.graph import FreeAxis, trace
-from stc.export.language_modules import Attend
-from stc.export.modules import Keys, Norm, Update
-from stc.stc_family import KEYS_CONTRACT
+from stc.export.decoders.qwen2.modules import Attend
+from stc.export.graphs import trace as graph
+from stc.export.graphs.trace import FreeAxis, trace
+from stc.export.towers.siglip.modules import Keys, Norm, Update
+from stc.method.family import KEYS_CONTRACT
 from tests import trace_cache
 from tests.language_cases import language_case
 from tests.trace_cache import TraceCache, UnknownStructureError, key
@@ -128,11 +128,15 @@ def test_another_source_or_library_has_another_key(
 
 
 def test_every_source_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "export").mkdir()
-    (tmp_path / "stc").mkdir()
-    monkeypatch.setattr(graph, "__file__", str(tmp_path / "export" / "graph.py"))
+    for folder in ("export/graphs", "stc/method"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(graph, "__file__", str(tmp_path / "export/graphs/trace.py"))
     digests = set()
-    for name, text in (("export/graph.py", "a"), ("export/graph.py", "b"), ("stc/cacher.py", "")):
+    for name, text in (
+        ("export/graphs/trace.py", "a"),
+        ("export/graphs/trace.py", "b"),
+        ("stc/method/cacher.py", ""),
+    ):
         (tmp_path / name).write_text(text)
         digests.add(trace_cache.sources.__wrapped__())
     assert len(digests) == 3

@@ -11,8 +11,8 @@ import av.error
 import pytest
 
 from stc.errors import VideoError
-from stc.runtime.video import open_video
-from stc.runtime.video_file import VideoFile
+from stc.runtime.video.file import VideoFile
+from stc.runtime.video.open import open_video
 from tests.clips import (
     damage,
     numbered_clip,

@@ -17,11 +17,11 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 
 from stc.errors import SettingsError, VideoError
-from stc.runtime import video_live
-from stc.runtime.video import open_video
-from stc.runtime.video_decoder import Decoder
-from stc.runtime.video_live import LiveVideo
-from stc.runtime.video_source import Reconnection
+from stc.runtime.video import live as video_live
+from stc.runtime.video.decoding.decoder import Decoder
+from stc.runtime.video.live import LiveVideo
+from stc.runtime.video.open import open_video
+from stc.runtime.video.source.source import Reconnection
 from tests.clips import damage, number_of, numbered, write_clip, write_sound
 from tests.rtsp_camera import RtspCamera
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from stc.errors import SettingsError, StcError, VideoError
-from stc.runtime.video import open_video
-from stc.runtime.video_errors import reason, unreadable
-from stc.runtime.video_source import without_credentials
+from stc.runtime.video.open import open_video
+from stc.runtime.video.source.errors import reason, unreadable
+from stc.runtime.video.source.source import without_credentials
 from tests.clips import (
     add_cover,
     damage,
@@ -188,14 +188,16 @@ def test_without_pyav_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_the_runtime_imports_without_pyav_and_pillow() -> None:
     code = (
         "import sys; sys.modules['av'] = sys.modules['PIL'] = None; "
-        "import stc.runtime, stc.runtime.video, stc.runtime.preprocess"
+        "import stc.runtime, stc.runtime.video.open, stc.runtime.vision.preprocess"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_damaged_file_leaves_the_terminal_quiet(tmp_path: Path) -> None:
     path = damage(numbered_clip(tmp_path), [3, 9])
-    code = "import sys; from stc.runtime.video import open_video; list(open_video(sys.argv[1]))"
+    code = (
+        "import sys; from stc.runtime.video.open import open_video; list(open_video(sys.argv[1]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], check=True, timeout=60, capture_output=True
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stc.bundle import file_entry
-from stc.bundle_writer import BundleWriter
+from stc.bundles.bundle import file_entry
+from stc.bundles.writer import BundleWriter
 from stc.manifest import (
     GRAPHS,
     WEIGHTS,
@@ -16,8 +16,8 @@ from stc.manifest import (
     VisionSpec,
     Weights,
 )
+from stc.method.family import vision_graphs, vision_ports
 from stc.settings import PRESETS
-from stc.stc_family import vision_graphs, vision_ports
 
 SPEC = VisionSpec(
     image_size=20,

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint import open_checkpoint
-from stc.export.model_files import preprocessing
-from stc.export.tensor_shapes import projector_shapes, vision_shapes
+from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.checkpoint.model_files import preprocessing
+from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
 
 Layout = Literal["4.x", "5.x", "5.x sharded", "state dict", "4.x state dict"]
 LAYOUTS: tuple[Layout, ...] = ("4.x", "5.x", "5.x sharded", "state dict", "4.x state dict")

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from stc.contracts import Contract
-from stc.export import graph
-from stc.export.graph import FreeAxis
+from stc.export.graphs import trace as graph
+from stc.export.graphs.trace import FreeAxis
 
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnx-ir")
 
@@ -126,9 +126,9 @@ def source(module: str) -> str:
 def sources() -> str:
     """The digest of all that is exported from, and of the constants and names it takes."""
     digest = hashlib.sha256()
-    root = Path(graph.__file__).resolve().parent.parent
-    for file in sorted([*root.glob("export/*.py"), *root.glob("stc/*.py")]):
-        digest.update(file.name.encode() + file.read_bytes())
+    root = Path(graph.__file__).resolve().parents[2]
+    for file in sorted([*root.glob("export/**/*.py"), *root.glob("stc/**/*.py")]):
+        digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return digest.hexdigest()
 
 

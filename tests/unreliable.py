@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 from stc.engines.engine import Engine, Tensor
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import EngineError
-from stc.tower_weights import ProjectorWeights, TowerWeights
+from stc.method.weights import ProjectorWeights, TowerWeights
 
 
 class Failing:

@@ -12,18 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend
 from stc.export.bundle_export import export_bundle
-from stc.export.checkpoint import VisionWeights
-from stc.export.synthetic import RandomCheckpoint, seeded
-from stc.export.tensor_shapes import projector_shapes, vision_shapes
+from stc.export.checkpoint.checkpoint import VisionWeights
+from stc.export.made_up.synthetic import RandomCheckpoint, seeded
+from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
 from stc.manifest import Precision, VisionSpec
-from stc.runtime.frame import Frame
-from stc.runtime.tower import VisionTower
+from stc.method.weights import ProjectorWeights, TowerWeights
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
-from stc.tower_weights import ProjectorWeights, TowerWeights
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("cacher_*.npz")))

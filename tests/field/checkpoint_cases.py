@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint import open_checkpoint
-from stc.export.language_weights import EMBED, HEAD
-from stc.export.tensor_shapes import language_shapes, projector_shapes, vision_shapes
+from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.decoders.qwen2.weights import EMBED, HEAD
+from stc.export.towers.siglip.tensor_shapes import language_shapes, projector_shapes, vision_shapes
 from tests.tiny_checkpoint import tiny_model, write_checkpoint
 
 WEIGHTS = "model.safetensors"

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from stc.bundle import file_entry
-from stc.bundle_writer import BundleWriter
+from stc.bundles.bundle import file_entry
+from stc.bundles.writer import BundleWriter
 from stc.manifest import (
     GRAPHS,
     LANGUAGE_WEIGHTS,
@@ -21,9 +21,9 @@ from stc.manifest import (
     GraphEntry,
     Manifest,
 )
+from stc.method.family import vision_ports
 from stc.ports import GraphPorts, fused_ports, language_ports
 from stc.settings import PRESETS
-from stc.stc_family import vision_ports
 from tests.test_conformity import LANGUAGE
 from tests.tiny_bundle import SPEC, provenance
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, LlavaOnevisionProcessor
 
-from stc.export.demo_tokenizer import demo_tokenizer
-from stc.export.model_files import preprocessing
+from stc.export.checkpoint.model_files import preprocessing
+from stc.export.made_up.demo_tokenizer import demo_tokenizer
 from stc.manifest import LanguageSpec
-from stc.prompt import Prompt
+from stc.prompts.prompt import Prompt
 
 MADE = demo_tokenizer()
 VIDEO = MADE.ids["<video>"]

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from stc.bundle import Bundle
-from stc.bundle_writer import BundleWriter
+from stc.bundles.bundle import Bundle
+from stc.bundles.writer import BundleWriter
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import BundleError, StcError
 from stc.manifest import Manifest
@@ -214,7 +214,7 @@ def test_graphs_of_a_bundle_that_was_replaced_are_loaded_as_they_were(demo: Path
 READ_ONLY = """
 import os, sys
 from pathlib import Path
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 
 root = os.path.realpath(sys.argv[1])
@@ -278,8 +278,8 @@ TWELVE = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
 import sys
-from stc.bundle import Bundle
-from stc.bundle_writer import BundleWriter
+from stc.bundles.bundle import Bundle
+from stc.bundles.writer import BundleWriter
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 bundle = Bundle.open(sys.argv[1])
 engines = [OnnxRuntimeBackend(bundle).load(name) for name in bundle.manifest.graphs]

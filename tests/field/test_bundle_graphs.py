@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stc.bundle import Bundle
-from stc.bundle_files import BundleFiles
+from stc.bundles.bundle import Bundle
+from stc.bundles.files import BundleFiles
 from stc.errors import BundleError, StcError
-from stc.graph_check import MOST_GRAPH_BYTES
+from stc.onnx_files.graph_check import MOST_GRAPH_BYTES
 from tests.field.resigned import resign
 
 onnx = pytest.importorskip("onnx")
@@ -254,7 +254,7 @@ def test_a_companion_of_gigabytes_is_refused_unread(
     """A root file longer than any tokenizer: one line, nothing read."""
     bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     longest = bundle / "config.json"
-    monkeypatch.setattr("stc.bundle.MOST_COMPANION_BYTES", longest.stat().st_size - 1)
+    monkeypatch.setattr("stc.bundles.bundle.MOST_COMPANION_BYTES", longest.stat().st_size - 1)
     opened = Bundle.open(bundle)
     monkeypatch.delattr(BundleFiles, "read")
     with pytest.raises(

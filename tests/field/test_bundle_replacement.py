@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from stc import bundle_files
-from stc.bundle import Bundle
-from stc.bundle_files import real_place
-from stc.bundle_writer import BundleWriter
+from stc.bundles import files as bundle_files
+from stc.bundles.bundle import Bundle
+from stc.bundles.files import real_place
+from stc.bundles.pinned_folder import PinnedFolder
+from stc.bundles.writer import BundleWriter
 from stc.errors import BundleError
-from stc.pinned_folder import PinnedFolder
 from tests.field.resigned import edit_manifest
 from tests.test_bundle_writer import snapshot
 from tests.tiny_bundle import FILES, tiny_manifest, write_bundle, write_files
@@ -37,7 +37,7 @@ def place(tmp_path: Path) -> Path:
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways a bundle is replaced: as the system can, and as it can where that fails."""
     if request.param == "two renames":
-        monkeypatch.setattr("stc.bundle_writer.exchange", lambda *_: False, raising=False)
+        monkeypatch.setattr("stc.bundles.writer.exchange", lambda *_: False, raising=False)
 
 
 def refusal(path: Path) -> str:
@@ -239,7 +239,7 @@ def test_a_bundle_that_is_replaced_where_nothing_can_be_locked_is_told_so(
     def unsupported(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("stc.pinned_folder.fcntl.flock", unsupported)
+    monkeypatch.setattr("stc.bundles.pinned_folder.fcntl.flock", unsupported)
     opened = Bundle.open(place)
     monkeypatch.undo()
     write_bundle(place, force=True, salt=b"new")
@@ -253,7 +253,7 @@ def test_a_bundle_that_is_replaced_where_nothing_can_be_locked_is_told_so(
 READING = """
 import sys
 from pathlib import Path
-from stc.bundle import Bundle
+from stc.bundles.bundle import Bundle
 while not Path(sys.argv[2]).exists():
     bundle = Bundle.open(sys.argv[1])
     names = [entry.path for entry in bundle.manifest.files]
@@ -309,7 +309,7 @@ def test_a_bundle_that_is_gone_for_a_moment_is_waited_for(place: Path) -> None:
 
 KILLED = """
 import os, sys
-from stc import bundle_writer
+from stc.bundles import writer as bundle_writer
 from tests.tiny_bundle import write_bundle
 kept = bundle_writer.exchange
 def killed(one, other):

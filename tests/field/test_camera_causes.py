@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stc.errors import VideoError
-from stc.runtime import video_causes, video_network
-from stc.runtime.video import open_video
-from stc.runtime.video_address import Address, without_credentials
-from stc.runtime.video_source import Reconnection
+from stc.runtime.video import causes as video_causes
+from stc.runtime.video import network as video_network
+from stc.runtime.video.open import open_video
+from stc.runtime.video.source.address import Address, without_credentials
+from stc.runtime.video.source.source import Reconnection
 from tests.clips import number_of, numbered_clip
 from tests.rtsp_camera import RtspCamera
 from tests.stream_server import pieces, silence, tcp_server, web_camera

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from stc.errors import CheckpointError
 from stc.export import command
-from stc.export.checkpoint import open_checkpoint
+from stc.export.checkpoint.checkpoint import open_checkpoint
 from tests.field.checkpoint_cases import refusal, set_values, write_tiny
 
 CONFIG = "config.json"

@@ -20,10 +20,10 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 )
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint import open_checkpoint
-from stc.export.language_spec import read_language_spec
-from stc.export.model_files import preprocessing
-from stc.runtime.preprocess import Preprocessor
+from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.checkpoint.model_files import preprocessing
+from stc.export.decoders.qwen2.spec import read_language_spec
+from stc.runtime.vision.preprocess import Preprocessor
 from tests.field.checkpoint_cases import read_by_transformers, refusal, set_values, write_tiny
 
 CONFIG, GENERATION = "config.json", "generation_config.json"

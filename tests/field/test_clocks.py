@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stc.errors import VideoError
-from stc.runtime.video import open_video
-from stc.runtime.video_clock import (
+from stc.runtime.video.clock import (
     LONGEST_PAUSE_OF_RESTARTING_S,
     LONGEST_PAUSE_S,
     LOOK_AHEAD,
@@ -26,8 +25,9 @@ from stc.runtime.video_clock import (
     Clock,
     Foreseen,
 )
-from stc.runtime.video_live import LiveVideo
-from stc.runtime.video_source import Reconnection
+from stc.runtime.video.live import LiveVideo
+from stc.runtime.video.open import open_video
+from stc.runtime.video.source.source import Reconnection
 from tests.clips import numbered, numbered_clip, read_frames, write_clip
 from tests.rtsp_camera import RtspCamera
 from tests.transport_stream import restamped, stamped_clip

@@ -15,7 +15,7 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from stc.runtime.video_decoder import Decoder
+from stc.runtime.video.decoding.decoder import Decoder
 from tests.clips import numbered, read_frames, write_clip
 from tests.field.pixels import by_ffmpeg, needs_ffmpeg
 

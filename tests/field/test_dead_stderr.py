@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from stc import command
-from stc.engines.library import replace_file
-from stc.runtime import run_command
+from stc.engines.library.library import replace_file
+from stc.runtime.commands import run as run_command
+from stc.shell import command
 from tests.as_user import CLIP, MODULES, ROOT, frames_of, standing
 from tests.clips import numbered_clip
 

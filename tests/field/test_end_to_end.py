@@ -28,18 +28,18 @@ from stc.errors import CheckpointError, ExportError
 from stc.export import bundle_export
 from stc.export import command as export_command
 from stc.export import weights as export_weights
-from stc.export.checkpoint import Checkpoint, open_checkpoint
-from stc.export.graphs import GraphWriter
-from stc.export.pretrained import Pretrained
+from stc.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from stc.export.checkpoint.pretrained import Pretrained
+from stc.export.graphs.vision import GraphWriter
+from stc.export.graphs.written_graphs import WrittenGraphs
 from stc.export.whole_model import check_whole_model
-from stc.export.written_graphs import WrittenGraphs
 from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, WEIGHTS
-from stc.runtime import parity_command
-from stc.runtime.frame import Frame
-from stc.runtime.parity import ParityReport
-from stc.runtime.parity_whole import WHERE, compare_whole_answer, compare_whole_vision
-from stc.runtime.tower import VisionTower
-from stc.stc_family import vision_graphs
+from stc.method.family import vision_graphs
+from stc.runtime.commands import parity as parity_command
+from stc.runtime.parity.report import ParityReport
+from stc.runtime.parity.whole import WHERE, compare_whole_answer, compare_whole_vision
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.vision.tower import VisionTower
 from tests.language_cases import LanguageCase, language_case
 from tests.tiny_checkpoint import LAYOUTS, Layout, change_json, tiny_model, write_checkpoint
 from tests.vision_cases import Exported, moving_frames

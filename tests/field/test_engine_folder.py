@@ -12,16 +12,16 @@ from typing import Any, cast
 
 import pytest
 
-from stc.bundle import Bundle
-from stc.engines import build as building
-from stc.engines.build import plan_build, run_build
-from stc.engines.build_worker import Job, Outcome
-from stc.engines.builders import BuildObserver
-from stc.engines.flavour import TensorRt
-from stc.engines.kernel_cache import KernelCache
-from stc.engines.library import EngineLibrary, libraries_of, library_of
-from stc.engines.plan import EngineSpec
-from stc.engines.targets import TARGETS
+from stc.bundles.bundle import Bundle
+from stc.engines.build import build as building
+from stc.engines.build.build import plan_build, run_build
+from stc.engines.build.builders import BuildObserver
+from stc.engines.build.worker import Job, Outcome
+from stc.engines.library.flavour import TensorRt
+from stc.engines.library.library import EngineLibrary, libraries_of, library_of
+from stc.engines.library.plan import EngineSpec
+from stc.engines.library.targets import TARGETS
+from stc.engines.tensorrt.kernel_cache import KernelCache
 from stc.errors import BundleError, EngineError, StcError
 from tests.field.resigned import edit_manifest
 from tests.tiny_bundle import write_bundle

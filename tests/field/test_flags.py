@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from stc.flags import number_flag
 from stc.manifest import MOST_POSITIONS
-from stc.ranges import MOST_COUNT
-from stc.runtime.frame import LAST_INDEX
+from stc.runtime.video.source.frame import LAST_INDEX
+from stc.shell.flags import number_flag
+from stc.shell.ranges import MOST_COUNT
 from tests.test_help import MAINS, parser_of
 
 Outcome = subprocess.CompletedProcess[str]

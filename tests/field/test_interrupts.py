@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from stc import command
-from stc.engines.build_worker import Phase
-from stc.engines.builders import Builders
+from stc.engines.build.builders import Builders
+from stc.engines.build.worker import Phase
+from stc.shell import command
 from tests.as_user import CLIP, MODULES, ROOT, standing, start
 
 INTERRUPTED = "interrupted; nothing was written\n"

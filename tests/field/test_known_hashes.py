@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from stc import bundle_files, known_hashes
-from stc.bundle import Bundle
+from stc.bundles import files as bundle_files
+from stc.bundles import known_hashes
+from stc.bundles.bundle import Bundle
+from stc.bundles.known_hashes import FileIdentity, KnownHashes
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import BundleError
-from stc.known_hashes import FileIdentity, KnownHashes
 from stc.manifest import LANGUAGE_WEIGHTS, WEIGHTS
-from stc.runtime import doctor_command, run_command
+from stc.runtime.commands import doctor as doctor_command
+from stc.runtime.commands import run as run_command
 from tests.as_user import CLIP
 from tests.tiny_bundle import FILES, write_bundle
 
@@ -159,7 +161,7 @@ def test_a_file_just_changed_is_not_remembered(
     use(place)
     assert not cache.exists()
     in_the_future = time.time_ns() - 3600 * 10**9
-    monkeypatch.setattr("stc.bundle_files.time.time_ns", lambda: in_the_future)
+    monkeypatch.setattr("stc.bundles.files.time.time_ns", lambda: in_the_future)
     use(place)
     assert not cache.exists()
     monkeypatch.undo()
@@ -300,7 +302,7 @@ def test_the_oldest_entries_go_first(cache: Path, monkeypatch: pytest.MonkeyPatc
 REMEMBERING = """
 import sys
 from pathlib import Path
-from stc.known_hashes import FileIdentity, KnownHashes
+from stc.bundles.known_hashes import FileIdentity, KnownHashes
 for number in range(40):
     path = Path(f"/{sys.argv[1]}/{number}")
     KnownHashes().remember(path, FileIdentity(1, 2, 3, 4, 5), "0" * 64, 10**18)

@@ -18,10 +18,11 @@ import pytest
 from av.video.frame import VideoFrame
 
 from stc.errors import SettingsError, VideoError
-from stc.runtime import source_flags, video_network
-from stc.runtime.video import open_video
-from stc.runtime.video_decoder import Decoder
-from stc.runtime.video_source import Dialling, Reconnection, VideoSource
+from stc.runtime.video import flags as source_flags
+from stc.runtime.video import network as video_network
+from stc.runtime.video.decoding.decoder import Decoder
+from stc.runtime.video.open import open_video
+from stc.runtime.video.source.source import Dialling, Reconnection, VideoSource
 from tests.clips import number_of, numbered, numbered_clip, write_clip
 from tests.rtsp_camera import RtspCamera
 from tests.stream_server import pieces, silence, tcp_server, web_camera

@@ -14,12 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stc.bundle import Bundle, export_again
-from stc.engine_folder import LIST
-from stc.engines.library import EngineLibrary
+from stc.bundles.bundle import Bundle, export_again
+from stc.bundles.engine_folder import LIST
+from stc.engines.library.library import EngineLibrary
 from stc.errors import BundleError, EngineError
 from stc.manifest import MANIFEST
-from stc.runtime import bench_command, doctor_command, run_command
+from stc.runtime.commands import bench as bench_command
+from stc.runtime.commands import doctor as doctor_command
+from stc.runtime.commands import run as run_command
 from tests.field.described import Place, before_long, places, spoilt, write_described
 from tests.tiny_bundle import provenance
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
 from stc.errors import LanguageError
-from stc.prompt import LONGEST_QUESTION, Prompt
+from stc.prompts.prompt import LONGEST_QUESTION, Prompt
 from tests.field.prompt_cases import (
     CHATML,
     MADE,

@@ -15,15 +15,15 @@ from stc.contracts import INDICES, KEPT, KEPT_INDICES
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import EngineError, LanguageError, SettingsError, StcError, VideoError
-from stc.runtime.frame import Frame
-from stc.runtime.memory_settings import MemorySettings
-from stc.runtime.open_language import open_stream_language
-from stc.runtime.sampling import Sampling
-from stc.runtime.session import StreamSession
-from stc.runtime.stream_language import StreamLanguage
-from stc.runtime.tower import VisionTower
+from stc.method.family import SELECT, prune_graph, vision_graphs
+from stc.runtime.answers.open_language import open_stream_language
+from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.language.sampling import Sampling
+from stc.runtime.memory.settings import MemorySettings
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS, SCORINGS, Settings
-from stc.stc_family import SELECT, prune_graph, vision_graphs
 from tests.device_cases import SETTINGS as DEVICE_SETTINGS
 from tests.device_cases import Rig, assert_equal, numpy_graphs, oracle_session
 from tests.device_cases import frames as device_frames

@@ -17,16 +17,16 @@ from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend
 from stc.engines.runner import Ran
 from stc.errors import EngineError
-from stc.runtime.answer import Answer
-from stc.runtime.frame import Frame
-from stc.runtime.memory_settings import MemorySettings
-from stc.runtime.open_language import open_model, open_stream_language
+from stc.method.family import EMBED
+from stc.runtime.answers.answer import Answer
+from stc.runtime.answers.open_language import open_model, open_stream_language
+from stc.runtime.language.sampling import GREEDY, Sampler
+from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.report import FrameReport
-from stc.runtime.sampling import GREEDY, Sampler
-from stc.runtime.session import StreamSession
-from stc.runtime.tower import VisionTower
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
-from stc.stc_family import EMBED
 from tests.device_cases import SETTINGS as DEVICE_SETTINGS
 from tests.device_cases import Rig, oracle_session
 from tests.device_cases import frames as device_frames
@@ -223,7 +223,7 @@ def test_two_streams_of_one_decoder_answer_at_once() -> None:
     prompt = language_case().prompt()
 
     def answered(seed: int) -> list[list[int]]:
-        from stc.runtime.stream_language import StreamLanguage
+        from stc.runtime.answers.stream_language import StreamLanguage
 
         memory = MemorySettings().make(model, len(prompt.before), POOLED)
         session = StreamSession(tower, PRESETS["off"], StreamLanguage(model, memory, prompt))

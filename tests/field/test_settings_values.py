@@ -18,12 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stc.errors import SettingsError
-from stc.runtime import bench_command, parity_command, run_command
-from stc.runtime.memory_settings import MemorySettings
-from stc.runtime.questions import Question, Questions
-from stc.runtime.sampling import Sampler, Sampling
-from stc.runtime.video_sampler import FrameSampler
-from stc.runtime.video_source import Reconnection
+from stc.runtime.answers.questions import Question, Questions
+from stc.runtime.commands import bench as bench_command
+from stc.runtime.commands import parity as parity_command
+from stc.runtime.commands import run as run_command
+from stc.runtime.language.sampling import Sampler, Sampling
+from stc.runtime.memory.settings import MemorySettings
+from stc.runtime.video.sampler import FrameSampler
+from stc.runtime.video.source.source import Reconnection
 from stc.settings import Settings
 from tests.tiny_bundle import write_bundle
 

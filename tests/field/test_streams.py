@@ -13,8 +13,8 @@ import pytest
 from av.video.frame import VideoFrame
 
 from stc.errors import VideoError
-from stc.runtime import run_command
-from stc.runtime.video import open_video
+from stc.runtime.commands import run as run_command
+from stc.runtime.video.open import open_video
 from tests.clips import add_cover, number_of, numbered, read_frames, write_sound
 
 Outcome = CompletedProcess[str]

@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from stc import tokenizer_files
-from stc.boundary import guarded
 from stc.errors import LanguageError
-from stc.prompt import Prompt
+from stc.prompts import tokenizer_files
+from stc.prompts.prompt import Prompt
+from stc.shell.boundary import guarded
 from tests.field.prompt_cases import (
     CHATML,
     change,
@@ -136,7 +136,7 @@ def test_no_process_outlives_its_prompt(tmp_path: Path) -> None:
 
 ASKING = """
 import sys
-from stc.template_process import TemplateProcess
+from stc.prompts.template_process import TemplateProcess
 process = TemplateProcess()
 process.render("", {})
 print(process._child.process.pid, flush=True)

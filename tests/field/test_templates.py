@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stc.errors import LanguageError
-from stc.prompt import Prompt
+from stc.prompts.prompt import Prompt
 from tests.field.prompt_cases import (
     CHATML,
     MADE,

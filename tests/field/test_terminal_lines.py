@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stc.command import Console
 from stc.errors import StcError
 from stc.manifest import MANIFEST
-from stc.prompt import TextStream
+from stc.prompts.prompt import TextStream
+from stc.shell.command import Console
 from tests.as_user import CLIP
 from tests.test_help import MAINS
 from tests.tiny_bundle import write_bundle

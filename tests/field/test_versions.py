@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from stc import optional
 from stc.errors import StcError
-from stc.runtime import doctor_command, run_command
+from stc.runtime.commands import doctor as doctor_command
+from stc.runtime.commands import run as run_command
 from tests.as_user import CLIP, ROOT
 
 OLD = {

@@ -1,0 +1,121 @@
+"""Engines against ONNX Runtime: every graph at every size on equal inputs, then the whole chain.
+
+Knows nothing of TensorRT: either side is one of `stc.program`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.contracts import IDS, INDICES, KEY_POSITIONS, QUERY_POSITIONS, TOKENS
+from stc.engines.library.likeness import Compared, lowest_cosine, relative_l2
+from stc.engines.library.plan import Buckets, EngineSpec, Sizes, shape_at
+from stc.manifest import Manifest, PortEntry
+from stc.method.family import PROJECTING, changed_frames, check_program, judged
+from stc.program import Arrays, Call, Side, run_paired
+
+Tick = Callable[[str], None]
+"""Told of each graph when it has been compared."""
+
+Sides = tuple[Side, Side]
+"""What is expected, and what is compared with it."""
+
+NOVELTY_GAP = 1e-2
+"""How far a pruner's choice may miss the most novel tokens: less is float16's rounding."""
+
+
+def compare_vision(
+    manifest: Manifest, sides: Sides, buckets: Buckets, tick: Tick
+) -> list[Compared]:
+    """Every vision graph of the bundle, at every size of `buckets`, block by block.
+
+    Raises EngineError when a graph cannot be run.
+    """
+    spec, precision = manifest.vision, manifest.provenance.precision
+    program = check_program(spec, precision, buckets.recomputed, buckets.kept)
+    found: list[Compared] = []
+
+    def judge(call: Call, inputs: Arrays, wanted: Arrays, given: Arrays) -> None:
+        found.append(compared_outputs(call.graph, dict(call.sizes), inputs, wanted, given))
+
+    run_paired(program, *sides, changed_frames(spec), judge, ended=tick)
+    return found
+
+
+def chain_cosine(manifest: Manifest, sides: Sides, recomputed: int) -> float:
+    """The lowest cosine of a token after the projector, of a reference frame and a reuse frame,
+    each side on its own outputs: what adds up over the blocks.
+
+    The reuse frame recomputes M = `recomputed` tokens in every block, those that the expected side
+    selects in block 0: choices that differ by a tie would be compared otherwise.
+    """
+    spec, precision = manifest.vision, manifest.provenance.precision
+    program = check_program(spec, precision, (recomputed,), selection="shared")
+    cosines: list[float] = []
+
+    def judge(call: Call, _inputs: Arrays, wanted: Arrays, given: Arrays) -> None:
+        if call.stage == PROJECTING:
+            cosines.append(lowest_cosine(wanted[TOKENS], given[TOKENS]))
+
+    run_paired(program, *sides, changed_frames(spec), judge, apart=True)
+    return min(cosines)
+
+
+def compare_language(
+    manifest: Manifest, sides: Sides, specs: list[EngineSpec], tick: Tick
+) -> list[Compared]:
+    """`specs`, engines of the language model, at every size they are built for, on made-up hidden
+    states and rows.
+
+    Raises EngineError when a graph cannot be run.
+    """
+    found: list[Compared] = []
+    for spec in specs:
+        random = np.random.default_rng(0)
+        ports = manifest.graphs[spec.graph].inputs
+        for sizes in spec.profiles:
+            inputs = {
+                port.name: _made_up(port, sizes, manifest, random).astype(port.dtype)
+                for port in ports
+            }
+            wanted, given = (side.run(spec.graph, inputs) for side in sides)
+            found.append(compared_outputs(spec.graph, sizes, inputs, wanted, given))
+        for side in sides:
+            side.end(spec.graph)
+        tick(spec.graph)
+    return found
+
+
+def compared_outputs(
+    graph: str, sizes: Sizes, inputs: Arrays, expected: Arrays, got: Arrays
+) -> Compared:
+    """How alike both sides' outputs of `graph` are, for equal `inputs` at `sizes`."""
+    cosines, errors = {}, [0.0]
+    for one in judged(graph, inputs, expected, got):
+        if one.gap is None:
+            cosines[one.output] = lowest_cosine(one.expected, one.got)
+            errors.append(relative_l2(one.expected, one.got))
+        else:
+            # Scores are equal on both sides, novelties only up to rounding.
+            most = 0.0 if one.output == INDICES else NOVELTY_GAP
+            cosines[one.output] = 1.0 if one.gap <= most else -1.0
+    return Compared(graph, sizes, cosines, max(errors))
+
+
+def _made_up(
+    port: PortEntry, sizes: Sizes, manifest: Manifest, random: np.random.Generator
+) -> NDArray[Any]:
+    shape = shape_at(port.shape, sizes)
+    if port.name == IDS:
+        assert manifest.language is not None
+        return random.integers(0, manifest.language.vocabulary, shape)
+    if port.name == KEY_POSITIONS:
+        # The last quarter of the rows is empty.
+        return np.where(np.arange(shape[0]) < 3 * shape[0] // 4, np.arange(shape[0]), -1)
+    if port.name == QUERY_POSITIONS:
+        return sizes["S"] // 2 + np.arange(shape[0])
+    return random.standard_normal(shape)

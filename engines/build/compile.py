@@ -1,0 +1,212 @@
+"""One graph becomes one engine, the same way for TensorRT 10.3 to 11 and TensorRT-RTX.
+
+Strongly typed: precision is what the graph says. Static shapes, no auxiliary streams, no TF32.
+Parsing and building go through Polygraphy's loaders; the configuration is made here, since
+Polygraphy's own asks for a timing cache, which in TensorRT-RTX asks for a GPU, and takes no notice
+of a refused compute capability.
+
+Polygraphy knows one flavour per process: this module belongs to a builder's process of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stc import optional
+from stc.engines.library.flavour import TensorRt
+from stc.engines.library.plan import EngineSpec, shape_at
+from stc.engines.library.targets import Target
+from stc.engines.build.timing_cache import save_timings, use_timings
+from stc.engines.build.wide_attention import widen_attention
+from stc.errors import EngineError
+from stc.manifest import GraphEntry
+
+Report = Callable[[str, int, int], None]
+"""Called with a phase of the builder, the steps done of it and its steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to build one engine.
+
+    path: the graph's file; graph: its entry in the manifest.
+    workspace_bytes: most scratch memory a layer may ask for; None leaves it to TensorRT.
+    timing_cache: file of timings kept between builds; TensorRT-RTX times nothing and needs none.
+    """
+
+    spec: EngineSpec
+    path: Path
+    graph: GraphEntry
+    targets: tuple[Target, ...]
+    workspace_bytes: int | None = None
+    timing_cache: Path | None = None
+    wide_attention: bool = False
+
+
+def compile_engine(tensorrt: TensorRt, recipe: Recipe, report: Report) -> memoryview:
+    """The serialized engine of `recipe`.
+
+    Raises EngineError naming the graph and what TensorRT said.
+    """
+    loaders = _polygraphy(tensorrt)
+    trt = tensorrt.module
+    name = recipe.spec.graph
+    said = _Said()
+    logger = logging.getLogger("Polygraphy")
+    logger.addHandler(said)
+    kept: dict[str, Any] = {}
+
+    def configure(builder: Any, network: Any) -> Any:
+        kept["config"] = build_config(tensorrt, builder, network, recipe, report)
+        return kept["config"]
+
+    try:
+        parsed = loaders.NetworkFromOnnxPath(str(recipe.path), strongly_typed=True)()
+        network = parsed[1]
+        if recipe.spec.baked is not None:
+            _bake(trt, network, recipe)
+        if recipe.wide_attention:
+            widen_attention(trt, network)
+        engine = loaders.EngineBytesFromNetwork(parsed, config=configure)()
+    except EngineError:
+        raise
+    except Exception as error:  # Polygraphy's and pybind's exceptions share no narrower base
+        reason = said.last or str(error)
+        got = f"{tensorrt.flavour} {tensorrt.version} cannot build it ({reason})"
+        mend = f"use another version of {tensorrt.flavour}, or run with --backend onnxruntime"
+        if "factory function returned nullptr" in str(error):
+            mend = tensorrt.wheel_mend
+        raise EngineError(name, got, "", mend) from error
+    finally:
+        logger.removeHandler(said)
+    if recipe.timing_cache is not None:
+        save_timings(kept["config"], recipe.timing_cache)
+    return memoryview(engine)
+
+
+def _polygraphy(tensorrt: TensorRt) -> Any:
+    """Polygraphy's loaders, bound to the flavour, silent but for errors."""
+    fix = f"install it with: pip install 'stc[{tensorrt.flavour}]'"
+
+    def load(module: str) -> Any:
+        return optional.load(module, "polygraphy", subject="polygraphy", fix=fix)
+
+    load("polygraphy")
+    settings = load("polygraphy.config")
+    settings.USE_TENSORRT_RTX = tensorrt.flavour == "tensorrt-rtx"
+    log = load("polygraphy.logger").G_LOGGER
+    log.use_python_logging_system = True
+    log.module_severity = log.ERROR
+    log.colors = False
+    logging.getLogger("Polygraphy").propagate = False
+    return load("polygraphy.backend.trt")
+
+
+class _Said(logging.Handler):
+    """Keeps the first thing that went wrong; what follows it are consequences."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.last = self.last or " ".join(record.getMessage().split())
+
+
+def build_config(
+    tensorrt: TensorRt, builder: Any, network: Any, recipe: Recipe, report: Report
+) -> Any:
+    """How `builder` is to build `network`. Raises EngineError when it cannot be asked that."""
+    trt = tensorrt.module
+    config = builder.create_builder_config()
+    config.max_aux_streams = 0
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.progress_monitor = _monitor(trt, report)
+    if recipe.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_bytes)
+    if tensorrt.flavour == "tensorrt-rtx":
+        _set_capabilities(tensorrt, config, recipe)
+        if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+            # Without it a context may allocate while it runs, and no CUDA graph can hold that.
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    elif recipe.timing_cache is not None and not use_timings(config, recipe.timing_cache):
+        report("timings of another TensorRT or device: timing anew", 0, 1)
+    _add_profiles(builder, network, config, recipe)
+    return config
+
+
+def _set_capabilities(tensorrt: TensorRt, config: Any, recipe: Recipe) -> None:
+    known = tensorrt.module.ComputeCapability
+    config.num_compute_capabilities = len(recipe.targets)
+    for index, target in enumerate(recipe.targets):
+        capability = getattr(known, target.sm, None)
+        # A capability that this version refuses makes the call return False, nothing else.
+        if capability is None or not config.set_compute_capability(capability, index):
+            raise EngineError(
+                f"target {target.name}",
+                f"compute capability {target.sm} is not one of tensorrt-rtx {tensorrt.version}",
+                "",
+                "upgrade it with: pip install --upgrade tensorrt-rtx",
+            )
+
+
+def _add_profiles(builder: Any, network: Any, config: Any, recipe: Recipe) -> None:
+    inputs = {network.get_input(index).name for index in range(network.num_inputs)}
+    free = [
+        port
+        for port in recipe.graph.inputs
+        if port.name in inputs and any(isinstance(axis, str) for axis in port.shape)
+    ]
+    if not free:
+        return
+    for sizes in recipe.spec.profiles:
+        profile = builder.create_optimization_profile()
+        for port in free:
+            shape = shape_at(port.shape, sizes)
+            profile.set_shape(port.name, shape, shape, shape)
+        if config.add_optimization_profile(profile) < 0:
+            got = f"TensorRT refused the sizes {sizes}"
+            raise EngineError(recipe.spec.graph, got, "", "export the bundle again")
+
+
+def _bake(trt: Any, network: Any, recipe: Recipe) -> None:
+    """The graph's last two TopK, which rank and then sort, take the baked count."""
+    spec = recipe.spec
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    for layer in [layer for layer in layers if layer.type == trt.LayerType.TOPK][-2:]:
+        layer.__class__ = trt.ITopKLayer  # the bindings hand every layer out as ILayer
+        layer.k = spec.baked
+    ports = {port.name: port for port in recipe.graph.outputs}
+    for index in range(network.num_outputs):
+        output = network.get_output(index)
+        expected = shape_at(ports[output.name].shape, spec.profiles[0])
+        if tuple(output.shape) != expected:
+            got = f"{output.name} has shape {tuple(output.shape)} at count {spec.baked}"
+            mend = "this version takes no count: use another, and report it with this line"
+            raise EngineError(spec.graph, got, str(expected), mend)
+
+
+def _monitor(trt: Any, report: Report) -> Any:
+    """The builder's own phases, handed to `report`."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+            report(phase_name, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            report(phase_name, step + 1, self._steps[phase_name])
+            return True  # False would cancel the build
+
+        def phase_finish(self, phase_name: str) -> None:
+            del self._steps[phase_name]
+
+    return Monitor()

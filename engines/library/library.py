@@ -1,0 +1,374 @@
+"""The engines of a bundle on disk: what each was built from, and whether it may be used here.
+
+    BUNDLE/engines/<targets>/<engine>      one file per engine
+    BUNDLE/engines/<targets>/engines.json  the stamp of each
+    BUNDLE/engines/<targets>/kernels.rtxcache  see stc.engines.tensorrt.kernel_cache
+
+The list is rewritten after every engine, file first, each by a rename: whenever a build stops, what
+the list names is whole, and the next build goes on from there. Engines that are being built are in
+it by name, so that what is deleted is always what it names.
+
+Nothing is read, written or deleted through a link.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shlex
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from stc.bundles.bundle import Bundle
+from stc.bundles.engine_folder import ENGINES, LIST, LOCK, is_engine_name
+from stc.bundles.part_file import replacing
+from stc.engines.library.flavour import Flavour
+from stc.engines.library.targets import THIS_DEVICE
+from stc.errors import EngineError
+from stc.manifest import (
+    GRAPHS,
+    MOST_BYTES,
+    MOST_POSITIONS,
+    FileEntry,
+    Precision,
+    first_mistake,
+)
+
+LIST_SCHEMA: Final = 1
+_LOCKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_BUILD = "build again with stc-build"
+
+
+MOST_LIST_BYTES: Final = 4 << 20
+"""Of a list: ten times that of the largest model."""
+
+_Size = Annotated[int, Field(gt=0, le=MOST_POSITIONS)]
+_Likeness = Annotated[float, Field(ge=-1.01, le=1.01)]
+_Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Stamp(_Entry):
+    """What an engine was built from and for. Engines of equal stamps stand for one another."""
+
+    graph: _Name
+    graph_sha256: _Name = Field(description="of the graph's file")
+    weights_sha256: _Name = Field(description="of the bundle's weight files together")
+    flavour: Flavour
+    version: _Name = Field(description="of the flavour's library")
+    targets: tuple[_Name, ...] = Field(min_length=1, max_length=64)
+    precision: Precision
+    profiles: tuple[dict[_Name, _Size], ...] = Field(
+        min_length=1, max_length=64, description="sizes of free axes, per profile"
+    )
+    baked: _Size | None = Field(description="the value of the graph's count")
+
+
+class Acceptance(_Entry):
+    """How an engine compared with ONNX Runtime on equal inputs, on the device it runs on."""
+
+    passed: bool
+    min_cosine: _Likeness = Field(description="of a token, over all outputs; NaN counts as -1")
+    outputs: dict[_Name, _Likeness] = Field(max_length=64, description="the same, per output")
+    relative_l2: float = Field(0.0, ge=0, description="the largest of all outputs")
+    device: _Name = Field(description="that GPU's name")
+
+
+class Chain(_Entry):
+    """How the whole tower compared with ONNX Runtime."""
+
+    cosine: _Likeness = Field(description="the lowest of a token, after the projector")
+    device: _Name = Field(description="the GPU's name")
+
+
+class EngineEntry(_Entry):
+    """One engine of the list."""
+
+    stamp: Stamp
+    file: FileEntry = Field(description="path from the folder of the list")
+    build_s: float = Field(ge=0, le=1e9)
+    wide_attention: bool = Field(False, description="attention's products were made float32")
+    workspace_bytes: int | None = Field(
+        None, ge=0, le=MOST_BYTES, description="scratch memory; None: not loaded yet"
+    )
+    acceptance: Acceptance | None = Field(None, description="None: not compared yet")
+
+    @property
+    def can_widen(self) -> bool:
+        """Whether it has attention that could be made float32 and is not yet."""
+        return self.stamp.graph.startswith(("update", "attend")) and not self.wide_attention
+
+    def accepted_on(self, device: str | None) -> Acceptance | None:
+        """Its acceptance on the GPU called `device`, None where it was not compared there.
+
+        Another GPU computes with other kernels. `device` None takes that of any.
+        """
+        judged = self.acceptance
+        return judged if judged is not None and device in (judged.device, None) else None
+
+
+class _List(_Entry):
+    schema_version: Literal[1] = LIST_SCHEMA
+    engines: dict[str, EngineEntry]
+    unfinished: tuple[str, ...] = Field((), description="files a build was to write or delete")
+    chain_cosine: dict[Flavour, Chain] = Field({}, description="of the whole tower, as accepted")
+
+    @field_validator("engines")
+    @classmethod
+    def _beside(cls, engines: dict[str, EngineEntry]) -> dict[str, EngineEntry]:
+        for name, entry in engines.items():
+            if not (is_engine_name(name) and is_engine_name(entry.file.path)):
+                raise ValueError(f"{name!r} is no engine beside the list")
+        return engines
+
+    @field_validator("unfinished")
+    @classmethod
+    def _beside_too(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if strange := [name for name in names if not is_engine_name(name)]:
+            raise ValueError(f"{strange[0]!r} is no engine beside the list")
+        return names
+
+
+class EngineLibrary:
+    """The engines of one set of targets, in `folder`; the folder need not exist yet.
+
+    place: where the folder is found, when that is not its name, for as long as `pinned` lives (see
+    `stc.bundles.pinned_folder`). A builder's process is handed the place alone.
+    """
+
+    def __init__(
+        self, folder: Path, place: Path | None = None, pinned: object | None = None
+    ) -> None:
+        self.folder = folder
+        self.place = folder if place is None else place
+        self.pinned = pinned
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "pinned": None}
+
+    def file(self, name: str) -> Path:
+        """Where file `name` of the library is read and written.
+
+        Raises EngineError when it, its folder or the folder of all engines is a link: what it
+        leads to is not the bundle's.
+        """
+        shown = (self.folder.parent, self.folder, self.folder / name)
+        places = (self.place.parent, self.place, self.place / name)
+        for seen, place in zip(shown, places, strict=True):
+            if place.is_symlink():
+                raise EngineError(
+                    seen,
+                    f"is a link to {place.readlink()}",
+                    "a folder or file of the bundle's own",
+                    f"remove the link with: {shlex.join(['rm', str(seen)])}",
+                )
+        return self.place / name
+
+    def entries(self) -> dict[str, EngineEntry]:
+        """Engines by file name, empty when none was built.
+
+        Raises EngineError when the list cannot be read.
+        """
+        return dict(self._list().engines)
+
+    def unfinished(self) -> set[str]:
+        """Engines by file name that a build was to write or delete. Raises EngineError too."""
+        return set(self._list().unfinished)
+
+    def chains(self) -> dict[Flavour, Chain]:
+        """How the whole tower compared with ONNX Runtime, where it was and nothing changed since.
+
+        Raises EngineError when the list cannot be read.
+        """
+        return dict(self._list().chain_cosine)
+
+    def chain_on(self, flavour: Flavour, device: str | None) -> Chain | None:
+        """The same of `flavour` on the GPU called `device`; None takes that of any."""
+        chain = self.chains().get(flavour)
+        return chain if chain is not None and device in (chain.device, None) else None
+
+    def targets(self) -> set[tuple[str, ...]]:
+        """The targets its engines say they were built for. Raises EngineError as `entries`."""
+        return {entry.stamp.targets for entry in self.entries().values()}
+
+    def whole(self, entry: EngineEntry) -> bool:
+        """Whether the engine's file is there with its size.
+
+        Raises EngineError when it cannot be looked at.
+        """
+        try:
+            found = self.file(entry.file.path).stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _unread(self.folder / entry.file.path, error, "make it readable") from error
+        return stat.S_ISREG(found.st_mode) and found.st_size == entry.file.size_bytes
+
+    def store(self, name: str, content: memoryview) -> FileEntry:
+        """`content` stands in file `name`, whole, on disk; it is not in the list yet.
+
+        Raises EngineError when it cannot be written.
+        """
+        with self._written():
+            self._make(name, content)
+        digest = hashlib.sha256(content).hexdigest()
+        return FileEntry(path=name, sha256=digest, size_bytes=content.nbytes)
+
+    def write(
+        self,
+        entries: dict[str, EngineEntry],
+        chains: dict[Flavour, Chain] | None = None,
+        unfinished: Iterable[str] | None = None,
+    ) -> None:
+        """The list is `entries`; what is known of the whole tower is `chains`.
+
+        `unfinished` are names of engines that a build may write or has yet to delete; None leaves
+        them as they are.
+        """
+        names = self._list().unfinished if unfinished is None else tuple(sorted(unfinished))
+        made = _List(engines=entries, unfinished=names, chain_cosine=chains or {})
+        with self._written():
+            self._make(LIST, memoryview(made.model_dump_json(indent=1).encode()))
+
+    def sweep(self) -> None:
+        """Engines that were never finished or are of no use are gone. Not while builders work.
+
+        Raises EngineError when one cannot be deleted.
+        """
+        known = self._list()
+        for name in set(known.unfinished) - known.engines.keys():
+            try:
+                self.file(name).unlink(missing_ok=True)
+            except OSError as error:
+                got = f"cannot be deleted ({error.strerror})"
+                raise EngineError(self.folder / name, got, "", f"remove it and {_BUILD}") from error
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """An OSError of the body is an EngineError about the folder."""
+        try:
+            yield
+        except OSError as error:
+            got = f"cannot be written ({error.strerror})"
+            raise EngineError(
+                self.folder, got, "", "make it writable, or copy the bundle"
+            ) from error
+
+    def _make(self, name: str, content: memoryview) -> None:
+        file = self.file(name)
+        self.place.mkdir(parents=True, exist_ok=True)
+        replace_file(file, content)
+
+    def read(self, entry: EngineEntry) -> bytes:
+        """The engine's bytes. Raises EngineError when they are not those that were written."""
+        file = self.folder / entry.file.path
+        mend = _BUILD
+        try:
+            content = self.file(entry.file.path).read_bytes()
+        except OSError as error:
+            raise _unread(file, error, mend) from error
+        if hashlib.sha256(content).hexdigest() != entry.file.sha256:
+            raise EngineError(file, "was altered or cut short", entry.file.sha256[:12], mend)
+        return content
+
+    def _list(self) -> _List:
+        file = self.folder / LIST
+        mend = f"delete {self.folder} and {_BUILD}"
+        try:
+            place = self.file(LIST)
+            if place.exists() and not place.is_file():
+                raise EngineError(file, "is no file", "", f"remove it and {_BUILD}")
+            with place.open("rb") as stream:
+                content = stream.read(MOST_LIST_BYTES + 1)
+            if len(content) > MOST_LIST_BYTES:
+                raise EngineError(file, "has too many bytes", f"at most {MOST_LIST_BYTES:,}", mend)
+            return _List.model_validate_json(content, strict=True)
+        except FileNotFoundError:
+            return _List(engines={})
+        except ValidationError as error:
+            reason = first_mistake(error)
+            raise EngineError(file, f"cannot be read ({reason})", "", mend) from error
+        except OSError as error:
+            raise _unread(file, error, mend) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other build writes this folder.
+
+        Raises EngineError when another build is writing it.
+        """
+        file = self.file(LOCK)
+        with self._written():
+            self.place.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(file, _LOCKING, 0o666)
+        with os.fdopen(descriptor, "wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise EngineError(
+                    self.folder, "another stc-build is writing it", "", "wait for it"
+                ) from error
+            yield
+
+
+def library_of(bundle: Bundle, targets: str) -> EngineLibrary:
+    """The library of a bundle for the targets called `targets` together."""
+    within = Path(ENGINES, targets)
+    return EngineLibrary(bundle.root / within, bundle.files.folder / within, bundle.files)
+
+
+def libraries_of(bundle: Bundle) -> list[EngineLibrary]:
+    """Every library of the bundle that has a list."""
+    lists = (bundle.files.folder / ENGINES).glob(f"*/{LIST}")
+    return [library_of(bundle, targets) for targets in sorted(file.parent.name for file in lists)]
+
+
+def build_again(bundle: Bundle, flavour: Flavour, targets: str = THIS_DEVICE) -> str:
+    """The command that builds the bundle's engines, for this machine if `targets` says no other."""
+    return shlex.join(["stc-build", str(bundle.root), "--target", targets, "--backend", flavour])
+
+
+def of_bundle(stamp: Stamp, bundle: Bundle, weights: str) -> bool:
+    """Whether the bundle's graph and weights are still those that `stamp` was built from.
+
+    `weights` is the bundle's `weights_sha256`.
+    """
+    graph = bundle.manifest.graphs.get(stamp.graph)
+    made = (stamp.weights_sha256, stamp.precision)
+    return (
+        graph is not None
+        and stamp.graph_sha256 == graph.file.sha256
+        and made == (weights, bundle.manifest.provenance.precision)
+    )
+
+
+def weights_sha256(bundle: Bundle) -> str:
+    """One digest of all weight files: a graph's own digest does not change with its weights."""
+    digests = [file.sha256 for file in bundle.manifest.files if file.path.startswith(GRAPHS)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _unread(file: Path, error: OSError, mend: str) -> EngineError:
+    return EngineError(file, f"cannot be read ({error.strerror})", "", mend)
+
+
+def replace_file(file: Path, content: memoryview) -> None:
+    """`file` holds `content`, on disk; until then it holds the whole of what it held before.
+
+    Raises OSError naming `file`.
+    """
+    try:
+        with replacing(file) as stream:
+            stream.write(content)
+    except OSError as error:
+        error.filename = str(file)  # a full disk names none
+        raise

@@ -1,0 +1,156 @@
+"""Writes every vision graph of one checkpoint and checks each against torch.
+
+Weights are read, written and checked block by block; one block is in memory at a time. Frames walk
+through the tower as it is written (`stc.method.family.check_program`): a graph is written when it
+is first run, and checked on the activations it will see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import onnx
+from torch import Tensor, nn
+
+from stc.contracts import COUNT, Contract, Port
+from stc.errors import ExportError
+from stc.export.graphs.check import GraphCheck
+from stc.export.graphs.torch_graphs import TorchGraphs
+from stc.export.graphs.trace import FreeAxis, bind, free_count, trace
+from stc.export.graphs.weights_file import Span, WeightsFile
+from stc.export.graphs.written_graphs import WrittenGraphs
+from stc.export.towers.siglip.tower import Tower, kind_of, stored_as
+from stc.manifest import Precision
+from stc.method.family import changed_frames, check_program, judged, vision_graphs
+from stc.onnx_files.operators import GraphKind
+from stc.program import Arrays, Call, run_paired
+from stc.settings import Settings
+
+RANK_GAP = 1e-5
+"""How far a choice may miss the best one as torch ranks it: less is rounding."""
+
+FUSED = "_fused"
+"""Ending of the names of files whose graphs only ONNX Runtime reads."""
+
+Tick = Callable[[str], None]
+"""Called with a graph's name when it has been written and checked."""
+
+
+@dataclass
+class GraphWriter:
+    """Writes graphs into `folder`, their weights into `weights`."""
+
+    folder: Path
+    weights: WeightsFile
+    precision: Precision
+    free: tuple[FreeAxis, ...]
+    tick: Tick
+    _templates: dict[str, onnx.ModelProto] = field(default_factory=dict)
+
+    def write(
+        self,
+        name: str,
+        module: nn.Module,
+        contract: Contract,
+        inputs: tuple[Tensor, ...],
+        *,
+        kind: str,
+        keys: dict[str, str] | None = None,
+        count: int | None = None,
+    ) -> GraphCheck:
+        """The check of graph `name`, once written; `keys` name its parameters' tensors.
+
+        `kind` names the structure: modules of one kind are traced once. `count` is the default
+        of the graph's free K. Afterwards `module` computes in float32.
+        """
+        if kind not in self._templates:
+            ports = [port for port in contract.inputs if port.name != COUNT]
+            example = tuple(map(self._network, ports, inputs))
+            template = trace(module, contract, example, self.free)
+            if count is not None:
+                free_count(template, contract, count)
+            self._templates[kind] = template
+        spans = {
+            parameter: self.weights.add((keys or {}).get(parameter, parameter), value.numpy())
+            for parameter, value in module.named_parameters()
+        }
+        module.float()
+        return self.finish(name, contract, self._templates[kind], spans)
+
+    def write_fused(
+        self, name: str, contract: Contract, template: onnx.ModelProto, keys: Mapping[str, str]
+    ) -> GraphCheck:
+        """The check of graph `name`, once it stands a second time, as NAME_fused.onnx.
+
+        `template` has operators that only ONNX Runtime knows; `keys` name the tensors of its
+        parameters, which are stored already.
+        """
+        spans = {parameter: self.weights.span(key) for parameter, key in keys.items()}
+        return self._bound(f"{name}{FUSED}", name, contract, template, spans, "fused_graphs")
+
+    def template(self, kind: str) -> onnx.ModelProto:
+        """What graphs of `kind` are bound from, once one was written."""
+        return self._templates[kind]
+
+    def finish(
+        self, name: str, contract: Contract, template: onnx.ModelProto, spans: Mapping[str, Span]
+    ) -> GraphCheck:
+        """The check of graph `name`, once written: `template` with its weights at `spans`."""
+        return self._bound(name, name, contract, template, spans, "graphs")
+
+    def _bound(
+        self,
+        stem: str,
+        name: str,
+        contract: Contract,
+        template: onnx.ModelProto,
+        spans: Mapping[str, Span],
+        kind: GraphKind,
+    ) -> GraphCheck:
+        model = bind(template, name, spans, self.weights.path.name, kind=kind)
+        path = self.folder / f"{stem}.onnx"
+        path.write_bytes(model.SerializeToString())
+        return GraphCheck(path, contract, self.precision)
+
+    def _network(self, port: Port, tensor: Tensor) -> Tensor:
+        half = self.precision == "fp16" and port.dtype == "network"
+        return tensor.half() if half else tensor
+
+
+def write_graphs(writer: GraphWriter, tower: Tower, settings: Settings) -> None:
+    """Every graph of the tower stands in the writer's folder and equals torch.
+
+    Raises ExportError naming graph, output and difference.
+    """
+    spec, precision = tower.weights.spec, writer.precision
+    contracts = vision_graphs(spec.blocks)
+    # The first count of each is the default in its graph.
+    recomputed = dict.fromkeys((settings.recomputed(spec.tokens), 1))
+    kept = dict.fromkeys((settings.kept(spec.pooled), 1, spec.pooled))
+    program = check_program(spec, precision, tuple(recomputed), tuple(kept))
+    written = WrittenGraphs(writer.folder, precision, contracts)
+
+    def write(graph: str, module: nn.Module, inputs: tuple[Tensor, ...], count: int) -> None:
+        if graph in written.checks:
+            return
+        kind, _ = kind_of(graph)
+        keys = stored_as(graph, module)
+        written.checks[graph] = writer.write(
+            graph, module, contracts[graph], inputs, kind=kind, keys=keys, count=count or None
+        )
+
+    half = precision == "fp16"
+    torch_graphs = TorchGraphs(contracts, tower.module, half=half, made=write)
+
+    def judge(call: Call, inputs: Arrays, expected: Arrays, got: Arrays) -> None:
+        for one in judged(call.graph, inputs, expected, got):
+            if one.gap is None:
+                moved = partial(torch_graphs.moved, call.graph, inputs)
+                written.checks[call.graph].judge(one.output, one.expected, one.got, moved)
+            elif not one.gap <= RANK_GAP:
+                raise ExportError(f"{call.graph}: {one.output}", "other indices", "torch's")
+
+    run_paired(program, torch_graphs, written, changed_frames(spec), judge, ended=writer.tick)

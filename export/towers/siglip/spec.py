@@ -1,0 +1,131 @@
+"""The vision geometry a checkpoint's JSON files describe.
+
+Reads what transformers 4.x and 5.x write; values a file leaves out are transformers' own
+defaults. Knows nothing of weights.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from reprlib import repr as short
+from textwrap import shorten
+from typing import Any
+
+from pydantic import ValidationError
+from transformers import LlavaOnevisionConfig
+
+from stc.errors import CheckpointError
+from stc.export.checkpoint.config_values import OTHER_MODEL, check_config
+from stc.export.checkpoint.json_object import FETCH, Described
+from stc.export.companions import CONFIG, Companions, read_companions
+from stc.export.towers.siglip.frame_preparation import prepared, video_preprocessing
+from stc.export.towers.siglip.modules import ACTIVATIONS
+from stc.manifest import VisionSpec
+
+MODEL_TYPE = "llava_onevision"
+TOWER_TYPE = "siglip_vision_model"
+
+
+def read_spec(directory: Path) -> VisionSpec:
+    """The vision geometry and video preprocessing of the checkpoint in `directory`.
+
+    Raises CheckpointError when its files are missing, damaged, or describe a model this export
+    cannot represent.
+    """
+    return described_spec(read_companions(directory))
+
+
+def described_spec(companions: Companions) -> VisionSpec:
+    """The vision geometry and video preprocessing of `companions`; raises as `read_spec`."""
+    return vision_spec(companions.described(CONFIG), video_preprocessing(companions))
+
+
+def vision_spec(config: Described, preprocessing: Described) -> VisionSpec:
+    """The spec of the object in config.json and of the one that says how frames are prepared.
+
+    Raises CheckpointError about either.
+    """
+    geometry = _geometry(config)
+    frames = prepared(preprocessing, geometry["image_size"])
+    try:
+        return VisionSpec(**geometry, **frames)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        blamed = preprocessing if field.split(".")[0] in frames else config
+        got = f"{field} is {short(first['input'])}: {first['msg']}" if field else first["msg"]
+        raise CheckpointError(blamed.subject, got, mend=FETCH) from error
+
+
+def parse_config(config: Described) -> LlavaOnevisionConfig:
+    """transformers' configuration object of the object in config.json.
+
+    Raises CheckpointError when it describes another model, or is none.
+    """
+    subject, fields = config.subject, config.fields
+    if fields.get("model_type") != MODEL_TYPE:
+        got = f"model_type is {short(fields.get('model_type'))}"
+        raise CheckpointError(subject, got, repr(MODEL_TYPE), OTHER_MODEL)
+    checked = check_config(config)
+    try:
+        # transformers fills in what is missing where it stands.
+        return LlavaOnevisionConfig.from_dict(deepcopy(checked))
+    except Exception as error:
+        # Whatever transformers' own code meets in a value: it names every model it knows when it
+        # does not know one.
+        got = f"not a valid configuration ({shorten(str(error), 200)})"
+        raise CheckpointError(subject, got, mend=FETCH) from error
+
+
+def _geometry(config: Described) -> dict[str, Any]:
+    """The fields of VisionSpec that config.json gives."""
+    subject, parsed = config.subject, parse_config(config)
+    vision = parsed.vision_config
+    if vision.model_type != TOWER_TYPE:
+        got = f"vision tower {vision.model_type!r}"
+        raise CheckpointError(subject, got, repr(TOWER_TYPE), OTHER_MODEL)
+    _require(subject, "vision_feature_select_strategy", parsed, "full")
+    _require(subject, "num_channels", vision, 3)
+    if getattr(vision, "tie_last_hidden_states", None):
+        got = "tie_last_hidden_states is true"
+        raise CheckpointError(subject, got, "features from before the last norm", OTHER_MODEL)
+    for activation in (vision.hidden_act, parsed.projector_hidden_act):
+        if activation not in ACTIVATIONS:
+            got = f"activation {short(activation)}"
+            raise CheckpointError(subject, got, " or ".join(ACTIVATIONS), OTHER_MODEL)
+    return {
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "width": vision.hidden_size,
+        "heads": vision.num_attention_heads,
+        "mlp_width": vision.intermediate_size,
+        "blocks": _blocks(subject, parsed.vision_feature_layer, vision.num_hidden_layers),
+        "activation": vision.hidden_act,
+        "layer_norm_eps": vision.layer_norm_eps,
+        "language_width": getattr(parsed.text_config, "hidden_size", None),
+        "projector_activation": parsed.projector_hidden_act,
+        "projector_bias": parsed.multimodal_projector_bias,
+    }
+
+
+def _require(subject: object, name: str, config: Any, expected: object) -> None:
+    got = getattr(config, name)
+    if got != expected:
+        raise CheckpointError(subject, f"{name} is {short(got)}", repr(expected), OTHER_MODEL)
+
+
+def _blocks(subject: object, layer: Any, layers: int) -> int:
+    """The blocks to run for hidden state `layer`: state 0 is the embedding, state i block i's
+    output, the last one before the norm that follows (Siglip ties none of them to it)."""
+    if isinstance(layer, list) and len(layer) == 1:
+        (layer,) = layer
+    if type(layer) is not int:
+        got = f"vision_feature_layer is {short(layer)}"
+        raise CheckpointError(subject, got, "one layer, not several", OTHER_MODEL)
+    blocks = layer if layer >= 0 else layers + 1 + layer
+    if not 1 <= blocks <= layers:
+        got = f"vision_feature_layer is {short(layer)}"
+        expected = f"the output of one of the {layers} blocks"
+        raise CheckpointError(subject, got, expected, OTHER_MODEL)
+    return blocks

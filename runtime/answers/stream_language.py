@@ -1,0 +1,240 @@
+"""One stream's language side: kept tokens in, answers out.
+
+The language forward over the kept tokens of a frame is its prefill; it runs when `prefill_every`
+frames have come together. A question is run behind what is remembered, in rows that are no part of
+the memory, and so is its answer: after it the memory is what it was before.
+
+While an answer is being given, frames wait. They are made up a few at a time with the frames that
+come after it, all of them before the next question: the end of an answer costs nothing and cannot
+fail. The answer sees the video as it was when it was asked. Every method may be called from any
+thread: each takes a lock, the backend's where that takes one thread at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.engines.engine import lock_of
+from stc.errors import DeviceError, LanguageError, SettingsError, StcError
+from stc.prompts.prompt import Prompt
+from stc.runtime.answers.answer import Answer, Logits
+from stc.runtime.language.model import EMPTY, LanguageModel
+from stc.runtime.language.sampling import GREEDY, Sampler, Sampling
+from stc.runtime.memory.settings import MOST_TOGETHER
+from stc.runtime.memory.window import Context, Memory, MemoryFacts, refuse_long
+from stc.runtime.report import Prefill
+from stc.shell.ranges import MOST_COUNT, shown, whole
+
+MOST_NEW_TOKENS = 128
+"""Text tokens of an answer, unless the caller says otherwise."""
+MOST_WAITING = 64
+"""Frames that may wait for an answer's end; one more ends it."""
+MOST_CALLS = 4
+"""Language calls that one more frame may cost while others have waited."""
+
+
+class StreamLanguage:
+    """What one stream's decoder remembers, and the answers it gives.
+
+    `prompt` None: tokens are remembered, questions refused. Raises SettingsError for a
+    `prefill_every` out of range.
+    """
+
+    def __init__(
+        self, model: LanguageModel, memory: Memory, prompt: Prompt | None, prefill_every: int = 1
+    ) -> None:
+        self.model = model
+        self._memory = memory
+        self._prompt = prompt
+        self.prefill_every = whole("--prefill-every", prefill_every, least=1, most=MOST_TOGETHER)
+        self._waiting: list[NDArray[Any]] = []
+        self._untold = Prefill()
+        self._begun = False
+        self._answer: Answer | None = None
+        self._lock = lock_of(model.backend)
+
+    def append(self, tokens: NDArray[Any]) -> Prefill:
+        """The kept tokens [k, D] of the next frame are remembered, or wait for more frames.
+
+        Returns what has been remembered since this was last told. Frames that cannot be
+        (LanguageError, EngineError, NonFiniteError) are left out and everything else goes on: the
+        error is told, not raised. Raises DeviceError, after which nothing can go on.
+        """
+        kept = np.array(tokens)
+        width = self.model.spec.width
+        if kept.ndim != 2 or kept.shape[1] != width or kept.dtype.kind != "f":
+            got = f"{kept.dtype} {list(kept.shape)}"
+            raise LanguageError("tokens of a frame", got, f"floats [k, {width}]")
+        with self._lock:
+            self._waiting.append(kept)
+            if self._answer is not None and len(self._waiting) > MOST_WAITING:
+                self._answer.end("video")
+            if self._answer is None:
+                calls = min(MOST_CALLS, len(self._waiting) // self.prefill_every)
+                for _ in range(calls):
+                    self._remember_next()
+            return self.prefilled()
+
+    def flush(self) -> Prefill:
+        """Frames that wait are remembered now, unless for an answer; tells what `append` does."""
+        with self._lock:
+            if self._answer is None:
+                self._remember_waiting()
+            return self.prefilled()
+
+    def prefilled(self) -> Prefill:
+        """What has been remembered and left out since this was last told."""
+        with self._lock:
+            told, self._untold = self._untold, Prefill()
+            return told
+
+    def ask(
+        self,
+        question: str,
+        max_new_tokens: int = MOST_NEW_TOKENS,
+        sampling: Sampling = GREEDY,
+    ) -> Answer:
+        """The answer to `question`, about to be given; its first token is known.
+
+        It sees every frame appended before, but those that could not be remembered. An answer
+        that is still being given ends. Raises LanguageError for a question that cannot
+        be asked, SettingsError for a `max_new_tokens` or `sampling` out of range, EngineError or
+        NonFiniteError when the model fails or was closed; the stream goes on in any case.
+        """
+        asked_at = time.perf_counter()
+        most = whole("--max-new-tokens", max_new_tokens, least=1, most=MOST_COUNT)
+        if not isinstance(sampling, Sampling):
+            raise SettingsError(
+                "sampling",
+                f"got {shown(sampling)}",
+                "a stc.runtime.Sampling",
+                "make one with Sampling(temperature=0.7)",
+            )
+        prompt, ids = self._prompted(), self.check(question)
+        with self._lock:
+            self.model.backend.refuse_closed()
+            if self._answer is not None:
+                self._answer.end("superseded")
+            self._remember_waiting()
+            self._begin()
+            context = self._memory.context(len(ids))
+            refuse_long(self.model, context.start_position, len(ids) + most)
+            text = _Text(self.model, context)
+            answer = Answer(
+                question,
+                text.run(ids),
+                decode=lambda token: self._decode(text, token),
+                release=lambda ended: self._release(text, ended),
+                text_stream=prompt.text_stream(),
+                sampler=Sampler(sampling),
+                stop_token_ids=self.model.spec.stop_token_ids,
+                most=most,
+                prompt_tokens=context.start_position + len(ids),
+                asked_at=asked_at,
+            )
+            self._answer = answer
+            return answer
+
+    def check(self, question: object) -> NDArray[np.int64]:
+        """The text tokens of `question`.
+
+        Raises LanguageError when it could not be asked whatever is remembered.
+        """
+        if not isinstance(question, str):
+            raise LanguageError("question", f"got {shown(question)}", "text, a str")
+        return self._prompted().after(question)
+
+    def facts(self) -> MemoryFacts:
+        """What is remembered now."""
+        with self._lock:
+            return self._memory.facts()
+
+    def notices(self) -> list[str]:
+        """What the user should know and has not been told yet."""
+        with self._lock:
+            return self._memory.notices()
+
+    def _prompted(self) -> Prompt:
+        if self._prompt is None:
+            raise LanguageError(
+                "question", "no tokenizer in the bundle", mend="export from a checkpoint with one"
+            )
+        return self._prompt
+
+    def _begin(self) -> None:
+        """The text tokens before the video are remembered, once."""
+        if self._begun:
+            return
+        if self._prompt is not None and len(self._prompt.before):
+            self._memory.remember(self.model.embed(self._prompt.before))
+        self._begun = True
+
+    def _remember_waiting(self) -> None:
+        while self._waiting:
+            self._remember_next()
+
+    def _remember_next(self) -> None:
+        """The next frames that wait are remembered in one call, or left out."""
+        frames = self._waiting[: self.prefill_every]
+        del self._waiting[: self.prefill_every]
+        try:
+            self._begin()
+            start = time.perf_counter()
+            self._memory.remember(np.concatenate(frames))
+        except DeviceError:
+            raise
+        except StcError as error:
+            self._untold += Prefill(left_out=len(frames), error=error)
+        else:
+            took_ms = (time.perf_counter() - start) * 1e3
+            self._untold += Prefill(frames=len(frames), ms=took_ms)
+
+    def _decode(self, text: _Text, token: int) -> Logits | None:
+        """Logits after `token`; None when the answer has ended and its rows serve others."""
+        with self._lock:
+            if text.closed:
+                return None
+            self.model.backend.refuse_closed()
+            return text.run(np.array([token], np.int64))
+
+    def _release(self, text: _Text, ended: Answer) -> None:
+        with self._lock:
+            text.closed = True
+            if self._answer is ended:
+                self._answer = None
+
+
+class _Text:
+    """Text tokens behind a context: rows that are written once and belong to no memory."""
+
+    def __init__(self, model: LanguageModel, context: Context) -> None:
+        self.closed = False
+        self._model = model
+        self._context = context
+        self._positions = context.positions
+        self._count = 0
+
+    def run(self, ids: NDArray[np.int64]) -> Logits:
+        """Logits [V] after the text tokens `ids`, which follow those of earlier runs."""
+        context, rows = self._context, self._context.rows
+        places = context.start_row + self._count + np.arange(len(ids))
+        positions = context.start_position + self._count + np.arange(len(ids))
+        rows.reserve(int(places[-1]) + 1)
+        longer = rows.capacity - len(self._positions)
+        self._positions = np.pad(self._positions, (0, longer), constant_values=EMPTY)
+        self._positions[places] = positions
+        # What is retrieved for the question serves its answer too.
+        retrieve = context.retrieve if self._count == 0 else None
+        try:
+            logits = self._model.logits(
+                self._model.embed(ids), positions, rows, places, self._positions, retrieve
+            )
+        except BaseException:
+            rows.clear(places)
+            raise
+        self._count += len(ids)
+        return logits

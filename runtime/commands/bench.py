@@ -1,0 +1,223 @@
+"""`stc-bench`: latency of a bundle's tower on this machine, last line one JSON object.
+
+The tower is measured at reference interval 4 unless --reference-interval or --preset says another.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.bench())
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from itertools import cycle, islice
+from typing import Any
+
+from stc import settings
+from stc.bundles.bundle import Bundle
+from stc.engines.library.plan import context_rows
+from stc.engines.tensorrt.captured import CapturedRunner
+from stc.errors import SettingsError
+from stc.manifest import MOST_POSITIONS
+from stc.runtime.answers.open_language import open_model
+from stc.runtime.bench.bench import Bench
+from stc.runtime.bench.prefill import PrefillBench
+from stc.runtime.figures.gpu_facts import gpu_facts
+from stc.runtime.figures.machine import machine_facts
+from stc.runtime.memory.resident import peak_rss_bytes
+from stc.runtime.output.document_output import document_output
+from stc.runtime.output.output_paths import refuse_shared_paths
+from stc.runtime.sides.torch import torch_language_side, torch_side
+from stc.runtime.stream import opening
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.source import without_credentials
+from stc.shell import command
+from stc.shell.command import Console
+from stc.shell.flags import whole_flag
+from stc.shell.progress import Progress
+from stc.shell.ranges import MOST_COUNT
+
+INTERVAL = 4
+"""Reference interval measured by default: the paper's for the cacher alone."""
+CONTEXT = 1000
+"""Tokens before the frame whose prefill is measured."""
+LONGEST_INTERVAL = 1000
+"""Frames of a reference interval: one interval is run, four on a GPU, before any is measured."""
+WARM_UP = 2
+"""Rounds of the language side that do not count."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return command.run(lambda: _bench(_parse(arguments)))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.Parser(prog="stc-bench", description=__doc__)
+    opening.add_flags(parser)
+    parser.add_argument(
+        "--frames",
+        type=whole_flag(1, MOST_COUNT),
+        default=24,
+        metavar="N",
+        help="frames measured, or rounds of --prefill, default 24; past "
+        f"{opening.MOST_HELD} the first come again",
+    )
+    parser.add_argument("--video", metavar="FILE", help="frames measured, default seeded noise")
+    parser.add_argument(
+        "--against",
+        action="append",
+        choices=("torch", "int4"),
+        help="measure PyTorch, or --prefill with four-bit matrices, too; default none; repeatable",
+    )
+    parser.add_argument("--checkpoint", metavar="DIR_OR_ID", help="weights for --against torch")
+    parser.add_argument(
+        "--json", default="-", metavar="OUT", help="file, or - for stdout (default)"
+    )
+    parser.add_argument(
+        "--prefill", action="store_true", help="measure the language side instead of the tower"
+    )
+    parser.add_argument(
+        "--context",
+        type=whole_flag(1, MOST_POSITIONS),
+        metavar="S",
+        help="--prefill: tokens before the frame, default 1000",
+    )
+    opening.add_int4_flag(parser)
+    settings.add_flags(parser)
+    return parser.parse_args(arguments)
+
+
+def _bench(flags: argparse.Namespace) -> int:
+    if flags.context is not None and not flags.prefill:
+        raise SettingsError("--context", f"got {flags.context}", "--prefill beside it")
+    if flags.int4 and not flags.prefill:
+        raise SettingsError("--int4", "given", "--prefill beside it: the tower has no such graphs")
+    if "int4" in (flags.against or ()) and (flags.int4 or not flags.prefill):
+        raise SettingsError("--against int4", "given", "--prefill beside it, without --int4")
+    if flags.checkpoint is not None and "torch" not in (flags.against or ()):
+        raise SettingsError("--checkpoint", "given", "--against torch beside it")
+    opening.refuse_idle_device(flags)
+    if flags.prefill and flags.video is not None:
+        raise SettingsError("--video", "given", "--prefill alone: it runs no tower")
+    refuse_shared_paths(
+        {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
+    )
+    with ExitStack() as device, document_output(flags.json) as write:
+        write((_prefill if flags.prefill else _measured)(flags, device))
+    return 0
+
+
+def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
+    start = time.perf_counter()
+    bundle = Bundle.open(flags.bundle)
+    pooled = bundle.manifest.vision.pooled
+    chosen = settings.from_flags(flags, bundle.manifest.default_settings, pooled)
+    context = CONTEXT if flags.context is None else flags.context
+    backend = opening.open_backend(
+        bundle,
+        flags.device,
+        flags.backend,
+        int4=flags.int4,
+        context=context_rows(context + pooled),
+    )
+    device.callback(backend.close)
+    model = open_model(bundle, backend)
+    load_s = time.perf_counter() - start
+    with ExitStack() as stack:
+        torch, int4 = None, None
+        against = flags.against or ()
+        if "int4" in against:
+            int4 = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
+        if "torch" in against:
+            torch = stack.enter_context(torch_language_side(bundle, flags.checkpoint)).decoder
+        bench = PrefillBench(model, pooled, chosen.kept(pooled), context, torch, int4)
+        for _ in range(WARM_UP):
+            bench.measure()
+        bench.forget()
+        with _progress() as progress:
+            for _ in progress.track(range(flags.frames)):
+                bench.measure()
+    return {
+        "bundle": bundle.manifest.provenance.checkpoint,
+        "precision": bundle.manifest.provenance.precision,
+        "backend": model.backend.name,
+        "settings": asdict(chosen),
+        "int4_group": bundle.manifest.int4_group if flags.int4 or int4 else None,
+        "load_s": load_s,
+        "peak_rss_bytes": peak_rss_bytes(),
+        **bench.figures(),
+        "machine": machine_facts(),
+    }
+
+
+def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
+    shown = opening.frames(flags.video, flags.frames)
+    start = time.perf_counter()
+    bundle = Bundle.open(flags.bundle)
+    spec = bundle.manifest.vision
+    default = replace(bundle.manifest.default_settings, reference_interval=INTERVAL)
+    chosen = settings.from_flags(flags, default, spec.pooled)
+    if chosen.reference_interval > LONGEST_INTERVAL:
+        raise SettingsError(
+            "--reference-interval",
+            f"got {chosen.reference_interval}",
+            f"at most {LONGEST_INTERVAL} here: as many frames are run before any is measured",
+        )
+    tower = opening.open_tower(bundle, flags.device, flags.backend)
+    device.callback(tower.close)
+    load_s = time.perf_counter() - start
+    session = StreamSession(tower, chosen)
+    bench = Bench(session)
+    frames = cycle(shown)
+    warming = session.runner.warm_up_runs * chosen.reference_interval
+    with _progress() as progress:
+        bench.warm_up(progress.track(islice(frames, warming), warming, description="Warming up"))
+    rss = peak_rss_bytes()
+    with ExitStack() as stack:
+        stream = None
+        if flags.against:
+            stream = stack.enter_context(torch_side(bundle, flags.checkpoint)).stream
+            for frame in islice(frames, chosen.reference_interval):
+                bench.measure(frame, stream)
+            bench = Bench(session)
+        with _progress() as progress:
+            for frame in progress.track(islice(frames, flags.frames), flags.frames):
+                bench.measure(frame, stream)
+    return {
+        "bundle": bundle.manifest.provenance.checkpoint,
+        "precision": bundle.manifest.provenance.precision,
+        "backend": tower.backend.name,
+        "settings": asdict(chosen),
+        "video": None if flags.video is None else without_credentials(flags.video),
+        "load_s": load_s,
+        "peak_rss_bytes": rss,
+        **bench.figures(),
+        **_gpu(session),
+        "machine": machine_facts(),
+    }
+
+
+def _progress() -> Progress:
+    """A bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    return Progress(console=console, disable=not console.is_terminal)
+
+
+def _gpu(session: StreamSession) -> dict[str, Any]:
+    """The GPU, and the kinds of frame that were one CUDA graph; nothing on other backends."""
+    if not isinstance(session.runner, CapturedRunner):
+        return {}
+    device = session.runner.device
+    return {
+        "captured": sorted(session.captured),
+        "gpu": gpu_facts(device.cuda, device.allocated_bytes),
+    }

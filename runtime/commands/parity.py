@@ -1,0 +1,273 @@
+"""`stc-parity`: does a bundle equal PyTorch? Graph by graph and end to end, frame after frame.
+
+On TensorRT captured frames are compared as well; and without PyTorch, as on a device, the engines
+are held against ONNX Runtime on the same graphs.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports, which take time: see stc.entry
+    import sys
+
+    from stc import entry
+
+    sys.exit(entry.parity())
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from stc import settings
+from stc.bundles.bundle import Bundle
+from stc.engines.library.plan import CONTEXTS
+from stc.engines.tensorrt.backend import TensorRtBackend
+from stc.errors import EngineError, LanguageError, SettingsError, VideoError
+from stc.manifest import Manifest
+from stc.method.family import vision_graphs
+from stc.prompts.prompt import Prompt
+from stc.runtime.answers.open_language import open_model
+from stc.runtime.bench.latency import ENOUGH, measure_latency
+from stc.runtime.figures.machine import machine_facts
+from stc.runtime.language.model import LanguageModel
+from stc.runtime.output.document_output import document_output
+from stc.runtime.output.output_paths import refuse_shared_paths
+from stc.runtime.parity.captured import captured_frames, compare_captured
+from stc.runtime.parity.graphs import compare_graphs
+from stc.runtime.parity.language import compare_language, language_steps
+from stc.runtime.parity.report import ParityReport
+from stc.runtime.parity.streams import compare_streams
+from stc.runtime.parity.table import parity_console, print_parity
+from stc.runtime.parity.whole import compare_whole_answer, compare_whole_vision, whole_steps
+from stc.runtime.sides.choice import PYTORCH, Against, language_side, other_side, vision_side
+from stc.runtime.sides.onnx import OnnxSide
+from stc.runtime.sides.torch import TorchSide, whole_model
+from stc.runtime.stream import opening
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import without_credentials
+from stc.runtime.vision.preprocess import Preprocessor
+from stc.runtime.vision.tower import VisionTower
+from stc.settings import SELECTIONS, Settings
+from stc.shell import command
+from stc.shell.command import Console, stdout_outlived
+from stc.shell.flags import whole_flag
+from stc.shell.progress import Progress
+
+MODES = 3
+"""dense, layerwise, shared."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 equal, 1 not equal."""
+    return command.run(lambda: _parity(_parse(arguments)))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.Parser(prog="stc-parity", description=__doc__)
+    opening.add_flags(parser)
+    parser.add_argument("--checkpoint", metavar="DIR_OR_ID", help="the checkpoint exported")
+    parser.add_argument("--video", metavar="FILE", help="frames compared, default seeded noise")
+    parser.add_argument(
+        "--frames",
+        type=whole_flag(2, opening.MOST_HELD),
+        default=4,
+        metavar="N",
+        help=f"frames compared, 2 to {opening.MOST_HELD}, default 4",
+    )
+    parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
+    settings.add_flags(parser)
+    opening.add_int4_flag(parser)
+    parser.add_argument(
+        "--vision-only", action="store_true", help="leave the language side uncompared"
+    )
+    return parser.parse_args(arguments)
+
+
+def _parity(flags: argparse.Namespace) -> int:
+    opening.refuse_idle_device(flags)
+    refuse_shared_paths(
+        {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
+    )
+    with stdout_outlived(), ExitStack() as device, document_output(flags.json) as write:
+        document = _compared(flags, device)
+        write(document)
+    return 0 if document["passed"] else 1
+
+
+def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
+    bundle = Bundle.open(flags.bundle)
+    manifest = bundle.manifest
+    chosen = settings.from_flags(flags, manifest.default_settings, manifest.vision.pooled)
+    if flags.preset is None and flags.reference_interval is None:
+        # A bundle of dense streams is compared on both kinds of frame all the same.
+        chosen = replace(chosen, reference_interval=max(2, chosen.reference_interval))
+    with_language = manifest.language is not None and not flags.vision_only
+    _refuse_idle_flags(flags, manifest, with_language=with_language)
+    frames = opening.frames(flags.video, flags.frames)
+    video = "seeded noise" if flags.video is None else without_credentials(flags.video)
+    if len(frames) < 2:
+        raise VideoError(video, f"{len(frames)} frame", "at least 2 to compare")
+    context = CONTEXTS[0] if with_language else 0
+    tower = opening.open_tower(bundle, flags.device, flags.backend, context=context)
+    device.callback(tower.close)
+    report = ParityReport(manifest.provenance.precision)
+    on_device = isinstance(tower.backend, TensorRtBackend)
+    against = other_side(flags.checkpoint, on_device=on_device)
+    console = Console(stderr=True)
+    with (
+        vision_side(bundle, flags.checkpoint, against, chosen) as other,
+        Progress(console=console, disable=not console.is_terminal) as progress,
+    ):
+        captured, latency = _compare_vision(tower, other, frames, chosen, report, progress)
+    model: LanguageModel | None = None
+    if with_language:
+        model = open_model(bundle, tower.backend)
+        _compare_language(bundle, tower, model, flags, against, frames, chosen, report, console)
+    whole = f"not compared with transformers: there is no {PYTORCH} here"
+    if against == PYTORCH:
+        whole = _compare_whole(bundle, tower, model, flags, frames, report, console)
+    shown = f"{len(frames)} of {video}"
+    print_parity(
+        parity_console(),
+        report,
+        latency,
+        backend=tower.backend.name,
+        against=against,
+        shown=shown,
+        whole=whole,
+    )
+    return {
+        "bundle": manifest.provenance.checkpoint,
+        "against": against,
+        "frames": shown,
+        "settings": asdict(chosen),
+        "whole_model": whole,
+        "captured": sorted(captured),
+        **report.to_json(),
+        "latency": latency,
+        "machine": machine_facts(),
+    }
+
+
+def _refuse_idle_flags(
+    flags: argparse.Namespace, manifest: Manifest, *, with_language: bool
+) -> None:
+    """Raise SettingsError for a flag that would change nothing, or asks for what is not there."""
+    if manifest.language is None and flags.vision_only:
+        raise SettingsError("--vision-only", "given", "a bundle with a language side to leave out")
+    if not with_language and flags.backend == "onnxruntime":
+        for flag, value in (("--pruner", flags.pruner), ("--anchor-window", flags.anchor_window)):
+            if value is not None:
+                expected = "a language side compared, which reads the tokens kept"
+                raise SettingsError(flag, "given", expected, "every pruner is compared without it")
+    if flags.int4 and flags.backend != "onnxruntime":
+        raise SettingsError("--int4", "given", "--backend onnxruntime beside it")
+    if flags.int4 and not manifest.int4_graphs:
+        raise EngineError("--int4", f"{flags.bundle} was exported without --int4 32 or 128")
+    if flags.int4 and flags.vision_only:
+        raise SettingsError("--int4", "given with --vision-only", "one of them")
+
+
+def _compare_vision(
+    tower: VisionTower,
+    other: TorchSide | OnnxSide,
+    frames: list[Frame],
+    chosen: Settings,
+    report: ParityReport,
+    progress: Progress,
+) -> tuple[set[str], dict[str, Any]]:
+    """`report` has rows for the tower. The kinds of frame that were captured, and latencies."""
+    preprocess = Preprocessor(tower.spec)
+    pixels = [preprocess(frame.rgb).copy() for frame in frames]
+    steps = len(vision_graphs(tower.spec.blocks)) + MODES * len(frames)
+    task = progress.add_task("comparing", total=steps)
+
+    def tick() -> None:
+        progress.advance(task)
+
+    compare_graphs(tower, other.graphs, (pixels[0], pixels[1]), chosen, report, tick)
+    compare_streams(tower, other.stream, pixels, chosen, report, tick)
+    captured: set[str] = set()
+    if isinstance(tower.backend, TensorRtBackend):
+        progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
+        captured = compare_captured(tower, frames, chosen, report, tick)
+    measuring = progress.add_task("measuring latency", total=ENOUGH)
+    bench = measure_latency(
+        StreamSession(tower, chosen),
+        frames,
+        other.stream if isinstance(other, TorchSide) else None,
+        lambda measured: progress.update(measuring, completed=measured),
+    )
+    return captured, bench.figures()
+
+
+def _compare_language(
+    bundle: Bundle,
+    tower: VisionTower,
+    model: LanguageModel,
+    flags: argparse.Namespace,
+    against: Against,
+    frames: list[Frame],
+    chosen: Settings,
+    report: ParityReport,
+    console: Console,
+) -> None:
+    """`report` has rows for the language side, behind the kept tokens of `frames`."""
+    session = StreamSession(tower, chosen)
+    video = np.concatenate([session.push(frame).tokens for frame in frames])
+    four_bits = None
+    if flags.int4:
+        four_bits = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
+    with (
+        language_side(bundle, flags.checkpoint, against) as other,
+        Progress(console=console, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("comparing language", total=language_steps(model.spec.blocks))
+
+        def tick() -> None:
+            progress.advance(task)
+
+        compare_language(
+            model, other.graphs, other.decoder, video, report, tick, four_bits=four_bits
+        )
+
+
+def _compare_whole(
+    bundle: Bundle,
+    tower: VisionTower,
+    model: LanguageModel | None,
+    flags: argparse.Namespace,
+    frames: list[Frame],
+    report: ParityReport,
+    console: Console,
+) -> str:
+    """`report` has rows for the whole model; returns what was compared, or why nothing was."""
+    with (
+        whole_model(bundle, flags.checkpoint) as whole,
+        Progress(console=console, disable=not console.is_terminal) as progress,
+    ):
+        if whole is None:
+            return "not compared with transformers: its weights are random, in no checkpoint"
+        steps = whole_steps(len(frames), with_language=model is not None)
+        task = progress.add_task("comparing whole model", total=steps)
+
+        def tick() -> None:
+            progress.advance(task)
+
+        found = ""
+        if whole.missing:
+            found = f"; transformers found no {whole.missing[0]} in the checkpoint and made one up"
+        tokens = compare_whole_vision(tower, frames, whole, report, tick)
+        if model is None:
+            return f"its visual tokens compared with transformers'{found}"
+        try:
+            prompt, text = Prompt(bundle.companions(), model.spec, bundle.root), "a question"
+        except LanguageError as error:
+            prompt, text = None, f"noise for text ({error})"
+        compare_whole_answer(model, prompt, tokens, whole, report, tick)
+        return f"compared with transformers', from pictures to stop tokens, with {text}{found}"

@@ -1,0 +1,118 @@
+"""Un-rotated keys and values of every block, in preallocated rows.
+
+Rows are written in place; nothing is ever concatenated. Which row holds which token is the
+business of whoever writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.engines.engine import Tensor
+from stc.runtime.language.model import LanguageModel
+
+SPARE = 512
+"""Rows an ordinary question and its answer take, that need not be given back after them."""
+Places = NDArray[np.int64]
+"""The row of every token, in the order of the tokens."""
+
+
+class KvRows:
+    """Two buffers [G, capacity, e] per block, `capacity` in buckets as needed, `most` rows at most.
+
+    Every row is finite at all times once `clear` has followed a failed write: a row that nobody
+    sees still takes part in a matrix product, where a weight of 0 does not silence a NaN.
+    """
+
+    def __init__(self, model: LanguageModel, most: int) -> None:
+        self.model = model
+        self.most = most
+        self.capacity = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes the buffers hold."""
+        return self.capacity * self.model.token_bytes
+
+    def reserve(self, rows: int) -> None:
+        """There are at least `rows` rows; what they hold stays.
+
+        Raises LanguageError when the engines allow fewer.
+        """
+        if rows > self.capacity:
+            self._resize(self.model.buckets.context(rows, self.most))
+
+    def fit(self, rows: int) -> None:
+        """There are at least `rows` rows and not many more; what the first `rows` hold stays.
+
+        Every call pays for the rows there are, so those of one long question are given back.
+        Raises as `reserve`.
+        """
+        self.reserve(rows)
+        spacious = self.model.buckets.context(min(rows + SPARE, self.capacity), self.most)
+        if spacious < self.capacity:
+            self._resize(spacious)
+
+    def _resize(self, capacity: int) -> None:
+        kept = min(self.capacity, capacity)
+        for buffers in (self.keys, self.values):
+            # Buffer by buffer, so that only one is held twice at a time.
+            for block in range(self.model.spec.blocks):
+                resized = self.model.blank_rows(capacity)
+                if kept:
+                    self.model.backend.write_rows(resized, 0, buffers[block], 0, kept)
+                    buffers[block] = resized
+                else:
+                    buffers.append(resized)
+        self.capacity = capacity
+
+    def write(self, block: int, places: Places, key: Tensor, value: Tensor) -> None:
+        """The first tokens of `key` and `value` [G, m, e] stand in the rows `places`."""
+        backend = self.model.backend
+        for start, first, count in runs(places):
+            backend.write_rows(self.keys[block], start, key, first, count)
+            backend.write_rows(self.values[block], start, value, first, count)
+
+    def put(self, block: int, start: int, key: Tensor, value: Tensor) -> None:
+        """The rows from `start` on hold `key` and `value` [G, m, e]."""
+        self.model.backend.write_rows(self.keys[block], start, key)
+        self.model.backend.write_rows(self.values[block], start, value)
+
+    def copy(self, block: int, start: int, source: KvRows, first: int, count: int) -> None:
+        """The rows from `start` on hold what the `count` rows of `source` from `first` on do."""
+        backend = self.model.backend
+        backend.write_rows(self.keys[block], start, source.keys[block], first, count)
+        backend.write_rows(self.values[block], start, source.values[block], first, count)
+
+    def read(self, block: int, start: int, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Keys and values [G, count, e] of `count` rows from `start`, on the host."""
+        backend = self.model.backend
+        return (
+            backend.read_rows(self.keys[block], start, count),
+            backend.read_rows(self.values[block], start, count),
+        )
+
+    def clear(self, places: Places) -> None:
+        """The rows `places` hold zeros in every block."""
+        if not len(places):
+            return
+        blank = self.model.blank_rows(len(places))
+        for block in range(self.model.spec.blocks):
+            self.write(block, places, blank, blank)
+
+
+def runs(places: Places) -> Iterator[tuple[int, int, int]]:
+    """`places` as (row, token, count) of stretches where both go up by one."""
+    if not len(places):
+        return
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    edges = [0, *breaks.tolist(), len(places)]
+    for first, last in pairwise(edges):
+        yield int(places[first]), first, last - first

@@ -1,0 +1,260 @@
+"""A bundle's language graphs, loaded on a backend: shared by every stream, holding none of their
+state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc import contracts
+from stc.contracts import (
+    HIDDEN,
+    HIDDEN_OUT,
+    IDS,
+    KEY,
+    KEY_POSITIONS,
+    KEYS,
+    LOGITS,
+    QUERY,
+    QUERY_POSITIONS,
+    VALUE,
+    VALUES,
+)
+from stc.engines.engine import Backend, Engine, Tensor
+from stc.errors import NonFiniteError
+from stc.manifest import LanguageSpec, Precision
+from stc.precision import NETWORK_DTYPES
+from stc.runtime.language.call_outputs import CallOutputs, SpareOutputs
+from stc.runtime.language.kv_buckets import KvBuckets
+
+if TYPE_CHECKING:
+    from stc.runtime.language.kv_rows import KvRows
+
+EMPTY = -1
+"""Position of a row that holds no token, and of a token that only pads a call."""
+
+Retrieve = Callable[[int, NDArray[np.float32]], None]
+"""Called with a block and the mean query float32 [Q, e], before that block attends."""
+
+
+@dataclass
+class _Piece:
+    """Tokens `first` to `first` + `count` of a chunk, as one call of a bucket's `size`."""
+
+    first: int
+    count: int
+    size: int
+    hidden: Tensor
+    positions: Tensor
+    outputs: CallOutputs
+    query: Tensor = None
+
+
+class LanguageModel:
+    """The engines of one decoder.
+
+    Where calls have static sizes they write into buffers that live on: memory made and given back
+    in every call would make a GPU wait. No two calls use one at the same time.
+
+    Raises EngineError when a graph cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        spec: LanguageSpec,
+        precision: Precision,
+        buckets: KvBuckets | None = None,
+    ) -> None:
+        self.backend = backend
+        self.spec = spec
+        self.dtype = NETWORK_DTYPES[precision]
+        self.buckets = buckets or KvBuckets()
+        self._spare = SpareOutputs(backend, spec, self.dtype, self.buckets.chunks)
+        self.text_embed = backend.load(contracts.TEXT_EMBED)
+        self.qkv = [backend.load(contracts.qkv_graph(i)) for i in range(spec.blocks)]
+        self.attend = [backend.load(contracts.attend_graph(i)) for i in range(spec.blocks)]
+        self.head = backend.load(contracts.HEAD)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes one token's key and value take in all blocks together."""
+        spec = self.spec
+        return 2 * spec.blocks * spec.key_heads * spec.head_width * self.dtype.itemsize
+
+    def blank_rows(self, count: int) -> Tensor:
+        """Rows [G, count, e] of zeros."""
+        spec = self.spec
+        return self.backend.to_device(
+            np.zeros((spec.key_heads, count, spec.head_width), self.dtype)
+        )
+
+    def embed(self, ids: NDArray[np.int64]) -> NDArray[Any]:
+        """hidden [m, D] of the text tokens `ids` [m], on the host."""
+        hidden = np.empty((len(ids), self.spec.width), self.dtype)
+        for first, count, size in self.buckets.pieces(len(ids)):
+            padded = np.zeros(size, np.int64)
+            padded[:count] = ids[first : first + count]
+            outputs = self._spare.take(size)
+            inputs = {IDS: self.backend.to_device(padded)}
+            found = self.text_embed(inputs, {HIDDEN: outputs.hidden[0]})[HIDDEN]
+            hidden[first : first + count] = self.backend.read_rows(found, 0, count)
+            self._spare.keep(size, outputs)
+        return hidden
+
+    def remember(
+        self,
+        hidden: NDArray[Any],
+        positions: NDArray[np.int64],
+        rows: KvRows,
+        places: NDArray[np.int64],
+        key_positions: NDArray[np.int64],
+    ) -> None:
+        """The rows `places` hold keys and values of the tokens `hidden` [m, D] at `positions` [m].
+
+        `key_positions` [S] are those of all rows, the new ones included. The last block's attend
+        is not run: nobody reads what it computes.
+
+        Raises NonFiniteError naming the graph that yields NaN or infinity; the rows may then hold
+        some of it.
+        """
+        self._run(hidden, positions, rows, places, key_positions, None, whole=False)
+
+    def logits(
+        self,
+        hidden: NDArray[Any],
+        positions: NDArray[np.int64],
+        rows: KvRows,
+        places: NDArray[np.int64],
+        key_positions: NDArray[np.int64],
+        retrieve: Retrieve | None = None,
+    ) -> NDArray[np.float32]:
+        """float32 [V] after the last of the tokens `hidden`; otherwise as `remember`.
+
+        `retrieve` may write rows of a block before it attends.
+        """
+        last = self._run(hidden, positions, rows, places, key_positions, retrieve, whole=True)
+        assert last is not None
+        logits: NDArray[np.float32] = self.backend.to_host(self.head({HIDDEN: last})[LOGITS])[0]
+        if not np.isfinite(logits).all():
+            raise _not_finite(contracts.HEAD, LOGITS)
+        return logits
+
+    def _run(
+        self,
+        hidden: NDArray[Any],
+        positions: NDArray[np.int64],
+        rows: KvRows,
+        places: NDArray[np.int64],
+        key_positions: NDArray[np.int64],
+        retrieve: Retrieve | None,
+        *,
+        whole: bool,
+    ) -> Tensor | None:
+        """hidden [1, D] after the last token, on the device; None unless `whole`."""
+        seen = self.backend.to_device(key_positions)
+        ends: list[NDArray[Any]] = []
+        with self._pieces(hidden, positions) as pieces:
+            for block in range(self.spec.blocks):
+                last = block == self.spec.blocks - 1
+                for piece in pieces:
+                    fresh = self._qkv(block, piece)
+                    here = places[piece.first : piece.first + piece.count]
+                    rows.write(block, here, fresh[KEY], fresh[VALUE])
+                    if last and not whole:
+                        ends += [
+                            self.backend.read_rows(fresh[name], 0, piece.count)
+                            for name in (KEY, VALUE)
+                        ]
+                if last and not whole:
+                    break
+                if retrieve is not None:
+                    retrieve(block, self._mean_query(pieces))
+                for piece in pieces:
+                    self._attend(block, piece, rows, seen)
+                    if last:
+                        ends.append(self.backend.read_rows(piece.hidden, 0, piece.count))
+        # Whatever was not finite in any block has reached the last thing that was computed.
+        if not all(np.isfinite(end).all() for end in ends):
+            with self._pieces(hidden, positions) as pieces:
+                self._name_culprit(pieces, rows, seen)
+        return self.backend.to_device(ends[-1][-1:]) if whole else None
+
+    @contextmanager
+    def _pieces(self, hidden: NDArray[Any], positions: NDArray[np.int64]) -> Iterator[list[_Piece]]:
+        """The tokens `hidden` in calls of the sizes there are; their outputs are lent."""
+        pieces: list[_Piece] = []
+        device = self.backend.to_device
+        try:
+            for first, count, size in self.buckets.pieces(len(hidden)):
+                padded = np.zeros((size, self.spec.width), self.dtype)
+                padded[:count] = hidden[first : first + count]
+                places = np.full(size, EMPTY, np.int64)
+                places[:count] = positions[first : first + count]
+                lent = self._spare.take(size)
+                pieces.append(_Piece(first, count, size, device(padded), device(places), lent))
+            yield pieces
+        finally:
+            for piece in pieces:
+                self._spare.keep(piece.size, piece.outputs)
+
+    def _qkv(self, block: int, piece: _Piece) -> dict[str, Tensor]:
+        """What `block` makes of the piece before it attends; the piece has its query."""
+        outputs = piece.outputs
+        wanted = {QUERY: outputs.query, KEY: outputs.key, VALUE: outputs.value}
+        fresh = self.qkv[block]({HIDDEN: piece.hidden}, wanted)
+        piece.query = fresh[QUERY]
+        return fresh
+
+    def _attend(self, block: int, piece: _Piece, rows: KvRows, seen: Tensor) -> None:
+        """The piece has its hidden after `block`."""
+        piece.hidden = self.attend[block](
+            {
+                HIDDEN: piece.hidden,
+                QUERY: piece.query,
+                KEYS: rows.keys[block],
+                VALUES: rows.values[block],
+                QUERY_POSITIONS: piece.positions,
+                KEY_POSITIONS: seen,
+            },
+            {HIDDEN_OUT: piece.outputs.hidden[block % 2]},
+        )[HIDDEN_OUT]
+
+    def _mean_query(self, pieces: list[_Piece]) -> NDArray[np.float32]:
+        """float32 [Q, e], the mean over all tokens."""
+        queries = [self.backend.read_rows(piece.query, 0, piece.count) for piece in pieces]
+        mean: NDArray[np.float32] = np.concatenate(queries, axis=1).mean(axis=1, dtype=np.float32)
+        return mean
+
+    def _name_culprit(self, pieces: list[_Piece], rows: KvRows, seen: Tensor) -> None:
+        """Run the blocks again, looking at every output; always raises NonFiniteError."""
+        if not all(np.isfinite(self.backend.to_host(piece.hidden)).all() for piece in pieces):
+            raise _not_finite("the language model's input", HIDDEN)
+
+        def look(engine: Engine, outputs: dict[str, Tensor]) -> None:
+            for name, tensor in outputs.items():
+                if not np.isfinite(self.backend.to_host(tensor)).all():
+                    raise _not_finite(engine.name, name)
+
+        for block in range(self.spec.blocks):
+            for piece in pieces:
+                look(self.qkv[block], self._qkv(block, piece))
+            for piece in pieces:
+                self._attend(block, piece, rows, seen)
+                look(self.attend[block], {HIDDEN_OUT: piece.hidden})
+        raise NonFiniteError("language model", "NaN or infinity, not seen again on a re-run")
+
+
+def _not_finite(graph: str, tensor: str) -> NonFiniteError:
+    return NonFiniteError(
+        graph,
+        f"NaN or infinity in {tensor}",
+        "finite numbers",
+        "try --precision fp32 at export, or another checkpoint",
+    )

@@ -1,0 +1,139 @@
+"""Retrieval of whole frames (ReKV): what left the window is fetched back when a question needs it.
+
+While frames come in, the decoder sees the prompt's first tokens and the last frames, as with a
+window. A page that leaves it goes to the host. At a question every block ranks all pages, those
+of the window and those of the host, by the product of its mean query with their representative
+keys, and the question attends to the prompt's first tokens and the best pages in order of time, at
+consecutive positions, and to nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.runtime.language.kv_rows import KvRows
+from stc.runtime.language.model import EMPTY, LanguageModel
+from stc.runtime.memory.host_pages import HostPages
+from stc.runtime.memory.page_cap import PageCap
+from stc.runtime.memory.representatives import Representatives, best
+from stc.runtime.memory.spill_file import SpillFile
+from stc.runtime.memory.window import Context, MemoryFacts, WindowMemory, refuse_long
+
+
+class RekvMemory(WindowMemory):
+    """A window of `cap.window` pages of `page` tokens, older ones on the host, `top` fetched a
+    question.
+
+    The first `fixed` tokens are the prompt's; they must be remembered before any page. Pages that
+    `cap` leaves no room for go to `spill`, the oldest are dropped.
+    """
+
+    policy = "rekv"
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        fixed: int,
+        page: int,
+        top: int,
+        cap: PageCap,
+        spill: SpillFile | None = None,
+    ) -> None:
+        super().__init__(model, fixed=fixed, window=cap.window * page)
+        spec = model.spec
+        self.page = page
+        self.top = top
+        self.host = HostPages(page_shape(model, page), model.dtype, cap.held, spill)
+        self._window: deque[int] = deque()  # the first row of every page, oldest first
+        # Of the pages of the host, then of those of the window.
+        self._representatives = Representatives(
+            spec.blocks, spec.key_heads, spec.head_width, cap.pages
+        )
+        self._answer_rows = KvRows(model, spec.most_positions)
+
+    def remember(self, hidden: NDArray[Any]) -> None:
+        prompt = self.order.fixed - self.order.count
+        if prompt > 0:
+            if len(hidden) != prompt:
+                raise ValueError(f"{len(hidden)} tokens, prompt of {prompt}")
+            super().remember(hidden)
+            return
+        if len(hidden) % self.page:
+            raise ValueError(f"{len(hidden)} tokens, pages of {self.page}")
+        self._admit(len(hidden))
+        pages = len(hidden) // self.page
+        while len(self._window) + pages > self.order.ring // self.page:
+            dropped = self.host.add(self._kv(self._window.popleft()))
+            self._representatives.drop(dropped)
+        first, start = self.order.fixed, self.order.next_row
+        super().remember(hidden)
+        for number in range(pages):
+            row = first + (start - first + number * self.page) % self.order.ring
+            self._window.append(row)
+            self._representatives.add(self._representative(row))
+
+    def context(self, count: int) -> Context:
+        fixed = self.order.fixed
+        fetched = min(self.top, len(self._representatives))
+        start = fixed + fetched * self.page
+        refuse_long(self.model, start, count)
+        rows = self._answer_rows
+        rows.fit(start + count)
+        positions = np.full(rows.capacity, EMPTY, np.int64)
+        positions[:start] = np.arange(start)
+        if not start:
+            return Context(rows, 0, 0, positions)
+
+        def retrieve(block: int, mean_query: NDArray[np.float32]) -> None:
+            rows.copy(block, 0, self.rows, 0, fixed)
+            pages = best(self._representatives.scores(block, mean_query), fetched)
+            for place, number in enumerate(pages):
+                self._fetch(block, number, fixed + place * self.page)
+
+        return Context(rows, start, start, positions, retrieve)
+
+    def _fetch(self, block: int, number: int, row: int) -> None:
+        """The answer's rows from `row` on hold page `number` of all, oldest first."""
+        if number >= len(self.host):
+            first = self._window[number - len(self.host)]
+            self._answer_rows.copy(block, row, self.rows, first, self.page)
+            return
+        keys, values = map(self.model.backend.to_device, self.host.read(number, block))
+        self._answer_rows.put(block, row, keys, values)
+
+    def facts(self) -> MemoryFacts:
+        return MemoryFacts(
+            policy=self.policy,
+            tokens=self.order.held,
+            device_bytes=self.rows.size_bytes + self._answer_rows.size_bytes,
+            host_pages=self.host.held,
+            host_bytes=self.host.held_bytes + self._representatives.size_bytes,
+            spilled_pages=self.host.spilled,
+            dropped_pages=self.host.dropped,
+        )
+
+    def notices(self) -> list[str]:
+        notice = self.host.notice()
+        return [notice] if notice else []
+
+    def _kv(self, start: int) -> NDArray[Any]:
+        """The page at row `start`: [blocks, 2, G, k, e]."""
+        blocks = range(self.model.spec.blocks)
+        return np.stack([np.stack(self.rows.read(block, start, self.page)) for block in blocks])
+
+    def _representative(self, start: int) -> NDArray[np.float32]:
+        """float32 [blocks, G, e]: the mean over the tokens of the page at row `start`."""
+        backend = self.model.backend
+        keys = [backend.read_rows(buffer, start, self.page) for buffer in self.rows.keys]
+        mean: NDArray[np.float32] = np.stack(keys).mean(axis=2, dtype=np.float32)
+        return mean
+
+
+def page_shape(model: LanguageModel, page: int) -> tuple[int, ...]:
+    """[blocks, 2, G, k, e] of a page of `page` = k tokens."""
+    return (model.spec.blocks, 2, model.spec.key_heads, page, model.spec.head_width)

@@ -1,0 +1,141 @@
+"""Parity: what is compared, how far apart it may be, and the verdict.
+
+Knows nothing of PyTorch: it compares arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.manifest import Precision
+from stc.method.difference import Difference, difference
+from stc.method.whole_model import whole_limit
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Limits for one graph on equal inputs (`graph_*`) and for the whole chain (`chain_*`).
+
+    `score_gap`: largest distance, in units of the score, by which a selection may miss the
+    lowest scores as PyTorch computes them; below it the scores are equal up to rounding.
+    """
+
+    graph_relative_l2: float
+    chain_relative_l2: float
+    min_cosine: float
+    score_gap: float
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(1e-4, 1e-3, 0.9999, 1e-4),
+    "fp16": Tolerance(2e-2, 5e-2, 0.99, 1e-2),
+}
+"""The cosine limits are those users of such tools gate on (0.99 in fp16)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compared tensor: `where` is a graph or a mode of the whole chain."""
+
+    where: str
+    tensor: str
+    max_abs: float
+    relative_l2: float
+    min_cosine: float
+    limit: float
+    passed: bool
+
+
+@dataclass
+class ParityReport:
+    """Rows in the order they were compared; the worst figure stands for repeated comparisons."""
+
+    precision: Precision
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row passed, and there is one."""
+        return bool(self.rows) and all(row.passed for row in self.rows.values())
+
+    def graph(self, graph: str, tensor: str, expected: NDArray[Any], got: NDArray[Any]) -> None:
+        """Compare a graph's output on equal inputs."""
+        self._tensor(graph, tensor, expected, got, self._tolerance.graph_relative_l2)
+
+    def chain(self, mode: str, tensor: str, expected: NDArray[Any], got: NDArray[Any]) -> None:
+        """Compare a tensor at the end of the whole chain."""
+        self._tensor(mode, tensor, expected, got, self._tolerance.chain_relative_l2)
+
+    def whole(
+        self,
+        where: str,
+        tensor: str,
+        expected: NDArray[Any],
+        got: NDArray[Any],
+        moves: Callable[[float], float],
+    ) -> None:
+        """Compare a tensor of the whole model (`stc.method.whole_model.whole_limit`)."""
+        limit = whole_limit(self.precision, expected, got, moves)
+        self._tensor(where, tensor, expected, got, limit)
+
+    def selection(self, where: str, tensor: str, gap: float) -> None:
+        """Judge a choice of tokens by its gap (`stc.method.difference.selection_gap`)."""
+        limit = self._tolerance.score_gap
+        self._add(Row(where, tensor, gap, math.nan, math.nan, limit, gap <= limit))
+
+    def figure(self, where: str, tensor: str, value: float, limit: float) -> None:
+        """Judge any one figure by its own limit."""
+        self._add(Row(where, tensor, value, math.nan, math.nan, limit, value <= limit))
+
+    def told(self, where: str, tensor: str, value: float) -> None:
+        """Tell a figure that has no limit and is not judged."""
+        self._add(Row(where, tensor, value, math.nan, math.nan, math.nan, True))
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, of dicts, lists, strings and numbers; None where a figure has no meaning."""
+        rows = [
+            {name: None if _not_finite(value) else value for name, value in asdict(row).items()}
+            for row in self.rows.values()
+        ]
+        return {"passed": self.passed, "precision": self.precision, "rows": rows}
+
+    @property
+    def _tolerance(self) -> Tolerance:
+        return TOLERANCES[self.precision]
+
+    def _tensor(
+        self, where: str, tensor: str, expected: NDArray[Any], got: NDArray[Any], limit: float
+    ) -> None:
+        if expected.shape != got.shape:
+            self._add(Row(where, f"{tensor} {got.shape}", math.inf, math.inf, 0.0, limit, False))
+            return
+        found: Difference = difference(expected, got)
+        close = found.relative_l2 <= limit and found.min_cosine >= self._tolerance.min_cosine
+        # A row of scores is one direction, however its entries scatter.
+        if expected.ndim == 1:
+            close = found.relative_l2 <= limit
+        self._add(
+            Row(where, tensor, found.max_abs, found.relative_l2, found.min_cosine, limit, close)
+        )
+
+    def _add(self, row: Row) -> None:
+        known = self.rows.get((row.where, row.tensor))
+        if known is None or _badness(row) > _badness(known):
+            self.rows[row.where, row.tensor] = row
+
+
+def _not_finite(value: object) -> bool:
+    """Whether `value` is a number that JSON has no word for."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _badness(row: Row) -> tuple[bool, float]:
+    """Failed rows are worse than passed ones; NaN is worst."""
+    figure = row.max_abs if np.isnan(row.relative_l2) else row.relative_l2
+    return not row.passed, math.inf if math.isnan(figure) else figure

@@ -1,0 +1,138 @@
+"""A run of a stream: what `stc-run` does with every frame, and what is left when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+
+from stc.errors import EngineError, StcError, VideoError
+from stc.runtime.answers.conversation import Conversation
+from stc.runtime.figures.metrics import StreamMetrics, StreamSummary
+from stc.runtime.show.live_table import LiveTable
+from stc.runtime.show.overlay import OverlayWriter
+from stc.runtime.stream.dense_run import DenseRun
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import VideoSource
+from stc.runtime.video.taken_frames import EndedBy, TakenFrames
+from stc.shell import command
+
+PIECES = 4
+"""Pieces of an answer between two frames of a live source, which does not wait."""
+TYPED_S = 0.1
+"""Seconds after which a question that was typed is noticed, though no frame came."""
+
+
+class StreamRun:
+    """Takes frames of `source`, `most` of them at most, and pushes each through `session`.
+
+    With `dense` each is computed dense as well, with `overlay` drawn, and `conversation` asks and
+    answers between them.
+
+    ended_by: what ended the stream.
+    failure: the error that ended it after its first frame; all before it is kept.
+    `say` is told what else the user should know.
+    """
+
+    def __init__(
+        self,
+        source: VideoSource,
+        session: StreamSession,
+        say: Callable[[str], None],
+        *,
+        most: int | None = None,
+        dense: DenseRun | None = None,
+        overlay: OverlayWriter | None = None,
+        conversation: Conversation | None = None,
+    ) -> None:
+        spec = session.tower.spec
+        self.ended_by: EndedBy = "end"
+        self.failure: StcError | None = None
+        self._source = source
+        self._session = session
+        self._say = say
+        self._frames = TakenFrames(source, most)
+        self._metrics = StreamMetrics(spec.tokens, spec.pooled)
+        self._dense = dense
+        self._overlay = overlay
+        self._conversation = conversation
+        self._wall_s = 0.0
+
+    @property
+    def expected(self) -> int | None:
+        """How many frames there will be, estimated; None when nothing tells."""
+        return self._frames.expected
+
+    def take(self, table: LiveTable) -> None:
+        """Push frames, shown in `table`, until one of `EndedBy` ends the stream.
+
+        Raises what ended it before its first frame.
+        """
+        start = time.perf_counter()
+        try:
+            for frame in self._meanwhile():
+                # A frame is in the metrics, the table and the overlay, or in none of them.
+                with command.uninterrupted():
+                    self._push(frame, table)
+                self._give_answers()
+            self.ended_by, self.failure = self._frames.ended_by, self._frames.loss
+        except (KeyboardInterrupt, EngineError) as stop:
+            if not self._metrics.frames:
+                raise
+            self.ended_by = "interrupt"
+            if isinstance(stop, EngineError):
+                self.ended_by, self.failure = "error", stop
+        self._wall_s = time.perf_counter() - start
+
+    def summary(self) -> StreamSummary:
+        """The stream's figures so far."""
+        conversation = self._conversation
+        return self._metrics.summary(
+            wall_s=self._wall_s,
+            prefill_ms=conversation.prefill_ms if conversation is not None else 0.0,
+            broken_frames=self._source.broken,
+            dropped_frames=self._source.dropped,
+            reconnects=self._source.reconnects,
+            oldest_frame_ms=self._source.oldest_ms,
+        )
+
+    def _push(self, frame: Frame, table: LiveTable) -> None:
+        report = self._session.push(frame)
+        if self._dense is not None:
+            self._dense.add(frame, report)
+        self._metrics.add(report)
+        table.count(
+            dropped_frames=self._source.dropped,
+            broken_frames=self._source.broken,
+            reconnects=self._source.reconnects,
+        )
+        table.add(report)
+        if self._overlay is not None:
+            try:
+                self._overlay.add(frame, report)
+            except VideoError:  # closing the overlay raises it again
+                self._overlay = None
+                self._say("the overlay cannot be written on; the stream goes on without it")
+        if self._conversation is not None:
+            self._conversation.frame(report)
+
+    def _meanwhile(self) -> Iterator[Frame]:
+        """The frames; while none is there, questions are asked and answers go on."""
+        conversation = self._conversation
+        while True:
+            if conversation is not None:
+                while not self._frames.wait(0.0 if conversation.answering else TYPED_S):
+                    conversation.advance()
+            try:
+                frame = next(self._frames)
+            except StopIteration:
+                return
+            yield frame
+
+    def _give_answers(self) -> None:
+        """Questions due or typed are asked and answered; a few pieces when the source is live."""
+        if self._conversation is not None:
+            for _ in range(PIECES) if self._source.is_live else count():
+                if not self._conversation.advance():
+                    return

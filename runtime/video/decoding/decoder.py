@@ -1,0 +1,116 @@
+"""A decoder: the pictures of one open container. Imports PyAV; see `stc.runtime.video.open`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError, InvalidDataError
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+
+from stc.errors import VideoError
+from stc.runtime.video.decoding.rgb_converter import RgbConverter
+from stc.runtime.video.decoding.streams import choose_stream
+
+LONGEST_DAMAGE = 16
+"""Unreadable places in a row after which the rest of a container counts as lost."""
+
+USUAL_RATE = 25.0
+"""Frames per second assumed of a source that declares none and stamps no frame."""
+
+
+class Decoder:
+    """Pictures of the video stream of `container` that is meant to be seen; owns the container.
+
+    rate: frames per second, None if not declared. period_s: time between frames, estimated.
+    tick_s: unit of the stamps.
+    frames: how many there should be, estimated, None if unknown. frames_counted: the same where
+        the container counts them, None where it does not.
+    borrows: whether pictures lie in the container's own buffers, a camera's for example, which are
+        gone when it is closed; other pictures outlive it.
+    notice: which of several video streams is read, one line; None where there is one.
+    gave_up: whether the rest of the container was unreadable.
+
+    Raises VideoError, with the container closed, when there is no video stream to decode.
+    """
+
+    def __init__(self, container: InputContainer, name: str) -> None:
+        self._container = container
+        try:
+            self._stream, self.notice = choose_stream(container, name)
+        except VideoError:
+            container.close()
+            raise
+        self._converter = RgbConverter()
+        self.borrows = self._stream.codec_context.name == "rawvideo"
+        tick = self._stream.time_base
+        self.tick_s = float(tick) if tick else 0.0
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        self.rate = float(rate) if rate else None
+        self.period_s = 1 / (self.rate or USUAL_RATE)
+        self.frames_counted = self._stream.frames or None
+        self.frames = self.frames_counted or self._estimated_frames()
+        self.gave_up = False
+        self.last_error: FFmpegError | None = None
+
+    def decode_in_parallel(self) -> None:
+        """Pictures are decoded several at a time; call before the first.
+
+        Worth it where most pictures are thrown away. Not the default, because a damaged picture
+        among the last may then hide those behind it, as many as there are CPU cores.
+        """
+        self._stream.thread_type = "AUTO"
+
+    def pictures(self) -> Iterator[VideoFrame | None]:
+        """Each picture in presentation order; None for a picture that could not be decoded.
+
+        Damage the decoder can conceal is not told apart. Raises FFmpegError when the container
+        cannot be read on.
+        """
+        packets = self._container.demux(self._stream)
+        damage = 0
+        while damage < LONGEST_DAMAGE:
+            try:
+                packet = next(packets, None)
+            except InvalidDataError as error:
+                # The error ends the generator, not the container: a new one reads on behind it.
+                packets = self._container.demux(self._stream)
+                damage += 1
+                self.last_error = error
+                yield None
+                continue
+            if packet is None:
+                return
+            damage = 0
+            try:
+                pictures = packet.decode()
+            except FFmpegError as error:
+                self.last_error = error
+                yield None
+                continue
+            yield from pictures
+        self.gave_up = True
+        yield from self._stream.codec_context.decode(None)
+
+    def stamp_s(self, picture: VideoFrame) -> float | None:
+        """The picture's stamp in seconds, from an arbitrary zero; None if it has none."""
+        return None if picture.pts is None else picture.pts * self.tick_s
+
+    def rgb(self, picture: VideoFrame) -> NDArray[np.uint8]:
+        """The picture upright: uint8 [height_px, width_px, 3], contiguous, the caller's own."""
+        return self._converter(picture)
+
+    def close(self) -> None:
+        """The container is released."""
+        self._container.close()
+
+    def _estimated_frames(self) -> int | None:
+        seconds = 0.0
+        if self._stream.duration:
+            seconds = self._stream.duration * self.tick_s
+        elif self._container.duration:
+            seconds = self._container.duration / av.time_base
+        return round(seconds * self.rate) if seconds > 0 and self.rate else None

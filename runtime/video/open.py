@@ -1,0 +1,223 @@
+"""Opening a video: files, cameras and streams by the name a user gives.
+
+Needs no PyAV to be imported; only `open_video` does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from stc.errors import SettingsError, VideoError
+from stc.runtime.video.decoding.declared_size import is_cut_off
+from stc.runtime.video.decoding.libraries import require_av
+from stc.runtime.video.sampler import FrameSampler
+from stc.runtime.video.source.address import (
+    HTTP_SCHEMES,
+    LIVE_SCHEMES,
+    LONGEST_ADDRESS,
+    RTSP_SCHEMES,
+    Address,
+    scheme_of,
+    without_credentials,
+)
+from stc.runtime.video.source.awaited import awaited
+from stc.runtime.video.source.source import Dialling, Reconnection, VideoSource
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+FILE_SCHEMES = (*HTTP_SCHEMES, "file")
+
+_CAMERA = re.compile(r"/dev/(video\d+|v4l/.+)")
+
+
+def open_video(
+    source: str,
+    *,
+    fps: float | None = None,
+    reconnection: Reconnection | None = None,
+    live: bool = False,
+    dialling: Dialling | None = None,
+) -> VideoSource:
+    """`source` opened; close it, or use it in a `with`.
+
+    source: a path, file:// or http(s):// address, read to its end without dropping a frame; or
+        /dev/videoN (V4L2) or an rtsp, rtmp, rtp, tcp, udp or srt address, which are live: the
+        newest frame wins.
+    fps: frames sampled per second by presentation time: for each k/fps the first frame not
+        earlier; None for every frame.
+    reconnection: how long a lost live source is waited for; None for Reconnection().
+    live: an http(s):// address is a camera, and live as those above.
+    dialling: how a live address is opened; None for Dialling().
+
+    User name and password in an address may hold any character.
+
+    Raises SettingsError when fps is not a positive finite number, or `live` or `dialling` say
+    something that this source has no use for; VideoError when PyAV is not installed, or the
+    source cannot be opened or has no video.
+    """
+    # Checked before anything is opened, so that a wrong rate leaves nothing to close.
+    FrameSampler(fps, 0.0)
+    if not source:
+        raise VideoError("--video", "got nothing", "a file, /dev/videoN or an rtsp:// address")
+    require_av()
+    scheme = scheme_of(source)
+    if scheme is not None and len(source) > LONGEST_ADDRESS:
+        got = f"an address of {len(source)} characters"
+        raise VideoError("--video", got, f"{LONGEST_ADDRESS} at most", "shorten it")
+    if live and scheme not in HTTP_SCHEMES:
+        raise SettingsError("--live", "given", "an http:// or https:// --video", "leave it out")
+    if scheme is None:
+        live = _is_camera(source)
+    elif scheme in LIVE_SCHEMES:
+        live = True
+    elif scheme not in FILE_SCHEMES:
+        raise VideoError(
+            without_credentials(source),
+            f"unknown address {scheme}://",
+            f"a file, /dev/videoN or one of {', '.join((*LIVE_SCHEMES, *FILE_SCHEMES))}",
+        )
+    if scheme not in (None, "file") and Address.of(source).port == 0:
+        mend = "correct what stands behind the host, or escape the password in front of it"
+        raise VideoError(without_credentials(source), "no such port", "1 to 65535", mend)
+    dialling = dialling or Dialling()
+    _check_use(dialling, scheme, live=live)
+    if live:
+        return _open_live(source, scheme, fps, reconnection or Reconnection(), dialling)
+    if scheme in HTTP_SCHEMES:
+        return _open_remote(source, fps)
+    return _open_file(local_path(source), fps)
+
+
+def local_path(source: str) -> str:
+    """The path that a file:// address means; any other `source` as it is."""
+    if source.lower().startswith("file://"):
+        return url2pathname(urlsplit(source).path)
+    return source
+
+
+def _check_use(dialling: Dialling, scheme: str | None, *, live: bool) -> None:
+    """Raises SettingsError for what `dialling` says and the source has no use for."""
+    transport = dialling.rtsp_transport
+    if transport is not None and scheme not in RTSP_SCHEMES:
+        raise SettingsError("--rtsp-transport", "given", "an rtsp:// --video", "leave it out")
+    if transport == "udp" and scheme == "rtsps":
+        raise SettingsError("--rtsp-transport", "got udp", "tcp, which carries rtsps://")
+    if dialling.probe_s is not None and (scheme is None or not live):
+        raise SettingsError("--probe-s", "given", "a live address as --video", "leave it out")
+
+
+def _open_live(
+    source: str,
+    scheme: str | None,
+    fps: float | None,
+    reconnection: Reconnection,
+    dialling: Dialling,
+) -> VideoSource:
+    import av
+
+    from stc.runtime.video.live import LiveVideo
+    from stc.runtime.video.network import NetworkOpener
+
+    def camera() -> InputContainer:
+        return av.open(source, "r", format="v4l2")
+
+    opener: Callable[[], InputContainer] = camera
+    if scheme is not None:
+        opener = NetworkOpener(Address.of(source), without_credentials(source), dialling)
+    else:
+        _check_camera(source)
+    return LiveVideo(opener, source, fps=fps, reconnection=reconnection)
+
+
+def _open_file(path: str, fps: float | None) -> VideoSource:
+    """Raises VideoError, which tells a file that was cut off from one that is no video."""
+    try:
+        return _read_file(path, fps)
+    except VideoError as error:
+        if not is_cut_off(path):
+            raise
+        raise VideoError(
+            without_credentials(path),
+            "cut off, and what is left cannot be read",
+            mend="copy or record it again",
+        ) from error
+
+
+def _read_file(path: str, fps: float | None) -> VideoSource:
+    import av
+    from av.error import FFmpegError
+
+    from stc.runtime.video.file import VideoFile
+    from stc.runtime.video.source.errors import unreadable
+
+    _check_path(path)
+    # The prefix keeps libav from reading "12:30.mp4" as an address of scheme 12.
+    opener: Callable[[], InputContainer] = partial(av.open, f"file:{path}", "r")
+    # A pipe or a device may let whoever opens it wait for ever.
+    waits = not Path(path).is_file()
+    try:
+        container = awaited(opener) if waits else opener()
+    except FFmpegError as error:
+        raise unreadable(without_credentials(path), error) from error
+    _refuse_text(container, path)
+    return VideoFile(container, path, fps=fps, waits=waits)
+
+
+def _open_remote(source: str, fps: float | None) -> VideoSource:
+    from stc.runtime.video.file import VideoFile
+    from stc.runtime.video.network import open_remote
+
+    container = awaited(partial(open_remote, Address.of(source), without_credentials(source)))
+    _refuse_text(container, source)
+    return VideoFile(container, source, fps=fps, waits=True)
+
+
+def _refuse_text(container: InputContainer, source: str) -> None:
+    """Raises VideoError, with `container` closed, when it is plain text.
+
+    libav plays that as a terminal recording.
+    """
+    if container.format.name == "tty":
+        container.close()
+        name = without_credentials(source)
+        raise VideoError(name, "a text file", "a video", "name the file of the video")
+
+
+def _check_path(path: str) -> None:
+    """Raises VideoError when `path` cannot be a video, in better words than libav's."""
+    try:
+        status = Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        mend = f"a camera is: --video /dev/video{path}" if path.isdecimal() else "check the path"
+        raise VideoError(path, "no such file", mend=mend) from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise VideoError(path, f"cannot be opened ({why})", "a video file") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise VideoError(path, "a folder", "a video file", "name a file inside it")
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+        raise VideoError(path, "an empty file", "a video", "copy or record it again")
+
+
+def _is_camera(path: str) -> bool:
+    """Whether `path` is a camera, or a link to one such as udev rules make."""
+    if "\0" in path:
+        return False
+    places = (path, os.path.realpath(path))
+    return any(_CAMERA.fullmatch(place) is not None for place in places)
+
+
+def _check_camera(path: str) -> None:
+    if not Path(path).exists():
+        found = sorted(str(device) for device in Path("/dev").glob("video*"))
+        mend = f"cameras here: {', '.join(found)}" if found else "no camera is connected here"
+        raise VideoError(path, "no such device", mend=mend)

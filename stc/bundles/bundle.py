@@ -1,0 +1,316 @@
+"""A bundle on disk, opened only when it is whole.
+
+Every file the manifest lists is there with its size when it is opened, and has its sha256 when it
+is used; no other file of it is opened (`stc.bundles.files`).
+
+Knows nothing of how graphs are made or run; `stc.bundles.writer` makes bundles appear.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+import stc
+from stc.bundles.conformity import check_conformity
+from stc.bundles.files import BundleFiles, led_out, real_place, sha256
+from stc.bundles.pinned_folder import PinnedFolder
+from stc.errors import BundleError, SettingsError
+from stc.manifest import (
+    MANIFEST,
+    MOST_MANIFEST_BYTES,
+    SCHEMA_VERSION,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    Provenance,
+    Weights,
+    first_mistake,
+)
+from stc.onnx_files.graph_check import MOST_GRAPH_BYTES, GraphRefusedError, check_graph, too_long
+from stc.onnx_files.operators import GraphKind
+
+PARTIAL = ".stc-partial"
+"""How the name of a directory ends in which a bundle is still being written."""
+REPLACED = ".stc-replaced"
+"""What follows the name of a bundle that was moved aside, then perhaps a number."""
+
+MOST_COMPANION_BYTES = 256 << 20
+"""Of a file of the checkpoint's own, as at export; a large tokenizer has some 30 MB."""
+
+OPENINGS = 5
+"""How often opening starts over when the bundle is replaced meanwhile."""
+RENAMING_S = 0.5
+"""How long a bundle may be gone that is being replaced where directories cannot be exchanged."""
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph that was checked, and how to load it.
+
+    content: its bytes. path: where it stands, for what must open it by itself; tensors that it
+    does not hold lie beside it.
+    """
+
+    content: bytes
+    path: Path
+    files: BundleFiles
+    names: tuple[str, ...]
+
+    def check_unchanged(self) -> None:
+        """What was loaded meanwhile are the bytes that were verified. Raises BundleError."""
+        self.files.check_unchanged(self.names)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files are those of its manifest when they are used; made by `Bundle.open`.
+
+    It goes on with the directory it opened, also when another bundle takes its place.
+    """
+
+    root: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path | str, *, whole: bool = True) -> Bundle:
+        """The bundle at `path`.
+
+        One that is replaced meanwhile is the old one or the new one. Raises BundleError, one line,
+        when the directory is missing or no bundle, its manifest is of a newer schema, invalid or at
+        odds with itself, or, unless it need not be `whole`, a file is missing, truncated or outside
+        it. A file that was altered is refused when it is used.
+        """
+        root = Path(path)
+        for _ in range(OPENINGS):
+            folder = _pinned(root)
+            try:
+                bundle = cls(root, _read_manifest(root, folder))
+                files = bundle._files(folder)
+                if whole:
+                    files.check_places()
+            except BundleError:
+                if folder.stands():
+                    raise
+                continue
+            vars(bundle)["files"] = files
+            return bundle
+        got = "was replaced again and again while it was opened"
+        raise BundleError(root, got, "", "run the command again")
+
+    @cached_property
+    def files(self) -> BundleFiles:
+        """The door to its files. Raises OSError when there is no such directory."""
+        return self._files(PinnedFolder(self.root))
+
+    def graph(self, name: str, kind: GraphKind = "graphs") -> GraphFile:
+        """Graph `name` of the manifest's field `kind`, which may be handed to a runtime.
+
+        Raises BundleError when there is no such graph, when it or a file its tensors lie in is
+        not as the manifest says, or when it is no graph of the kind (`stc.onnx_files.graph_check`).
+        """
+        entry = self._graph(name, kind).file
+        folder, _, _ = entry.path.rpartition("/")
+        beside = f"{folder}/" if folder else ""
+        sizes = {
+            path.removeprefix(beside): size
+            for path, size in self.files.sizes.items()
+            if path.startswith(beside)
+        }
+        language = self.manifest.language
+        try:
+            if entry.size_bytes > MOST_GRAPH_BYTES:
+                raise too_long(entry.size_bytes)
+            content = self.files.read(entry.path)
+            places = check_graph(
+                content,
+                kind,
+                sizes,
+                group=self.manifest.int4_group,
+                positions=language.most_positions if language else 0,
+            )
+        except GraphRefusedError as error:
+            raise BundleError(
+                self.root / entry.path, error.got, error.expected, self._again
+            ) from error
+        names = (entry.path, *(f"{beside}{place}" for place in sorted(places)))
+        graph = GraphFile(content, self.files.place(entry.path), self.files, names)
+        # A file cut short since would kill the process that maps it.
+        graph.check_unchanged()
+        return graph
+
+    def read(self, path: str) -> bytes:
+        """The bytes of the listed file `path`, which are those the manifest's digest is of.
+
+        Raises BundleError when the manifest lists no such file, or its bytes are others.
+        """
+        return self.files.read(path)
+
+    def companions(self) -> dict[str, bytes]:
+        """The checkpoint's own files, by name; a few MB, tokenizer and templates among them.
+
+        Raises BundleError as `read`, and when one has more than MOST_COMPANION_BYTES.
+        """
+        files = [file for file in self.manifest.files if "/" not in file.path]
+        for file in files:
+            if file.size_bytes > MOST_COMPANION_BYTES:
+                got, expected = (
+                    f"has {file.size_bytes:,} bytes",
+                    f"at most {MOST_COMPANION_BYTES:,}",
+                )
+                raise BundleError(self.root / file.path, got, expected, self._again)
+        return {file.path: self.read(file.path) for file in files}
+
+    def _graph(self, name: str, kind: GraphKind = "graphs") -> GraphEntry:
+        graphs: Mapping[str, GraphEntry] = getattr(self.manifest, kind)
+        if name not in graphs:
+            raise BundleError(self.root, f"has no graph {name!r}", "", self._again)
+        return graphs[name]
+
+    def _files(self, folder: PinnedFolder) -> BundleFiles:
+        made = self.manifest
+        kinds = (made.graphs, made.fused_graphs, made.int4_graphs)
+        graphs = [graph.file for kind in kinds for graph in kind.values()]
+        mend = f"copy the bundle again, or {self._again}"
+        return BundleFiles(self.root, folder, [*graphs, *made.files], mend)
+
+    @property
+    def _again(self) -> str:
+        return export_again(self.root, self.manifest.provenance)
+
+
+def file_entry(root: Path, path: str) -> FileEntry:
+    """The entry of the file that stands at `path` below `root` now. Raises OSError."""
+    file = root / path
+    return FileEntry(path=path, sha256=sha256(file), size_bytes=file.stat().st_size)
+
+
+def moved_aside(place: Path) -> dict[int, Path]:
+    """What writers moved aside that replaced a bundle at `place`, numbered, the latest last."""
+    start = f".{place.name}{REPLACED}"
+    ends = {
+        beside.name.removeprefix(start).removeprefix("-") or "0": beside
+        for beside in place.parent.iterdir()
+        if beside.name.startswith(start)
+    }
+    return dict(sorted((int(end), beside) for end, beside in ends.items() if end.isdecimal()))
+
+
+def export_again(root: Path, made: Provenance | None = None) -> str:
+    """What to tell a user whose bundle at `root`, `made` so, must be replaced."""
+    words = ["stc-export", "--model"]
+    if made is None:
+        words.append("MODEL")
+    else:
+        words.append(made.model)
+        size = made.checkpoint.partition(" ")[0]
+        source: dict[Weights, list[str]] = {
+            "checkpoint": ["--checkpoint", made.checkpoint],
+            "random": ["--random-weights", size.removeprefix("llava-ov-")],
+            "demo": [],
+        }
+        words += [*source[made.weights], "--precision", made.precision]
+    return f"export again with: {shlex.join([*words, '--output', str(root), '--force'])}"
+
+
+def _pinned(root: Path) -> PinnedFolder:
+    """The directory at `root`, held open. Raises BundleError."""
+    end = time.monotonic() + RENAMING_S
+    while True:
+        try:
+            return PinnedFolder(root)
+        except FileNotFoundError as error:
+            aside = _aside(root)
+            if aside and time.monotonic() < end:
+                time.sleep(0.01)
+                continue
+            mend = f"make one with: stc-export --model MODEL --output {shlex.quote(str(root))}"
+            if aside:
+                there = shlex.join(["mv", str(aside), os.path.realpath(root)])
+                mend = f"an export was killed while replacing it: restore the old one with: {there}"
+            raise BundleError(root, "no such directory", "a bundle", mend) from error
+        except BlockingIOError as error:
+            if time.monotonic() < end:
+                time.sleep(0.01)
+                continue
+            raise BundleError(root, "is being replaced", "", "run the command again") from error
+        except NotADirectoryError as error:
+            mend = "pass its directory"
+            raise BundleError(root, "is a file", "a bundle's directory", mend) from error
+        except OSError as error:
+            got = f"cannot be read ({error.strerror})"
+            raise BundleError(root, got, "", "make it readable") from error
+
+
+def _aside(root: Path) -> Path | None:
+    """The bundle that was moved aside from `root` last."""
+    place = Path(os.path.realpath(root))
+    try:
+        return next(reversed(moved_aside(place).values()), None)
+    except OSError:  # there is no such folder, or it cannot be listed
+        return None
+
+
+def _read_manifest(root: Path, folder: PinnedFolder) -> Manifest:
+    """The manifest of the bundle at `root`, read from `folder`. Raises BundleError."""
+    file = root / MANIFEST
+    if os.path.realpath(root).endswith(PARTIAL):
+        got = "is what an interrupted export left behind"
+        raise BundleError(root, got, "a bundle", "export again to the same --output")
+    try:
+        if not (folder.path / MANIFEST).is_file():
+            got = f"is not a bundle, it has no {MANIFEST}"
+            raise BundleError(root, got, "", "pass a directory of stc-export, or copy it again")
+        place = real_place(folder, MANIFEST)
+        if place is None:
+            raise led_out(root, file)
+        with place.open("rb") as stream:
+            content = stream.read(MOST_MANIFEST_BYTES + 1)
+    except OSError as error:
+        mend = "make it readable"
+        raise BundleError(file, f"cannot be read ({error.strerror})", "", mend) from error
+    if len(content) > MOST_MANIFEST_BYTES:
+        expected = f"at most {MOST_MANIFEST_BYTES:,}"
+        raise BundleError(file, "has too many bytes", expected, export_again(root))
+    try:
+        document = from_json(content)
+    except ValueError as error:
+        mend = f"copy it again, or delete {root} and {export_again(root)}"
+        raise BundleError(file, f"is not JSON ({error})", "", mend) from error
+    mend = export_again(root, _provenance(document))
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    # Before anything else: the other fields of a newer schema mean nothing here.
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BundleError(
+            file,
+            f"has schema version {version}",
+            f"at most {SCHEMA_VERSION} by stc {stc.__version__}",
+            f"upgrade stc, or {mend}",
+        )
+    try:
+        manifest = Manifest.model_validate_json(content, strict=True)
+        _ = manifest.default_settings  # asked for here, so that no command trips over it later
+    except ValidationError as error:
+        raise BundleError(file, first_mistake(error), "", mend) from error
+    except SettingsError as error:
+        raise BundleError(file, f"default settings: {error}", "", mend) from error
+    check_conformity(manifest, file, mend)
+    return manifest
+
+
+def _provenance(document: object) -> Provenance | None:
+    """What a manifest that may be invalid or newer says of its making, if it can be read."""
+    if not isinstance(document, dict):
+        return None
+    try:
+        return Provenance.model_validate(document.get("provenance"))
+    except ValidationError:
+        return None

@@ -1,0 +1,126 @@
+"""What of a directory is a bundle's: what its manifest lists, and the engines built from it.
+
+Decides what a bundle that is replaced takes with it. A manifest need not be valid for that, nor of
+this stc's schema: bundles of every stc list files alike.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from stc.bundles.engine_folder import ENGINES, is_own, listed_engines
+from stc.manifest import GRAPHS, MANIFEST, FileEntry
+
+WRITING = ".lock"
+"""A bundle's lock while it is written."""
+_GRAPH_FIELDS = ("graphs", "fused_graphs", "int4_graphs")
+
+
+class BundleContents:
+    """The bundle at `root`, valid or not.
+
+    listed: the files that its manifest lists, itself included; empty when there is no manifest, or
+        none of a bundle. Raises OSError.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.listed = _listed(root / MANIFEST)
+
+    def foreign(self) -> str | None:
+        """A file or folder below the root that is not the bundle's, if there is one."""
+        found = (path for path, own in self._walk() if not own)
+        return next(found, None)
+
+    def remove(self) -> None:
+        """The bundle's own files are gone, and with them every folder that was left empty.
+
+        The manifest goes last: stopped in between, it can be gone on with. Raises OSError.
+        """
+        if not self.listed:
+            _remove_if_empty(self._root)
+            return
+        folders: list[Path] = []
+        files: list[Path] = []
+        for path, own in self._walk():
+            place = self._root / path
+            if own:
+                (folders if _is_folder(place) else files).append(place)
+        # Lists go after what they list.
+        for file in sorted(files, key=lambda file: file.suffix == ".json"):
+            if file != self._root / MANIFEST:
+                file.unlink()
+        for folder in reversed(folders):
+            _remove_if_empty(folder)
+        (self._root / MANIFEST).unlink(missing_ok=True)
+        _remove_if_empty(self._root)
+
+    def _walk(self) -> Iterator[tuple[str, bool]]:
+        """Every path below the root and whether it is the bundle's, folders first."""
+        above = {str(parent) for path in self.listed for parent in Path(path).parents}
+        for folder, folders, files in os.walk(self._root, onerror=_raise):
+            within = Path(folder).relative_to(self._root)
+            engines = within.parts[:1] == (ENGINES,) and len(within.parts) == 2
+            names = listed_engines(Path(folder)) if engines else set[str]()
+            for name in sorted(folders):
+                path = str(within / name)
+                place = self._root / path
+                targets = within == Path(ENGINES) or path in (ENGINES, GRAPHS)
+                yield path, (targets or path in above) and not place.is_symlink()
+            for name in sorted(files):
+                path = str(within / name)
+                own = path in self.listed or path == WRITING
+                yield path, own or (engines and is_own(name, names))
+
+
+def _listed(manifest: Path) -> frozenset[str]:
+    if manifest.is_symlink() or not manifest.is_file():
+        return frozenset()
+    try:
+        document = from_json(manifest.read_bytes())
+    except ValueError:
+        return frozenset()
+    if not isinstance(document, dict) or not isinstance(document.get("graphs"), dict):
+        return frozenset()
+    graphs = [
+        entry.get("file")
+        for field in _GRAPH_FIELDS
+        if isinstance(kind := document.get(field), dict)
+        for entry in kind.values()
+        if isinstance(entry, dict)
+    ]
+    files = document.get("files")
+    paths = {path for entry in graphs if (path := _path(entry)) is not None}
+    if not paths:  # a manifest of something else
+        return frozenset()
+    paths |= {
+        path
+        for entry in (files if isinstance(files, list) else ())
+        if (path := _path(entry)) is not None
+    }
+    return frozenset({*paths, MANIFEST})
+
+
+def _path(entry: object) -> str | None:
+    try:
+        return FileEntry.model_validate(entry).path
+    except ValidationError:
+        return None
+
+
+def _is_folder(place: Path) -> bool:
+    return place.is_dir() and not place.is_symlink()
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _raise(error: OSError) -> None:
+    raise error

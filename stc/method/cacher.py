@@ -1,0 +1,207 @@
+"""STC-Cacher in numpy (arXiv 2512.00891, section 3.2): the oracle other implementations equal.
+
+One pure function per graph of `stc.contracts`, and `forward`, which runs a frame through all of
+them. What a stream remembers is `References`, handed in and handed out. Everything is computed
+in the dtype of the weights, float32 or float64; clarity comes before speed.
+
+Knows nothing of ONNX, engines or streams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.method.weights import (
+    ACTIVATIONS,
+    BlockWeights,
+    EmbedWeights,
+    ProjectorWeights,
+    TowerWeights,
+)
+from stc.settings import Selection
+
+Array = NDArray[Any]
+Indices = NDArray[np.int64]
+
+COSINE_EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class BlockReference:
+    """One block's part of a reference frame: key and value [H, T, d], residual [T, C].
+
+    The residual is attention output plus MLP output.
+    """
+
+    key: Array
+    value: Array
+    residual: Array
+
+
+References = tuple[BlockReference, ...]
+"""A reference frame as later frames see it, one entry per block."""
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """A frame's way through the tower.
+
+    hidden_states: [T, C] after the embedding and after every block, L + 1 in all.
+    indices: per block the tokens recomputed, ascending; all T on a reference frame.
+    references: for the next frames; on a reuse frame the very ones handed in.
+    """
+
+    hidden_states: tuple[Array, ...]
+    indices: tuple[Indices, ...]
+    references: References
+
+
+def forward(
+    weights: TowerWeights,
+    pixel_values: Array,
+    references: References | None = None,
+    *,
+    count: int | None = None,
+    selection: Selection = "layerwise",
+) -> ForwardResult:
+    """The frame `pixel_values` [3, Hpx, Wpx] has passed all blocks.
+
+    Without `references` it is a reference frame: all tokens are computed. With them it is a reuse
+    frame: every block recomputes its own `count` = M tokens (`layerwise`), or all blocks
+    recompute those that block 0 selects (`shared`). None recomputes all T.
+    """
+    hidden = embed(weights.embed, pixel_values)
+    everything = np.arange(len(hidden), dtype=np.int64)
+    hidden_states = [hidden]
+    chosen: list[Indices] = []
+    fresh: list[BlockReference] = []
+    for number, block in enumerate(weights.blocks):
+        reference = blank_reference(block, hidden) if references is None else references[number]
+        key, score = keys(block, hidden, reference.key)
+        if references is None or count is None:
+            indices = everything
+        elif selection == "shared" and chosen:
+            indices = chosen[0]
+        else:
+            indices = select(score, count)
+        hidden, value, residual = update(
+            block, hidden, key, reference.value, reference.residual, indices
+        )
+        hidden_states.append(hidden)
+        chosen.append(indices)
+        fresh.append(BlockReference(key, value, residual))
+    return ForwardResult(
+        tuple(hidden_states), tuple(chosen), tuple(fresh) if references is None else references
+    )
+
+
+def blank_reference(block: BlockWeights, hidden: Array) -> BlockReference:
+    """A reference of the right shapes for a frame that recomputes every token and so reads none."""
+    heads = np.zeros_like(split_heads(hidden, block.heads))
+    return BlockReference(key=heads, value=heads, residual=np.zeros_like(hidden))
+
+
+def embed(weights: EmbedWeights, pixel_values: Array) -> Array:
+    """pixel_values [3, Hpx, Wpx] -> hidden [T, C]; what does not fill a patch is cut off."""
+    width, channels, patch, _ = weights.patch.shape
+    rows, columns = (size // patch for size in pixel_values.shape[1:])
+    pixels = pixel_values[:, : rows * patch, : columns * patch].astype(weights.patch.dtype)
+    patches = pixels.reshape(channels, rows, patch, columns, patch).transpose(1, 3, 0, 2, 4)
+    flat = patches.reshape(rows * columns, channels * patch * patch)
+    hidden: Array = flat @ weights.patch.reshape(width, -1).T + weights.bias + weights.position
+    return hidden
+
+
+def keys(weights: BlockWeights, hidden: Array, ref_key: Array) -> tuple[Array, Array]:
+    """hidden [T, C], ref_key [H, T, d] -> key [H, T, d], score float32 [T].
+
+    The score is the cosine of a token's key to its reference, over all of C.
+    """
+    key = split_heads(weights.key(weights.norm1(hidden)), weights.heads)
+    dot = (key * ref_key).sum(axis=(0, 2))
+    length = np.sqrt((key * key).sum(axis=(0, 2))) * np.sqrt((ref_key * ref_key).sum(axis=(0, 2)))
+    return key, (dot / np.maximum(length, COSINE_EPS)).astype(np.float32)
+
+
+def select(score: Array, count: int) -> Indices:
+    """score [T], count = M -> indices [M] of the lowest, ascending; of equals the lower index.
+
+    Raises ValueError unless 1 <= M <= T.
+    """
+    if not 1 <= count <= len(score):
+        raise ValueError(f"cannot select {count} of {len(score)} tokens")
+    return np.sort(np.argsort(score, kind="stable")[:count]).astype(np.int64)
+
+
+def update(
+    weights: BlockWeights,
+    hidden: Array,
+    key: Array,
+    ref_value: Array,
+    ref_residual: Array,
+    indices: Indices,
+) -> tuple[Array, Array, Array]:
+    """One block on the M tokens of `indices`; the others move by their reference's residual.
+
+    hidden [T, C], key and ref_value [H, T, d], ref_residual [T, C], indices [M]
+    -> hidden_out [T, C], value [H, T, d], residual [T, C]. No input is written to.
+    """
+    rows = hidden[indices]
+    normed = weights.norm1(rows)
+    query = split_heads(weights.query(normed), weights.heads)
+    value = ref_value.copy()
+    value[:, indices] = split_heads(weights.value(normed), weights.heads)
+    scale = float(key.shape[2]) ** -0.5
+    attended = softmax(query @ key.transpose(0, 2, 1) * scale) @ value
+    attention = weights.out(attended.transpose(1, 0, 2).reshape(rows.shape))
+    activation = ACTIVATIONS[weights.activation]
+    mlp = weights.fc2(activation(weights.fc1(weights.norm2(rows + attention))))
+    residual = ref_residual.copy()
+    residual[indices] = attention + mlp
+    return hidden + residual, value, residual
+
+
+def project(weights: ProjectorWeights, hidden: Array) -> Array:
+    """hidden [T, C] -> tokens [n, D]: the two-layer projector on all T, then bilinear pooling.
+
+    T must be a square.
+    """
+    activation = ACTIVATIONS[weights.activation]
+    projected = weights.linear_2(activation(weights.linear_1(hidden)))
+    pooling = pooling_matrix(round(len(hidden) ** 0.5)).astype(projected.dtype)
+    tokens: Array = pooling @ projected
+    return tokens
+
+
+def pooling_matrix(side: int) -> NDArray[np.float32]:
+    """Bilinear resize (align_corners False) of side x side to half of it, rounded up: [n, T]."""
+    pooled = -(-side // 2)
+    # torch's interpolate rounds the step and the place to float32, and nothing between them.
+    step = float(np.float32(side / pooled))
+    place = np.maximum((np.arange(pooled) + 0.5) * step - 0.5, 0).astype(np.float32)
+    lower = place.astype(np.int64)
+    upper = np.minimum(lower + 1, side - 1)
+    share = place - lower.astype(np.float32)
+    axis = np.zeros((pooled, side), np.float32)
+    np.add.at(axis, (np.arange(pooled), lower), 1 - share)
+    np.add.at(axis, (np.arange(pooled), upper), share)
+    matrix: NDArray[np.float32] = np.kron(axis, axis)
+    return matrix
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    """[tokens, C] -> [H, tokens, d]."""
+    tokens, width = x.shape
+    split: Array = x.reshape(tokens, heads, width // heads).transpose(1, 0, 2)
+    return split
+
+
+def softmax(logits: Array) -> Array:
+    """Softmax over the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    shares: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return shares

@@ -1,0 +1,480 @@
+"""The `stc` family: the graphs of STC-Cacher and STC-Pruner (arXiv 2512.00891), and how frames run
+through them.
+
+The one place that says how a frame goes: a reference frame computes every token and leaves keys,
+values and residuals behind; a reuse frame computes fresh keys, recomputes the M tokens whose keys
+changed most and takes the rest from the references, which it does not change. Each kind of frame is
+a Program (`stc.program`); what runs, compares, builds or measures graphs reads those.
+
+Shapes use the alphabet of `stc.contracts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.contracts import (
+    COUNT,
+    FRAME_MEAN,
+    HIDDEN,
+    HIDDEN_OUT,
+    HISTORY_COUNT,
+    HISTORY_MEAN,
+    INDICES,
+    KEPT,
+    KEPT_INDICES,
+    KEY,
+    PIXEL_VALUES,
+    REF_KEY,
+    REF_RESIDUAL,
+    REF_VALUE,
+    RESIDUAL,
+    SCORE,
+    TOKENS,
+    VALUE,
+    Contract,
+    Port,
+    memory_width,
+)
+from stc.manifest import Precision, VisionSpec
+from stc.method.difference import ranked_means, selection_gap
+from stc.method.pruner import novelty
+from stc.ports import GraphPorts, contract_ports
+from stc.precision import NETWORK_DTYPES
+from stc.program import Arrays, Buffer, Call, Program, Role
+from stc.settings import SCORINGS, Scoring, Selection, Settings
+
+FrameKind = Literal["reference", "reuse"]
+
+EMBED = "embed"
+SELECT = "select"
+PROJECT = "project"
+
+VISION, PROJECTING, PRUNING = "vision", "project", "prune"
+"""What a frame's time is counted as."""
+
+
+def keys_graph(block: int) -> str:
+    """Name of block `block`'s keys graph."""
+    return f"keys_{block:02d}"
+
+
+def update_graph(block: int) -> str:
+    """Name of block `block`'s update graph."""
+    return f"update_{block:02d}"
+
+
+def prune_graph(scoring: Scoring) -> str:
+    """Name of the prune graph of `scoring`."""
+    return f"prune_{scoring.replace('-', '_')}"
+
+
+PRUNERS = tuple(map(prune_graph, SCORINGS))
+"""Graphs of which a stream runs one or none."""
+
+
+def indices_of(block: int) -> str:
+    """The buffer of the tokens that a reuse frame recomputes in block `block`."""
+    return f"{INDICES}_{block:02d}"
+
+
+_HIDDEN = ("T", "C")
+_HEADS = ("H", "T", "d")
+_COUNT = Port(COUNT, ("1",), "int64")
+
+EMBED_CONTRACT = Contract(
+    (Port(PIXEL_VALUES, ("3", "Hpx", "Wpx")),),
+    (Port(HIDDEN, _HIDDEN),),
+)
+KEYS_CONTRACT = Contract(
+    (Port(HIDDEN, _HIDDEN), Port(REF_KEY, _HEADS)),
+    (Port(KEY, _HEADS), Port(SCORE, ("T",), "float32")),
+)
+SELECT_CONTRACT = Contract(
+    (Port(SCORE, ("T",), "float32"), _COUNT),
+    (Port(INDICES, ("M",), "int64"),),
+)
+UPDATE_CONTRACT = Contract(
+    (
+        Port(HIDDEN, _HIDDEN),
+        Port(KEY, _HEADS),
+        Port(REF_VALUE, _HEADS),
+        Port(REF_RESIDUAL, _HIDDEN),
+        Port(INDICES, ("M",), "int64"),
+    ),
+    (Port(HIDDEN_OUT, _HIDDEN), Port(VALUE, _HEADS), Port(RESIDUAL, _HIDDEN)),
+)
+PROJECT_CONTRACT = Contract(
+    (Port(HIDDEN, _HIDDEN),),
+    (Port(TOKENS, ("n", "D")),),
+)
+PRUNE_CONTRACT = Contract(
+    (
+        Port(TOKENS, ("n", "D")),
+        Port(HISTORY_MEAN, ("P",), "float32"),
+        Port(HISTORY_COUNT, ("1",), "float32"),
+        _COUNT,
+    ),
+    (
+        Port(KEPT, ("k", "D")),
+        Port(KEPT_INDICES, ("k",), "int64"),
+        Port(FRAME_MEAN, ("P",), "float32"),
+    ),
+)
+"""`count` (M of `select`, k of `prune`) is an input with a default value: ONNX Runtime may
+override it per call, a TensorRT parser sees the constant its TopK needs."""
+
+
+def vision_graphs(blocks: int) -> dict[str, Contract]:
+    """Every graph of the family with `blocks` = L, in running order."""
+    graphs: dict[str, Contract] = {EMBED: EMBED_CONTRACT, SELECT: SELECT_CONTRACT}
+    for block in range(blocks):
+        graphs[keys_graph(block)] = KEYS_CONTRACT
+        graphs[update_graph(block)] = UPDATE_CONTRACT
+    graphs[PROJECT] = PROJECT_CONTRACT
+    for scoring in SCORINGS:
+        graphs[prune_graph(scoring)] = PRUNE_CONTRACT
+    return graphs
+
+
+def vision_ports(spec: VisionSpec, precision: Precision) -> dict[str, GraphPorts]:
+    """The ports of every graph of a model, by name, in running order; M and k stay free."""
+    memories = {
+        prune_graph(scoring): memory_width(scoring, spec.language_width) for scoring in SCORINGS
+    }
+    return {
+        name: contract_ports(contract, {**_sizes(spec), "P": memories.get(name, 0)}, precision)
+        for name, contract in vision_graphs(spec.blocks).items()
+    }
+
+
+def frame_program(
+    spec: VisionSpec, precision: Precision, settings: Settings, kind: FrameKind
+) -> Program:
+    """A frame of `kind`, which names it, from PIXEL_VALUES to what is kept of it.
+
+    Its inputs are PIXEL_VALUES and, where not all tokens are kept, HISTORY_MEAN and HISTORY_COUNT;
+    its results KEPT, KEPT_INDICES and FRAME_MEAN, else TOKENS, and of a reuse frame the indices of
+    block 0. Raises SettingsError for a budget over n.
+    """
+    kept = settings.kept(spec.pooled)
+    writer = _Writer(spec, precision)
+    frame = _Frame(
+        recomputed=settings.recomputed(spec.tokens) if kind == "reuse" else None,
+        selection=settings.selection,
+    )
+    writer.embed(frame)
+    for block in range(spec.blocks):
+        writer.block(frame, block)
+    if kept == spec.pooled:
+        writer.project(frame, "result")
+    else:
+        writer.project(frame)
+        width = memory_width(settings.pruner, spec.language_width)
+        mean = writer.buffer(HISTORY_MEAN, (width,), "float32", "input")
+        count = writer.buffer(HISTORY_COUNT, (1,), "float32", "input")
+        writer.prune(frame, settings.pruner, kept, mean, count, "")
+    return writer.program(kind)
+
+
+def stream_programs(spec: VisionSpec, precision: Precision, settings: Settings) -> list[Program]:
+    """The programs of a stream of `settings`, named by their kind of frame; raises as
+    `frame_program`."""
+    kinds: tuple[FrameKind, ...] = ("reuse", "reference")
+    if settings.reference_interval == 1:
+        kinds = ("reference",)
+    return [frame_program(spec, precision, settings, kind) for kind in kinds]
+
+
+def check_program(
+    spec: VisionSpec,
+    precision: Precision,
+    recomputed: Sequence[int],
+    kept: Sequence[int] = (),
+    selection: Selection = "layerwise",
+) -> Program:
+    """A reference frame and reuse frames of it, one for each M of `recomputed`, block by block.
+
+    Then every pruner keeps each k of `kept` of the first two frames, the second with the first in
+    its memory. So every graph runs on what it will see, at every size. The inputs are PIXEL_VALUES
+    of the reference frame and CHANGED_PIXELS of the others; the results TOKENS of each frame.
+    """
+    writer = _Writer(spec, precision)
+    frames = [_Frame(None, selection)]
+    frames += [_Frame(count, selection, f"{count}.", CHANGED_PIXELS) for count in recomputed]
+    for frame in frames:
+        writer.embed(frame)
+    for block in range(spec.blocks):
+        for frame in frames:
+            writer.block(frame, block)
+    for frame in frames:
+        writer.project(frame, "result")
+    for scoring in SCORINGS:
+        width = memory_width(scoring, spec.language_width)
+        for count in kept:
+            mean = writer.constant(f"no_mean_{width}", (width,), "float32", 0)
+            for seen, frame in enumerate(frames[:2]):
+                history = writer.constant(f"history_{seen}", (1,), "float32", seen)
+                mark = f"{scoring}.{count}."
+                mean = writer.prune(frame, scoring, count, mean, history, mark)
+    return writer.program("check")
+
+
+CHANGED_PIXELS = "changed_pixels"
+"""Of `check_program`: pixel values of a frame that differs from the reference frame in part."""
+
+
+def changed_frames(spec: VisionSpec, seed: int = 0) -> Arrays:
+    """Inputs of `check_program`: noise, and the same with its upper half changed; float32."""
+    random = np.random.default_rng(seed)
+    side = spec.image_size
+    first = random.uniform(-1, 1, (3, side, side)).astype(np.float32)
+    second = first.copy()
+    second[:, : side // 2] = random.uniform(-1, 1, (3, side // 2, side))
+    return {PIXEL_VALUES: first, CHANGED_PIXELS: second}
+
+
+class Judged(NamedTuple):
+    """One output of a graph, ready to be judged: two arrays to compare, or a choice and its gap.
+
+    gap: by how much a choice misses the best one, in units of what it is ranked by (infinite for
+    indices that are none); None for arrays.
+    """
+
+    output: str
+    expected: NDArray[Any]
+    got: NDArray[Any]
+    gap: float | None = None
+
+
+def judged(graph: str, inputs: Arrays, expected: Arrays, got: Arrays) -> Iterator[Judged]:
+    """The outputs of `graph` for equal `inputs`, as they may be compared.
+
+    Choices are judged by what they were ranked by, since equal ranks may fall either way; what was
+    kept by what was chosen; a mean of ranked channels with ties resolved in its favour.
+    """
+    for name, values in expected.items():
+        found = got[name]
+        if values.shape != found.shape:
+            yield Judged(name, values, found)
+        elif name == INDICES:
+            yield Judged(name, values, found, _gap(inputs[SCORE], found))
+        elif name == KEPT_INDICES:
+            scoring = next(one for one in SCORINGS if prune_graph(one) == graph)
+            seen = float(inputs[HISTORY_COUNT][0])
+            rank = -novelty(scoring, inputs[TOKENS], inputs[HISTORY_MEAN], seen)[0]
+            yield Judged(name, values, found, _gap(rank, found))
+        elif name == KEPT:
+            tokens, chosen = inputs[TOKENS], got[KEPT_INDICES]
+            yield Judged(name, tokens[np.clip(chosen, 0, len(tokens) - 1)], found)
+        elif (graph, name) == (prune_graph("gaussian"), FRAME_MEAN):
+            yield Judged(name, ranked_means(inputs[TOKENS], found), found)
+        else:
+            yield Judged(name, values, found)
+
+
+def macs(spec: VisionSpec, program: Program) -> int:
+    """Multiply-accumulates of the tower's graphs in `program`: the floor under every latency."""
+    one = {EMBED: spec.tokens * spec.width * 3 * spec.patch_size**2}
+    total = 0
+    for call in program.calls:
+        if call.stage != VISION or call.graph == SELECT:
+            continue
+        if call.graph in one:
+            total += one[call.graph]
+        elif INDICES in call.reads:
+            count = call.sizes["M"]
+            total += count * (3 * spec.width**2 + 2 * spec.width * spec.mlp_width)
+            total += 2 * count * spec.tokens * spec.width
+        else:
+            total += spec.tokens * spec.width**2
+    return total
+
+
+def _gap(rank: NDArray[Any], chosen: NDArray[np.int64]) -> float:
+    inside = bool(((chosen >= 0) & (chosen < len(rank))).all())
+    ascending = bool((np.diff(chosen) > 0).all())
+    return selection_gap(rank, chosen) if inside and ascending else float("inf")
+
+
+def _sizes(spec: VisionSpec) -> dict[str, int]:
+    """Sizes of a tower's axes; M and k stay free."""
+    return {
+        "1": 1,
+        "3": 3,
+        "Hpx": spec.image_size,
+        "Wpx": spec.image_size,
+        "T": spec.tokens,
+        "C": spec.width,
+        "H": spec.heads,
+        "d": spec.head_width,
+        "n": spec.pooled,
+        "D": spec.language_width,
+    }
+
+
+@dataclass
+class _Frame:
+    """A frame on its way: of M `recomputed` tokens, or with all computed and its references kept.
+
+    mark: before the names of its own buffers.
+    """
+
+    recomputed: int | None
+    selection: Selection
+    mark: str = ""
+    pixels: str = PIXEL_VALUES
+    hidden: str = ""
+    tokens: str = ""
+    blocks: int = 0
+
+    def other_hidden(self) -> str:
+        """The buffer that its next hidden states go to; they alternate between two."""
+        self.blocks += 1
+        return f"{self.mark}{HIDDEN}_{self.blocks % 2}"
+
+
+@dataclass
+class _Writer:
+    """Writes down the calls of frames."""
+
+    spec: VisionSpec
+    precision: Precision
+    calls: list[Call] = field(default_factory=list)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+
+    def program(self, name: str) -> Program:
+        return Program(name, tuple(self.calls), self.buffers)
+
+    def buffer(
+        self, name: str, shape: tuple[int, ...], dtype: str = "", role: Role = "work"
+    ) -> str:
+        self.buffers.setdefault(name, Buffer(name, shape, dtype or self.network, role))
+        return name
+
+    def constant(
+        self, name: str, shape: tuple[int, ...], dtype: str, value: int | Literal["range"]
+    ) -> str:
+        self.buffers[name] = Buffer(name, shape, dtype or self.network, "constant", value)
+        return name
+
+    @property
+    def network(self) -> str:
+        return str(NETWORK_DTYPES[self.precision])
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return self.spec.tokens, self.spec.width
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        return self.spec.heads, self.spec.tokens, self.spec.head_width
+
+    def call(
+        self, stage: str, graph: str, reads: dict[str, str], writes: dict[str, str], **sizes: int
+    ) -> None:
+        self.calls.append(Call(graph, reads, writes, stage, sizes))
+
+    def embed(self, frame: _Frame) -> None:
+        side = self.spec.image_size
+        pixels = self.buffer(frame.pixels, (3, side, side), role="input")
+        frame.hidden = self.buffer(frame.other_hidden(), self.rows)
+        self.call(VISION, EMBED, {PIXEL_VALUES: pixels}, {HIDDEN: frame.hidden})
+
+    def block(self, frame: _Frame, block: int) -> None:
+        names = (f"{name}_{block:02d}" for name in (REF_KEY, REF_VALUE, REF_RESIDUAL))
+        shapes = (self.heads, self.heads, self.rows)
+        ref_key, ref_value, ref_residual = (
+            self.buffer(name, shape, role="reference")
+            for name, shape in zip(names, shapes, strict=True)
+        )
+        there = self.buffer(frame.other_hidden(), self.rows)
+        if frame.recomputed is None:
+            # Where every token is computed nothing is read of references but a key's direction,
+            # which zeros have none of.
+            blank = self.constant("blank_heads", self.heads, "", 1)
+            reads = {HIDDEN: frame.hidden, REF_KEY: blank}
+            self.call(VISION, keys_graph(block), reads, {KEY: ref_key})
+            key, count = ref_key, self.spec.tokens
+            indices = self.constant("all_tokens", (count,), "int64", "range")
+            old_value = blank
+            old_residual = self.constant("blank_rows", self.rows, "", 0)
+            kept = {VALUE: ref_value, RESIDUAL: ref_residual}
+        else:
+            count, old_value, old_residual, kept = frame.recomputed, ref_value, ref_residual, {}
+            key, indices = self._choice(frame, block, ref_key)
+        self.call(
+            VISION,
+            update_graph(block),
+            {
+                HIDDEN: frame.hidden,
+                KEY: key,
+                REF_VALUE: old_value,
+                REF_RESIDUAL: old_residual,
+                INDICES: indices,
+            },
+            {HIDDEN_OUT: there, **kept},
+            M=count,
+        )
+        frame.hidden = there
+
+    def _choice(self, frame: _Frame, block: int, ref_key: str) -> tuple[str, str]:
+        """The buffers of a reuse frame's fresh keys and of the tokens to recompute."""
+        assert frame.recomputed is not None
+        key = self.buffer(f"{frame.mark}{KEY}", self.heads)
+        writes = {KEY: key}
+        chooses = frame.selection == "layerwise" or block == 0
+        if chooses:
+            writes[SCORE] = self.buffer(f"{frame.mark}{SCORE}", (self.spec.tokens,), "float32")
+        self.call(VISION, keys_graph(block), {HIDDEN: frame.hidden, REF_KEY: ref_key}, writes)
+        indices = f"{frame.mark}{indices_of(block if frame.selection == 'layerwise' else 0)}"
+        if chooses:
+            # Of one block they come to the host; those of all would hold a GPU up.
+            role: Role = "choice" if block else "result"
+            self.buffer(indices, (frame.recomputed,), "int64", role)
+            count = self.constant(f"count_{frame.recomputed}", (1,), "int64", frame.recomputed)
+            self.call(
+                VISION,
+                SELECT,
+                {SCORE: writes[SCORE], COUNT: count},
+                {INDICES: indices},
+                M=frame.recomputed,
+            )
+        return key, indices
+
+    def project(self, frame: _Frame, role: Role = "work") -> None:
+        shape = self.spec.pooled, self.spec.language_width
+        frame.tokens = self.buffer(f"{frame.mark}{TOKENS}", shape, role=role)
+        self.call(PROJECTING, PROJECT, {HIDDEN: frame.hidden}, {TOKENS: frame.tokens})
+
+    def prune(
+        self, frame: _Frame, scoring: Scoring, kept: int, mean: str, count: str, mark: str
+    ) -> str:
+        """The buffer of the frame's mean."""
+        mark, width = f"{mark}{frame.mark}", self.spec.language_width
+        role: Role = "work" if mark else "result"
+        frame_mean = self.buffer(
+            f"{mark}{FRAME_MEAN}", (memory_width(scoring, width),), "float32", role
+        )
+        self.call(
+            PRUNING,
+            prune_graph(scoring),
+            {
+                TOKENS: frame.tokens,
+                HISTORY_MEAN: mean,
+                HISTORY_COUNT: count,
+                COUNT: self.constant(f"count_{kept}", (1,), "int64", kept),
+            },
+            {
+                KEPT: self.buffer(f"{mark}{KEPT}", (kept, width), role=role),
+                KEPT_INDICES: self.buffer(f"{mark}{KEPT_INDICES}", (kept,), "int64", role),
+                FRAME_MEAN: frame_mean,
+            },
+            k=kept,
+        )
+        return frame_mean

@@ -1,0 +1,167 @@
+"""Questions as text tokens, text tokens as text: the checkpoint's tokenizer and chat template.
+
+A prompt is text tokens, the video, text tokens. Those before the video are the same for every
+question: they are remembered once, when the stream starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.errors import LanguageError
+from stc.manifest import LanguageSpec
+from stc.prompts.chat_template import find_template
+from stc.prompts.template_process import EndlessTemplateError, TemplateProcess
+from stc.prompts.tokenizer_files import TOKENIZER, open_tokenizer
+from stc.prompts.tokens import PromptTokens
+from stc.shell.boundary import guarded
+
+SAMPLES = ("What is in the video?", "Who came in last?")
+"""Questions to find out what every prompt starts with, and that it holds the question."""
+LONGEST_QUESTION = 100_000
+"""Characters; several times what a model has positions for."""
+OTHER = "take tokenizer and chat template of the same model, and export again"
+
+
+class Prompt:
+    """The prompt of the checkpoint called `name`, made of its `files`, by name.
+
+    before: int64, the text tokens in front of the video.
+
+    Raises LanguageError when the tokenizer or the template is missing, damaged or not this
+    model's, or when the language extra is not installed.
+    """
+
+    def __init__(self, files: Mapping[str, bytes], spec: LanguageSpec, name: object) -> None:
+        self._name = str(name)
+        self._spec = spec
+        opened = open_tokenizer(files, self._name)
+        if opened.base >= spec.vocabulary:
+            raise LanguageError(
+                f"{self._name}/{TOKENIZER}",
+                f"ids up to {opened.base}",
+                f"below {spec.vocabulary}, the model's vocabulary",
+                "it belongs to another model: take this one's, and export again",
+            )
+        self._tokenizer = opened.tokenizer
+        self._tokens = PromptTokens(opened, (spec.video_token_id, *spec.stop_token_ids))
+        self._template = find_template(files, self._name)
+        self._named = opened.named
+        self._process = TemplateProcess()
+        self.before, first, self._meant = self._split(SAMPLES[0])
+        if np.array_equal(first, self.after(SAMPLES[1])):
+            raise LanguageError(self._name, "its chat template leaves the question out", mend=OTHER)
+
+    def after(self, question: str) -> NDArray[np.int64]:
+        """The text tokens that follow the video: the question, and the start of its answer.
+
+        Tokens with a meaning of their own that a question spells are text in it. Raises
+        LanguageError for an empty or endless question, one that spells a special token, and one
+        that the template cannot render.
+        """
+        if not question.strip():
+            raise LanguageError("question", "empty", "some text")
+        if len(question) > LONGEST_QUESTION:
+            most = f"at most {LONGEST_QUESTION:,}"
+            raise LanguageError("question", f"{len(question):,} characters", most, "shorten it")
+        if any("\ud800" <= letter <= "\udfff" for letter in question):
+            mend = "set LANG and the terminal to UTF-8"
+            raise LanguageError("question", "bytes that are no letters", "text in UTF-8", mend)
+        before, after, meant = self._split(question)
+        if not np.array_equal(before, self.before):
+            got = "its chat template puts the question before the video"
+            raise LanguageError(self._name, got, "after it", OTHER)
+        if meant != self._meant:
+            raise LanguageError("question", "changes the tokens around it", "plain text")
+        return after
+
+    def text_stream(self) -> TextStream:
+        """A decoder of one answer's tokens as they come."""
+        return TextStream(self._tokenizer)
+
+    def _split(self, question: str) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
+        """The text tokens before and after the video, and those that have a meaning."""
+        typed = self._tokens.typed(question)
+        encoded = self._tokens.encode(self._rendered(typed.text), typed)
+        ids = np.array(encoded.ids, np.int64)
+        videos = np.flatnonzero(ids == self._spec.video_token_id)
+        if len(videos) != 1:
+            token = self._tokenizer.id_to_token(self._spec.video_token_id)
+            raise LanguageError(
+                self._name,
+                f"its chat template puts {len(videos)} tokens {token!r} into a prompt",
+                f"one, id {self._spec.video_token_id} by config.json",
+                OTHER,
+            )
+        if ids.max() >= self._spec.vocabulary:
+            token = self._tokenizer.id_to_token(int(ids.max()))
+            raise LanguageError(
+                self._name,
+                f"a prompt holds the token {token!r}, id {ids.max()}",
+                f"below {self._spec.vocabulary}, the model's vocabulary",
+                OTHER,
+            )
+        place = int(videos[0])
+        return ids[:place], ids[place + 1 :], encoded.meant
+
+    def _rendered(self, question: str) -> str:
+        """The prompt of `question` as text."""
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        try:
+            return self._process.render(self._template, self._variables(content))
+        except EndlessTemplateError:
+            raise
+        except LanguageError as error:
+            if not self._is_for_text_alone():
+                raise
+            got = f"is for text alone, a message with a video fails ({error.got})"
+            mend = "take the chat template of the model's processor, and export again"
+            raise LanguageError("chat template", got, mend=mend) from error
+
+    def _is_for_text_alone(self) -> bool:
+        """Whether the template renders a message that is a text."""
+        try:
+            return SAMPLES[0] in self._process.render(self._template, self._variables(SAMPLES[0]))
+        except LanguageError:
+            return False
+
+    def _variables(self, content: object) -> dict[str, object]:
+        """What a transformers processor hands to a template."""
+        return {
+            "messages": [{"role": "user", "content": content}],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **self._named,
+        }
+
+
+class TextStream:
+    """Turns tokens into text piece by piece; bytes of a character wait for the rest of it."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        with guarded("tokenizer", "cannot decode"):
+            decoders = import_module("tokenizers.decoders")
+            self._stream = decoders.DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._told = ""
+
+    def step(self, token: int) -> str:
+        """The text that `token` completes. Raises LanguageError when the tokenizer fails."""
+        self._ids.append(token)
+        with guarded("tokenizer", f"cannot decode token {token}"):
+            piece: str = self._stream.step(self._tokenizer, token) or ""
+        self._told += piece
+        return piece
+
+    def finish(self) -> str:
+        """The text that is left when no token follows; raises as `step` does."""
+        with guarded("tokenizer", "cannot decode the answer"):
+            whole: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return whole[len(self._told) :]
