@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.as_user import CLIP, ROOT, frames_of
+from tests.once import Once
 
 ABSENT = ("torch", "transformers", "onnx", "safetensors", "huggingface_hub")
 EXTRAS = "onnxruntime,video,language"
@@ -23,6 +24,7 @@ EXTRAS = "onnxruntime,video,language"
 # Prints the modules it imported, then those of ABSENT that were asked for, also in vain.
 IMPORT_ALL = f"""
 import importlib, pkgutil, sys
+from tests.once import Once
 
 class Absent:
     asked = []
@@ -82,7 +84,7 @@ def python310() -> str | None:
     scope="module",
     params=["constraints", pytest.param("minima", marks=pytest.mark.slow)],
 )
-def device(request: pytest.FixtureRequest) -> Path:
+def device(request: pytest.FixtureRequest, once: Once) -> Path:
     """The bin folder of the device's environment; made once for each set of constraints."""
     python = python310()
     if python is None:
@@ -93,7 +95,10 @@ def device(request: pytest.FixtureRequest) -> Path:
     stamp = f"{ROOT} {EXTRAS} {hashlib.sha256(wanted).hexdigest()}"
     environment = ROOT / {"constraints": ".venv-lean", "minima": ".venv-lean-minima"}[request.param]
     made = environment / "stamp"
-    if not made.exists() or made.read_text() != stamp:
+
+    def make(_: Path) -> None:
+        if made.exists() and made.read_text() == stamp:
+            return
         shutil.rmtree(environment, ignore_errors=True)
         subprocess.run([python, "-m", "venv", str(environment)], check=True)
         install = [environment / "bin" / "python", "-m", "pip", "install", "-qq"]
@@ -102,6 +107,8 @@ def device(request: pytest.FixtureRequest) -> Path:
         extras = [*versions, "--editable", f".[{EXTRAS}]"]
         subprocess.run([*map(str, install), *extras], cwd=ROOT, check=True)
         made.write_text(stamp)
+
+    once(environment.name, make)
     return environment / "bin"
 
 
