@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.as_user import CLIP, ROOT, frames_of
+from tests.once import Once
 
 ABSENT = ("torch", "transformers", "onnx", "safetensors", "huggingface_hub")
 EXTRAS = "onnxruntime,video,language"
@@ -82,7 +83,7 @@ def python310() -> str | None:
     scope="module",
     params=["constraints", pytest.param("minima", marks=pytest.mark.slow)],
 )
-def device(request: pytest.FixtureRequest) -> Path:
+def device(request: pytest.FixtureRequest, once: Once) -> Path:
     """The bin folder of the device's environment; made once for each set of constraints."""
     python = python310()
     if python is None:
@@ -93,15 +94,16 @@ def device(request: pytest.FixtureRequest) -> Path:
     stamp = f"{ROOT} {EXTRAS} {hashlib.sha256(wanted).hexdigest()}"
     environment = ROOT / {"constraints": ".venv-lean", "minima": ".venv-lean-minima"}[request.param]
     made = environment / "stamp"
-    if not made.exists() or made.read_text() != stamp:
-        shutil.rmtree(environment, ignore_errors=True)
-        subprocess.run([python, "-m", "venv", str(environment)], check=True)
-        install = [environment / "bin" / "python", "-m", "pip", "install", "-qq"]
-        (environment / "constraints.txt").write_bytes(constraints)
-        versions = ["--constraint", str(environment / "constraints.txt")]
-        extras = [*versions, "--editable", f".[{EXTRAS}]"]
-        subprocess.run([*map(str, install), *extras], cwd=ROOT, check=True)
-        made.write_text(stamp)
+    with once.alone("device environment"):
+        if not made.exists() or made.read_text() != stamp:
+            shutil.rmtree(environment, ignore_errors=True)
+            subprocess.run([python, "-m", "venv", str(environment)], check=True)
+            install = [environment / "bin" / "python", "-m", "pip", "install", "-qq"]
+            (environment / "constraints.txt").write_bytes(constraints)
+            versions = ["--constraint", str(environment / "constraints.txt")]
+            extras = [*versions, "--editable", f".[{EXTRAS}]"]
+            subprocess.run([*map(str, install), *extras], cwd=ROOT, check=True)
+            made.write_text(stamp)
     return environment / "bin"
 
 

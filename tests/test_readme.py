@@ -1,7 +1,8 @@
 """What the README shows works: every command in it and its Python are run, every path exists.
 
-Commands of the full-size model are run by `tests.test_full_size`, `./scripts/demo` by the slow test
-here; for these the quick tests check that the command takes the flags.
+Commands of the full-size model are run by `tests.test_full_size`, the build by
+`tests.test_build_rtx`, `./scripts/demo` by the slow test here; for these the quick tests check that
+the command takes the flags.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stc import contracts
-from tests.as_user import MODULES, ROOT, frames_of, run
+from tests.as_user import MODULES, ROOT, frames_of
 
 README = (ROOT / "README.md").read_text()
 PAGES = [
@@ -39,6 +42,9 @@ SLOW = {
     "stc-parity out/full --video tests/data/street.mp4",
 }
 """Commands of the README that take minutes."""
+
+BUILT = {"stc-build out/demo/half --target sm86+sm89+sm120 --backend tensorrt-rtx"}
+"""What `tests.test_build_rtx` does with the same bundle."""
 
 SCRIPTS = {"./scripts/demo", "./scripts/test"}
 
@@ -65,20 +71,22 @@ def checkout(tmp_path: Path, demo_bundle: Path) -> Path:
 
 
 def test_every_command_is_run_by_some_test() -> None:
-    known = SLOW | SCRIPTS
+    known = SLOW | BUILT | SCRIPTS
     quick = {line for line in commands() if line not in known}
     assert quick
     assert {line.split()[0] for line in quick} <= set(MODULES)
     assert known <= set(commands())
 
 
-def test_quick_commands_run_in_the_order_they_are_shown(checkout: Path) -> None:
+def test_quick_commands_run_in_the_order_they_are_shown(
+    checkout: Path, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkout)
     for line in commands():
-        if line in SLOW | SCRIPTS:
+        if line in SLOW | BUILT | SCRIPTS:
             continue
         command, *arguments = shlex.split(line)
-        # PyTorch's threads and ONNX Runtime's would slow one another down.
-        result = run(checkout, command, *arguments, OMP_NUM_THREADS="1")
+        result = run_main(import_module(MODULES[command]).main, *arguments)
         assert result.returncode == 0, f"{line}\n{result.stderr}"
     demo = checkout / "out" / "demo"
     frames = json.loads((demo / "report.json").read_text())["summary"]["frames"]
@@ -86,8 +94,8 @@ def test_quick_commands_run_in_the_order_they_are_shown(checkout: Path) -> None:
     assert (demo / "overlay.png").exists()
 
 
-@pytest.mark.parametrize("line", sorted(SLOW))
-def test_slow_commands_take_their_flags(line: str) -> None:
+@pytest.mark.parametrize("line", sorted(SLOW | BUILT))
+def test_other_commands_take_their_flags(line: str) -> None:
     command, *arguments = shlex.split(line)
     import_module(MODULES[command])._parse(arguments)
 
