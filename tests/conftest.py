@@ -51,9 +51,8 @@ def kept_traces(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TraceCache]:
     """Traces are read from pytest's cache folder, and kept there for later runs."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
     from stc.export import graph
+    from tests.collected_once import collect_once
     from tests.trace_cache import TraceCache
 
     if hasattr(pytestconfig, "cache"):
@@ -63,9 +62,7 @@ def kept_traces(
     traces = TraceCache(folder, graph._traced)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(graph, "_traced", traces)
-        # The exporter collects the same 500 functions for each of its graphs: half of its time.
-        collected = staticmethod(cache(ONNXRegistry.from_torchlib))
-        monkeypatch.setattr(ONNXRegistry, "from_torchlib", collected)
+        collect_once(monkeypatch.setattr)
         yield traces
 
 
