@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.once import Once
@@ -32,6 +33,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is not None:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    gc.disable()  # while files are collected
+    # Examples take what a busy machine gives them.
+    hypothesis.settings.register_profile("any machine", deadline=None)
+    hypothesis.settings.load_profile("any machine")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -42,8 +47,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_collection_finish() -> None:
     """What was imported stays: it need not be looked through for garbage."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -51,9 +56,8 @@ def kept_traces(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[TraceCache]:
     """Traces are read from pytest's cache folder, and kept there for later runs."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
     from stc.export.graphs import trace as graph
+    from tests.collected_once import collect_once
     from tests.trace_cache import TraceCache
 
     if hasattr(pytestconfig, "cache"):
@@ -63,9 +67,7 @@ def kept_traces(
     traces = TraceCache(folder, graph._traced)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(graph, "_traced", traces)
-        # The exporter collects the same 500 functions for each of its graphs: half of its time.
-        collected = staticmethod(cache(ONNXRegistry.from_torchlib))
-        monkeypatch.setattr(ONNXRegistry, "from_torchlib", collected)
+        collect_once(monkeypatch.setattr)
         yield traces
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import io
 import tempfile
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,8 +110,9 @@ def language_model(*, tied: bool = True) -> Any:
 def language_case(
     *, tied: bool = True, precision: Precision = "fp32", int4: Group | None = None
 ) -> LanguageCase:
-    """The model and its bundle, made once per process."""
-    return _made(tied, precision, int4)
+    """The model and its bundle, made once per process; whichever test is first sees no output."""
+    with redirect_stderr(io.StringIO()):
+        return _made(tied, precision, int4)
 
 
 @cache

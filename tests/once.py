@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,17 @@ class Once:
     def __call__(self, name: str, make: Callable[[Path], object]) -> Path:
         """The folder `name`, as `make` has filled it."""
         folder, made = self.root / name, self.root / f"{name}.made"
-        with (self.root / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self.alone(name):
             if not made.exists():
                 shutil.rmtree(folder, ignore_errors=True)  # of one whose making failed
                 folder.mkdir()
                 make(folder)
                 made.touch()
         return folder
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """No other process of the run is in a body of this name."""
+        with (self.root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from stc.errors import EngineError
 from stc.manifest import GRAPHS, MANIFEST, WEIGHTS
 from stc.settings import Settings
 from tests.graph_files import graph_file
+from tests.vision_cases import Exported
 
 ROOT = Path(__file__).parents[1]
 THREE = "sm86+sm89+sm120"
@@ -65,6 +67,12 @@ def built(half_demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     bundle = copied(half_demo_bundle, tmp_path_factory.mktemp("built") / "bundle")
     assert build_command.main([str(bundle), "--target", THREE, "--jobs", "2"]) == 0
     return bundle
+
+
+@pytest.fixture
+def small_bundle(exported: Callable[[str], Exported], tmp_path: Path) -> Path:
+    """A copy of a bundle of two blocks in float16."""
+    return copied(exported("half").bundle.root, tmp_path / "bundle")
 
 
 def library_at(bundle: Path, targets: str) -> EngineLibrary:
@@ -130,18 +138,18 @@ def test_only_missing_and_cut_engines_are_built_again(
 
 
 def test_a_build_finishes_every_engine_it_takes_up_and_tells_the_builders_phases(
-    half_demo_bundle: Path, tmp_path: Path
+    small_bundle: Path,
 ) -> None:
-    bundle = copied(half_demo_bundle, tmp_path / "bundle")
-    watcher, plan = Watcher(), planned(bundle, "sm89")
-    figures = run_build(Bundle.open(bundle), plan, RTX, parse_targets("sm89"), watcher, workers=2)
+    opened, targets = Bundle.open(small_bundle), parse_targets("sm89")
+    watcher, plan = Watcher(), planned(small_bundle, "sm89")
+    figures = run_build(opened, plan, RTX, targets, watcher, workers=2)
     assert sorted(watcher.taken) == sorted(watcher.done)
     assert figures.engines == len(watcher.done) == len(plan.missing)
     assert {engine for engine, _ in watcher.phases} <= set(watcher.taken)
     assert {"Building engine"} <= {phase.name for _, phase in watcher.phases}
     assert all(0 <= phase.done <= phase.steps for _, phase in watcher.phases)
     # With two builders one stores its file while the other's is put into the list.
-    assert planned(bundle, "sm89").missing == {}
+    assert planned(small_bundle, "sm89").missing == {}
 
 
 @pytest.mark.parametrize(
@@ -152,12 +160,11 @@ def test_a_build_finishes_every_engine_it_takes_up_and_tells_the_builders_phases
     ],
 )
 def test_a_build_goes_on_where_it_was_stopped(
-    half_demo_bundle: Path, tmp_path: Path, stop: signal.Signals, code: int, said: str
+    small_bundle: Path, stop: signal.Signals, code: int, said: str
 ) -> None:
-    bundle = copied(half_demo_bundle, tmp_path / "bundle")
-    command = [sys.executable, "-m", "stc.engines.command", str(bundle)]
+    command = [sys.executable, "-m", "stc.engines.command", str(small_bundle)]
     command += ["--target", "sm86", "--jobs", "1"]
-    library = library_at(bundle, "sm86")
+    library = library_at(small_bundle, "sm86")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while len(library.entries()) < 3 and process.poll() is None:
         time.sleep(0.01)
@@ -172,7 +179,7 @@ def test_a_build_goes_on_where_it_was_stopped(
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f" {len(kept)} were there" in again.stdout
     assert all(library.entries()[name] == entry for name, entry in kept.items())
-    assert planned(bundle, "sm86").missing == {}
+    assert planned(small_bundle, "sm86").missing == {}
 
 
 def test_an_altered_graph_is_refused(
@@ -227,17 +234,15 @@ def test_a_graph_tensorrt_cannot_read_is_one_line_with_its_reason(
     assert "\n" not in str(got.value)
 
 
-def test_a_failed_build_names_its_engine_and_keeps_the_others(
-    half_demo_bundle: Path, tmp_path: Path
-) -> None:
-    bundle = copied(half_demo_bundle, tmp_path / "bundle")
-    plan = planned(bundle, "sm86")
+def test_a_failed_build_names_its_engine_and_keeps_the_others(small_bundle: Path) -> None:
+    plan = planned(small_bundle, "sm86")
     failing = next(name for name in plan.missing if name.startswith("select"))
     spec, stamp = plan.missing[failing]
     plan.missing[failing] = (replace(spec, baked=(spec.baked or 0) + 1), stamp)
+    opened, targets = Bundle.open(small_bundle), parse_targets("sm86")
     with pytest.raises(EngineError, match=r"^select\S*: .*count"):
-        run_build(Bundle.open(bundle), plan, RTX, parse_targets("sm86"), Watcher(), workers=1)
-    entries = library_at(bundle, "sm86").entries()
+        run_build(opened, plan, RTX, targets, Watcher(), workers=1)
+    entries = library_at(small_bundle, "sm86").entries()
     assert entries
     assert failing not in entries
 
@@ -331,6 +336,7 @@ def full_size_block(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_one_full_size_block_of_each_kind_compiles_for_three_gpus_in_one_call(
     full_size_block: Path,
 ) -> None:

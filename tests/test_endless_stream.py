@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.language_cases import POOLED, language_case
 from tests.own_process import run_python
 
-WINDOW = ("--ask-every", 5, "--memory", "window", "--window", 280)
-REKV = ("--ask-every", 5, "--memory", "rekv", "--window", 280)
+WINDOW = ("--memory", "window", "--window", 280)
+REKV = ("--memory", "rekv", "--window", 280)
 
 
 def streamed(bundle: Path, *arguments: object) -> dict[str, Any]:
@@ -41,28 +42,45 @@ def test_an_endless_stream_takes_neither_more_memory_nor_more_time(demo_bundle: 
 
 
 @pytest.mark.parametrize(
-    "frames", [2_000, pytest.param(20_000, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("memory", "frames"),
+    [(WINDOW, 800), ((*REKV, "--host-memory-mb", 1), 1_600)],
+    ids=["window", "rekv"],
 )
-@pytest.mark.parametrize("memory", [WINDOW, (*REKV, "--host-memory-mb", 3)], ids=["window", "rekv"])
 def test_an_endless_stream_with_questions_is_as_flat_once_its_memory_is_full(
-    memory: tuple[object, ...], frames: int, demo_bundle: Path
+    memory: tuple[object, ...], frames: int
 ) -> None:
-    figures = streamed(demo_bundle, frames, *memory)
-    assert_resident_memory_flat(figures, 2, 7)
+    assert_flat_with_questions(language_case().bundle.root, POOLED, memory, frames, every=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory", [WINDOW, (*REKV, "--host-memory-mb", 3)], ids=["window", "rekv"])
+def test_an_endless_stream_of_the_demo_with_questions_is_as_flat(
+    memory: tuple[object, ...], demo_bundle: Path
+) -> None:
+    assert_flat_with_questions(demo_bundle, 14, memory, 20_000, every=5)
+
+
+def assert_flat_with_questions(
+    bundle: Path, kept: int, memory: tuple[object, ...], frames: int, every: int
+) -> None:
+    """`frames` frames of `kept` tokens each, a question `every` so many; a half fills memory."""
+    figures = streamed(bundle, frames, "--ask-every", every, *memory)
+    assert_resident_memory_flat(figures, 4, 7)
     for name in ("fastest_ms", "prefill_ms", "first_token_ms"):
-        assert_flat(figures, name, slice(2, 4), slice(6, 8))
-    assert figures["answer_tokens"] == [2] * (frames // 5)
+        assert_flat(figures, name, slice(4, 6), slice(6, 8))
+    assert figures["answer_tokens"] == [2] * (frames // every)
     facts = figures["memory"]
     assert facts["tokens"] == 4 + 280
     if facts["policy"] == "rekv":
-        assert facts["host_bytes"] <= 3_000_000
-        assert facts["host_pages"] + facts["dropped_pages"] == frames - 20
+        assert facts["host_bytes"] <= int(memory[-1]) * 1_000_000  # type: ignore[call-overload]
+        assert facts["host_pages"] + facts["dropped_pages"] == frames - 280 // kept
+        assert facts["dropped_pages"] > 0
 
 
 @pytest.mark.slow
 def test_a_large_cap_on_host_memory_holds(demo_bundle: Path) -> None:
     """200 MB are full after some 13,000 frames of the demo."""
-    figures = streamed(demo_bundle, 20_000, *REKV, "--host-memory-mb", 200)
+    figures = streamed(demo_bundle, 20_000, "--ask-every", 5, *REKV, "--host-memory-mb", 200)
     facts = figures["memory"]
     assert 190_000_000 < facts["host_bytes"] <= 200_000_000
     assert facts["dropped_pages"] > 0
@@ -76,7 +94,8 @@ def test_a_large_cap_on_host_memory_holds(demo_bundle: Path) -> None:
 def test_the_time_to_a_first_token_does_not_depend_on_the_length_of_the_stream(
     demo_bundle: Path,
 ) -> None:
-    """Ten minutes at a frame per second; the window of 3,840 tokens is full after 275."""
-    figures = streamed(demo_bundle, 600, "--ask-every", 3, "--memory", "window")
-    assert figures["memory"]["tokens"] == 4 + 3840
+    """Four minutes at a frame per second; the window of 1,120 tokens is full after 80 s."""
+    window = ("--memory", "window", "--window", 1120)
+    figures = streamed(demo_bundle, 240, "--ask-every", 3, *window)
+    assert figures["memory"]["tokens"] == 4 + 1120
     assert_flat(figures, "first_token_ms", slice(4, 6), slice(6, 8))

@@ -421,30 +421,36 @@ def test_a_tensor_that_cannot_be_held_is_an_error_in_one_line(
 
 SHARING = """
 import json, sys
+import numpy as np
 import onnxruntime
 from stc.bundles.bundle import Bundle
-from stc.engines.onnxruntime_backend import share_threads
+from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, share_threads
+from stc.runtime.video.source.frame import Frame
 from stc.runtime.stream.session import StreamSession
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
-from stc.method.family import SELECT, keys_graph
-from tests.vision_cases import moving_frames, onnxruntime_tower
 
 order, path = sys.argv[1:]
 bundle = Bundle.open(path)
+rgb = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
+frames = [Frame(index=index, time_s=index / 2, rgb=rgb[index]) for index in range(3)]
+
+def tower():
+    return VisionTower(OnnxRuntimeBackend(bundle), bundle.manifest.vision, "fp32")
 
 def tokens(tower):
     session = StreamSession(tower, Settings(budget=2))
-    return [session.push(frame).tokens.tolist() for frame in moving_frames(3)]
+    return [session.push(frame).tokens.tolist() for frame in frames]
 
 outcomes = []
 if order == "session first":
-    earlier = onnxruntime_tower(bundle)
+    earlier = tower()
     outcomes.append(tokens(earlier))
 elif order == "others share first":
     onnxruntime.set_global_thread_pool_sizes(1, 1)
 share_threads()
 share_threads()
-outcomes.append(tokens(onnxruntime_tower(bundle)))
+outcomes.append(tokens(tower()))
 if order == "session first":
     outcomes.append(tokens(earlier))
 print(json.dumps(outcomes))

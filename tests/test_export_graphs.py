@@ -256,7 +256,7 @@ def test_exports_of_one_checkpoint_are_equal_to_the_byte(
 ) -> None:
     output = tmp_path / "again"
     done = run_python(
-        *("-m", "stc.export.command", "--model", "llava-ov"),
+        *("-m", "tests.collected_once", "--model", "llava-ov"),
         *("--checkpoint", checkpoints[0], "--output", output),
         *("--budget", 2, "--vision-only"),
         PYTHONHASHSEED="1",

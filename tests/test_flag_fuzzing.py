@@ -24,7 +24,7 @@ from tests.as_user import standing
 from tests.clips import numbered, write_clip
 from tests.test_help import MAINS, parser_of
 
-SECONDS = float(os.environ.get("STC_FUZZ_SECONDS", "15"))
+SECONDS = float(os.environ.get("STC_FUZZ_SECONDS", "5"))
 CODES = {0, 1, 2, 130, 141}
 Words = tuple[str, ...]
 
@@ -137,7 +137,7 @@ def test_no_command_line_ends_in_a_traceback(
         monkeypatch.chdir(work)
 
     @settings(
-        max_examples=2_000,
+        max_examples=100,
         deadline=None,
         database=None,
         phases=[Phase.generate, Phase.shrink],

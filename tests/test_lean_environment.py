@@ -95,20 +95,16 @@ def device(request: pytest.FixtureRequest, once: Once) -> Path:
     stamp = f"{ROOT} {EXTRAS} {hashlib.sha256(wanted).hexdigest()}"
     environment = ROOT / {"constraints": ".venv-lean", "minima": ".venv-lean-minima"}[request.param]
     made = environment / "stamp"
-
-    def make(_: Path) -> None:
-        if made.exists() and made.read_text() == stamp:
-            return
-        shutil.rmtree(environment, ignore_errors=True)
-        subprocess.run([python, "-m", "venv", str(environment)], check=True)
-        install = [environment / "bin" / "python", "-m", "pip", "install", "-qq"]
-        (environment / "constraints.txt").write_bytes(constraints)
-        versions = ["--constraint", str(environment / "constraints.txt")]
-        extras = [*versions, "--editable", f".[{EXTRAS}]"]
-        subprocess.run([*map(str, install), *extras], cwd=ROOT, check=True)
-        made.write_text(stamp)
-
-    once(environment.name, make)
+    with once.alone("device environment"):
+        if not made.exists() or made.read_text() != stamp:
+            shutil.rmtree(environment, ignore_errors=True)
+            subprocess.run([python, "-m", "venv", str(environment)], check=True)
+            install = [environment / "bin" / "python", "-m", "pip", "install", "-qq"]
+            (environment / "constraints.txt").write_bytes(constraints)
+            versions = ["--constraint", str(environment / "constraints.txt")]
+            extras = [*versions, "--editable", f".[{EXTRAS}]"]
+            subprocess.run([*map(str, install), *extras], cwd=ROOT, check=True)
+            made.write_text(stamp)
     return environment / "bin"
 
 

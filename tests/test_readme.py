@@ -1,7 +1,8 @@
 """What the README shows works: every command in it and its Python are run, every path exists.
 
-Commands of the full-size model are run by `tests.test_full_size`, `./scripts/demo` by the slow test
-here; for these the quick tests check that the command takes the flags.
+Commands of the full-size model are run by `tests.test_full_size`, the build by
+`tests.test_build_rtx`, `./scripts/demo` by the slow test here; for these the quick tests check that
+the command takes the flags.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ import stc.runtime as face
 from stc import contracts
 from stc.engines import open_tensorrt
 from stc.method.family import vision_graphs
-from tests.as_user import MODULES, ROOT, frames_of, run
+from tests.as_user import MODULES, ROOT, frames_of
 from tests.device_cases import Rig, assert_equal, oracle_session, write_device_bundle
 from tests.test_device_arrays import Interface, prepared
 
@@ -51,6 +53,8 @@ SLOW = {
 
 RUN = ("README.md", "docs/jetson.md", "docs/language.md", "docs/python.md")
 """Pages with Python, which tests here run."""
+BUILT = {"stc-build out/demo/half --target sm86+sm89+sm120 --backend tensorrt-rtx"}
+"""What `tests.test_build_rtx` does with the same bundle."""
 
 SCRIPTS = {"./scripts/demo", "./scripts/test"}
 
@@ -77,20 +81,22 @@ def checkout(tmp_path: Path, demo_bundle: Path) -> Path:
 
 
 def test_every_command_is_run_by_some_test() -> None:
-    known = SLOW | SCRIPTS
+    known = SLOW | BUILT | SCRIPTS
     quick = {line for line in commands() if line not in known}
     assert quick
     assert {line.split()[0] for line in quick} <= set(MODULES)
     assert known <= set(commands())
 
 
-def test_quick_commands_run_in_the_order_they_are_shown(checkout: Path) -> None:
+def test_quick_commands_run_in_the_order_they_are_shown(
+    checkout: Path, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkout)
     for line in commands():
-        if line in SLOW | SCRIPTS:
+        if line in SLOW | BUILT | SCRIPTS:
             continue
         command, *arguments = shlex.split(line)
-        # PyTorch's threads and ONNX Runtime's would slow one another down.
-        result = run(checkout, command, *arguments, OMP_NUM_THREADS="1")
+        result = run_main(import_module(MODULES[command]).main, *arguments)
         assert result.returncode == 0, f"{line}\n{result.stderr}"
     demo = checkout / "out" / "demo"
     frames = json.loads((demo / "report.json").read_text())["summary"]["frames"]
@@ -98,8 +104,8 @@ def test_quick_commands_run_in_the_order_they_are_shown(checkout: Path) -> None:
     assert (demo / "overlay.png").exists()
 
 
-@pytest.mark.parametrize("line", sorted(SLOW))
-def test_slow_commands_take_their_flags(line: str) -> None:
+@pytest.mark.parametrize("line", sorted(SLOW | BUILT))
+def test_other_commands_take_their_flags(line: str) -> None:
     command, *arguments = shlex.split(line)
     import_module(MODULES[command])._parse(arguments)
 

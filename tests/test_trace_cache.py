@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,14 +18,27 @@ from stc.export.decoders.qwen2.modules import Attend
 from stc.export.graphs import trace as graph
 from stc.export.graphs.trace import FreeAxis, trace
 from stc.export.towers.siglip.modules import Keys, Norm, Update
-from stc.method.family import KEYS_CONTRACT
+from stc.method.family import KEYS_CONTRACT, UPDATE_CONTRACT
 from tests import trace_cache
 from tests.language_cases import language_case
+from tests.own_process import run_python
 from tests.trace_cache import TraceCache, UnknownStructureError, key
 from tests.vision_cases import made_up_spec
 
 SPEC = made_up_spec()
 EXAMPLE = (torch.zeros(SPEC.tokens, SPEC.width), torch.ones(SPEC.heads, SPEC.tokens, 8))
+
+
+OTHER = """
+import sys, torch
+from stc.contracts import UPDATE_CONTRACT
+from stc.export.towers.siglip.modules import Update
+from stc.manifest import VisionSpec
+from tests.trace_cache import key
+module = Update(VisionSpec.model_validate_json(sys.argv[1]), torch.float32)
+print(key(module, UPDATE_CONTRACT, (torch.zeros(2),), ()))
+"""
+"""Another process's key."""
 
 
 def keys_module(**fields: Any) -> Keys:
@@ -153,10 +163,7 @@ def test_a_module_with_a_closure_is_never_kept(tmp_path: Path) -> None:
 
 
 def test_processes_agree_on_a_key() -> None:
-    program = "from tests.test_trace_cache import *; print(key_of(keys_module()))"
-    for seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": seed}
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True
-        )
-        assert done.stdout.strip() == key_of(keys_module()), done.stderr
+    spec = made_up_spec().model_dump_json()
+    done = run_python("-c", OTHER, spec, PYTHONHASHSEED="1")
+    module, example = Update(SPEC, torch.float32), (torch.zeros(2),)
+    assert done.stdout.strip() == key(module, UPDATE_CONTRACT, example, ()), done.stderr

@@ -195,9 +195,7 @@ def test_the_runtime_imports_without_pyav_and_pillow() -> None:
 
 def test_a_damaged_file_leaves_the_terminal_quiet(tmp_path: Path) -> None:
     path = damage(numbered_clip(tmp_path), [3, 9])
-    code = (
-        "import sys; from stc.runtime.video.open import open_video; list(open_video(sys.argv[1]))"
-    )
+    code = "import sys; from stc.runtime.video import open as o; list(o.open_video(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], check=True, timeout=60, capture_output=True
     )
