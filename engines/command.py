@@ -46,7 +46,7 @@ from stc.shell import command
 from stc.shell.command import Console, tell
 from stc.shell.flags import number_flag, whole_flag
 
-MOST_JOBS = 1_000
+MAX_JOBS = 1_000
 """Builders at once that no machine has memory for."""
 
 
@@ -81,7 +81,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--jobs",
-        type=whole_flag(1, MOST_JOBS),
+        type=whole_flag(1, MAX_JOBS),
         metavar="N",
         help="builders at once (default: by memory; native TensorRT takes one)",
     )

@@ -84,7 +84,7 @@ class OnnxRuntimeEngine:
             raise EngineError(
                 name,
                 f"ONNX Runtime cannot load it ({_first_line(error)})",
-                mend=f"export again, or with onnxruntime newer than {onnxruntime.__version__}",
+                fix=f"export again, or with onnxruntime newer than {onnxruntime.__version__}",
             ) from error
         # A provider that cannot be used is left out without an error.
         if (found := self._session.get_providers()[0]) != PROVIDERS[device]:
@@ -113,7 +113,7 @@ class OnnxRuntimeEngine:
             raise EngineError(
                 self.name,
                 f"ONNX Runtime failed ({_first_line(error)})",
-                mend="see that memory is free, or export again",
+                fix="see that memory is free, or export again",
             ) from error
         return dict(zip(wanted, binding.get_outputs(), strict=True))
 
@@ -164,7 +164,7 @@ class OnnxRuntimeBackend:
             )
         except EngineError as error:
             got = file.files.named(error.got)
-            raise EngineError(graph, got, error.expected, error.mend) from error
+            raise EngineError(graph, got, error.expected, error.fix) from error
         file.check_unchanged()
         return engine
 
@@ -204,8 +204,8 @@ class OnnxRuntimeBackend:
 
     def _held(self, shape: Sequence[int]) -> AbstractContextManager[None]:
         """What the body does with a tensor of `shape` succeeds, or raises EngineError."""
-        mend = "free memory, or use a smaller model"
-        return _told(f"tensor {list(shape)}", f"cannot be held or copied by {self.name}", mend)
+        fix = "free memory, or use a smaller model"
+        return _told(f"tensor {list(shape)}", f"cannot be held or copied by {self.name}", fix)
 
     def close(self) -> None:
         """No session computes any more. What it held goes when nobody holds it any more."""
@@ -252,12 +252,12 @@ def usable_cores() -> int:
 
 
 @contextmanager
-def _told(subject: str, got: str, mend: str) -> Iterator[None]:
+def _told(subject: str, got: str, fix: str) -> Iterator[None]:
     """An error of ONNX Runtime in the body is an EngineError."""
     try:
         yield
     except Exception as error:  # they share no narrower base
-        raise EngineError(subject, f"{got} ({_first_line(error)})", mend=mend) from error
+        raise EngineError(subject, f"{got} ({_first_line(error)})", fix=fix) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -47,7 +47,7 @@ def open_tensorrt(
 
     `context` and `streams` are what will be run (see Demand), for the check that it fits; with a
     context of 0 the language model's engines are left alone. Raises EngineError, one line with the
-    command that mends it.
+    command that fixes it.
     """
     tensorrt = load_tensorrt(flavour)
     cuda = load_cuda()

@@ -151,8 +151,8 @@ def _check_prompt(files: Mapping[str, bytes], spec: LanguageSpec, name: str) -> 
     try:
         Prompt(files, spec, name)
     except LanguageError as error:
-        mend = "; ".join(filter(None, (error.mend, "or export without answers: --vision-only")))
-        raise CheckpointError(error.subject, error.got, error.expected, mend) from error
+        fix = "; ".join(filter(None, (error.fix, "or export without answers: --vision-only")))
+        raise CheckpointError(error.subject, error.got, error.expected, fix) from error
 
 
 def _write_language(

@@ -79,7 +79,7 @@ def _export(flags: argparse.Namespace) -> int:
     if flags.model == "demo" and (flags.checkpoint or flags.random_weights):
         raise SettingsError("--model demo", "got other weights", "none, the model is built in")
     if flags.int4 and flags.vision_only:
-        raise SettingsError("--int4", "given", "no --vision-only beside it")
+        raise SettingsError("--int4", "cannot be combined with --vision-only")
     precision: Precision = flags.precision
     output = flags.output or Path("out") / flags.model
 
@@ -98,7 +98,7 @@ def _export(flags: argparse.Namespace) -> int:
         from stc.export.weights import open_weights
     except ModuleNotFoundError as error:
         raise StcError(
-            "stc-export", f"{error.name} is not installed", mend="pip install 'stc[export]'"
+            "stc-export", f"{error.name} is not installed", fix="pip install 'stc[export]'"
         ) from error
 
     with open_weights(kind, source) as weights:

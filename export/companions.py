@@ -54,7 +54,7 @@ class Companions:
         Raises CheckpointError when there is none.
         """
         if name not in self.contents:
-            raise CheckpointError(self.directory / name, "no such file", mend=FETCH)
+            raise CheckpointError(self.directory / name, "no such file", fix=FETCH)
         path = self.directory / name
         return Described(path, parse_object(path, self.contents[name]))
 

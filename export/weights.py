@@ -29,8 +29,8 @@ def open_weights(
     elif kind == "random":
         size = next((size for size in SIZES if str(source).startswith(size)), None)
         if size is None:
-            mend = "export again with: stc-export --model llava-ov --random-weights"
-            raise CheckpointError(source, "no such random weights", " or ".join(SIZES), mend)
+            fix = "export again with: stc-export --model llava-ov --random-weights"
+            raise CheckpointError(source, "no such random weights", " or ".join(SIZES), fix)
         yield random_checkpoint(size)
     else:
         with tempfile.TemporaryDirectory(prefix="stc-demo-") as folder:
@@ -40,5 +40,5 @@ def open_weights(
             except OSError as error:
                 got = f"the demo model cannot be written ({error.strerror})"
                 fix = "free space there, or set TMPDIR to another folder"
-                raise CheckpointError(folder, got, mend=fix) from error
+                raise CheckpointError(folder, got, fix=fix) from error
             yield open_checkpoint(str(directory))

@@ -1,4 +1,4 @@
-"""Errors a user can mend.
+"""Errors a user can fix.
 
     StcError
     |-- SettingsError     a flag or field outside its range
@@ -11,7 +11,7 @@
     |-- VideoError        the video or camera cannot be read or written
     `-- LanguageError     a question cannot be answered, or tokens cannot be remembered
 
-Every message names the object, what was got, what was expected and how to mend it, in one
+Every message names the object, what was got, what was expected and how to fix it, in one
 printable line that is never endless.
 Commands print it after `error: ` and exit 2; anything else that escapes is a bug.
 """
@@ -25,23 +25,23 @@ LONGEST_PART = 600
 
 
 class StcError(Exception):
-    """A mistake a user can mend.
+    """A mistake a user can fix.
 
-    `subject` is the object at fault; `got`, `expected` and `mend` complete the line
-    `SUBJECT: GOT, expected EXPECTED; MEND`. The last two may be empty.
+    `subject` is the object at fault; `got`, `expected` and `fix` complete the line
+    `SUBJECT: GOT, expected EXPECTED; FIX`. The last two may be empty.
     """
 
-    def __init__(self, subject: object, got: str, expected: str = "", mend: str = "") -> None:
+    def __init__(self, subject: object, got: str, expected: str = "", fix: str = "") -> None:
         self.subject = subject
         self.got = got
         self.expected = expected
-        self.mend = mend
+        self.fix = fix
         # Each part on its own, so that no endless name hides what is wrong with it.
         line = f"{_short(str(subject))}: {_short(got)}"
         if expected:
             line += f", expected {_short(expected)}"
-        if mend:
-            line += f"; {_short(mend)}"
+        if fix:
+            line += f"; {_short(fix)}"
         super().__init__(one_line(line))
 
 

@@ -33,18 +33,18 @@ LANGUAGE_WEIGHTS = f"{GRAPHS}/language.bin"
 """Of the language graphs alone: a device that only watches does without."""
 INT4_WEIGHTS = f"{GRAPHS}/language_int4.bin"
 
-MOST_MANIFEST_BYTES: Final = 4 << 20
+MAX_MANIFEST_BYTES: Final = 4 << 20
 """Of a manifest: ten times that of the largest model."""
-MOST_BLOCKS: Final = 256
-MOST_WIDTH: Final = 65_536
-MOST_TOKENS: Final = 16_384
+MAX_BLOCKS: Final = 256
+MAX_WIDTH: Final = 65_536
+MAX_TOKENS: Final = 16_384
 """T."""
-MOST_POSITIONS: Final = 1 << 24
-MOST_VALUES: Final = 1 << 32
+MAX_POSITIONS: Final = 1 << 24
+MAX_VALUES: Final = 1 << 32
 """Of one frame's attention, and of a stream's references: 16 GiB in float32."""
-MOST_BYTES: Final = 1 << 40
+MAX_BYTES: Final = 1 << 40
 """Of all files of a bundle."""
-MOST_PIXEL: Final = 65_504.0
+MAX_PIXEL: Final = 65_504.0
 """The largest number of float16, which pixel values may be."""
 LONGEST_NAME: Final = 64
 LONGEST_TEXT: Final = 4096
@@ -80,9 +80,9 @@ def _printed(text: str) -> str:
 _Positive = Annotated[float, Field(gt=0, le=1e4)]
 _Level = Annotated[float, Field(ge=-1e4, le=1e4)]
 _Epsilon = Annotated[float, Field(gt=0, le=1)]
-_Blocks = Annotated[int, Field(gt=0, le=MOST_BLOCKS)]
+_Blocks = Annotated[int, Field(gt=0, le=MAX_BLOCKS)]
 _Heads = Annotated[int, Field(gt=0, le=1024)]
-_Width = Annotated[int, Field(gt=0, le=MOST_WIDTH)]
+_Width = Annotated[int, Field(gt=0, le=MAX_WIDTH)]
 _Side = Annotated[int, Field(gt=0, le=8192)]
 _Axis = Annotated[int, Field(gt=0, le=1 << 31)] | Annotated[str, Field(max_length=LONGEST_NAME)]
 _Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(_printed)]
@@ -117,19 +117,19 @@ class VisionSpec(_Entry):
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
         if self.image_size < self.patch_size:
             raise ValueError(f"image of {self.image_size} px, patch of {self.patch_size} px")
-        if self.tokens > MOST_TOKENS:
-            raise ValueError(f"{self.tokens} tokens per frame, at most {MOST_TOKENS}")
-        if max(self._values) > MOST_VALUES:
+        if self.tokens > MAX_TOKENS:
+            raise ValueError(f"{self.tokens} tokens per frame, at most {MAX_TOKENS}")
+        if max(self._values) > MAX_VALUES:
             attention, references = self._values
             raise ValueError(
                 f"attention of {attention} values, references of {references}, "
-                f"at most {MOST_VALUES} each"
+                f"at most {MAX_VALUES} each"
             )
         for mean, std in zip(self.image_mean, self.image_std, strict=True):
-            if max(abs(mean), abs(255 * self.rescale_factor - mean)) > MOST_PIXEL * std:
+            if max(abs(mean), abs(255 * self.rescale_factor - mean)) > MAX_PIXEL * std:
                 raise ValueError(
                     f"image_mean {mean:g}, image_std {std:g} and rescale_factor "
-                    f"{self.rescale_factor:g} make pixel values beyond {MOST_PIXEL:g}"
+                    f"{self.rescale_factor:g} make pixel values beyond {MAX_PIXEL:g}"
                 )
         return self
 
@@ -177,10 +177,10 @@ class LanguageSpec(_Entry):
     query_heads: _Heads = Field(description="Q")
     key_heads: _Heads = Field(description="G, heads of keys and values")
     head_width: int = Field(gt=0, le=1024, multiple_of=2, description="e")
-    mlp_width: int = Field(gt=0, le=4 * MOST_WIDTH)
+    mlp_width: int = Field(gt=0, le=4 * MAX_WIDTH)
     vocabulary: int = Field(gt=0, le=10_000_000, description="V, rows of the embedding")
     most_positions: int = Field(
-        gt=0, le=MOST_POSITIONS, description="longest context the model was made for"
+        gt=0, le=MAX_POSITIONS, description="longest context the model was made for"
     )
     rotary_base: float = Field(gt=0, le=1e15)
     rms_norm_eps: _Epsilon
@@ -221,7 +221,7 @@ class FileEntry(_Entry):
 
     path: str = Field(max_length=LONGEST_TEXT)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size_bytes: int = Field(ge=0, le=MOST_BYTES)
+    size_bytes: int = Field(ge=0, le=MAX_BYTES)
 
     @field_validator("path")
     @classmethod
@@ -243,7 +243,7 @@ class GraphEntry(_Entry):
     outputs: _Ports
 
 
-_Graphs = Annotated[dict[_Name, GraphEntry], Field(max_length=4 * MOST_BLOCKS + 16)]
+_Graphs = Annotated[dict[_Name, GraphEntry], Field(max_length=4 * MAX_BLOCKS + 16)]
 
 
 class Provenance(_Entry):
@@ -304,8 +304,8 @@ class Manifest(_Entry):
     def _fits(self) -> Manifest:
         kinds = (self.graphs, self.fused_graphs, self.int4_graphs)
         graphs = [graph.file for kind in kinds for graph in kind.values()]
-        if (total := sum(file.size_bytes for file in (*graphs, *self.files))) > MOST_BYTES:
-            raise ValueError(f"files of {total} bytes together, at most {MOST_BYTES}")
+        if (total := sum(file.size_bytes for file in (*graphs, *self.files))) > MAX_BYTES:
+            raise ValueError(f"files of {total} bytes together, at most {MAX_BYTES}")
         if self.settings.budget > self.vision.pooled:
             raise ValueError(
                 f"settings.budget: {shown(self.settings.budget)}, the model has "

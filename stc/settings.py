@@ -7,12 +7,13 @@ Knows nothing of models, graphs or devices: what depends on a model's token coun
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from stc.errors import SettingsError
 from stc.shell.flags import number_flag, whole_flag
-from stc.shell.ranges import MOST_COUNT, one_of, real, shown, whole_fields
+from stc.shell.ranges import MAX_COUNT, one_of, real, shown, whole_fields
 
 Selection = Literal["shared", "layerwise"]
 Scoring = Literal["dual-anchor", "gaussian", "gaussian-fixed"]
@@ -27,8 +28,8 @@ LONGEST_WINDOW = 10_000
 """Frames in the longest anchor window: its means are summed anew for every frame."""
 
 _WHOLE = {
-    "reference_interval": (1, MOST_COUNT),
-    "budget": (KEEP_ALL, MOST_COUNT),
+    "reference_interval": (1, MAX_COUNT),
+    "budget": (KEEP_ALL, MAX_COUNT),
     "anchor_window": (1, LONGEST_WINDOW),
 }
 """Fields of Settings that are whole numbers, with the least and the most."""
@@ -113,46 +114,67 @@ def scaled(preset: Settings, pooled: int) -> Settings:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--preset` and one flag per field of `Settings`; read them with `from_flags`.
 
-    Flags default to None, so that only what the user wrote overrides the preset.
+    Flags default to None, so that only what the user wrote overrides the preset. Of them `--help`
+    shows `--preset` alone, `--help-settings` all.
     """
+    _add_flags(parser, every=False)
+    parser.add_argument(
+        "--help-settings",
+        action=_HelpSettings,
+        nargs=0,
+        help="show what the presets are and the flags that override one value each, and exit",
+    )
+
+
+class _HelpSettings(argparse.Action):
+    """Prints the flags of `Settings` and ends the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        alone = argparse.ArgumentParser(prog=parser.prog, add_help=False, usage=argparse.SUPPRESS)
+        _add_flags(alone, every=True)
+        alone.print_help()
+        parser.exit()
+
+
+def _add_flags(parser: argparse.ArgumentParser, *, every: bool) -> None:
+    """Those flags, their help shown for `every` one or for `--preset` alone."""
     group = parser.add_argument_group(
         "STC settings",
         "Default: those the bundle was exported with, which are those of --preset "
         f"{DEFAULT_PRESET} if nothing else was said.",
     )
     presets = "; ".join(f"{name}: {_contents(preset)}" for name, preset in PRESETS.items())
-    group.add_argument("--preset", metavar="NAME", help=f"all of the flags below. {presets}")
-    group.add_argument(
+    told = f"all of the flags below. {presets}" if every else "how frames are compressed"
+    group.add_argument("--preset", metavar="|".join(PRESETS), help=told)
+
+    def add(flag: str, metavar: str, help_text: str, type_: Callable[[str], Any] = str) -> None:
+        shown_text = help_text if every else argparse.SUPPRESS
+        group.add_argument(flag, type=type_, metavar=metavar, help=shown_text)
+
+    add(
         "--reference-interval",
-        type=whole_flag(),
-        metavar="N",
-        help="every Nth frame is a reference frame, which computes all tokens; 1: every frame",
+        "N",
+        "every Nth frame is a reference frame, which computes all tokens; 1: every frame",
+        whole_flag(),
     )
-    group.add_argument(
+    add(
         "--recompute-ratio",
-        type=number_flag,
-        metavar="R",
-        help="share of the tokens recomputed on reuse frames, 0 < R <= 1",
+        "R",
+        "share of the tokens recomputed on reuse frames, 0 < R <= 1",
+        number_flag,
     )
-    group.add_argument(
+    add(
         "--selection",
-        metavar="|".join(SELECTIONS),
-        help="who selects those tokens: the first block for all, or each block for itself",
+        "|".join(SELECTIONS),
+        "who selects those tokens: the first block for all, or each block for itself",
     )
-    group.add_argument(
-        "--budget", type=whole_flag(), metavar="K", help="tokens kept per frame, 0: all"
-    )
-    group.add_argument(
+    add("--budget", "K", "tokens kept per frame, 0: all", whole_flag())
+    add(
         "--pruner",
-        metavar="|".join(SCORINGS),
-        help="what chooses the tokens kept: the paper's, the released code's, or that mended",
+        "|".join(SCORINGS),
+        "what chooses the tokens kept: the paper's, the released code's, or that fixed",
     )
-    group.add_argument(
-        "--anchor-window",
-        type=whole_flag(),
-        metavar="W",
-        help="frames dual-anchor looks back, 1 or more",
-    )
+    add("--anchor-window", "W", "frames dual-anchor looks back, 1 or more", whole_flag())
 
 
 def _contents(preset: Settings) -> str:

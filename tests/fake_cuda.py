@@ -5,7 +5,7 @@ Work is only enqueued; it runs, in stream order, when somebody waits. A capture 
 keeps the addresses it saw. Memory that was freed is gone, its address never comes back, and work
 that touches it breaks the device for good, as on a GPU. Pinned host memory is read when the copy
 runs, not when it is enqueued, and who writes to it once it was freed is found out. Whether a reset
-mends a device that broke is the test's choice: CUDA does not promise it. Calls return (status,
+fixes a device that broke is the test's choice: CUDA does not promise it. Calls return (status,
 values...) and never raise.
 """
 
@@ -48,7 +48,7 @@ class FakeCuda:
 
     fail: function name -> how many calls to let pass before one returns `status`.
     calls: every function called, in order.
-    reset_mends: whether cudaDeviceReset ends a sticky error.
+    reset_fixes: whether cudaDeviceReset ends a sticky error.
     pageable_copies: copies from or to host memory that is not pinned.
     """
 
@@ -76,7 +76,7 @@ class FakeCuda:
         self.calls: list[str] = []
         self.fail: dict[str, tuple[int, int]] = {}
         self.sticky = 0
-        self.reset_mends = True
+        self.reset_fixes = True
         self.pageable_copies = 0
         self._freed: list[Bytes] = []
         self._freed_pinned: list[Any] = []
@@ -316,7 +316,7 @@ class FakeCuda:
         return 0, 12060
 
     def cudaDeviceReset(self) -> tuple[Any, ...]:
-        if not self.reset_mends:
+        if not self.reset_fixes:
             return (self.sticky,)
         self.sticky = 0
         self._freed += self.memory.values()

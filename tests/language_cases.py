@@ -38,7 +38,7 @@ POOLED = 4
 """Tokens of a frame."""
 WIDTH = 32
 BLOCKS = 3
-MOST_POSITIONS = 400
+MAX_POSITIONS = 400
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def language_model(*, tied: bool = True) -> Any:
         num_hidden_layers=BLOCKS,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=MOST_POSITIONS,
+        max_position_embeddings=MAX_POSITIONS,
         eos_token_id=tokenizer.ids["<|im_end|>"],
         tie_word_embeddings=tied,
     )

@@ -90,7 +90,7 @@ def straying(bundle: Path, *, when_wide: bool) -> dict[str, Graph]:
         (PASSED, 0.5),
     ],
 )
-def test_what_was_not_accepted_is_compared_by_the_command_that_mends_it(
+def test_what_was_not_accepted_is_compared_by_the_command_that_fixes_it(
     bundle: Path,
     build: Build,
     monkeypatch: pytest.MonkeyPatch,
@@ -219,7 +219,7 @@ def test_a_pruner_that_strays_is_refused_to_streams_that_use_it_alone(
     assert entry.stamp.baked is not None
     tower = open_tower(Bundle.open(bundle), "cpu", "tensorrt-rtx")
     settings = Settings(pruner="gaussian", budget=entry.stamp.baked)
-    refusal = f"^{name}: strays from ONNX Runtime .*; no build mends it: use another --pruner, "
+    refusal = f"^{name}: deviates from ONNX Runtime .*; no build fixes it: use another --pruner, "
     with pytest.raises(EngineError, match=refusal):
         StreamSession(tower, settings)
     StreamSession(tower, replace(settings, pruner="gaussian-fixed")).close()

@@ -214,10 +214,10 @@ def library(tmp_path: Path, graphs: list[str]) -> EngineLibrary:
 
 
 class Bench:
-    """Comparisons whose cosines the test sets, and rebuilds that mend some of them."""
+    """Comparisons whose cosines the test sets, and rebuilds that fix some of them."""
 
-    def __init__(self, made: EngineLibrary, cosines: dict[str, float], mended: list[str]) -> None:
-        self.library, self.cosines, self.mended = made, cosines, mended
+    def __init__(self, made: EngineLibrary, cosines: dict[str, float], fixed: list[str]) -> None:
+        self.library, self.cosines, self.fixed = made, cosines, fixed
         self.rebuilt: list[str] = []
         self.chain = 1.0
         self.workspace_bytes: dict[str, int] = {}
@@ -233,7 +233,7 @@ class Bench:
             entries[name] = entries[name].model_copy(
                 update={"wide_attention": True, "acceptance": None}
             )
-            if entries[name].stamp.graph in self.mended:
+            if entries[name].stamp.graph in self.fixed:
                 self.cosines[entries[name].stamp.graph] = 0.9999
         self.library.write(entries)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import NonFiniteError
-from stc.runtime.answers.stream_language import MOST_CALLS, StreamLanguage
+from stc.runtime.answers.stream_language import MAX_CALLS, StreamLanguage
 from stc.runtime.language.kv_buckets import KvBuckets
 from stc.runtime.memory.window import AllMemory, WindowMemory
 from stc.runtime.report import Prefill
@@ -181,7 +181,7 @@ def test_frames_that_waited_are_made_up_a_few_at_a_time() -> None:
     before = language.facts().tokens
     assert before == len(case.prompt().before)
     made_up = [language.append(tokens).frames for tokens in video[12:]]
-    assert made_up == [MOST_CALLS] * 4 + [1] * 4  # each call brings one frame of its own
+    assert made_up == [MAX_CALLS] * 4 + [1] * 4  # each call brings one frame of its own
     assert language.facts().tokens == before + 20 * POOLED
 
 
@@ -226,7 +226,7 @@ def test_an_answer_left_midway_leaves_nothing_behind(end: str) -> None:
 def test_an_answer_that_keeps_the_video_waiting_too_long_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("stc.runtime.answers.stream_language.MOST_WAITING", 3)
+    monkeypatch.setattr("stc.runtime.answers.stream_language.MAX_WAITING", 3)
     case = language_case()
     language = stream(case)
     video = frames(6)

@@ -143,7 +143,7 @@ def test_scratch_memory_is_limited_where_the_recipe_says_so() -> None:
 
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
 @pytest.mark.parametrize(
-    ("said", "mend"),
+    ("said", "fix"),
     [
         (
             "pybind11::init(): factory function returned nullptr",
@@ -153,7 +153,7 @@ def test_scratch_memory_is_limited_where_the_recipe_says_so() -> None:
     ],
 )
 def test_a_graph_that_cannot_be_built_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, flavour: Flavour, said: str, mend: str
+    monkeypatch: pytest.MonkeyPatch, flavour: Flavour, said: str, fix: str
 ) -> None:
     def failing(*_: object, **__: object) -> None:
         raise TypeError(said)
@@ -166,7 +166,7 @@ def test_a_graph_that_cannot_be_built_says_what_to_do(
         graph=manifest().graphs["embed"],
         targets=(TARGETS["sm86"],),
     )
-    with pytest.raises(EngineError, match=mend.format(flavour)) as caught:
+    with pytest.raises(EngineError, match=fix.format(flavour)) as caught:
         compile_engine(double(flavour), recipe, lambda *_: None)
     assert f"embed: {flavour} 10.3.0 cannot build it ({said})" in str(caught.value)
 
@@ -262,14 +262,14 @@ def test_a_target_decides_on_scratch_memory_and_the_flavour_on_timings(
 
 
 @pytest.mark.parametrize(
-    ("code", "mend"),
+    ("code", "fix"),
     [
         (-9, "out of memory kills builders: close programs, add swap, or use --jobs 1"),
         (-11, "the compiler crashed: try --jobs 1, or report it with what stc-doctor prints"),
         (1, "the compiler crashed: try --jobs 1, or report it with what stc-doctor prints"),
     ],
 )
-def test_a_builder_that_died_tells_by_what(tmp_path: Path, code: int, mend: str) -> None:
+def test_a_builder_that_died_tells_by_what(tmp_path: Path, code: int, fix: str) -> None:
     job = Job(
         "embed.engine",
         Recipe(
@@ -288,7 +288,7 @@ def test_a_builder_that_died_tells_by_what(tmp_path: Path, code: int, mend: str)
         builders._receive(here, job)
     here.close()
     assert str(caught.value) == (
-        f"embed: its builder died (exit code {code}); {mend}; what is built stays"
+        f"embed: its builder died (exit code {code}); {fix}; what is built stays"
     )
 
 

@@ -130,20 +130,20 @@ def test_rtx_does_not_build_for_orin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flavour", "mend"),
+    ("flavour", "fix"),
     [
         ("tensorrt", "--system-site-packages"),
         ("tensorrt-rtx", r"pip install 'stc\[tensorrt-rtx\]'"),
     ],
 )
 def test_a_missing_package_names_the_command_that_installs_it(
-    flavour: str, mend: str, monkeypatch: pytest.MonkeyPatch
+    flavour: str, fix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr("importlib.import_module", absent)
-    with pytest.raises(EngineError, match=f"package .* not found; .*{mend}"):
+    with pytest.raises(EngineError, match=f"package .* not found; .*{fix}"):
         load_tensorrt(flavour)  # type: ignore[arg-type]
 
 

@@ -84,7 +84,7 @@ def test_unknown_graph_is_named(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_missing_file_is_named_with_the_mend(bundle: Path, path: str) -> None:
+def test_missing_file_is_named_with_the_fix(bundle: Path, path: str) -> None:
     (bundle / path).unlink()
     line = refusal(bundle)
     size = len(FILES[path])
@@ -319,7 +319,7 @@ def test_ctrl_c_does_not_wait_for_a_whole_file(
         ),
     ],
 )
-def test_mend_repeats_the_export_that_made_the_bundle(
+def test_fix_repeats_the_export_that_made_the_bundle(
     tmp_path: Path, made: Provenance, command: str
 ) -> None:
     path = write_bundle(tmp_path / "with space", made=made)

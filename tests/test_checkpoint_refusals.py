@@ -1,4 +1,4 @@
-"""Checkpoints that are refused, each with one line that says how to mend it."""
+"""Checkpoints that are refused, each with one line that says how to fix it."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _unlisted(document: dict[str, Any]) -> None:
         (_unlisted, f"files leave weights out, expected {WEIGHTS}"),
     ],
 )
-def test_a_manifest_at_odds_with_its_spec_is_refused_with_the_mend(
+def test_a_manifest_at_odds_with_its_spec_is_refused_with_the_fix(
     change: Callable[[dict[str, Any]], None], told: str, tmp_path: Path
 ) -> None:
     bundle = write_bundle(tmp_path / "tiny")
@@ -157,12 +157,12 @@ LANGUAGE_FILES = (LANGUAGE_WEIGHTS, INT4_WEIGHTS)
 
 def refusal(manifest: Manifest) -> str:
     with pytest.raises(BundleError) as caught:
-        check_conformity(manifest, "bundle", "mend")
+        check_conformity(manifest, "bundle", "fix")
     return str(caught.value)
 
 
 def test_the_language_side_conforms_too(speaking: Manifest) -> None:
-    check_conformity(speaking, "bundle", "mend")
+    check_conformity(speaking, "bundle", "fix")
     other = LANGUAGE.model_copy(update={"vocabulary": 10})
     assert "text_embed" not in refusal(speaking.model_copy(update={"language": other}))
     assert "expected logits [1, 10]" in refusal(speaking.model_copy(update={"language": other}))
@@ -176,4 +176,4 @@ def test_the_language_side_conforms_too(speaking: Manifest) -> None:
     for path in LANGUAGE_FILES:
         files = tuple(file for file in speaking.files if file.path != path)
         line = refusal(speaking.model_copy(update={"files": files}))
-        assert f"files leave weights out, expected {path}; mend" in line
+        assert f"files leave weights out, expected {path}; fix" in line

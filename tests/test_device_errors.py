@@ -70,7 +70,7 @@ def test_a_lost_device_is_closed_and_opened_again(rig: Rig) -> None:
 def test_a_device_that_cannot_be_reset_says_to_start_again(rig: Rig) -> None:
     session, stream = rig.session(), frames(2)
     session.push(stream[0])
-    rig.cuda.reset_mends = False
+    rig.cuda.reset_fixes = False
     rig.cuda.fail["cudaStreamSynchronize"] = (0, 700)
     with pytest.raises(DeviceError, match=r"cudaErrorIllegalAddress.*; open the tower again"):
         session.push(stream[1])
@@ -98,7 +98,7 @@ def test_an_engine_that_does_not_run_because_the_device_is_lost_ends_the_session
 
 
 @pytest.mark.parametrize(
-    ("status", "mend"),
+    ("status", "fix"),
     [
         (35, "cuda-bindings<13"),
         (100, "--backend onnxruntime"),
@@ -106,9 +106,9 @@ def test_an_engine_that_does_not_run_because_the_device_is_lost_ends_the_session
         (700, "start the program again"),
     ],
 )
-def test_an_error_of_cuda_names_what_mends_it(rig: Rig, status: int, mend: str) -> None:
+def test_an_error_of_cuda_names_what_fixes_it(rig: Rig, status: int, fix: str) -> None:
     rig.cuda.fail["cudaSetDevice"] = (0, status)
-    with pytest.raises(DeviceError, match=f"^cudaSetDevice: cudaError.*; .*{mend}"):
+    with pytest.raises(DeviceError, match=f"^cudaSetDevice: cudaError.*; .*{fix}"):
         rig.device.cuda.call("cudaSetDevice", 0)
 
 

@@ -1,4 +1,4 @@
-"""stc-doctor names what is missing and the command that mends it."""
+"""stc-doctor names what is missing and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -86,14 +86,14 @@ def test_tensorrt_rtx_is_not_asked_for_where_it_does_not_run(machine: Machine) -
 
 def test_a_machine_without_a_gpu_is_told_that_nothing_is_to_be_done(machine: Machine) -> None:
     machine.install("cuda.bindings.runtime", "12.9")
-    machine.device = DeviceError("cudaSetDevice", "no driver", mend="update it")
-    assert machine.found("GPU").mend == "nothing to do where there is no NVIDIA GPU; else update it"
+    machine.device = DeviceError("cudaSetDevice", "no driver", fix="update it")
+    assert machine.found("GPU").fix == "none where only the CPU is used; else update it"
 
 
 def test_a_bare_machine_is_told_a_command_for_everything(machine: Machine) -> None:
     diagnosis = diagnose(None, machine.root)
     assert diagnosis.backends == []
-    missing = {finding.subject: finding.mend for finding in diagnosis.findings if not finding.fine}
+    missing = {finding.subject: finding.fix for finding in diagnosis.findings if not finding.fine}
     assert "pip install cuda-bindings" in missing["GPU"]
     assert "--system-site-packages" in missing["tensorrt"]
     assert "pip install 'stc[tensorrt-rtx]'" in missing["tensorrt-rtx"]
@@ -123,19 +123,19 @@ def test_a_complete_jetson_can_run_native_engines_only(machine: Machine) -> None
 def test_a_small_board_without_swap_is_told_to_add_some(machine: Machine) -> None:
     machine.install("cuda.bindings.runtime", "12.9")
     machine.device = ORIN
-    assert machine.found("swap").mend.startswith("sudo fallocate -l 8G /var/swapfile && ")
+    assert machine.found("swap").fix.startswith("sudo fallocate -l 8G /var/swapfile && ")
 
 
 @pytest.mark.parametrize(
-    ("said", "mend"), [("MAXN", ""), ("MAXN_SUPER", ""), ("15W", "sudo nvpmodel -m 2")]
+    ("said", "fix"), [("MAXN", ""), ("MAXN_SUPER", ""), ("15W", "sudo nvpmodel -m 2")]
 )
 def test_a_board_held_back_by_its_power_mode_is_told_so(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, said: str, mend: str
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, said: str, fix: str
 ) -> None:
     machine.install("cuda.bindings.runtime", "12.9")
     machine.device = ORIN
     monkeypatch.setattr(doctor, "power_mode", lambda: said)
-    assert machine.found("power mode") == Finding("power mode", said, mend, "full speed")
+    assert machine.found("power mode") == Finding("power mode", said, fix, "full speed")
 
 
 def test_cameras_are_listed(machine: Machine) -> None:
@@ -171,7 +171,7 @@ def test_a_gpu_outside_the_table_says_how_to_name_it(machine: Machine) -> None:
     machine.install("cuda.bindings.runtime", "13.0")
     machine.install("tensorrt", "10.16.1")
     machine.device = DeviceFacts("H200", (9, 0), 1 << 30, 1 << 30, False, "")
-    assert "engines/library/targets.py" in machine.found("GPU").mend
+    assert "engines/library/targets.py" in machine.found("GPU").fix
     assert machine.found("tensorrt").found == "10.16.1, this GPU is no target"
     assert diagnose(None, machine.root).backends == []
 
@@ -184,7 +184,7 @@ def test_a_bundle_without_engines_says_how_to_build_them(machine: Machine, tmp_p
     assert machine.found("bundle", bundle).found == "demo, fp32"
     engines = machine.found("engines, tensorrt", bundle)
     assert engines.found == "has no engines"
-    assert engines.mend.startswith("build with: stc-build")
+    assert engines.fix.startswith("build with: stc-build")
 
 
 def test_a_bundle_whose_own_pruner_was_refused_here_says_so(
@@ -204,8 +204,8 @@ def test_a_bundle_whose_own_pruner_was_refused_here_says_so(
     assert machine.found("engines, tensorrt-rtx", bundle.root).fine
     library.write({**library.entries(), f"pruner-{name}": strays})
     engines = machine.found("engines, tensorrt-rtx", bundle.root)
-    assert engines.found.startswith("strays from ONNX Runtime on this device")
-    assert "another --pruner" in engines.mend
+    assert engines.found.startswith("deviates from ONNX Runtime on this device")
+    assert "another --pruner" in engines.fix
 
 
 def test_a_damaged_bundle_is_a_finding_and_no_failure(machine: Machine, tmp_path: Path) -> None:
@@ -229,4 +229,4 @@ def test_the_command_prints_json(machine: Machine, capsys: pytest.CaptureFixture
     assert doctor_command.main(["--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["backends"] == ["onnxruntime"]
-    assert {"subject", "found", "mend", "needed_for", "vital"} == set(document["findings"][0])
+    assert {"subject", "found", "fix", "needed_for", "vital"} == set(document["findings"][0])

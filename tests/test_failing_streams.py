@@ -78,8 +78,8 @@ def test_the_nearer_end_is_expected() -> None:
     assert TakenFrames(source, 2).expected == 2
 
 
-DISK = VideoError("clip.mp4", "cannot be read on", mend="check the disk")
-ENGINE = EngineError("update_03", "the GPU is gone", mend="see dmesg")
+DISK = VideoError("clip.mp4", "cannot be read on", fix="check the disk")
+ENGINE = EngineError("update_03", "the GPU is gone", fix="see dmesg")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_the_document_says_what_ended_the_stream(
     [
         ("0", "--give-up-s: got 0.0, expected more than 0 seconds"),
         ("nan", "--give-up-s: got nan"),
-        ("5", "--give-up-s: given, expected a live --video"),
+        ("5", "--give-up-s: requires a live --video"),
     ],
 )
 def test_a_wait_that_cannot_be_is_one_line(

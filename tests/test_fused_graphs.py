@@ -13,7 +13,7 @@ from stc.export.graphs.int4 import Group
 from stc.manifest import LANGUAGE_WEIGHTS, Precision
 from stc.method.difference import difference
 from tests.graph_files import graph_file
-from tests.language_cases import MOST_POSITIONS, LanguageCase, language_case
+from tests.language_cases import MAX_POSITIONS, LanguageCase, language_case
 
 NAME = contracts.attend_graph(1)
 
@@ -30,7 +30,7 @@ def test_cached_keys_are_rotated_in_one_operator_alike(
     """Also in a context of more rows than the model has positions."""
     case = language_case(precision=precision, int4=group)
     backend = OnnxRuntimeBackend(case.bundle, int4=int4)
-    manifest, random, rows = case.bundle.manifest, np.random.default_rng(0), MOST_POSITIONS + 90
+    manifest, random, rows = case.bundle.manifest, np.random.default_rng(0), MAX_POSITIONS + 90
     spec = manifest.language
     assert spec is not None
     own = manifest.int4_graphs if int4 else manifest.fused_graphs

@@ -11,7 +11,7 @@ from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.commands import run as run_command
 from stc.runtime.stream import opening
-from stc.runtime.stream.opening import MOST_HELD
+from stc.runtime.stream.opening import MAX_HELD
 
 Outcome = subprocess.CompletedProcess[str]
 
@@ -32,11 +32,11 @@ IDLE = "--device cuda: --backend tensorrt, expected --backend onnxruntime; leave
         (["stc-parity", "B", *TENSORRT], IDLE),
         (
             ["stc-bench", "B", "--checkpoint", "X"],
-            "--checkpoint: given, expected --against torch beside it",
+            "--checkpoint: requires --against torch",
         ),
         (
             ["stc-bench", "B", "--prefill", "--against", "int4", "--checkpoint", "X"],
-            "--checkpoint: given, expected --against torch beside it",
+            "--checkpoint: requires --against torch",
         ),
     ],
 )
@@ -66,4 +66,4 @@ def test_a_flag_that_changes_something_is_not(
 
 def test_no_more_frames_are_held_than_fit() -> None:
     assert len(opening.frames(None, 3)) == 3
-    assert len(opening.frames(None, 100_000)) == MOST_HELD == 32
+    assert len(opening.frames(None, 100_000)) == MAX_HELD == 32

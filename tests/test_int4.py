@@ -173,10 +173,14 @@ def test_int4_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str])
         OnnxRuntimeBackend(bundle, int4=True)
     root = str(bundle.root)
     for main, arguments, told in (
-        (run_command.main, [root, "--video", VIDEO, "--int4"], "--int4: given, expected --ask"),
-        (bench_command.main, [root, "--int4"], "--int4: given, expected --prefill beside it"),
-        (bench_command.main, [root, "--against", "int4"], "--against int4: given, expected"),
-        (command.main, ["--model", "demo", "--vision-only", "--int4", "32"], "no --vision-only"),
+        (run_command.main, [root, "--video", VIDEO, "--int4"], "--int4: requires --ask"),
+        (bench_command.main, [root, "--int4"], "--int4: requires --prefill"),
+        (bench_command.main, [root, "--against", "int4"], "--against int4: requires --prefill"),
+        (
+            command.main,
+            ["--model", "demo", "--vision-only", "--int4", "32"],
+            "cannot be combined with --vision-only",
+        ),
     ):
         assert main(arguments) == 2
         assert told in capsys.readouterr().err

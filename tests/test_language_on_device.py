@@ -20,7 +20,7 @@ from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.prompts.prompt import Prompt
 from stc.runtime.answers.open_language import open_model
 from stc.runtime.answers.stream_language import StreamLanguage
-from stc.runtime.language.call_outputs import MOST_SPARE
+from stc.runtime.language.call_outputs import MAX_SPARE
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.language.plain_rows import PlainRows
 from stc.runtime.memory.settings import MemorySettings, Policy
@@ -136,7 +136,7 @@ def test_buffers_that_are_used_again_change_no_answer(
             language.ask(question, 4)
             for language, question in zip(languages, questions, strict=True)
         ]
-        assert answers[1].prompt_tokens > (MOST_SPARE + 1) * CHUNK
+        assert answers[1].prompt_tokens > (MAX_SPARE + 1) * CHUNK
         logits: list[NDArray[Any]] = []
         for _ in range(4):
             for answer in answers:
@@ -152,7 +152,7 @@ def test_buffers_of_a_long_call_are_given_back(bundle: Bundle, backend: TensorRt
     model = open_model(bundle, backend)
     rows = PlainRows(model, 1000)
     held = []
-    for pieces in (1, MOST_SPARE, MOST_SPARE + 5, 2):
+    for pieces in (1, MAX_SPARE, MAX_SPARE + 5, 2):
         rows.remember(np.zeros((pieces * CHUNK, model.spec.width), model.dtype), 0)
         held.append(backend.device.allocated_bytes)
     one, most, *later = held

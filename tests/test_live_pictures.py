@@ -179,4 +179,4 @@ def test_a_camera_on_the_web_is_live_when_asked(mjpeg_camera: str) -> None:
 
 def test_live_arrives(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command.main([str(demo_bundle), "--video", "clip.mp4", "--live"]) == 2
-    assert capsys.readouterr().err.startswith("error: --live: given, expected an http://")
+    assert capsys.readouterr().err.startswith("error: --live: requires an http://")

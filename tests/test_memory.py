@@ -15,7 +15,7 @@ from stc.engines.engine import Engine, Tensor
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
 from stc.errors import LanguageError, NonFiniteError
 from stc.runtime.answers.stream_language import StreamLanguage
-from stc.runtime.language.kv_buckets import MOST_TOKENS, KvBuckets
+from stc.runtime.language.kv_buckets import MAX_TOKENS, KvBuckets
 from stc.runtime.language.kv_rows import runs
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.language.row_order import RowOrder
@@ -101,8 +101,8 @@ def test_static_sizes_cover_any_chunk() -> None:
 
 def test_a_call_of_any_size_is_bounded() -> None:
     pieces = list(KvBuckets().pieces(3025))
-    assert [size for _, _, size in pieces] == [MOST_TOKENS] * 11 + [209]
-    assert [first for first, _, _ in pieces] == [MOST_TOKENS * n for n in range(12)]
+    assert [size for _, _, size in pieces] == [MAX_TOKENS] * 11 + [209]
+    assert [first for first, _, _ in pieces] == [MAX_TOKENS * n for n in range(12)]
     assert list(KvBuckets().pieces(58)) == [(0, 58, 58)]
     assert list(KvBuckets().pieces(0)) == []
 

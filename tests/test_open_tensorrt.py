@@ -90,14 +90,12 @@ def chunk(size: int) -> Sizes:
     return {"m": size, "S": 4096}
 
 
-def refused(
-    bundle: Bundle, tensorrt: TensorRt | None = None, mended_by: str = "this-device"
-) -> str:
+def refused(bundle: Bundle, tensorrt: TensorRt | None = None, fixed_by: str = "this-device") -> str:
     with pytest.raises(EngineError) as caught:
         find_engines(bundle, tensorrt or installed(), SM89, language=True)
     line = str(caught.value)
     assert "\n" not in line
-    assert f"stc-build {bundle.root} --target {mended_by} --backend" in line
+    assert f"stc-build {bundle.root} --target {fixed_by} --backend" in line
     return line
 
 
@@ -144,22 +142,20 @@ def test_engines_of_other_graphs_or_weights_are_refused(
     bundle: Bundle, changed: dict[str, Any]
 ) -> None:
     build(bundle, **changed)
-    line = refused(bundle, mended_by="sm89")
+    line = refused(bundle, fixed_by="sm89")
     assert "built from other graphs or weights than these" in line
 
 
 def test_a_missing_engine_is_refused(bundle: Bundle) -> None:
     library = build(bundle)
     (library.folder / f"{EMBED}.tensorrt-rtx.engine").unlink()
-    line = refused(bundle, mended_by="sm89")
+    line = refused(bundle, fixed_by="sm89")
     assert f"{EMBED}.tensorrt-rtx.engine: is missing or cut short" in line
 
 
 def test_engines_that_stray_from_onnx_runtime_are_refused(bundle: Bundle) -> None:
     build(bundle, acceptance=STRAYS)
-    said = (
-        r"strays from ONNX Runtime on this device, cosine 0\.9100; no build mends it: use --backend"
-    )
+    said = r"deviates from ONNX Runtime on this device, cosine 0\.9100; no build fixes it: use"
     with pytest.raises(EngineError, match=said):
         find_engines(bundle, installed(), SM89, language=True)
 
@@ -168,7 +164,7 @@ def test_what_strayed_on_another_gpu_was_not_compared_here(bundle: Bundle) -> No
     library = build(bundle, acceptance=STRAYS)
     library.write(library.entries(), {"tensorrt-rtx": Chain(cosine=0.5, device="here")})
     find_engines(bundle, installed(), SM89, language=True, device="another GPU")
-    with pytest.raises(EngineError, match="strays from ONNX Runtime on this device"):
+    with pytest.raises(EngineError, match="deviates from ONNX Runtime on this device"):
         find_engines(bundle, installed(), SM89, language=True, device="here")
 
 
@@ -176,7 +172,7 @@ def test_a_tower_that_strays_on_this_gpu_is_refused(bundle: Bundle) -> None:
     library = build(bundle)
     library.write(library.entries(), {"tensorrt-rtx": Chain(cosine=0.5, device="here")})
     find_engines(bundle, installed(), SM89, language=True, device="another GPU")
-    with pytest.raises(EngineError, match=r"the whole tower strays .* cosine 0\.5000"):
+    with pytest.raises(EngineError, match=r"the tower deviates .* cosine 0\.5000"):
         find_engines(bundle, installed(), SM89, language=True, device="here")
 
 
@@ -215,9 +211,9 @@ def test_engines_that_were_compared_are_preferred_to_those_that_were_not(bundle:
     assert find_engines(bundle, installed(), SM89, language=True)[0].folder.name == "sm89"
 
 
-def test_the_mend_of_a_library_names_the_targets_it_was_built_for(bundle: Bundle) -> None:
+def test_the_fix_of_a_library_names_the_targets_it_was_built_for(bundle: Bundle) -> None:
     build(bundle, "sm86+sm89", version="1.6.0")
-    assert "built by tensorrt-rtx 1.6.0" in refused(bundle, mended_by="sm86+sm89")
+    assert "built by tensorrt-rtx 1.6.0" in refused(bundle, fixed_by="sm86+sm89")
 
 
 def test_engines_in_a_folder_of_another_name_are_still_those_of_their_stamps(
@@ -246,14 +242,14 @@ def test_a_stale_engine_of_other_sizes_does_not_stand_in_the_way(bundle: Bundle)
 
 def test_on_an_unknown_board_the_only_engines_of_its_kind_are_taken(bundle: Bundle) -> None:
     board = DeviceFacts("Orin", (8, 7), 8 << 30, 8 << 30, True, "a carrier of ours")
-    mend = "name its module: stc-build BUNDLE --target orin-agx or orin-nx or orin-nano"
+    fix = "name its module: stc-build BUNDLE --target orin-agx or orin-nx or orin-nano"
     build(bundle, "sm89")
-    with pytest.raises(EngineError, match=mend):
+    with pytest.raises(EngineError, match=fix):
         built_target(bundle, board)
     build(bundle, "orin-nx")
     assert built_target(bundle, board) is TARGETS["orin-nx"]
     build(bundle, "orin-nano")
-    with pytest.raises(EngineError, match=mend):
+    with pytest.raises(EngineError, match=fix):
         built_target(bundle, board)
 
 

@@ -170,16 +170,16 @@ def test_a_pruner_that_nobody_reads_after_is_refused(
     checkpoint_bundle: Exported, flag: list[str], stc_parity: Callable[..., Outcome]
 ) -> None:
     line = one_line(stc_parity(checkpoint_bundle.bundle.root, *flag))
-    assert f"{flag[0]}: given, expected a language side compared" in line
+    assert f"{flag[0]}: requires a language side compared" in line
 
 
 def test_a_language_side_is_left_out_where_there_is_one_and_nothing_asks_for_it(
     checkpoint_bundle: Exported, demo_bundle: Path, stc_parity: Callable[..., Outcome]
 ) -> None:
     line = one_line(stc_parity(checkpoint_bundle.bundle.root, "--vision-only"))
-    assert "--vision-only: given, expected a bundle with a language side" in line
+    assert "--vision-only: requires a bundle with a language side" in line
     line = one_line(stc_parity(demo_bundle, "--vision-only", "--pruner", "gaussian"))
-    assert "--pruner: given, expected a language side compared" in line
+    assert "--pruner: requires a language side compared" in line
 
 
 @pytest.mark.parametrize("frames", [1, 3])

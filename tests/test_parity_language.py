@@ -12,7 +12,7 @@ from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
 from stc.export.graphs.int4 import Group
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.parity.language import FOUR_BITS, OTHERS
-from tests.language_cases import MOST_POSITIONS, language_case
+from tests.language_cases import MAX_POSITIONS, language_case
 
 
 def parity(
@@ -57,7 +57,7 @@ def test_parity_compares_single_tokens_and_the_last_positions(
     monkeypatch.setattr(OnnxRuntimeEngine, "__call__", watched)
     code, _ = parity(capsys)
     assert code == 0
-    assert seen >= {(1, 23), (24, 23), (1, MOST_POSITIONS - 1), (24, MOST_POSITIONS - 1)}
+    assert seen >= {(1, 23), (24, 23), (1, MAX_POSITIONS - 1), (24, MAX_POSITIONS - 1)}
 
 
 def test_parity_fails_when_single_tokens_at_the_last_position_are_off(
@@ -69,7 +69,7 @@ def test_parity_fails_when_single_tokens_at_the_last_position_are_off(
         outputs = call(self, inputs, *arguments)
         if self.name == "attend_01":
             positions = inputs["query_positions"].numpy()
-            if positions.tolist() == [MOST_POSITIONS - 1]:
+            if positions.tolist() == [MAX_POSITIONS - 1]:
                 outputs["hidden_out"].numpy()[:] *= 1.01
         return outputs
 

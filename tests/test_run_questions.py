@@ -58,7 +58,7 @@ def test_questions_are_answered_when_they_are_due(
 def test_of_many_questions_the_newest_are_held(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(conversation, "MOST_ANSWERS", 2)
+    monkeypatch.setattr(conversation, "MAX_ANSWERS", 2)
     out = tmp_path / "run.json"
     asked = ("first?", "second?", "third?")
     questions = [word for text in asked for word in ("--ask", text)]
@@ -150,11 +150,11 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
         (["--ask", "a", "--max-new-tokens", "0"], "--max-new-tokens: got 0"),
         (["--ask", "caf\udce9"], "question: bytes that are no letters, expected text in UTF-8"),
         (["--ask", "a", "--temperature", "-1"], "--temperature: got -1.0"),
-        (["--ask", "a", "--top-p", "0.5"], "--top-p: given, expected --temperature above 0"),
+        (["--ask", "a", "--top-p", "0.5"], "--top-p: requires --temperature above 0"),
         (["--ask", "a", "--memory", "some"], "--memory: got 'some'"),
         (["--ask", "a", "--memory", "all", "--window", "9"], "--window: has no effect"),
-        (["--ask", "a", "--top-pages", "3"], "--top-pages: given, expected --memory rekv"),
-        (["--ask", "a", "--memory", "rekv", "--spill-mb", "3"], "expected --spill DIR"),
+        (["--ask", "a", "--top-pages", "3"], "--top-pages: requires --memory rekv"),
+        (["--ask", "a", "--memory", "rekv", "--spill-mb", "3"], "requires --spill DIR"),
         (["--ask", "a", "--memory", "rekv", "--top-pages", "100000"], "--top-pages: got 100000, "),
         (
             ["--ask", "a", "--memory", "rekv", "--top-pages", "75", "--preset", "off"],
@@ -164,8 +164,8 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
         (["--ask", "a", "--window", "16", "--prefill-every", "5", "--preset", "off"], "the 20 of"),
         (["--ask", "a", "--window", "390"], "at most 296, the model's 400 positions"),
         (["--ask", "a", "--prefill-every", "0"], "--prefill-every: got 0"),
-        (["--window", "16"], "--window: given, expected --ask, --ask-at or --chat beside it"),
-        (["--max-new-tokens", "9"], "--max-new-tokens: given, expected --ask, --ask-at or --chat"),
+        (["--window", "16"], "--window: requires --ask, --ask-at or --chat"),
+        (["--max-new-tokens", "9"], "--max-new-tokens: requires --ask, --ask-at or --chat"),
         (["--chat"], "--chat: stdin is no terminal; use --ask TEXT"),
     ],
 )
@@ -354,9 +354,9 @@ def test_prefill_is_measured_at_keep_all_and_at_the_preset(
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--context", "3"], "--context: got 3, expected --prefill"),
+        (["--context", "3"], "--context: got 3, which requires --prefill"),
         (["--prefill", "--context", "390"], "at most 380"),
-        (["--prefill", "--video", VIDEO], "--video: given, expected --prefill alone"),
+        (["--prefill", "--video", VIDEO], "--video: cannot be combined with --prefill"),
     ],
 )
 def test_prefill_mistakes_are_one_line(

@@ -106,7 +106,7 @@ def test_kept_tokens_are_the_budget_and_all_for_0(budget: int, expected: int) ->
     assert Settings(budget=budget).kept(POOLED) == expected
 
 
-def test_budget_over_the_models_tokens_is_refused_with_a_mend() -> None:
+def test_budget_over_the_models_tokens_is_refused_with_a_fix() -> None:
     with pytest.raises(SettingsError, match="--budget: got 197, expected at most 196") as caught:
         Settings(budget=197).kept(POOLED)
     assert str(caught.value).endswith("use --budget 196 or --budget 0 to keep all")

@@ -129,13 +129,13 @@ def test_nan_is_traced_to_its_graph_and_frame(graph: str, frame_index: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("precision", "mend"),
+    ("precision", "fix"),
     [
         ("fp32", "; export another checkpoint, or copy this one again"),
         ("fp16", "; export again with --precision fp32, or another checkpoint"),
     ],
 )
-def test_fp32_is_advised_where_it_is_not_in_use(precision: Precision, mend: str) -> None:
+def test_fp32_is_advised_where_it_is_not_in_use(precision: Precision, fix: str) -> None:
     weights = numpy_weights(WEIGHTS)
     _poison(*weights)[PROJECT].flat[0] = np.nan
     tower = VisionTower(OracleBackend(*weights), WEIGHTS.spec, "fp32")
@@ -144,7 +144,7 @@ def test_fp32_is_advised_where_it_is_not_in_use(precision: Precision, mend: str)
     tower.dtype = NETWORK_DTYPES[precision]
     with pytest.raises(NonFiniteError) as caught:
         session.push(moving_frames(1)[0])
-    assert str(caught.value).endswith(mend)
+    assert str(caught.value).endswith(fix)
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)

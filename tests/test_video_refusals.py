@@ -1,4 +1,4 @@
-"""Sources that cannot be opened: one line each, with a mend."""
+"""Sources that cannot be opened: one line each, with a fix."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_user_and_password_are_not_shown(source: str, shown: str) -> None:
 
 @pytest.mark.parametrize("source", [str(STREET), "/dev/video0", "rtsp://camera"])
 def test_live_is_refused_where_it_changes_nothing(source: str) -> None:
-    with pytest.raises(SettingsError, match="--live: given, expected an http:// or https://"):
+    with pytest.raises(SettingsError, match="--live: requires an http:// or https://"):
         open_video(source, live=True)
 
 

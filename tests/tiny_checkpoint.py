@@ -125,5 +125,5 @@ def refusal(id_or_dir: object) -> str:
         read_all(id_or_dir)
     line = str(caught.value)
     assert "\n" not in line
-    assert "; " in line, "no mend"
+    assert "; " in line, "no fix"
     return line

@@ -77,10 +77,10 @@ def compile_engine(tensorrt: TensorRt, recipe: Recipe, report: Report) -> memory
     except Exception as error:  # Polygraphy's and pybind's exceptions share no narrower base
         reason = said.last or str(error)
         got = f"{tensorrt.flavour} {tensorrt.version} cannot build it ({reason})"
-        mend = f"use another version of {tensorrt.flavour}, or run with --backend onnxruntime"
+        fix = f"use another version of {tensorrt.flavour}, or run with --backend onnxruntime"
         if "factory function returned nullptr" in str(error):
-            mend = tensorrt.wheel_mend
-        raise EngineError(name, got, "", mend) from error
+            fix = tensorrt.wheel_fix
+        raise EngineError(name, got, "", fix) from error
     finally:
         logger.removeHandler(said)
     if recipe.timing_cache is not None:
@@ -186,8 +186,8 @@ def _bake(trt: Any, network: Any, recipe: Recipe) -> None:
         expected = shape_at(ports[output.name].shape, spec.profiles[0])
         if tuple(output.shape) != expected:
             got = f"{output.name} has shape {tuple(output.shape)} at count {spec.baked}"
-            mend = "this version takes no count: use another, and report it with this line"
-            raise EngineError(spec.graph, got, str(expected), mend)
+            fix = "this version takes no count: use another, and report it with this line"
+            raise EngineError(spec.graph, got, str(expected), fix)
 
 
 def _monitor(trt: Any, report: Report) -> Any:

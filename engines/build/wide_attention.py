@@ -1,6 +1,6 @@
 """Attention's matrix products in float32, in an otherwise float16 network.
 
-The remedy for a block whose engine strays from ONNX Runtime: fp16 SigLIP towers lost accuracy in
+The remedy for a block whose engine deviates from ONNX Runtime: fp16 SigLIP towers lost accuracy in
 several TensorRT versions (issues 4373, 3908, 2709, 4647). Norms and softmax are float32 in the
 graph already; what is left are the two products query x key and attention x value.
 """

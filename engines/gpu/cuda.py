@@ -30,7 +30,7 @@ _MENDS = {
     "cudaErrorECCUncorrectable": _START_AGAIN,
     "cudaErrorDevicesUnavailable": "another program holds the GPU for itself: close it",
 }
-"""What mends an error, by its name."""
+"""What fixes an error, by its name."""
 
 
 class Cuda:
@@ -42,7 +42,7 @@ class Cuda:
     def call(self, function: str, *arguments: Any) -> Any:
         """What `function` returned after its status: nothing, a value or a tuple of values.
 
-        Raises DeviceError naming the function, the status and what mends it, if that is known.
+        Raises DeviceError naming the function, the status and what fixes it, if that is known.
         """
         status, *values = getattr(self.runtime, function)(*arguments)
         if int(status) != 0:

@@ -38,8 +38,8 @@ class TensorRt:
         self.several_profiles = flavour == "tensorrt-rtx" or version_at_least(
             self.version, SEVERAL_PROFILES_SINCE
         )
-        # What mends bindings that cannot make their objects.
-        self.wheel_mend = (
+        # What fixes bindings that cannot make their objects.
+        self.wheel_fix = (
             "the driver may be older than the CUDA it was made for: install the wheel of the "
             f"driver's CUDA major version (pip install {flavour}-cu12), or update the driver"
         )

@@ -33,8 +33,8 @@ from stc.engines.library.targets import THIS_DEVICE
 from stc.errors import EngineError
 from stc.manifest import (
     GRAPHS,
-    MOST_BYTES,
-    MOST_POSITIONS,
+    MAX_BYTES,
+    MAX_POSITIONS,
     FileEntry,
     Precision,
     first_mistake,
@@ -45,10 +45,10 @@ _LOCKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _BUILD = "build again with stc-build"
 
 
-MOST_LIST_BYTES: Final = 4 << 20
+MAX_LIST_BYTES: Final = 4 << 20
 """Of a list: ten times that of the largest model."""
 
-_Size = Annotated[int, Field(gt=0, le=MOST_POSITIONS)]
+_Size = Annotated[int, Field(gt=0, le=MAX_POSITIONS)]
 _Likeness = Annotated[float, Field(ge=-1.01, le=1.01)]
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -98,7 +98,7 @@ class EngineEntry(_Entry):
     build_s: float = Field(ge=0, le=1e9)
     wide_attention: bool = Field(False, description="attention's products were made float32")
     workspace_bytes: int | None = Field(
-        None, ge=0, le=MOST_BYTES, description="scratch memory; None: not loaded yet"
+        None, ge=0, le=MAX_BYTES, description="scratch memory; None: not loaded yet"
     )
     acceptance: Acceptance | None = Field(None, description="None: not compared yet")
 
@@ -271,34 +271,34 @@ class EngineLibrary:
     def read(self, entry: EngineEntry) -> bytes:
         """The engine's bytes. Raises EngineError when they are not those that were written."""
         file = self.folder / entry.file.path
-        mend = _BUILD
+        fix = _BUILD
         try:
             content = self.file(entry.file.path).read_bytes()
         except OSError as error:
-            raise _unread(file, error, mend) from error
+            raise _unread(file, error, fix) from error
         if hashlib.sha256(content).hexdigest() != entry.file.sha256:
-            raise EngineError(file, "was altered or cut short", entry.file.sha256[:12], mend)
+            raise EngineError(file, "was altered or cut short", entry.file.sha256[:12], fix)
         return content
 
     def _list(self) -> _List:
         file = self.folder / LIST
-        mend = f"delete {self.folder} and {_BUILD}"
+        fix = f"delete {self.folder} and {_BUILD}"
         try:
             place = self.file(LIST)
             if place.exists() and not place.is_file():
                 raise EngineError(file, "is no file", "", f"remove it and {_BUILD}")
             with place.open("rb") as stream:
-                content = stream.read(MOST_LIST_BYTES + 1)
-            if len(content) > MOST_LIST_BYTES:
-                raise EngineError(file, "has too many bytes", f"at most {MOST_LIST_BYTES:,}", mend)
+                content = stream.read(MAX_LIST_BYTES + 1)
+            if len(content) > MAX_LIST_BYTES:
+                raise EngineError(file, "has too many bytes", f"at most {MAX_LIST_BYTES:,}", fix)
             return _List.model_validate_json(content, strict=True)
         except FileNotFoundError:
             return _List(engines={})
         except ValidationError as error:
             reason = first_mistake(error)
-            raise EngineError(file, f"cannot be read ({reason})", "", mend) from error
+            raise EngineError(file, f"cannot be read ({reason})", "", fix) from error
         except OSError as error:
-            raise _unread(file, error, mend) from error
+            raise _unread(file, error, fix) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -357,8 +357,8 @@ def weights_sha256(bundle: Bundle) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _unread(file: Path, error: OSError, mend: str) -> EngineError:
-    return EngineError(file, f"cannot be read ({error.strerror})", "", mend)
+def _unread(file: Path, error: OSError, fix: str) -> EngineError:
+    return EngineError(file, f"cannot be read ({error.strerror})", "", fix)
 
 
 def replace_file(file: Path, content: memoryview) -> None:

@@ -140,7 +140,7 @@ def check_fits(demand: Demand, device: str, free_bytes: int) -> str:
         device,
         f"needs {demand.line()}",
         f"at most {free_bytes / GIB:.2f} GiB, what is free",
-        _mend(demand, free_bytes),
+        _fix(demand, free_bytes),
     )
 
 
@@ -160,7 +160,7 @@ def copies_of(graph: str, specs: Iterable[EngineSpec]) -> int:
     return max(1, sum(spec.graph == graph for spec in specs))
 
 
-def _mend(demand: Demand, free_bytes: int) -> str:
+def _fix(demand: Demand, free_bytes: int) -> str:
     """The smallest step that makes it fit."""
     for streams in range(demand.streams - 1, 0, -1):
         if replace(demand, streams=streams).total_bytes <= free_bytes:

@@ -38,10 +38,10 @@ def find_engines(
     other graphs, or refused by that comparison. Pruners that were refused are among the engines: a
     stream runs one of them at most.
     """
-    mend = f"build with: {build_again(bundle, tensorrt.flavour)}"
+    fix = f"build with: {build_again(bundle, tensorrt.flavour)}"
     libraries = libraries_of(bundle)
     if not libraries:
-        raise EngineError(bundle.root, "has no engines", f"engines for {target.name}", mend)
+        raise EngineError(bundle.root, "has no engines", f"engines for {target.name}", fix)
     usable: list[tuple[EngineLibrary, Entries]] = []
     refusals: list[EngineError] = []
     others: list[str] = []
@@ -61,7 +61,7 @@ def find_engines(
     if refusals:
         raise refusals[-1]
     got = f"has engines for {', '.join(others)}"
-    raise EngineError(bundle.root, got, f"{target.name}, this GPU", mend)
+    raise EngineError(bundle.root, got, f"{target.name}, this GPU", fix)
 
 
 def uncompared(entries: Entries, device: str | None) -> int:
@@ -87,14 +87,14 @@ def refusal(bundle: Bundle, entry: EngineEntry, device: str | None) -> EngineErr
     judged, stamp = entry.accepted_on(device), entry.stamp
     if judged is None or judged.passed:
         return None
-    got = f"strays from ONNX Runtime on this device, cosine {judged.min_cosine:.4f}"
-    mend = f"build with: {build_again(bundle, stamp.flavour, JOINED.join(stamp.targets))}"
+    got = f"deviates from ONNX Runtime on this device, cosine {judged.min_cosine:.4f}"
+    fix = f"build with: {build_again(bundle, stamp.flavour, JOINED.join(stamp.targets))}"
     if not entry.can_widen:
         pruner = "another --pruner, " if stamp.graph in PRUNERS else ""
-        mend = (
-            f"no build mends it: use {pruner}--backend onnxruntime, or another version of TensorRT"
+        fix = (
+            f"no build fixes it: use {pruner}--backend onnxruntime, or another version of TensorRT"
         )
-    return EngineError(entry.file.path, got, "", mend)
+    return EngineError(entry.file.path, got, "", fix)
 
 
 def _usable(
@@ -116,7 +116,7 @@ def _usable(
     ignored = language_graphs(decoder.blocks) if decoder is not None and not language else {}
     weights = weights_sha256(bundle)
     (joined, *_) = (JOINED.join(built) for built in library.targets() if target.name in built)
-    mend = f"build with: {build_again(bundle, tensorrt.flavour, joined)}"
+    fix = f"build with: {build_again(bundle, tensorrt.flavour, joined)}"
     for name, entry in library.entries().items():
         stamp = entry.stamp
         if stamp.flavour != tensorrt.flavour or stamp.graph in ignored:
@@ -132,7 +132,7 @@ def _usable(
         elif not library.whole(entry):
             got = "is missing or cut short"
         if got:
-            stale[stamp.graph] = EngineError(name, got, expected, mend)
+            stale[stamp.graph] = EngineError(name, got, expected, fix)
             continue
         strays = refusal(bundle, entry, device)
         if strays is not None and stamp.graph not in PRUNERS:
@@ -142,9 +142,9 @@ def _usable(
         if graph not in usable:
             raise error
     if not usable:
-        raise EngineError(library.folder, f"has no engines of {tensorrt.flavour}", "", mend)
+        raise EngineError(library.folder, f"has no engines of {tensorrt.flavour}", "", fix)
     chain = library.chain_on(tensorrt.flavour, device)
     if chain is not None and chain.cosine < CHAIN_COSINE:
-        got = f"the whole tower strays from ONNX Runtime on this device, cosine {chain.cosine:.4f}"
-        raise EngineError(library.folder, got, f"{CHAIN_COSINE}", mend)
+        got = f"the tower deviates from ONNX Runtime on this device, cosine {chain.cosine:.4f}"
+        raise EngineError(library.folder, got, f"{CHAIN_COSINE}", fix)
     return usable

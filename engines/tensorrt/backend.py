@@ -61,7 +61,7 @@ class TensorRtBackend:
         except Exception as error:  # pybind's, with nothing in it
             device.close()
             got = f"{tensorrt.version} cannot be started ({self._log.last or error})"
-            raise EngineError(self.name, got, "", tensorrt.wheel_mend) from error
+            raise EngineError(self.name, got, "", tensorrt.wheel_fix) from error
         self._rebuild = build_again(bundle, tensorrt.flavour)
         self._shared = Shared(
             tensorrt,
@@ -215,8 +215,8 @@ class TensorRtBackend:
 
     def _entries_of(self, graph: str) -> list[EngineEntry]:
         if graph not in self._entries:
-            mend = f"build it with: {self._rebuild}"
-            raise EngineError(graph, "has no engine", "", mend)
+            fix = f"build it with: {self._rebuild}"
+            raise EngineError(graph, "has no engine", "", fix)
         return self._entries[graph]
 
     def _say_once(self, line: str) -> None:

@@ -142,8 +142,8 @@ class TensorRtEngine:
         found = [file for file in self.files if sizes in file.profiles]
         if not found:
             had = ", ".join(_told(one) for file in self.files for one in file.profiles)
-            mend = f"build it with: {self._shared.rebuild} {flags}"
-            raise EngineError(self.name, f"no engine for {_told(sizes)}", had, mend)
+            fix = f"build it with: {self._shared.rebuild} {flags}"
+            raise EngineError(self.name, f"no engine for {_told(sizes)}", had, fix)
         return found
 
     def _variant(self, sizes: Sizes) -> Variant:

@@ -64,10 +64,10 @@ class Shared:
     kernels: KernelCache
     rebuild: str
 
-    def refusal(self, graph: str, got: str, mend: str | None = None) -> EngineError:
+    def refusal(self, graph: str, got: str, fix: str | None = None) -> EngineError:
         """The error of what TensorRT refused, with the last it said about it.
 
-        `mend` None is to build the engine again. Raises DeviceError instead when the device was
+        `fix` None is to build the engine again. Raises DeviceError instead when the device was
         lost: then the refusal is its consequence.
         """
         if not self.device.capturing:  # whoever captures looks for that itself
@@ -75,7 +75,7 @@ class Shared:
         said = f" ({self.log.last})" if self.log.last else ""
         self.log.last = ""
         again = f"build again with: {self.rebuild}"
-        return EngineError(graph, f"TensorRT {got}{said}", "", again if mend is None else mend)
+        return EngineError(graph, f"TensorRT {got}{said}", "", again if fix is None else fix)
 
 
 def quiet_log(trt: Any) -> Any:

@@ -143,7 +143,7 @@ def _located(id_or_dir: str) -> tuple[Path, str]:
     except (OSError, RuntimeError) as error:
         # A name too long for the system, or ~NAME of nobody.
         got = f"cannot be looked up ({getattr(error, 'strerror', None) or error})"
-        raise CheckpointError(id_or_dir[:200], got, mend="check the path") from error
+        raise CheckpointError(id_or_dir[:200], got, fix="check the path") from error
     if is_hub_id(id_or_dir):
         return download(id_or_dir), id_or_dir
     raise CheckpointError(

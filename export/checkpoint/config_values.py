@@ -123,6 +123,6 @@ def _is_float_dtype(value: Any) -> bool:
 
 
 def _refused(
-    subject: object, name: str, value: Any, expected: str, mend: str = FETCH
+    subject: object, name: str, value: Any, expected: str, fix: str = FETCH
 ) -> CheckpointError:
-    return CheckpointError(subject, f"{name} is {short(value)}", expected, mend)
+    return CheckpointError(subject, f"{name} is {short(value)}", expected, fix)

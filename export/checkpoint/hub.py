@@ -39,18 +39,18 @@ def download(hub_id: str) -> Path:
     except LocalEntryNotFoundError as error:
         reason = _reason(error.__cause__ or error)
         got = f"no such directory, and {host} could not be reached ({reason})"
-        raise CheckpointError(hub_id, got, mend=BY_HAND) from error
+        raise CheckpointError(hub_id, got, fix=BY_HAND) from error
     except GatedRepoError as error:
-        mend = "accept its licence there, then run: hf auth login"
-        raise CheckpointError(hub_id, f"gated on {host}", mend=mend) from error
+        fix = "accept its licence there, then run: hf auth login"
+        raise CheckpointError(hub_id, f"gated on {host}", fix=fix) from error
     except RepositoryNotFoundError as error:
-        mend = "check the name; a private one needs: hf auth login"
+        fix = "check the name; a private one needs: hf auth login"
         got = f"no such directory, and no such model on {host}"
-        raise CheckpointError(hub_id, got, mend=mend) from error
+        raise CheckpointError(hub_id, got, fix=fix) from error
     except Exception as error:
         # The client lets through errors of its HTTP library, which differs between its versions.
         got = f"download from {host} failed ({_reason(error)})"
-        raise CheckpointError(hub_id, got, mend=f"try again, or {BY_HAND}") from error
+        raise CheckpointError(hub_id, got, fix=f"try again, or {BY_HAND}") from error
 
 
 def _reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from stc.errors import CheckpointError
 
 FETCH = "download the checkpoint again, or pass the directory that holds all of it"
-MOST_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
 """Larger than any tokenizer, and small enough to hold."""
 
 
@@ -25,7 +25,7 @@ class Described:
     fields: Mapping[str, Any]
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """The bytes of the regular file at `path`, or behind the link there; at most `most`.
 
     Raises CheckpointError when it is missing, no such file, larger, or cannot be read.
@@ -37,9 +37,9 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
             content = file.read(most + 1)
     except FileNotFoundError as error:
         got = "a link to a file that is missing" if path.is_symlink() else "no such file"
-        raise CheckpointError(path, got, mend=FETCH) from error
+        raise CheckpointError(path, got, fix=FETCH) from error
     except OSError as error:
-        raise CheckpointError(path, f"cannot be read ({error.strerror})", mend=FETCH) from error
+        raise CheckpointError(path, f"cannot be read ({error.strerror})", fix=FETCH) from error
     if len(content) > most:
         raise CheckpointError(path, "too large", f"at most {most >> 20} MiB", FETCH)
     return content
@@ -85,7 +85,7 @@ def parse_object(subject: object, content: bytes) -> dict[str, Any]:
         got = f"holds the key {str(error)[:80]} twice in one object"
         raise CheckpointError(subject, got, "every key once", "keep the right one") from error
     except ValueError as error:
-        raise CheckpointError(subject, f"not valid JSON ({error})", mend=FETCH) from error
+        raise CheckpointError(subject, f"not valid JSON ({error})", fix=FETCH) from error
     except RecursionError as error:
         raise CheckpointError(subject, "nested too deeply", "a JSON object", FETCH) from error
     if not isinstance(value, dict):

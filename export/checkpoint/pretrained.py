@@ -178,7 +178,7 @@ def _loading(directory: Path) -> Iterator[None]:
         raise CheckpointError(
             directory,
             f"transformers cannot load it ({first})",
-            mend="compare its files with the published ones, or download it again",
+            fix="compare its files with the published ones, or download it again",
         ) from error
     finally:
         logging.set_verbosity(verbosity)

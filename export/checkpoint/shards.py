@@ -50,9 +50,9 @@ class Shards:
         if stored is None:
             raise CheckpointError(self.directory, "a tensor is missing", name, FETCH)
         if stored.dtype not in DTYPES:
-            mend = "use the checkpoint that is not quantised"
+            fix = "use the checkpoint that is not quantised"
             got = f"stored as {stored.dtype}"
-            raise CheckpointError(f"{stored.file}: {name}", got, " or ".join(DTYPES), mend)
+            raise CheckpointError(f"{stored.file}: {name}", got, " or ".join(DTYPES), fix)
         return stored
 
     def load(self, name: str) -> Tensor:
@@ -114,7 +114,7 @@ def _indexed(directory: Path, index: Path) -> Shards:
         if Path(name).name != name:
             raise CheckpointError(index, f"names {short(name)}", "a file beside the index", FETCH)
         if not (directory / name).is_file():
-            raise CheckpointError(index, f"names {name}, which is missing", mend=FETCH)
+            raise CheckpointError(index, f"names {name}, which is missing", fix=FETCH)
     copies: dict[str, list[StoredTensor]] = {}
     for name in names:
         for tensor, stored in _header(directory / name).items():
@@ -165,4 +165,4 @@ def _header(file: Path) -> dict[str, StoredTensor]:
 
 def _unreadable(file: Path, error: Exception) -> CheckpointError:
     got = f"truncated or not a safetensors file ({error})"
-    return CheckpointError(file, got, mend=FETCH)
+    return CheckpointError(file, got, fix=FETCH)

@@ -89,8 +89,8 @@ class GraphCheck:
         if got.shape != expected.shape:
             raise ExportError(where, f"shape {got.shape}", f"{expected.shape} as in torch")
         if not np.isfinite(got).all():
-            mend = "use --precision fp32" if self.precision == "fp16" else "check the weights"
-            raise ExportError(where, "NaN or infinity", "finite numbers", mend)
+            fix = "use --precision fp32" if self.precision == "fp16" else "check the weights"
+            raise ExportError(where, "NaN or infinity", "finite numbers", fix)
         found = difference(expected, got)
         if found.relative_l2 <= self.limit:
             return

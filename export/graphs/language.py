@@ -73,7 +73,7 @@ def _text_embed(writer: GraphWriter, model: Decoder, ids: Tensor) -> tuple[Tenso
     _give_rows(template, TEXT_EMBED_CONTRACT, weights.spec.vocabulary)
     name = contracts.TEXT_EMBED
     check = writer.finish(name, TEXT_EMBED_CONTRACT, template, {TABLE: span})
-    table = Looked(model)
+    table = SlicedEmbedding(model)
     (hidden,) = check.compare(table, (ids,))
     check.compare(table, (ids[-1:],))
     writer.tick(name)
@@ -143,7 +143,7 @@ def _head(
         table = writer.weights.add_parts(HEAD, _stored(model, HEAD))
     spans = {TABLE: table, "norm.weight": writer.weights.add(decoder.NORM, norm.weight.numpy())}
     check = writer.finish(contracts.HEAD, HEAD_CONTRACT, template, spans)
-    check.compare(Multiplied(model, norm), (hidden,))
+    check.compare(SlicedHead(model, norm), (hidden,))
     if int4 is not None:
         parts = (part.numpy() for part in _rounded(model, HEAD))
         int4.write_head(template, norm, parts, hidden)
@@ -172,7 +172,7 @@ def _give_rows(template: onnx.ModelProto, contract: Contract, rows: int) -> None
                 axis.dim_value = rows
 
 
-class Looked(nn.Module):
+class SlicedEmbedding(nn.Module):
     """`TextEmbed` of a decoder's table, float32, which is never whole in memory."""
 
     def __init__(self, model: Decoder) -> None:
@@ -190,7 +190,7 @@ class Looked(nn.Module):
         return hidden
 
 
-class Multiplied(nn.Module):
+class SlicedHead(nn.Module):
     """`Head` of a decoder's table, float32, which is never whole in memory."""
 
     def __init__(self, model: Decoder, norm: nn.Module) -> None:

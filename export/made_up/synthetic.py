@@ -163,7 +163,7 @@ def seeded(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
 
 def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
     if name not in shapes:
-        raise CheckpointError(name, "no such tensor in this geometry", mend="use its names")
+        raise CheckpointError(name, "no such tensor in this geometry", fix="use its names")
     return shapes[name]
 
 

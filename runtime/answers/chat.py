@@ -25,7 +25,7 @@ class Chat:
     def __init__(self, typed: IO[str] | None = None, shown: IO[str] | None = None) -> None:
         given: IO[str] | None = typed or sys.stdin  # None when it was closed
         if given is None or not given.isatty():
-            raise SettingsError("--chat", "stdin is no terminal", mend="use --ask TEXT")
+            raise SettingsError("--chat", "stdin is no terminal", fix="use --ask TEXT")
         if isinstance(given, io.TextIOWrapper):
             # A letter in another encoding than the terminal's is no reason to stop listening.
             given.reconfigure(errors="replace")

@@ -21,7 +21,7 @@ from stc.runtime.report import FrameReport, Prefill
 from stc.shell import command
 from stc.shell.printable import printable
 
-MOST_ANSWERS = 1_000
+MAX_ANSWERS = 1_000
 """Answers that are held for the document; of older ones only the figures are."""
 
 
@@ -64,7 +64,7 @@ class Conversation:
         self._answer: Answer | None = None
         self._record: dict[str, Any] = {}
         self._beside = ExitStack()
-        self._answers: deque[dict[str, Any]] = deque(maxlen=MOST_ANSWERS)
+        self._answers: deque[dict[str, Any]] = deque(maxlen=MAX_ANSWERS)
         self._asked = 0
         self._first_token_ms = Reservoir()
         self._tokens_per_s = Reservoir()
@@ -199,7 +199,7 @@ class Conversation:
     def to_json(self) -> dict[str, Any]:
         """What prefill took, the memory as it is now, and the newest questions with answers.
 
-        Of `questions_asked` the last MOST_ANSWERS are there: memory does not grow with them.
+        Of `questions_asked` the last MAX_ANSWERS are there: memory does not grow with them.
         """
         return {
             "frames_prefilled": self._prefilled.frames,

@@ -49,5 +49,5 @@ def _spec(bundle: Bundle) -> LanguageSpec:
     spec = bundle.manifest.language
     if spec is None:
         again = export_again(bundle.root, bundle.manifest.provenance)
-        raise LanguageError(bundle.root, "has no language side", mend=again)
+        raise LanguageError(bundle.root, "has no language side", fix=again)
     return spec

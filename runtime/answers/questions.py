@@ -6,10 +6,10 @@ import argparse
 from dataclasses import dataclass
 
 from stc.errors import SettingsError
-from stc.runtime.answers.stream_language import MOST_NEW_TOKENS
+from stc.runtime.answers.stream_language import MAX_NEW_TOKENS
 from stc.runtime.language.sampling import GREEDY, Sampling
 from stc.shell.flags import number_flag, whole_flag
-from stc.shell.ranges import MOST_COUNT, flag_of, real, whole
+from stc.shell.ranges import MAX_COUNT, flag_of, real, whole
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Questions:
     """
 
     asked: tuple[Question, ...] = ()
-    most: int = MOST_NEW_TOKENS
+    most: int = MAX_NEW_TOKENS
     sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
-        most = whole("--max-new-tokens", self.most, least=1, most=MOST_COUNT)
+        most = whole("--max-new-tokens", self.most, least=1, most=MAX_COUNT)
         object.__setattr__(self, "most", most)
 
 
@@ -66,7 +66,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=whole_flag(),
         metavar="N",
-        help=f"text tokens of an answer at most, default {MOST_NEW_TOKENS}",
+        help=f"text tokens of an answer at most, default {MAX_NEW_TOKENS}",
     )
     group.add_argument("--temperature", type=number_flag, metavar="T", help="default 0: greedy")
     group.add_argument(
@@ -89,8 +89,8 @@ def from_flags(flags: argparse.Namespace) -> Questions:
     sampling = Sampling(**drawing)
     for name in ("top_p", "seed"):
         if name in drawing and not sampling.temperature:
-            raise SettingsError(flag_of(name), "given", "--temperature above 0 beside it")
-    most = MOST_NEW_TOKENS if flags.max_new_tokens is None else flags.max_new_tokens
+            raise SettingsError(flag_of(name), "requires --temperature above 0")
+    most = MAX_NEW_TOKENS if flags.max_new_tokens is None else flags.max_new_tokens
     asked = (*timed, *(Question(text) for text in flags.ask))
     return Questions(asked=asked, most=most, sampling=sampling)
 

@@ -24,16 +24,16 @@ from stc.prompts.prompt import Prompt
 from stc.runtime.answers.answer import Answer, Logits
 from stc.runtime.language.model import EMPTY, LanguageModel
 from stc.runtime.language.sampling import GREEDY, Sampler, Sampling
-from stc.runtime.memory.settings import MOST_TOGETHER
+from stc.runtime.memory.settings import MAX_TOGETHER
 from stc.runtime.memory.window import Context, Memory, MemoryFacts, refuse_long
 from stc.runtime.report import Prefill
-from stc.shell.ranges import MOST_COUNT, shown, whole
+from stc.shell.ranges import MAX_COUNT, shown, whole
 
-MOST_NEW_TOKENS = 128
+MAX_NEW_TOKENS = 128
 """Text tokens of an answer, unless the caller says otherwise."""
-MOST_WAITING = 64
+MAX_WAITING = 64
 """Frames that may wait for an answer's end; one more ends it."""
-MOST_CALLS = 4
+MAX_CALLS = 4
 """Language calls that one more frame may cost while others have waited."""
 
 
@@ -50,7 +50,7 @@ class StreamLanguage:
         self.model = model
         self._memory = memory
         self._prompt = prompt
-        self.prefill_every = whole("--prefill-every", prefill_every, least=1, most=MOST_TOGETHER)
+        self.prefill_every = whole("--prefill-every", prefill_every, least=1, most=MAX_TOGETHER)
         self._waiting: list[NDArray[Any]] = []
         self._untold = Prefill()
         self._begun = False
@@ -71,10 +71,10 @@ class StreamLanguage:
             raise LanguageError("tokens of a frame", got, f"floats [k, {width}]")
         with self._lock:
             self._waiting.append(kept)
-            if self._answer is not None and len(self._waiting) > MOST_WAITING:
+            if self._answer is not None and len(self._waiting) > MAX_WAITING:
                 self._answer.end("video")
             if self._answer is None:
-                calls = min(MOST_CALLS, len(self._waiting) // self.prefill_every)
+                calls = min(MAX_CALLS, len(self._waiting) // self.prefill_every)
                 for _ in range(calls):
                     self._remember_next()
             return self.prefilled()
@@ -95,7 +95,7 @@ class StreamLanguage:
     def ask(
         self,
         question: str,
-        max_new_tokens: int = MOST_NEW_TOKENS,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         sampling: Sampling = GREEDY,
     ) -> Answer:
         """The answer to `question`, about to be given; its first token is known.
@@ -106,7 +106,7 @@ class StreamLanguage:
         NonFiniteError when the model fails or was closed; the stream goes on in any case.
         """
         asked_at = time.perf_counter()
-        most = whole("--max-new-tokens", max_new_tokens, least=1, most=MOST_COUNT)
+        most = whole("--max-new-tokens", max_new_tokens, least=1, most=MAX_COUNT)
         if not isinstance(sampling, Sampling):
             raise SettingsError(
                 "sampling",
@@ -161,7 +161,7 @@ class StreamLanguage:
     def _prompted(self) -> Prompt:
         if self._prompt is None:
             raise LanguageError(
-                "question", "no tokenizer in the bundle", mend="export from a checkpoint with one"
+                "question", "no tokenizer in the bundle", fix="export from a checkpoint with one"
             )
         return self._prompt
 

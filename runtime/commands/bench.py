@@ -26,7 +26,7 @@ from stc.bundles.bundle import Bundle
 from stc.engines.library.plan import context_rows
 from stc.engines.tensorrt.captured import CapturedRunner
 from stc.errors import SettingsError
-from stc.manifest import MOST_POSITIONS
+from stc.manifest import MAX_POSITIONS
 from stc.runtime.answers.open_language import open_model
 from stc.runtime.bench.bench import Bench
 from stc.runtime.bench.prefill import PrefillBench
@@ -43,7 +43,7 @@ from stc.shell import command
 from stc.shell.command import Console
 from stc.shell.flags import whole_flag
 from stc.shell.progress import Progress
-from stc.shell.ranges import MOST_COUNT
+from stc.shell.ranges import MAX_COUNT
 
 INTERVAL = 4
 """Reference interval measured by default: the paper's for the cacher alone."""
@@ -65,11 +65,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     opening.add_flags(parser)
     parser.add_argument(
         "--frames",
-        type=whole_flag(1, MOST_COUNT),
+        type=whole_flag(1, MAX_COUNT),
         default=24,
         metavar="N",
         help="frames measured, or rounds of --prefill, default 24; past "
-        f"{opening.MOST_HELD} the first come again",
+        f"{opening.MAX_HELD} the first come again",
     )
     parser.add_argument("--video", metavar="FILE", help="frames measured, default seeded noise")
     parser.add_argument(
@@ -87,7 +87,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--context",
-        type=whole_flag(1, MOST_POSITIONS),
+        type=whole_flag(1, MAX_POSITIONS),
         metavar="S",
         help="--prefill: tokens before the frame, default 1000",
     )
@@ -98,16 +98,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _bench(flags: argparse.Namespace) -> int:
     if flags.context is not None and not flags.prefill:
-        raise SettingsError("--context", f"got {flags.context}", "--prefill beside it")
+        raise SettingsError("--context", f"got {flags.context}, which requires --prefill")
     if flags.int4 and not flags.prefill:
-        raise SettingsError("--int4", "given", "--prefill beside it: the tower has no such graphs")
+        raise SettingsError("--int4", "requires --prefill: the tower has no such graphs")
     if "int4" in (flags.against or ()) and (flags.int4 or not flags.prefill):
-        raise SettingsError("--against int4", "given", "--prefill beside it, without --int4")
+        raise SettingsError("--against int4", "requires --prefill, and no --int4")
     if flags.checkpoint is not None and "torch" not in (flags.against or ()):
-        raise SettingsError("--checkpoint", "given", "--against torch beside it")
+        raise SettingsError("--checkpoint", "requires --against torch")
     opening.refuse_idle_device(flags)
     if flags.prefill and flags.video is not None:
-        raise SettingsError("--video", "given", "--prefill alone: it runs no tower")
+        raise SettingsError("--video", "cannot be combined with --prefill, which runs no tower")
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
     )

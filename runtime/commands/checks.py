@@ -41,20 +41,20 @@ LANGUAGE = "pip install 'stc[language]'"
 class Finding:
     """One thing looked at.
 
-    subject: what; found: what was seen of it; mend: the command that fixes it, "" where nothing
+    subject: what; found: what was seen of it; fix: the command that fixes it, "" where nothing
     is to be done. needed_for: what does not work without it. vital: stc-run cannot do without it.
     """
 
     subject: str
     found: str
-    mend: str = ""
+    fix: str = ""
     needed_for: str = ""
     vital: bool = False
 
     @property
     def fine(self) -> bool:
         """Whether nothing is to be done."""
-        return not self.mend
+        return not self.fix
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def _gpu() -> tuple[Finding, DeviceFacts | None]:
     try:
         device = device_facts(load_cuda())
     except DeviceError as error:
-        mend = error.mend or "install or update the NVIDIA driver"
-        mend = f"nothing to do where there is no NVIDIA GPU; else {mend}"
-        return Finding(subject, error.got, mend, needed), None
+        fix = error.fix or "install or update the NVIDIA driver"
+        fix = f"none where only the CPU is used; else {fix}"
+        return Finding(subject, error.got, fix, needed), None
     except EngineError as error:
-        return Finding(subject, error.got, error.mend, needed), None
+        return Finding(subject, error.got, error.fix, needed), None
     capability = "{}.{}".format(*device.compute_capability)
     found = (
         f"{device.name}, compute capability {capability}, "
@@ -136,7 +136,7 @@ def _flavour(flavour: Flavour, device: DeviceFacts | None) -> tuple[Finding, boo
         alike = targets_of(device.compute_capability) if device is not None else []
         if flavour == "tensorrt-rtx" and alike and not any(target.rtx for target in alike):
             return Finding(flavour, "not installed; it does not run on this GPU"), False
-        return Finding(flavour, error.got, error.mend, needed), False
+        return Finding(flavour, error.got, error.fix, needed), False
     profiles = "" if tensorrt.several_profiles else ", one engine per size (before 10.8)"
     if device is None:
         return Finding(flavour, f"{tensorrt.version}{profiles}, no GPU to run on"), False
@@ -156,7 +156,7 @@ def _onnxruntime() -> tuple[Finding, bool]:
     try:
         onnxruntime = optional.load("onnxruntime", "onnxruntime", subject="onnxruntime", fix=fix)
     except EngineError as error:
-        return Finding("onnxruntime", error.got, error.mend, needed), False
+        return Finding("onnxruntime", error.got, error.fix, needed), False
     providers = ", ".join(
         name.removesuffix("ExecutionProvider") for name in _providers(onnxruntime)
     )
@@ -175,7 +175,7 @@ def _package(
     try:
         found = optional.load(module, package, subject=subject, fix=fix)
     except EngineError as error:
-        return Finding(subject, error.got, error.mend, needed_for, vital)
+        return Finding(subject, error.got, error.fix, needed_for, vital)
     return Finding(subject, optional.version_of(found, package), vital=vital)
 
 
@@ -194,13 +194,13 @@ def _board(system: Path, device: DeviceFacts | None) -> list[Finding]:
         found = power_mode() or "unknown"
         fastest = 2 if "Orin Nano" in device.board else 0
         held_back = not found.startswith("MAXN") and found != "unknown"
-        mend = f"sudo nvpmodel -m {fastest}" if held_back else ""
-        findings.append(Finding("power mode", found, mend, "full speed"))
+        fix = f"sudo nvpmodel -m {fastest}" if held_back else ""
+        findings.append(Finding("power mode", found, fix, "full speed"))
     if device is not None and device.unified and device.total_bytes <= SMALL_BOARD_BYTES:
         swap_bytes = _swap_bytes(system)
         found = f"{swap_bytes / GIB:.1f} GiB, {available_host_bytes() / GIB:.1f} GiB of memory free"
-        mend = "" if swap_bytes >= 4 * GIB else ADD_SWAP
-        findings.append(Finding("swap", found, mend, "building on a board of 8 GB"))
+        fix = "" if swap_bytes >= 4 * GIB else ADD_SWAP
+        findings.append(Finding("swap", found, fix, "building on a board of 8 GB"))
     return findings
 
 
@@ -243,14 +243,14 @@ def _bundle(
             fits = check_memory(bundle, entries, device, context=context, streams=1)
             findings.append(Finding(subject, fits))
         except StcError as error:
-            mend = error.mend or "build again with stc-build"
-            findings.append(Finding(subject, error.got, mend, f"--backend {flavour}"))
+            fix = error.fix or "build again with stc-build"
+            findings.append(Finding(subject, error.got, fix, f"--backend {flavour}"))
             unusable.add(flavour)
     return findings, unusable
 
 
 def _damage(error: BundleError, path: Path) -> Finding:
     """What is wrong with the bundle at `path`."""
-    fix = error.mend or "export it again with stc-export"
+    fix = error.fix or "export it again with stc-export"
     found = error.got if str(error.subject) == str(path) else f"{error.subject}: {error.got}"
     return Finding("bundle", found, fix, "running it", vital=True)

@@ -58,7 +58,7 @@ def _show(diagnosis: Diagnosis) -> None:
         console.say(f"{sign}  {finding.subject}: {finding.found}")
         if not finding.fine:
             needed = f" (for {finding.needed_for})" if finding.needed_for else ""
-            console.say(f"        fix: {finding.mend}{needed}")
+            console.say(f"        fix: {finding.fix}{needed}")
     if diagnosis.backends:
         console.say(f"bundles can be run here with: {', '.join(diagnosis.backends)}")
         return

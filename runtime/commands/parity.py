@@ -1,7 +1,7 @@
 """`stc-parity`: does a bundle equal PyTorch? Graph by graph and end to end, frame after frame.
 
 On TensorRT captured frames are compared as well; and without PyTorch, as on a device, the engines
-are held against ONNX Runtime on the same graphs.
+are compared with ONNX Runtime on the same graphs.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--video", metavar="FILE", help="frames compared, default seeded noise")
     parser.add_argument(
         "--frames",
-        type=whole_flag(2, opening.MOST_HELD),
+        type=whole_flag(2, opening.MAX_HELD),
         default=4,
         metavar="N",
-        help=f"frames compared, 2 to {opening.MOST_HELD}, default 4",
+        help=f"frames compared, 2 to {opening.MAX_HELD}, default 4",
     )
     parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
     settings.add_flags(parser)
@@ -159,18 +159,18 @@ def _refuse_idle_flags(
 ) -> None:
     """Raise SettingsError for a flag that would change nothing, or asks for what is not there."""
     if manifest.language is None and flags.vision_only:
-        raise SettingsError("--vision-only", "given", "a bundle with a language side to leave out")
+        raise SettingsError("--vision-only", "requires a bundle with a language side to leave out")
     if not with_language and flags.backend == "onnxruntime":
         for flag, value in (("--pruner", flags.pruner), ("--anchor-window", flags.anchor_window)):
             if value is not None:
-                expected = "a language side compared, which reads the tokens kept"
-                raise SettingsError(flag, "given", expected, "every pruner is compared without it")
+                got = "requires a language side compared, which reads the tokens kept"
+                raise SettingsError(flag, got, fix="every pruner is compared without it")
     if flags.int4 and flags.backend != "onnxruntime":
-        raise SettingsError("--int4", "given", "--backend onnxruntime beside it")
+        raise SettingsError("--int4", "requires --backend onnxruntime")
     if flags.int4 and not manifest.int4_graphs:
         raise EngineError("--int4", f"{flags.bundle} was exported without --int4 32 or 128")
     if flags.int4 and flags.vision_only:
-        raise SettingsError("--int4", "given with --vision-only", "one of them")
+        raise SettingsError("--int4", "cannot be combined with --vision-only")
 
 
 def _compare_vision(

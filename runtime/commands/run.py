@@ -85,8 +85,8 @@ def _run(flags: argparse.Namespace) -> int:
     asked, memory = _asked(flags)
     still = flags.overlay and flags.overlay.parent / f"{flags.overlay.stem}{STILL}"
     if still is not None and still.is_dir():
-        mend = "move it away, or choose another --overlay"
-        raise SettingsError("the still of --overlay", f"{still} is a folder", "a file", mend)
+        fix = "move it away, or choose another --overlay"
+        raise SettingsError("the still of --overlay", f"{still} is a folder", "a file", fix)
     outputs = {"--overlay": flags.overlay, "the still of --overlay": still, "--json": flags.json}
     refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle)
     chat = Chat() if flags.chat else None
@@ -216,5 +216,5 @@ def _asked(flags: argparse.Namespace) -> tuple[Questions, MemorySettings | None]
     for name in (*questions.ANSWERING, *memory_settings.NAMES, "int4"):
         if getattr(flags, name) not in (None, False):
             flag = f"--{name.replace('_', '-')}"
-            raise SettingsError(flag, "given", "--ask, --ask-at or --chat beside it")
+            raise SettingsError(flag, "requires --ask, --ask-at or --chat")
     return asked, None

@@ -13,7 +13,7 @@ import numpy as np
 from stc.engines.engine import Backend, Tensor
 from stc.manifest import LanguageSpec
 
-MOST_SPARE = 8
+MAX_SPARE = 8
 """Calls of one size whose outputs are kept for later ones; a long chunk makes more for itself."""
 
 
@@ -57,7 +57,7 @@ class SpareOutputs:
     def keep(self, size: int, outputs: CallOutputs) -> None:
         """Later calls of `size` tokens may write where `outputs` are."""
         spare = self._spare.get(size)
-        if spare is not None and len(spare) < MOST_SPARE:
+        if spare is not None and len(spare) < MAX_SPARE:
             spare.append(outputs)
 
     def _made(self, size: int) -> CallOutputs:

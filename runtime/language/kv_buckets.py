@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from stc.errors import LanguageError
 
-MOST_TOKENS = 256
+MAX_TOKENS = 256
 """Tokens of a call at most: its attention scores take Q * m * S * 4 bytes."""
 LEAST_STEP = 256
 """Rows by which a context without buckets grows at least."""
@@ -20,7 +20,7 @@ LEAST_STEP = 256
 
 @dataclass(frozen=True)
 class KvBuckets:
-    """chunks: values of m, ascending; empty: any up to MOST_TOKENS. contexts: values of S,
+    """chunks: values of m, ascending; empty: any up to MAX_TOKENS. contexts: values of S,
     ascending; empty: any."""
 
     chunks: tuple[int, ...] = ()
@@ -34,7 +34,7 @@ class KvBuckets:
             if self.chunks:
                 size = next((chunk for chunk in self.chunks if chunk >= left), self.chunks[-1])
             else:
-                size = min(left, MOST_TOKENS)
+                size = min(left, MAX_TOKENS)
             yield first, min(left, size), size
             first += size
 

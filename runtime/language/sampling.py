@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stc.shell.ranges import real, whole_fields
 
-MOST_SEED = 2**63 - 1
+MAX_SEED = 2**63 - 1
 """What every reader of JSON still reads."""
 
 
@@ -30,7 +30,7 @@ class Sampling:
         object.__setattr__(self, "temperature", temperature)
         top_p = real("--top-p", self.top_p, "0 < P <= 1", above=0, most=1)
         object.__setattr__(self, "top_p", top_p)
-        whole_fields(self, {"seed": (0, MOST_SEED)})
+        whole_fields(self, {"seed": (0, MAX_SEED)})
 
 
 GREEDY = Sampling()

@@ -12,7 +12,7 @@ import numpy as np
 
 from stc.engines.gpu.cuda import available_host_bytes
 from stc.errors import SettingsError
-from stc.manifest import MOST_POSITIONS
+from stc.manifest import MAX_POSITIONS
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.memory.page_cap import page_cap
 from stc.runtime.memory.rekv import RekvMemory, page_shape
@@ -21,7 +21,7 @@ from stc.runtime.memory.window import AllMemory, Memory, WindowMemory, most_reme
 from stc.shell.flags import whole_flag
 from stc.shell.ranges import flag_of, one_of, shown, whole_fields
 
-MOST_TOGETHER = 10_000
+MAX_TOGETHER = 10_000
 """Frames of one language call."""
 Policy = Literal["window", "rekv", "all"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
@@ -34,15 +34,15 @@ TOP_PAGES = 64
 SINKS = 4
 """First tokens a window keeps at least, whatever they are (attention sinks)."""
 MB = 1_000_000
-MOST_MB = 1_000_000_000
+MAX_MB = 1_000_000_000
 """A petabyte, beyond any machine."""
 
 _WHOLE = {
-    "window": (1, MOST_POSITIONS),
-    "top_pages": (1, MOST_POSITIONS),
-    "host_memory_mb": (1, MOST_MB),
-    "spill_mb": (1, MOST_MB),
-    "prefill_every": (1, MOST_TOGETHER),
+    "window": (1, MAX_POSITIONS),
+    "top_pages": (1, MAX_POSITIONS),
+    "host_memory_mb": (1, MAX_MB),
+    "spill_mb": (1, MAX_MB),
+    "prefill_every": (1, MAX_TOGETHER),
 }
 """Fields of MemorySettings that are whole numbers, with the least and the most."""
 
@@ -75,7 +75,7 @@ class MemorySettings:
                 raise SettingsError("--spill", f"got {shown(self.spill)}", "a folder")
             object.__setattr__(self, "spill", Path(self.spill))
         if self.memory == "all" and self.window is not None:
-            raise SettingsError("--window", "has no effect with --memory all", mend="leave it out")
+            raise SettingsError("--window", "has no effect with --memory all", fix="leave it out")
 
     def make(self, model: LanguageModel, before: int, page: int) -> Memory:
         """An empty memory for a prompt of `before` text tokens and frames of `page` kept tokens.
@@ -218,7 +218,7 @@ def from_flags(flags: argparse.Namespace) -> MemorySettings:
     if chosen.memory != "rekv":
         for name in _REKV_ONLY:
             if name in given:
-                raise SettingsError(flag_of(name), "given", "--memory rekv beside it")
+                raise SettingsError(flag_of(name), "requires --memory rekv")
     if "spill_mb" in given and chosen.spill is None:
-        raise SettingsError("--spill-mb", "given", "--spill DIR beside it")
+        raise SettingsError("--spill-mb", "requires --spill DIR")
     return chosen

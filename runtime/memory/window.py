@@ -129,7 +129,7 @@ class WindowMemory:
             raise LanguageError(
                 f"--window {self.order.ring}",
                 f"smaller than the {count} tokens of one language call",
-                mend="use a larger --window, a smaller --budget or --prefill-every 1",
+                fix="use a larger --window, a smaller --budget or --prefill-every 1",
             )
 
     def _of_rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -53,5 +53,5 @@ def _one_line_errors(target: str) -> Iterator[None]:
         raise SettingsError(
             f"--json {target}",
             f"cannot be written ({error.strerror or error})",
-            mend="check its folder and the space left, or choose another path",
+            fix="check its folder and the space left, or choose another path",
         ) from error

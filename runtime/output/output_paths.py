@@ -50,4 +50,4 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _shared(name: str, got: str) -> SettingsError:
-    return SettingsError(name, got, mend="choose another path")
+    return SettingsError(name, got, fix="choose another path")

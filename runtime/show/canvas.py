@@ -10,7 +10,7 @@ from stc.runtime.show.marks import TokenMarks
 from stc.runtime.video.source.frame import Frame
 
 _LEAST_PX = 480  # of the shorter side: below it the marks and letters cannot be told apart
-_MOST_PX = 1280  # of the longer side: above it encoding outlasts a device's vision tower
+_MAX_PX = 1280  # of the longer side: above it encoding outlasts a device's vision tower
 _GROUND_RGB = (0, 0, 0)
 
 
@@ -23,7 +23,7 @@ class Canvas:
 
     def __init__(self, frame: Frame, side: int, pooled_side: int, covered: float = 1.0) -> None:
         height, width = frame.rgb.shape[:2]
-        scale = min(max(1.0, _LEAST_PX / min(width, height)), _MOST_PX / max(width, height))
+        scale = min(max(1.0, _LEAST_PX / min(width, height)), _MAX_PX / max(width, height))
         self._picture_px = (max(1, round(scale * width)), max(1, round(scale * height)))
         text_px = min(36, max(16, round(min(self._picture_px) / 30)))
         self.width_px = _even(max(self._picture_px[0], LEAST_WIDTH * text_px))

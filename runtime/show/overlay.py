@@ -200,7 +200,7 @@ class OverlayWriter:
             raise VideoError(
                 self._path,
                 f"cannot be written ({error.strerror or error})",
-                mend="check its folder and the space left, or choose another path",
+                fix="check its folder and the space left, or choose another path",
             ) from error
 
 

@@ -107,14 +107,14 @@ def _weights(bundle: Bundle, checkpoint: str | None) -> Iterator[Any]:
         from stc.export.weights import open_weights
     except ImportError as error:
         raise StcError(
-            "PyTorch", f"cannot be imported ({error})", mend="pip install 'stc[export]'"
+            "PyTorch", f"cannot be imported ({error})", fix="pip install 'stc[export]'"
         ) from error
     provenance = bundle.manifest.provenance
     if provenance.weights == "checkpoint" and checkpoint is None:
         raise CheckpointError(
             f"{bundle.root}",
             f"made of checkpoint {provenance.checkpoint}, which was not given",
-            mend="add --checkpoint DIR_OR_ID",
+            fix="add --checkpoint DIR_OR_ID",
         )
     kind = "checkpoint" if checkpoint is not None else provenance.weights
     with open_weights(kind, checkpoint or provenance.checkpoint) as weights:

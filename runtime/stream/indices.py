@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from stc.errors import EngineError
 
-_MEND = "export the bundle again, and build its engines again if it has some"
+_FIX = "export the bundle again, and build its engines again if it has some"
 
 
 def check_indices(graph: str, indices: NDArray[Any], of: int, frame_index: int) -> None:
@@ -29,4 +29,4 @@ def check_indices(graph: str, indices: NDArray[Any], of: int, frame_index: int) 
         if not ascending:
             got += ", not ascending"
         expected = f"{len(indices)} of 0 to {of - 1}, ascending"
-        raise EngineError(f"graph {graph}, frame {frame_index}", got, expected, _MEND)
+        raise EngineError(f"graph {graph}, frame {frame_index}", got, expected, _FIX)

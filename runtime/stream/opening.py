@@ -26,7 +26,7 @@ BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 DEVICES = ("cpu", "cuda")
 
-MOST_HELD = 32
+MAX_HELD = 32
 """Frames that are measured with again and again: decoded, so 200 MB of full HD."""
 
 
@@ -126,8 +126,8 @@ def share_threads() -> None:
 
 
 def frames(video: str | None, count: int) -> list[Frame]:
-    """At most `count` and MOST_HELD frames of `video`, or of seeded noise that moves."""
-    held = min(count, MOST_HELD)
+    """At most `count` and MAX_HELD frames of `video`, or of seeded noise that moves."""
+    held = min(count, MAX_HELD)
     if video is None:
         return list(islice(_noise(), held))
     with open_video(video) as source:

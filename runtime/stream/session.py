@@ -30,7 +30,7 @@ from stc.method.family import SELECT, FrameKind, indices_of, prune_graph
 from stc.method.pruner import PrunerMemory
 from stc.program import Arrays
 from stc.runtime.answers.answer import Answer
-from stc.runtime.answers.stream_language import MOST_NEW_TOKENS, StreamLanguage
+from stc.runtime.answers.stream_language import MAX_NEW_TOKENS, StreamLanguage
 from stc.runtime.language.sampling import GREEDY, Sampling
 from stc.runtime.report import STAGES, FrameReport
 from stc.runtime.stream.indices import check_indices
@@ -183,7 +183,7 @@ class StreamSession:
     def ask(
         self,
         question: str,
-        max_new_tokens: int = MOST_NEW_TOKENS,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         sampling: Sampling = GREEDY,
     ) -> Answer:
         """The answer to `question` about the frames pushed so far; see `StreamLanguage.ask`.
@@ -225,9 +225,9 @@ class StreamSession:
 
     def _name_culprit(self, pixels: Any, kind: FrameKind, frame_index: int) -> None:
         """Run the frame again, looking at every output; always raises NonFiniteError."""
-        mend = "export another checkpoint, or copy this one again"
+        fix = "export another checkpoint, or copy this one again"
         if self.tower.dtype == np.float16:
-            mend = "export again with --precision fp32, or another checkpoint"
+            fix = "export again with --precision fp32, or another checkpoint"
 
         def look(graph: str, outputs: Mapping[str, Tensor]) -> None:
             for name, tensor in outputs.items():
@@ -236,7 +236,7 @@ class StreamSession:
                         f"graph {graph}, frame {frame_index}",
                         f"NaN or infinity in {name}",
                         "finite numbers",
-                        mend,
+                        fix,
                     )
 
         self._run(pixels, kind, look)

@@ -18,7 +18,7 @@ from stc.engines.library.plan import context_rows
 from stc.errors import SettingsError
 from stc.runtime.answers.answer import Answer
 from stc.runtime.answers.open_language import open_stream_language
-from stc.runtime.answers.stream_language import MOST_NEW_TOKENS
+from stc.runtime.answers.stream_language import MAX_NEW_TOKENS
 from stc.runtime.language.sampling import GREEDY, Sampling
 from stc.runtime.memory.settings import MemorySettings, Policy
 from stc.runtime.report import FrameReport
@@ -97,7 +97,7 @@ class Stream:
                 raise self.source.loss
 
     def ask(
-        self, question: str, *, max_new_tokens: int = MOST_NEW_TOKENS, sampling: Sampling = GREEDY
+        self, question: str, *, max_new_tokens: int = MAX_NEW_TOKENS, sampling: Sampling = GREEDY
     ) -> Answer:
         """The answer about the frames pushed so far: its text piece by piece as it is generated,
         or all of it by `str`.
@@ -149,7 +149,9 @@ def open(
     if not isinstance(memory, (MemorySettings, type(None))):
         memory = MemorySettings(memory=memory)
     if language is False and (int4 or memory is not None):
-        raise SettingsError(flag_of("int4" if int4 else "memory"), "given", "no language=False")
+        raise SettingsError(
+            flag_of("int4" if int4 else "memory"), "cannot be combined with language=False"
+        )
     bundle = Bundle.open(str(path))
     manifest = bundle.manifest
     if backend is None:

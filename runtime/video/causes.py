@@ -69,7 +69,7 @@ def cause_of(
     told = None
     if isinstance(error, _VAGUE):
         told = _looked_at(address, error, transport, silent_s)
-    return unreadable(name, error) if told is None else VideoError(name, told[0], mend=told[1])
+    return unreadable(name, error) if told is None else VideoError(name, told[0], fix=told[1])
 
 
 def _looked_at(
@@ -78,7 +78,7 @@ def _looked_at(
     transport: RtspTransport | None,
     silent_s: float | None,
 ) -> tuple[str, str] | None:
-    """What was found, and how to mend it; None when nothing was."""
+    """What was found, and how to fix it; None when nothing was."""
     if address.host is not None and not _resolves(address.host):
         return "host unknown", "check the name, or write the IP address in its place"
     if address.scheme in _DATAGRAMS:
@@ -108,15 +108,15 @@ def _looked_at(
 
 
 def without_video(address: Address, kinds: Set[str]) -> tuple[str, str]:
-    """What to say of a live source that holds `kinds` of streams, none of them video, and the mend.
+    """What to say of a live source that holds `kinds` of streams, none of them video, and the fix.
 
     Of RTSP, where only video was asked for, it is asked what else there is.
     """
     if not kinds and address.scheme in RTSP_SCHEMES:
         kinds = _kinds(address) or set()
     only = f", only {' and '.join(sorted(kinds))}" if kinds else ""
-    mend = "switch the camera's video on, or name another of its streams"
-    return f"has no video{only}", mend
+    fix = "switch the camera's video on, or name another of its streams"
+    return f"has no video{only}", fix
 
 
 def _resolves(host: str) -> bool:

@@ -13,7 +13,7 @@ DISORDER_PERIODS = 3
 LOOK_AHEAD = 9
 """Frames behind a jump that are asked whether it is true; odd, as of an even number as many strays
 as others may lie before and behind them."""
-MOST_ALIKE = 4
+MAX_ALIKE = 4
 """Frames that may repeat the stamp of the one before; that of more is stuck, and says nothing."""
 LONGEST_PAUSE_S = 30 * 3600.0
 """A longer one is a new zero."""
@@ -103,10 +103,10 @@ class Clock:
         next_s = last_s + self._period_s
         self._alike = self._alike + 1 if stamp_s == self._stamp_s else 0
         self._stamp_s = stamp_s
-        if stamp_s is None or self._alike > MOST_ALIKE:
+        if stamp_s is None or self._alike > MAX_ALIKE:
             # What was held until this was known is made good.
-            is_known_now = stamp_s is not None and self._alike == MOST_ALIKE + 1
-            return next_s + is_known_now * MOST_ALIKE * self._period_s
+            is_known_now = stamp_s is not None and self._alike == MAX_ALIKE + 1
+            return next_s + is_known_now * MAX_ALIKE * self._period_s
         if self._zero_s is None:
             self._zero_s = stamp_s - next_s
             return next_s

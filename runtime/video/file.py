@@ -88,7 +88,7 @@ class VideoFile(VideoSource):
             raise VideoError(
                 self.name,
                 f"cannot be read on after {decoded} frames ({reason(error)})",
-                mend="check the disk or the connection",
+                fix="check the disk or the connection",
             ) from error
         self.loss = self._shortfall(decoded)
         if decoded == 0:
@@ -99,7 +99,7 @@ class VideoFile(VideoSource):
             raise VideoError(
                 self.name,
                 f"none of its frames could be decoded{why}",
-                mend="play it with ffplay, or write it again with ffmpeg",
+                fix="play it with ffplay, or write it again with ffmpeg",
             ) from last
 
     def _shortfall(self, decoded: int) -> VideoError | None:
@@ -112,13 +112,13 @@ class VideoFile(VideoSource):
             return VideoError(
                 self.name,
                 f"ended early: {came}; the file is cut off",
-                mend="copy or record it again",
+                fix="copy or record it again",
             )
         if self._decoder.gave_up and decoded:
             return VideoError(
                 self.name,
                 f"ended early: {came}; what follows is unreadable",
-                mend="check the disk, or write it again with ffmpeg",
+                fix="check the disk, or write it again with ffmpeg",
             )
         return None
 

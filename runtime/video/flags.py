@@ -39,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--live",
         action="store_true",
-        help="the http(s) address is a camera: the newest frame wins, none is waited for",
+        help="the http(s) address is a camera: late frames are dropped",
     )
     parser.add_argument(
         "--give-up-s",
@@ -90,5 +90,5 @@ def open_named(
     source = open_video(video, fps=fps, reconnection=reconnection, live=live, dialling=dialling)
     if reconnection is not None and not source.is_live:
         source.close()
-        raise SettingsError("--give-up-s", "given", "a live --video, a file is not lost")
+        raise SettingsError("--give-up-s", "requires a live --video: a file is not lost")
     return source

@@ -104,7 +104,7 @@ class LiveVideo(VideoSource):
             raise VideoError(
                 self.name,
                 f"no frame for {self._reconnection.give_up_s:g} s ({self._trouble[0]})",
-                mend=self._trouble[1],
+                fix=self._trouble[1],
             )
         self._handed_out += 1
         if self._start_s is None:
@@ -177,7 +177,7 @@ class LiveVideo(VideoSource):
             return None
         except VideoError as error:
             # A camera that is starting up may answer before it has video.
-            self._trouble = (error.got, error.mend)
+            self._trouble = (error.got, error.fix)
             return None
         self.reconnects += 1
         return decoder

@@ -74,7 +74,7 @@ class NetworkOpener:
             raise cause_of(address, self._name, error, silent_s, transport) from error
         told = self._fault_of(container)
         if told is not None:
-            raise VideoError(self._name, told[0], mend=told[1])
+            raise VideoError(self._name, told[0], fix=told[1])
         return container
 
     def _open(self, start_s: float) -> InputContainer:
@@ -108,7 +108,7 @@ class NetworkOpener:
             raise
 
     def _fault_of(self, container: InputContainer) -> tuple[str, str] | None:
-        """Why `container` holds no video that can be decoded, and the mend; it is closed then."""
+        """Why `container` holds no video that can be decoded, and the fix; it is closed then."""
         if container.format.name == "tty":
             # libav plays plain text as terminal recordings.
             container.close()

@@ -74,7 +74,7 @@ def open_video(
         got = f"an address of {len(source)} characters"
         raise VideoError("--video", got, f"{LONGEST_ADDRESS} at most", "shorten it")
     if live and scheme not in HTTP_SCHEMES:
-        raise SettingsError("--live", "given", "an http:// or https:// --video", "leave it out")
+        raise SettingsError("--live", "requires an http:// or https:// --video", fix="leave it out")
     if scheme is None:
         live = _is_camera(source)
     elif scheme in LIVE_SCHEMES:
@@ -86,8 +86,8 @@ def open_video(
             f"a file, /dev/videoN or one of {', '.join((*LIVE_SCHEMES, *FILE_SCHEMES))}",
         )
     if scheme not in (None, "file") and Address.of(source).port == 0:
-        mend = "correct what stands behind the host, or escape the password in front of it"
-        raise VideoError(without_credentials(source), "no such port", "1 to 65535", mend)
+        fix = "correct what stands behind the host, or escape the password in front of it"
+        raise VideoError(without_credentials(source), "no such port", "1 to 65535", fix)
     dialling = dialling or Dialling()
     _check_use(dialling, scheme, live=live)
     if live:
@@ -108,11 +108,11 @@ def _check_use(dialling: Dialling, scheme: str | None, *, live: bool) -> None:
     """Raises SettingsError for what `dialling` says and the source has no use for."""
     transport = dialling.rtsp_transport
     if transport is not None and scheme not in RTSP_SCHEMES:
-        raise SettingsError("--rtsp-transport", "given", "an rtsp:// --video", "leave it out")
+        raise SettingsError("--rtsp-transport", "requires an rtsp:// --video", fix="leave it out")
     if transport == "udp" and scheme == "rtsps":
         raise SettingsError("--rtsp-transport", "got udp", "tcp, which carries rtsps://")
     if dialling.probe_s is not None and (scheme is None or not live):
-        raise SettingsError("--probe-s", "given", "a live address as --video", "leave it out")
+        raise SettingsError("--probe-s", "requires a live address as --video", fix="leave it out")
 
 
 def _open_live(
@@ -148,7 +148,7 @@ def _open_file(path: str, fps: float | None) -> VideoSource:
         raise VideoError(
             without_credentials(path),
             "cut off, and what is left cannot be read",
-            mend="copy or record it again",
+            fix="copy or record it again",
         ) from error
 
 
@@ -197,8 +197,8 @@ def _check_path(path: str) -> None:
     try:
         status = Path(path).stat()
     except (FileNotFoundError, NotADirectoryError) as error:
-        mend = f"a camera is: --video /dev/video{path}" if path.isdecimal() else "check the path"
-        raise VideoError(path, "no such file", mend=mend) from error
+        fix = f"a camera is: --video /dev/video{path}" if path.isdecimal() else "check the path"
+        raise VideoError(path, "no such file", fix=fix) from error
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise VideoError(path, f"cannot be opened ({why})", "a video file") from error
@@ -219,5 +219,5 @@ def _is_camera(path: str) -> bool:
 def _check_camera(path: str) -> None:
     if not Path(path).exists():
         found = sorted(str(device) for device in Path("/dev").glob("video*"))
-        mend = f"cameras here: {', '.join(found)}" if found else "no camera is connected here"
-        raise VideoError(path, "no such device", mend=mend)
+        fix = f"cameras here: {', '.join(found)}" if found else "no camera is connected here"
+        raise VideoError(path, "no such device", fix=fix)

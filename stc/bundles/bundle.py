@@ -26,7 +26,7 @@ from stc.bundles.pinned_folder import PinnedFolder
 from stc.errors import BundleError, SettingsError
 from stc.manifest import (
     MANIFEST,
-    MOST_MANIFEST_BYTES,
+    MAX_MANIFEST_BYTES,
     SCHEMA_VERSION,
     FileEntry,
     GraphEntry,
@@ -35,7 +35,7 @@ from stc.manifest import (
     Weights,
     first_mistake,
 )
-from stc.onnx_files.graph_check import MOST_GRAPH_BYTES, GraphRefusedError, check_graph, too_long
+from stc.onnx_files.graph_check import MAX_GRAPH_BYTES, GraphRefusedError, check_graph, too_long
 from stc.onnx_files.operators import GraphKind
 
 PARTIAL = ".stc-partial"
@@ -43,7 +43,7 @@ PARTIAL = ".stc-partial"
 REPLACED = ".stc-replaced"
 """What follows the name of a bundle that was moved aside, then perhaps a number."""
 
-MOST_COMPANION_BYTES = 256 << 20
+MAX_COMPANION_BYTES = 256 << 20
 """Of a file of the checkpoint's own, as at export; a large tokenizer has some 30 MB."""
 
 OPENINGS = 5
@@ -127,7 +127,7 @@ class Bundle:
         }
         language = self.manifest.language
         try:
-            if entry.size_bytes > MOST_GRAPH_BYTES:
+            if entry.size_bytes > MAX_GRAPH_BYTES:
                 raise too_long(entry.size_bytes)
             content = self.files.read(entry.path)
             places = check_graph(
@@ -157,14 +157,14 @@ class Bundle:
     def companions(self) -> dict[str, bytes]:
         """The checkpoint's own files, by name; a few MB, tokenizer and templates among them.
 
-        Raises BundleError as `read`, and when one has more than MOST_COMPANION_BYTES.
+        Raises BundleError as `read`, and when one has more than MAX_COMPANION_BYTES.
         """
         files = [file for file in self.manifest.files if "/" not in file.path]
         for file in files:
-            if file.size_bytes > MOST_COMPANION_BYTES:
+            if file.size_bytes > MAX_COMPANION_BYTES:
                 got, expected = (
                     f"has {file.size_bytes:,} bytes",
-                    f"at most {MOST_COMPANION_BYTES:,}",
+                    f"at most {MAX_COMPANION_BYTES:,}",
                 )
                 raise BundleError(self.root / file.path, got, expected, self._again)
         return {file.path: self.read(file.path) for file in files}
@@ -179,8 +179,8 @@ class Bundle:
         made = self.manifest
         kinds = (made.graphs, made.fused_graphs, made.int4_graphs)
         graphs = [graph.file for kind in kinds for graph in kind.values()]
-        mend = f"copy the bundle again, or {self._again}"
-        return BundleFiles(self.root, folder, [*graphs, *made.files], mend)
+        fix = f"copy the bundle again, or {self._again}"
+        return BundleFiles(self.root, folder, [*graphs, *made.files], fix)
 
     @property
     def _again(self) -> str:
@@ -232,19 +232,19 @@ def _pinned(root: Path) -> PinnedFolder:
             if aside and time.monotonic() < end:
                 time.sleep(0.01)
                 continue
-            mend = f"make one with: stc-export --model MODEL --output {shlex.quote(str(root))}"
+            fix = f"make one with: stc-export --model MODEL --output {shlex.quote(str(root))}"
             if aside:
                 there = shlex.join(["mv", str(aside), os.path.realpath(root)])
-                mend = f"an export was killed while replacing it: restore the old one with: {there}"
-            raise BundleError(root, "no such directory", "a bundle", mend) from error
+                fix = f"an export was killed while replacing it: restore the old one with: {there}"
+            raise BundleError(root, "no such directory", "a bundle", fix) from error
         except BlockingIOError as error:
             if time.monotonic() < end:
                 time.sleep(0.01)
                 continue
             raise BundleError(root, "is being replaced", "", "run the command again") from error
         except NotADirectoryError as error:
-            mend = "pass its directory"
-            raise BundleError(root, "is a file", "a bundle's directory", mend) from error
+            fix = "pass its directory"
+            raise BundleError(root, "is a file", "a bundle's directory", fix) from error
         except OSError as error:
             got = f"cannot be read ({error.strerror})"
             raise BundleError(root, got, "", "make it readable") from error
@@ -273,19 +273,19 @@ def _read_manifest(root: Path, folder: PinnedFolder) -> Manifest:
         if place is None:
             raise led_out(root, file)
         with place.open("rb") as stream:
-            content = stream.read(MOST_MANIFEST_BYTES + 1)
+            content = stream.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
-        mend = "make it readable"
-        raise BundleError(file, f"cannot be read ({error.strerror})", "", mend) from error
-    if len(content) > MOST_MANIFEST_BYTES:
-        expected = f"at most {MOST_MANIFEST_BYTES:,}"
+        fix = "make it readable"
+        raise BundleError(file, f"cannot be read ({error.strerror})", "", fix) from error
+    if len(content) > MAX_MANIFEST_BYTES:
+        expected = f"at most {MAX_MANIFEST_BYTES:,}"
         raise BundleError(file, "has too many bytes", expected, export_again(root))
     try:
         document = from_json(content)
     except ValueError as error:
-        mend = f"copy it again, or delete {root} and {export_again(root)}"
-        raise BundleError(file, f"is not JSON ({error})", "", mend) from error
-    mend = export_again(root, _provenance(document))
+        fix = f"copy it again, or delete {root} and {export_again(root)}"
+        raise BundleError(file, f"is not JSON ({error})", "", fix) from error
+    fix = export_again(root, _provenance(document))
     version = document.get("schema_version") if isinstance(document, dict) else None
     # Before anything else: the other fields of a newer schema mean nothing here.
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -293,16 +293,16 @@ def _read_manifest(root: Path, folder: PinnedFolder) -> Manifest:
             file,
             f"has schema version {version}",
             f"at most {SCHEMA_VERSION} by stc {stc.__version__}",
-            f"upgrade stc, or {mend}",
+            f"upgrade stc, or {fix}",
         )
     try:
         manifest = Manifest.model_validate_json(content, strict=True)
         _ = manifest.default_settings  # asked for here, so that no command trips over it later
     except ValidationError as error:
-        raise BundleError(file, first_mistake(error), "", mend) from error
+        raise BundleError(file, first_mistake(error), "", fix) from error
     except SettingsError as error:
-        raise BundleError(file, f"default settings: {error}", "", mend) from error
-    check_conformity(manifest, file, mend)
+        raise BundleError(file, f"default settings: {error}", "", fix) from error
+    check_conformity(manifest, file, fix)
     return manifest
 
 

@@ -21,13 +21,13 @@ from stc.method.family import vision_ports
 from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports
 
 
-def check_conformity(manifest: Manifest, subject: object, mend: str) -> None:
+def check_conformity(manifest: Manifest, subject: object, fix: str) -> None:
     """Every graph of the contracts is there with its ports, no other is, and weights are listed.
 
-    Raises BundleError about `subject`, with `mend`, for the first disagreement.
+    Raises BundleError about `subject`, with `fix`, for the first disagreement.
     """
     for got, expected in _disagreements(manifest):
-        raise BundleError(subject, got, expected, mend)
+        raise BundleError(subject, got, expected, fix)
 
 
 def _disagreements(manifest: Manifest) -> Iterator[tuple[str, str]]:

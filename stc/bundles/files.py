@@ -24,18 +24,18 @@ class BundleFiles:
 
     Whatever is handed out was compared with its digest; `check_unchanged` says so again after a
     library opened a file by itself. What was hashed once is known from then on, see
-    `stc.bundles.known_hashes`. Raises BundleError, with `mend`.
+    `stc.bundles.known_hashes`. Raises BundleError, with `fix`.
     """
 
     def __init__(
-        self, root: Path, folder: PinnedFolder, entries: Iterable[FileEntry], mend: str
+        self, root: Path, folder: PinnedFolder, entries: Iterable[FileEntry], fix: str
     ) -> None:
         self._root = root
         self._folder = folder
         # A path may be listed twice; then it must be right twice, see `check_places`.
         self._listed = list(dict.fromkeys(entries))
         self._entries = {entry.path: entry for entry in self._listed}
-        self._mend = mend
+        self._fix = fix
         self._verified: dict[str, FileIdentity] = {}
         self._known = KnownHashes()
 
@@ -54,7 +54,7 @@ class BundleFiles:
         for entry in self._listed:
             if entry != self._entries[entry.path]:
                 got = "is listed twice, with different digests"
-                raise BundleError(self._root / entry.path, got, "", self._mend)
+                raise BundleError(self._root / entry.path, got, "", self._fix)
             self._check_place(entry)
 
     def mismatches(self) -> Iterator[BundleError]:
@@ -110,7 +110,7 @@ class BundleFiles:
     def _entry(self, path: str) -> FileEntry:
         if path not in self._entries:
             got = "is not listed in the manifest"
-            raise BundleError(self._root / path, got, "", self._mend)
+            raise BundleError(self._root / path, got, "", self._fix)
         return self._entries[path]
 
     def _check_place(self, entry: FileEntry) -> Path:
@@ -160,7 +160,7 @@ class BundleFiles:
     def _refused(self, path: str, got: str, expected: str) -> BundleError:
         # Where nothing can be locked, what was replaced is deleted under its readers.
         self.check_in_place()
-        return BundleError(self._root / path, got, expected, self._mend)
+        return BundleError(self._root / path, got, expected, self._fix)
 
 
 def real_place(folder: PinnedFolder, path: str) -> Path | None:
@@ -176,12 +176,12 @@ def real_place(folder: PinnedFolder, path: str) -> Path | None:
 
 def led_out(root: Path, file: Path) -> BundleError:
     """What to tell of `file`, which is a link out of the bundle at `root`."""
-    mend = (
+    fix = (
         "links out of a bundle are not followed; make a copy of the files themselves with: "
         f"cp -rL {shlex.quote(str(root))} bundle-copy"
     )
     got = f"leads to {os.path.realpath(file)}"
-    return BundleError(file, got, "a file inside the bundle", mend)
+    return BundleError(file, got, "a file inside the bundle", fix)
 
 
 def sha256(file: Path) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from stc.bundles.part_file import replacing
 
-MOST_FILES = 1000
+MAX_FILES = 1000
 """How many files are remembered; the one hashed longest ago is forgotten first."""
-MOST_BYTES = 4 << 20
+MAX_BYTES = 4 << 20
 RECENT_NS = 3_000_000_000
 """Change times come in steps, of 2 s at most: a change after one so recent may not show."""
 
@@ -63,7 +63,7 @@ class KnownHashes:
         if self._file is None or looked_ns - identity.changed_ns <= RECENT_NS:
             return
         others = [line for line in self._lines() if not line.startswith(_start(path))]
-        lines = [_line(path, identity, sha256), *others][:MOST_FILES]
+        lines = [_line(path, identity, sha256), *others][:MAX_FILES]
         # Remembering is a courtesy: on a full disk, or in another's home, nothing is.
         with suppress(OSError):
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ class KnownHashes:
             found = os.fstat(file.fileno())
             others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
             if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not others_write:
-                return file.read(MOST_BYTES).splitlines()
+                return file.read(MAX_BYTES).splitlines()
         return []
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 PART = ".stc-part"
-_MOST_OF_A_NAME = 200
+_MAX_OF_A_NAME = 200
 """Bytes of 255, so that a part's own name is no longer than file systems take."""
 _NAME = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}{re.escape(PART)}")
 _FORMER_NAME = re.compile(r"\.(.+)\.([0-9]+)\.part")
@@ -54,7 +54,7 @@ def part_of(name: str) -> str | None:
 
 def _new_part(path: Path) -> tuple[Path, BinaryIO]:
     """A new part of `path`, locked."""
-    name = os.fsdecode(os.fsencode(path.name)[:_MOST_OF_A_NAME])
+    name = os.fsdecode(os.fsencode(path.name)[:_MAX_OF_A_NAME])
     while True:
         part = path.with_name(f".{name}.{secrets.token_hex(4)}{PART}")
         file = part.open("xb")

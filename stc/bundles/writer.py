@@ -265,10 +265,10 @@ class BundleWriter:
 
     def _unwritable(self, error: OSError) -> BundleError:
         reason = error.strerror or str(error)
-        mend = "choose another --output"
+        fix = "choose another --output"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            mend = f"free space there, or {mend}"
-        return BundleError(self._name, f"cannot be written ({reason})", "", mend)
+            fix = f"free space there, or {fix}"
+        return BundleError(self._name, f"cannot be written ({reason})", "", fix)
 
 
 def _held(place: Path, held: ExitStack) -> bool:

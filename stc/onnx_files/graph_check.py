@@ -25,13 +25,13 @@ from stc.onnx_files.operators import (
     GraphKind,
 )
 
-MOST_NODES = 512
+MAX_NODES = 512
 """An exported graph has at most some seventy."""
 
-MOST_GRAPH_BYTES = 256 << 10
+MAX_GRAPH_BYTES = 256 << 10
 """Of a graph's own file: without its weights it has some 6 kB."""
 
-MOST_AXES = 8
+MAX_AXES = 8
 
 _ITEM_BYTES = {1: 4, 2: 1, 6: 4, 7: 8, 9: 1, 10: 2}
 """By ONNX's number: float32, uint8, int32, int64, bool, float16."""
@@ -61,7 +61,7 @@ def check_graph(
     `files` are named as the graph names them. group: values of a four-bit matrix that share a
     scale. positions: rows that a rotation's tables have at least. Raises GraphRefusedError.
     """
-    if len(content) > MOST_GRAPH_BYTES:
+    if len(content) > MAX_GRAPH_BYTES:
         raise too_long(len(content))
     try:
         found = read_onnx(content)
@@ -75,8 +75,8 @@ def check_graph(
     if found.unusual:
         got = f"has {', '.join(sorted(found.unusual))}"
         raise GraphRefusedError(got, f"none, as in stc-export's {kind}")
-    if len(found.nodes) > MOST_NODES:
-        raise GraphRefusedError(f"has {len(found.nodes):,} nodes", f"at most {MOST_NODES}")
+    if len(found.nodes) > MAX_NODES:
+        raise GraphRefusedError(f"has {len(found.nodes):,} nodes", f"at most {MAX_NODES}")
     places = frozenset(_places(found.tensors, len(content), files))
     _check_computed(found)
     tensors = {tensor.name: tensor.shape for tensor in found.tensors}
@@ -87,8 +87,8 @@ def check_graph(
 
 
 def too_long(size_bytes: int) -> GraphRefusedError:
-    """What refuses a graph of more than MOST_GRAPH_BYTES."""
-    return GraphRefusedError(f"has {size_bytes:,} bytes", f"at most {MOST_GRAPH_BYTES:,}")
+    """What refuses a graph of more than MAX_GRAPH_BYTES."""
+    return GraphRefusedError(f"has {size_bytes:,} bytes", f"at most {MAX_GRAPH_BYTES:,}")
 
 
 def _check_computed(found: OnnxFile) -> None:
@@ -147,9 +147,9 @@ def _places(
         if item is None:
             expected = "one of stc-export's number types"
             raise GraphRefusedError(f"{name} has ONNX type {tensor.data_type}", expected)
-        if len(tensor.shape) > MOST_AXES or any(axis < 0 for axis in tensor.shape):
-            got = f"{name} has shape {list(tensor.shape[: MOST_AXES + 1])}"
-            raise GraphRefusedError(got, f"at most {MOST_AXES} axes, none negative")
+        if len(tensor.shape) > MAX_AXES or any(axis < 0 for axis in tensor.shape):
+            got = f"{name} has shape {list(tensor.shape[: MAX_AXES + 1])}"
+            raise GraphRefusedError(got, f"at most {MAX_AXES} axes, none negative")
         if tensor.external is None:
             # A stored value takes a byte or more, so this bounds what a shape can ask for.
             inside += math.prod(tensor.shape)

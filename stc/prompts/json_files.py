@@ -34,8 +34,8 @@ def read_object(files: Mapping[str, bytes], file: str, name: str) -> dict[str, A
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        mend = SAVE if text.startswith("\ufeff") else "copy it again"
-        raise LanguageError(subject, f"not valid JSON ({error})", mend=mend) from error
+        fix = SAVE if text.startswith("\ufeff") else "copy it again"
+        raise LanguageError(subject, f"not valid JSON ({error})", fix=fix) from error
     if not isinstance(value, dict):
         raise LanguageError(subject, f"holds a {type(value).__name__}", "a JSON object")
     return value

@@ -55,7 +55,7 @@ class Prompt:
         self._process = TemplateProcess()
         self.before, first, self._meant = self._split(SAMPLES[0])
         if np.array_equal(first, self.after(SAMPLES[1])):
-            raise LanguageError(self._name, "its chat template leaves the question out", mend=OTHER)
+            raise LanguageError(self._name, "its chat template leaves the question out", fix=OTHER)
 
     def after(self, question: str) -> NDArray[np.int64]:
         """The text tokens that follow the video: the question, and the start of its answer.
@@ -70,8 +70,8 @@ class Prompt:
             most = f"at most {LONGEST_QUESTION:,}"
             raise LanguageError("question", f"{len(question):,} characters", most, "shorten it")
         if any("\ud800" <= letter <= "\udfff" for letter in question):
-            mend = "set LANG and the terminal to UTF-8"
-            raise LanguageError("question", "bytes that are no letters", "text in UTF-8", mend)
+            fix = "set LANG and the terminal to UTF-8"
+            raise LanguageError("question", "bytes that are no letters", "text in UTF-8", fix)
         before, after, meant = self._split(question)
         if not np.array_equal(before, self.before):
             got = "its chat template puts the question before the video"
@@ -120,8 +120,8 @@ class Prompt:
             if not self._is_for_text_alone():
                 raise
             got = f"is for text alone, a message with a video fails ({error.got})"
-            mend = "take the chat template of the model's processor, and export again"
-            raise LanguageError("chat template", got, mend=mend) from error
+            fix = "take the chat template of the model's processor, and export again"
+            raise LanguageError("chat template", got, fix=fix) from error
 
     def _is_for_text_alone(self) -> bool:
         """Whether the template renders a message that is a text."""

@@ -18,14 +18,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from stc.errors import LanguageError
-from stc.prompts.template_worker import LONGEST_PROMPT, MOST_BYTES, MOST_CPU_S
+from stc.prompts.template_worker import LONGEST_PROMPT, MAX_BYTES, MAX_CPU_S
 from stc.shell.boundary import guarded, printable
 
 SUBJECT = "chat template"
-MEND = "take the chat template of the model's processor"
-MOST_START_S = 60.0
-MOST_WAIT_S = 20.0
-"""Wall time; what counts is the processor time MOST_CPU_S, which other programs do not use up."""
+FIX = "take the chat template of the model's processor"
+MAX_START_S = 60.0
+MAX_WAIT_S = 20.0
+"""Wall time; what counts is the processor time MAX_CPU_S, which other programs do not use up."""
 RUN = "import sys; sys.path[:] = sys.argv[1:]; from stc.prompts.template_worker import main; main()"
 """The worker imports what its owner would, however that came by its sys.path."""
 
@@ -49,8 +49,8 @@ class TemplateProcess:
     def render(self, template: str, variables: Mapping[str, Any]) -> str:
         """The text of `template` with `variables`, which are made of JSON's types.
 
-        Raises LanguageError when it cannot be rendered, or takes more than MOST_CPU_S of processor
-        time, MOST_BYTES of memory or LONGEST_PROMPT characters.
+        Raises LanguageError when it cannot be rendered, or takes more than MAX_CPU_S of processor
+        time, MAX_BYTES of memory or LONGEST_PROMPT characters.
         """
         request = {"template": template, "variables": variables, "now": self._now}
         with self._lock:
@@ -58,7 +58,7 @@ class TemplateProcess:
                 self._end_child()  # killed while nothing was asked of it
             try:
                 self._child = self._child or _Child()
-                answer = self._child.ask(json.dumps(request).encode() + b"\n", MOST_WAIT_S)
+                answer = self._child.ask(json.dumps(request).encode() + b"\n", MAX_WAIT_S)
             except BaseException:  # Ctrl-C, too: what it would answer next is unknown
                 self._end_child()
                 raise
@@ -94,15 +94,15 @@ class _Child:
         self.socket = ours
         self.end = weakref.finalize(self, _end, self.process, ours)
         try:
-            failed = self.ask(b"", MOST_START_S)
+            failed = self.ask(b"", MAX_START_S)
         except BaseException:
             self.end()
             raise
         if failed:
             self.end()
             cause = printable(f"{failed['kind']}: {failed['error']}")
-            mend = "pip install 'stc[language]'"
-            raise LanguageError("questions", f"jinja2 cannot be loaded ({cause})", mend=mend)
+            fix = "pip install 'stc[language]'"
+            raise LanguageError("questions", f"jinja2 cannot be loaded ({cause})", fix=fix)
 
     def ask(self, request: bytes, most_s: float) -> dict[str, str]:
         """The answer to `request`. Raises LanguageError when there is none within `most_s`."""
@@ -119,7 +119,7 @@ class _Child:
                 received += piece
         except TimeoutError as error:
             got = f"has not answered within {most_s:.0f} s"
-            raise EndlessTemplateError(SUBJECT, got, mend=MEND) from error
+            raise EndlessTemplateError(SUBJECT, got, fix=FIX) from error
         except ConnectionError as error:
             raise _ended(self.process) from error
         answer: dict[str, str] = json.loads(received)
@@ -135,26 +135,26 @@ def _end(process: subprocess.Popen[bytes], to_it: socket.socket) -> None:
 def _ended(process: subprocess.Popen[bytes]) -> LanguageError:
     """Why the worker ended in the middle of an answer."""
     try:
-        code = process.wait(MOST_WAIT_S)
+        code = process.wait(MAX_WAIT_S)
     except subprocess.TimeoutExpired:
-        return EndlessTemplateError(SUBJECT, "its process hangs", mend=MEND)
+        return EndlessTemplateError(SUBJECT, "its process hangs", fix=FIX)
     if code == -signal.SIGPROF:
-        got = f"takes more than {MOST_CPU_S:.0f} s to render"
-        return EndlessTemplateError(SUBJECT, got, "milliseconds", MEND)
+        got = f"takes more than {MAX_CPU_S:.0f} s to render"
+        return EndlessTemplateError(SUBJECT, got, "milliseconds", FIX)
     got = f"its process ended by itself (exit {code})"
-    return EndlessTemplateError(SUBJECT, got, mend=MEND)
+    return EndlessTemplateError(SUBJECT, got, fix=FIX)
 
 
 def _refusal(kind: str, error: str) -> LanguageError:
     """What to tell of an exception in the worker."""
     if kind == "syntax":
-        return LanguageError(SUBJECT, f"cannot be read ({error})", mend=MEND)
+        return LanguageError(SUBJECT, f"cannot be read ({error})", fix=FIX)
     if kind == "refusal":
-        return LanguageError(SUBJECT, f"refuses the question ({error})", mend=MEND)
+        return LanguageError(SUBJECT, f"refuses the question ({error})", fix=FIX)
     if kind == "memory":
-        got = f"takes more than {MOST_BYTES >> 20} MB"
-        return EndlessTemplateError(SUBJECT, got, "kilobytes", MEND)
+        got = f"takes more than {MAX_BYTES >> 20} MB"
+        return EndlessTemplateError(SUBJECT, got, "kilobytes", FIX)
     if kind == "length":
         most = f"at most {LONGEST_PROMPT:,} characters"
-        return EndlessTemplateError(SUBJECT, "makes an endless prompt", most, MEND)
-    return LanguageError(SUBJECT, f"cannot be rendered ({kind}: {error})", mend=MEND)
+        return EndlessTemplateError(SUBJECT, "makes an endless prompt", most, FIX)
+    return LanguageError(SUBJECT, f"cannot be rendered ({kind}: {error})", fix=FIX)

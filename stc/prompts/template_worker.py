@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jinja2 import Template
 
-MOST_BYTES = 512 << 20
+MAX_BYTES = 512 << 20
 """Address space of the process, which takes 25 MB of it itself."""
-MOST_CPU_S = 2.0
+MAX_CPU_S = 2.0
 """Processor time of one answer; the kernel ends the process by SIGPROF after it."""
 LONGEST_PROMPT = 1_000_000
 """Characters."""
@@ -35,9 +35,9 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     compiled: dict[str, Template] = {}
     _tell(_loaded())
-    resource.setrlimit(resource.RLIMIT_AS, _lowered(resource.RLIMIT_AS, MOST_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, _lowered(resource.RLIMIT_AS, MAX_BYTES))
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_PROF, MOST_CPU_S)
+        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
         answer = _answer(json.loads(line), compiled)
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         _tell(answer)

@@ -63,7 +63,7 @@ def open_tokenizer(files: Mapping[str, bytes], name: str) -> TokenizerFiles:
     if TOKENIZER not in files:
         slow = ", ".join(file for file in SLOW if file in files)
         only = f" (only {slow})" if slow else ""
-        raise LanguageError(name, f"no {TOKENIZER}, so no questions{only}", mend=MAKE_ONE)
+        raise LanguageError(name, f"no {TOKENIZER}, so no questions{only}", fix=MAKE_ONE)
     for library in ("tokenizers", "jinja2"):
         fix = "pip install 'stc[language]'"
         optional.load(library, library, subject="questions", fix=fix, error=LanguageError)

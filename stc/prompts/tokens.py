@@ -14,7 +14,7 @@ from stc.shell.boundary import guarded
 
 STAND_INS = range(0xF0000, 0xFFFFE)
 """Letters without a meaning, of a plane that is kept for private use."""
-MOST_ROUNDS = 4
+MAX_ROUNDS = 4
 """How often a question is searched; what is left then is found out by its prompt."""
 
 
@@ -72,7 +72,7 @@ class PromptTokens:
         free = (letter for code in STAND_INS if (letter := chr(code)) not in taken)
         stand_ins: list[tuple[str, str]] = []
         # More than once: some tokens are some only between words, and these letters are none.
-        for _ in range(MOST_ROUNDS):
+        for _ in range(MAX_ROUNDS):
             parts = self._spelled(question)
             if not parts:
                 break

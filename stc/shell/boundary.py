@@ -12,8 +12,8 @@ LONGEST_CAUSE = 200
 
 
 @contextmanager
-def guarded(subject: object, got: str, mend: str = "") -> Iterator[None]:
-    """What is raised inside becomes `SUBJECT: GOT (CAUSE); MEND`.
+def guarded(subject: object, got: str, fix: str = "") -> Iterator[None]:
+    """What is raised inside becomes `SUBJECT: GOT (CAUSE); FIX`.
 
     Panics of Rust libraries are among it, which are no Exception. What ends a program
     (KeyboardInterrupt, SystemExit) and errors that are told already pass through.
@@ -24,7 +24,7 @@ def guarded(subject: object, got: str, mend: str = "") -> Iterator[None]:
         raise
     except BaseException as error:
         cause = printable(str(error) or type(error).__name__)
-        raise LanguageError(subject, f"{got} ({cause})", mend=mend) from error
+        raise LanguageError(subject, f"{got} ({cause})", fix=fix) from error
 
 
 def printable(text: str) -> str:

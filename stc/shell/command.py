@@ -83,7 +83,7 @@ def tell(line: str) -> None:
 
 
 def run(body: Callable[[], int]) -> int:
-    """The exit code of `body`, with what a user can mend told in one line on stderr."""
+    """The exit code of `body`, with what a user can fix told in one line on stderr."""
     try:
         with sound_streams(), _stoppable(run.__code__):
             return _outcome(body)

@@ -17,7 +17,7 @@ import numpy as np
 
 from stc.errors import SettingsError, StcError
 
-MOST_COUNT = 1_000_000
+MAX_COUNT = 1_000_000
 """Of what is counted one by one: frames, tokens of a budget or an answer, rounds."""
 
 _DIGITS = 20

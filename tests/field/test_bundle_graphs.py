@@ -14,7 +14,7 @@ import pytest
 from stc.bundles.bundle import Bundle
 from stc.bundles.files import BundleFiles
 from stc.errors import BundleError, StcError
-from stc.onnx_files.graph_check import MOST_GRAPH_BYTES
+from stc.onnx_files.graph_check import MAX_GRAPH_BYTES
 from tests.field.resigned import resign
 
 onnx = pytest.importorskip("onnx")
@@ -240,7 +240,7 @@ def test_a_graph_of_gigabytes_is_refused_unread(
 ) -> None:
     """A sparse file of gigabytes under a graph's name: its size is enough to refuse it."""
     bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
-    os.truncate(bundle / "graphs" / f"{GRAPH}.onnx", MOST_GRAPH_BYTES + 1)
+    os.truncate(bundle / "graphs" / f"{GRAPH}.onnx", MAX_GRAPH_BYTES + 1)
     resign(bundle)
     opened = Bundle.open(bundle)
     monkeypatch.delattr(BundleFiles, "read")
@@ -254,7 +254,7 @@ def test_a_companion_of_gigabytes_is_refused_unread(
     """A root file longer than any tokenizer: one line, nothing read."""
     bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     longest = bundle / "config.json"
-    monkeypatch.setattr("stc.bundles.bundle.MOST_COMPANION_BYTES", longest.stat().st_size - 1)
+    monkeypatch.setattr("stc.bundles.bundle.MAX_COMPANION_BYTES", longest.stat().st_size - 1)
     opened = Bundle.open(bundle)
     monkeypatch.delattr(BundleFiles, "read")
     with pytest.raises(

@@ -128,7 +128,7 @@ def test_a_bundle_of_another_stc_is_replaced(place: Path, schema: int) -> None:
 @pytest.mark.parametrize("path", sorted(FILES))
 @pytest.mark.parametrize("damage", ["missing", "altered", "linked"])
 def test_a_bundle_that_is_damaged_is_replaced(place: Path, path: str, damage: str) -> None:
-    """A file lost, altered or linked since: the bundle is refused, and exporting again mends it."""
+    """A file lost, altered or linked since: the bundle is refused, and exporting again fixes it."""
     (place / path).unlink()
     if damage == "altered":
         (place / path).write_bytes(b"altered")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from stc.manifest import MOST_POSITIONS
+from stc.manifest import MAX_POSITIONS
 from stc.runtime.video.source.frame import LAST_INDEX
 from stc.shell.flags import number_flag
-from stc.shell.ranges import MOST_COUNT
+from stc.shell.ranges import MAX_COUNT
 from tests.test_help import MAINS, parser_of
 
 Outcome = subprocess.CompletedProcess[str]
@@ -115,10 +115,10 @@ def test_flags_are_written_in_full(
             f"at most {LAST_INDEX}",
         ),
         (["stc-parity", "B", "--frames", "33"], "expected at least 2 and at most 32"),
-        (["stc-bench", "B", "--frames", f"{MOST_COUNT + 1}"], f"at most {MOST_COUNT}"),
+        (["stc-bench", "B", "--frames", f"{MAX_COUNT + 1}"], f"at most {MAX_COUNT}"),
         (
-            ["stc-bench", "B", "--prefill", "--context", f"{MOST_POSITIONS + 1}"],
-            f"at most {MOST_POSITIONS}",
+            ["stc-bench", "B", "--prefill", "--context", f"{MAX_POSITIONS + 1}"],
+            f"at most {MAX_POSITIONS}",
         ),
         (["stc-build", "B", "--target", "sm89", "--jobs", "1001"], "at most 1000"),
         (["stc-build", "B", "--target", "sm89", "--jobs", "0"], "at least 1"),

@@ -205,7 +205,7 @@ def cut(cache: Path) -> None:
 
 
 def huge(cache: Path) -> None:
-    cache.write_bytes(b"x" * known_hashes.MOST_BYTES + b"\n" + cache.read_bytes())
+    cache.write_bytes(b"x" * known_hashes.MAX_BYTES + b"\n" + cache.read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_the_cache_is_in_the_home_by_default(
 
 def test_the_oldest_entries_go_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many bundles are used, the cache stays small."""
-    monkeypatch.setattr(known_hashes, "MOST_FILES", 3)
+    monkeypatch.setattr(known_hashes, "MAX_FILES", 3)
     identity, known = FileIdentity(1, 2, 3, 4, 5), KnownHashes()
     paths = [Path(f"/file{number}") for number in range(5)]
     for path in (*paths[:3], paths[0], *paths[3:]):
@@ -337,7 +337,7 @@ def test_the_doctor_hashes_whatever_is_remembered(place: Path, run_main: Run) ->
 
 
 def test_the_doctor_names_every_file_that_is_wrong(place: Path, run_main: Run) -> None:
-    """Altered, cut short and gone: one finding each, with its mend."""
+    """Altered, cut short and gone: one finding each, with its fix."""
     (place / WEIGHTS).write_bytes(ALTERED)
     (place / "config.json").write_bytes(b"")
     (place / "graphs/embed.onnx").unlink()

@@ -152,7 +152,7 @@ def test_a_camera_whose_key_frame_is_late_is_looked_at_for_longer(h264: Path) ->
         open_video(camera.address, reconnection=SOON, dialling=dialling) as video,
     ):
         assert number_of(next(video).rgb) in range(20)
-        # Looked at twice, and from then on for long enough at once.
+        # SlicedEmbedding at twice, and from then on for long enough at once.
         assert camera.viewers == 2
         camera.hang_up()
         while video.reconnects == 0:
@@ -225,12 +225,12 @@ def test_sound_alone_of_gstreamer_is_told_apart(gstreamer: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--video", "clip.mp4", "--rtsp-transport", "udp"], "--rtsp-transport: given, expected"),
-        (["--video", "http://h/a", "--rtsp-transport", "tcp"], "--rtsp-transport: given, expect"),
-        (["--video", "tcp://h:1", "--rtsp-transport", "auto"], "--rtsp-transport: given, expect"),
+        (["--video", "clip.mp4", "--rtsp-transport", "udp"], "--rtsp-transport: requires"),
+        (["--video", "http://h/a", "--rtsp-transport", "tcp"], "--rtsp-transport: requires"),
+        (["--video", "tcp://h:1", "--rtsp-transport", "auto"], "--rtsp-transport: requires"),
         (["--video", "rtsps://h/a", "--rtsp-transport", "udp"], "--rtsp-transport: got udp"),
-        (["--video", "clip.mp4", "--probe-s", "2"], "--probe-s: given, expected a live address"),
-        (["--video", "http://h/a", "--probe-s", "2"], "--probe-s: given, expected a live address"),
+        (["--video", "clip.mp4", "--probe-s", "2"], "--probe-s: requires a live address"),
+        (["--video", "http://h/a", "--probe-s", "2"], "--probe-s: requires a live address"),
         (["--video", "rtsp://h/a", "--probe-s", "0"], "--probe-s: got 0.0, expected more than 0"),
         (["--video", "rtsp://h/a", "--probe-s", "nan"], "--probe-s: got nan"),
         (["--video", "rtsp://h/a", "--probe-s", "1e9"], "--probe-s: got 1000000000.0"),

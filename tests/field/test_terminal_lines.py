@@ -44,8 +44,8 @@ def is_fit(text: str) -> bool:
 
 
 @given(st.text(), st.text(), st.text(), st.text())
-def test_an_error_is_one_printable_line(subject: str, got: str, expected: str, mend: str) -> None:
-    line = str(StcError(subject, got, expected, mend))
+def test_an_error_is_one_printable_line(subject: str, got: str, expected: str, fix: str) -> None:
+    line = str(StcError(subject, got, expected, fix))
     assert is_fit(line)
     assert "\n" not in line
     assert len(line.splitlines()) == 1

@@ -91,7 +91,7 @@ def language_spec(config: Described, generation: Described) -> LanguageSpec:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         got = f"{field} is {short(first['input'])}: {first['msg']}"
-        raise CheckpointError(config.subject, got, mend=FETCH) from error
+        raise CheckpointError(config.subject, got, fix=FETCH) from error
 
 
 def _stop_token_ids(config: Described, generation: Described, vocabulary: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 from stc import contracts
 from stc.export.decoders.qwen2.decoder import Decoder
 from stc.export.decoders.qwen2.weights import EMBED, HEAD, LanguageWeights, whole_table
-from stc.export.graphs.language import Looked, Multiplied
+from stc.export.graphs.language import SlicedEmbedding, SlicedHead
 from stc.export.graphs.torch_graphs import TorchGraphs
 from stc.manifest import LanguageSpec
 
@@ -28,9 +28,9 @@ def language_graphs_in_torch(weights: LanguageWeights) -> TorchGraphs:
 
     def make(graph: str, _: int) -> nn.Module:
         if graph == contracts.TEXT_EMBED:
-            return Looked(decoder)
+            return SlicedEmbedding(decoder)
         if graph == contracts.HEAD:
-            return Multiplied(decoder, decoder.norm())
+            return SlicedHead(decoder, decoder.norm())
         block = int(graph.rpartition("_")[2])
         qkv = graph == contracts.qkv_graph(block)
         return decoder.qkv(block) if qkv else decoder.attend(block)

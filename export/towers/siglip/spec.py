@@ -55,7 +55,7 @@ def vision_spec(config: Described, preprocessing: Described) -> VisionSpec:
         field = ".".join(str(part) for part in first["loc"])
         blamed = preprocessing if field.split(".")[0] in frames else config
         got = f"{field} is {short(first['input'])}: {first['msg']}" if field else first["msg"]
-        raise CheckpointError(blamed.subject, got, mend=FETCH) from error
+        raise CheckpointError(blamed.subject, got, fix=FETCH) from error
 
 
 def parse_config(config: Described) -> LlavaOnevisionConfig:
@@ -75,7 +75,7 @@ def parse_config(config: Described) -> LlavaOnevisionConfig:
         # Whatever transformers' own code meets in a value: it names every model it knows when it
         # does not know one.
         got = f"not a valid configuration ({shorten(str(error), 200)})"
-        raise CheckpointError(subject, got, mend=FETCH) from error
+        raise CheckpointError(subject, got, fix=FETCH) from error
 
 
 def _geometry(config: Described) -> dict[str, Any]:

@@ -13,7 +13,7 @@ _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _HEAD_BYTES = 4096
 """Within these ASF and FLV say their size."""
 _LARGEST_BYTES = 1 << 53
-_MOST_PARTS = 100_000
+_MAX_PARTS = 100_000
 """A file of more boxes or chunks does not say its size: walking through them takes long."""
 _INDICES = (b"moov", b"moof", b"meta")
 """Without one of these boxes the pictures of an MP4 cannot be found."""
@@ -50,7 +50,7 @@ def _boxes(file: BinaryIO, head: bytes) -> int | None:
     size = file.seek(0, os.SEEK_END)
     place = 0
     kinds: set[bytes] = set()
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         if place + 8 > size:
             # A recorder writes the index last. Whatever is cut off, a box at least is missing.
             is_indexed = b"mdat" not in kinds or not kinds.isdisjoint(_INDICES)
@@ -95,7 +95,7 @@ def _chunks(file: BinaryIO, head: bytes) -> int | None:
     """AVI: RIFF chunks of at most a gigabyte or two, one after the other."""
     size = file.seek(0, os.SEEK_END)
     place = end = 0
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         if place + 8 > size:
             return end or None
         file.seek(place)

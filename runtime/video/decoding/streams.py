@@ -33,7 +33,7 @@ def choose_stream(container: InputContainer, name: str) -> tuple[VideoStream, st
         raise VideoError(
             name,
             "holds no streams; it was cut off, or never finished",
-            mend="copy or record it again",
+            fix="copy or record it again",
         )
     streams = [s for s in container.streams.video if not s.disposition & _NO_VIDEO]
     if not streams:

@@ -61,16 +61,16 @@ def reason(error: Exception) -> str:
 
 def unreadable(name: str, error: av.error.FFmpegError) -> VideoError:
     """The VideoError that says in one line why source `name` could not be opened."""
-    words, mend = _meaning(error)
+    words, fix = _meaning(error)
     libav = _words_of_libav(error)
-    return VideoError(name, words if words == libav else f"{words} ({libav})", mend=mend)
+    return VideoError(name, words if words == libav else f"{words} ({libav})", fix=fix)
 
 
 def _meaning(error: Exception) -> tuple[str, str]:
-    """What happened, and how to mend it."""
-    for kind, words, mend in _MENDS:
+    """What happened, and how to fix it."""
+    for kind, words, fix in _MENDS:
         if isinstance(error, kind):
-            return words, mend
+            return words, fix
     return _words_of_libav(error), "check that the address is right and the source is on"
 
 
