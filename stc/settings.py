@@ -147,7 +147,9 @@ def _add_flags(parser: argparse.ArgumentParser, *, every: bool) -> None:
     told = f"all of the flags below. {presets}" if every else "how frames are compressed"
     group.add_argument("--preset", metavar="|".join(PRESETS), help=told)
 
-    def add(flag: str, metavar: str, help_text: str, type_: Callable[[str], Any] = str) -> None:
+    def add(
+        flag: str, metavar: str, help_text: str, type_: Callable[[str], Any] | None = None
+    ) -> None:
         shown_text = help_text if every else argparse.SUPPRESS
         group.add_argument(flag, type=type_, metavar=metavar, help=shown_text)
 

@@ -24,7 +24,6 @@ EXTRAS = "onnxruntime,video,language"
 # Prints the modules it imported, then those of ABSENT that were asked for, also in vain.
 IMPORT_ALL = f"""
 import importlib, pkgutil, sys
-from tests.once import Once
 
 class Absent:
     asked = []

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ENGINES = sorted((ROOT / "engines").glob("*.py"))
+ENGINES = sorted((ROOT / "engines").rglob("*.py"))
 API = {
     file.stem: json.loads(file.read_text()) for file in (ROOT / "tests/data/trt-api").glob("*.json")
 }
@@ -116,13 +116,15 @@ def exists(api: dict[str, list[str]], name: str) -> bool:
 
 
 SOURCES = {
-    file.name: tree for file in ENGINES if speaks_tensorrt(tree := ast.parse(file.read_text()))
+    str(file.relative_to(ROOT / "engines")): tree
+    for file in ENGINES
+    if speaks_tensorrt(tree := ast.parse(file.read_text()))
 }
 NAMES = sorted({names for tree in SOURCES.values() for names in touched(tree)})
 
 
 def test_the_names_are_found_where_they_are_used() -> None:
-    assert {"compile.py", "tensorrt_engine.py", "wide_attention.py"} <= set(SOURCES)
+    assert {"build/compile.py", "tensorrt/engine.py", "build/wide_attention.py"} <= set(SOURCES)
     found = {name for names in NAMES for name in names}
     assert {
         "LayerType.TOPK",

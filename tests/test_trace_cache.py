@@ -31,7 +31,7 @@ EXAMPLE = (torch.zeros(SPEC.tokens, SPEC.width), torch.ones(SPEC.heads, SPEC.tok
 
 OTHER = """
 import sys, torch
-from stc.contracts import UPDATE_CONTRACT
+from stc.method.family import UPDATE_CONTRACT
 from stc.export.towers.siglip.modules import Update
 from stc.manifest import VisionSpec
 from tests.trace_cache import key

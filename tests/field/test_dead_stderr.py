@@ -181,7 +181,7 @@ def test_files_do_not_take_the_place_of_a_closed_stream(tmp_path: Path) -> None:
     """The first file that is opened would be descriptor 2, which libraries write messages to."""
     code = (
         "import os, sys\n"
-        "from stc import command\n"
+        "from stc.shell import command\n"
         "def body():\n"
         f"    with open({str(tmp_path / 'kept')!r}, 'w') as file:\n"
         "        os.write(2, b'a library that warns\\n')\n"
@@ -225,7 +225,7 @@ def test_a_full_pipe_that_does_not_block_is_waited_for(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "os.set_blocking(1, False)\n"
-        "from stc import command\n"
+        "from stc.shell import command\n"
         "def body():\n"
         "    print('x' * 1_000_000)\n"
         "    return 0\n"

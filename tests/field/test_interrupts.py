@@ -196,7 +196,7 @@ def test_an_interrupt_that_is_ignored_stays_ignored_from_the_start(
     code = (
         "import os, signal, sys\n"
         f"signal.signal({int(stop)}, signal.SIG_IGN)\n"
-        "from stc import command\n"
+        "from stc.shell import command\n"
         "def body():\n"
         f"    os.kill(os.getpid(), {int(stop)})\n"
         "    return 0\n"
