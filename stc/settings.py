@@ -151,7 +151,8 @@ def _add_flags(parser: argparse.ArgumentParser, *, every: bool) -> None:
         flag: str, metavar: str, help_text: str, type_: Callable[[str], Any] | None = None
     ) -> None:
         shown_text = help_text if every else argparse.SUPPRESS
-        group.add_argument(flag, type=type_, metavar=metavar, help=shown_text)
+        typed: dict[str, Any] = {} if type_ is None else {"type": type_}
+        group.add_argument(flag, metavar=metavar, help=shown_text, **typed)
 
     add(
         "--reference-interval",
