@@ -8,9 +8,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from stc.engines.engine import Backend, Engine
+from stc.engines.engine import Backend, Engine, Tensor
 from stc.engines.runner import Look, Ran, buffers_of, stream_bytes
-from stc.program import Program
+from stc.program import Call, Program
 
 
 class EagerRunner:
@@ -33,10 +33,6 @@ class EagerRunner:
         self._backend = backend
         load = load or backend.load
         self._programs = {one.name: one for one in programs}
-        self._calls = {
-            one.name: [(load(call.graph), call) for call in one.calls] for one in programs
-        }
-        self._written: set[str] = set()
         self._at = {
             name: backend.to_device(one.values())
             if one.role == "constant"
@@ -44,6 +40,14 @@ class EagerRunner:
             for name, one in buffers_of(programs).items()
             if one.role != "input"
         }
+        self._calls = {
+            one.name: [
+                (load(call.graph), call, self._bound(call.reads), self._bound(call.writes))
+                for call in one.calls
+            ]
+            for one in programs
+        }
+        self._ran: list[Call] = []
 
     @property
     def captured(self) -> set[str]:
@@ -51,19 +55,19 @@ class EagerRunner:
 
     def run(self, program: str, inputs: Mapping[str, Any], look: Look | None = None) -> Ran:
         at, backend, clock = self._at, self._backend, time.perf_counter
-        self._written = set()
+        ran = self._ran = []
         start = clock()
         for name, array in inputs.items():
             at[name] = backend.to_device(array)
         known = self._programs[program]
         stage_ms, engine_ms = dict.fromkeys(known.stages, 0.0), 0.0
-        for engine, call in self._calls[program]:
-            reads = {port: at[name] for port, name in call.reads.items()}
-            writes = {port: at[name] for port, name in call.writes.items()}
+        for engine, call, reads, writes in self._calls[program]:
+            if reads is None:
+                reads = {port: at[name] for port, name in call.reads.items()}
             began = clock()
             outputs = engine(reads, writes)
             ended = clock()
-            self._written.update(call.writes.values())
+            ran.append(call)
             engine_ms += (ended - began) * 1e3
             stage_ms[call.stage] += (ended - start) * 1e3
             start = ended
@@ -76,10 +80,17 @@ class EagerRunner:
         return self._backend.to_host(self._at[buffer])
 
     def wrote(self, buffer: str) -> bool:
-        return buffer in self._written
+        return any(buffer in call.writes.values() for call in self._ran)
 
     def takes(self, array: object) -> bool:
         return False
 
+    def _bound(self, ports: Mapping[str, str]) -> dict[str, Tensor] | None:
+        """The tensors of `ports`; None where one is an input, which is another in every run."""
+        if not self._at.keys() >= set(ports.values()):
+            return None
+        return {port: self._at[name] for port, name in ports.items()}
+
     def close(self) -> None:
         self._at.clear()
+        self._calls.clear()

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from stc.bundles.bundle import Bundle
 from stc.bundles.engine_folder import TIMINGS
-from stc.engines.build.worker import Job
 from stc.engines.build.builders import Builders, BuildObserver
 from stc.engines.build.compile import Recipe
+from stc.engines.build.worker import Job
 from stc.engines.gpu.cuda import available_host_bytes
 from stc.engines.library.flavour import Flavour, TensorRt
 from stc.engines.library.library import (
@@ -31,7 +31,8 @@ BUILDER_BYTES = 768 << 20
 
 UNIFIED_WORKSPACE_BYTES = 512 << 20
 """Most scratch memory of a layer on boards that share memory with the CPU: without a limit TensorRT
-tries kernels that take all there is. Full-size blocks need at most 0.12 GiB (engines/library/preflight.py).
+tries kernels that take all there is. Full-size blocks need at most 0.12 GiB
+(engines/library/preflight.py).
 """
 
 

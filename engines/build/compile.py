@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from stc import optional
+from stc.engines.build.timing_cache import save_timings, use_timings
+from stc.engines.build.wide_attention import widen_attention
 from stc.engines.library.flavour import TensorRt
 from stc.engines.library.plan import EngineSpec, shape_at
 from stc.engines.library.targets import Target
-from stc.engines.build.timing_cache import save_timings, use_timings
-from stc.engines.build.wide_attention import widen_attention
 from stc.errors import EngineError
 from stc.manifest import GraphEntry
 

@@ -6,8 +6,8 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from stc.shell.command import Console
 from stc.engines.build.worker import Phase
+from stc.shell.command import Console
 from stc.shell.progress import Progress
 
 
