@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from numpy.typing import NDArray
 
-from stc.engines.engine import Backend, Engine, Tensor
+from stc.engines.engine import Backend, Engine, Tensor, lock_of
 from stc.engines.runner import Look, Ran, buffers_of, stream_bytes
 from stc.program import Call, Program
 
@@ -31,18 +32,24 @@ class EagerRunner:
         programs = tuple(programs)
         self.references_bytes = stream_bytes(programs)["references"]
         self._backend = backend
-        load = load or backend.load
+        self._lock = lock_of(backend)
+        load = cache(load or backend.load)
         self._programs = {one.name: one for one in programs}
         self._at = {
             name: backend.to_device(one.values())
             if one.role == "constant"
             else backend.empty(one.shape, one.dtype)
             for name, one in buffers_of(programs).items()
-            if one.role != "input"
+            if any(name in other.buffers and name not in other.inputs for other in programs)
         }
         self._calls = {
             one.name: [
-                (load(call.graph), call, self._bound(call.reads), self._bound(call.writes))
+                (
+                    load(call.graph),
+                    call,
+                    self._bound(one, call.reads),
+                    self._bound(one, call.writes),
+                )
                 for call in one.calls
             ]
             for one in programs
@@ -54,30 +61,34 @@ class EagerRunner:
         return set()
 
     def run(self, program: str, inputs: Mapping[str, Any], look: Look | None = None) -> Ran:
-        at, backend, clock = self._at, self._backend, time.perf_counter
-        ran = self._ran = []
-        start = clock()
-        for name, array in inputs.items():
-            at[name] = backend.to_device(array)
-        known = self._programs[program]
-        stage_ms, engine_ms = dict.fromkeys(known.stages, 0.0), 0.0
-        for engine, call, reads, writes in self._calls[program]:
-            if reads is None:
-                reads = {port: at[name] for port, name in call.reads.items()}
-            began = clock()
-            outputs = engine(reads, writes)
-            ended = clock()
-            ran.append(call)
-            engine_ms += (ended - began) * 1e3
-            stage_ms[call.stage] += (ended - start) * 1e3
-            start = ended
-            if look is not None:
-                look(call.graph, outputs)
-        results = {name: backend.to_host(at[name]) for name in known.results}
-        return Ran(results, stage_ms, engine_ms)
+        with self._lock:
+            at, backend, clock = self._at, self._backend, time.perf_counter
+            ran = self._ran = []
+            start = clock()
+            known = self._programs[program]
+            given = {name: backend.to_device(inputs[name]) for name in known.inputs}
+            stage_ms, engine_ms = dict.fromkeys(known.stages, 0.0), 0.0
+            for engine, call, reads, writes in self._calls[program]:
+                if reads is None:
+                    reads = {
+                        port: given[name] if name in given else at[name]
+                        for port, name in call.reads.items()
+                    }
+                began = clock()
+                outputs = engine(reads, writes)
+                ended = clock()
+                ran.append(call)
+                engine_ms += (ended - began) * 1e3
+                stage_ms[call.stage] += (ended - start) * 1e3
+                start = ended
+                if look is not None:
+                    look(call.graph, outputs)
+            results = {name: backend.to_host(at[name]) for name in known.results}
+            return Ran(results, stage_ms, engine_ms)
 
     def read(self, buffer: str) -> NDArray[Any]:
-        return self._backend.to_host(self._at[buffer])
+        with self._lock:
+            return self._backend.to_host(self._at[buffer])
 
     def wrote(self, buffer: str) -> bool:
         return any(buffer in call.writes.values() for call in self._ran)
@@ -85,9 +96,9 @@ class EagerRunner:
     def takes(self, array: object) -> bool:
         return False
 
-    def _bound(self, ports: Mapping[str, str]) -> dict[str, Tensor] | None:
+    def _bound(self, program: Program, ports: Mapping[str, str]) -> dict[str, Tensor] | None:
         """The tensors of `ports`; None where one is an input, which is another in every run."""
-        if not self._at.keys() >= set(ports.values()):
+        if set(program.inputs) & set(ports.values()):
             return None
         return {port: self._at[name] for port, name in ports.items()}
 

@@ -42,7 +42,7 @@ class Runner(Protocol):
     """The memory of one stream, and its programs ready to run in it.
 
     references_bytes: of all references it holds. warm_up_runs: runs of each program after which
-    all runs are alike. cheap_reads: whether `read` waits for nothing.
+    all runs are alike. cheap_reads: whether `read` holds no later work up.
     """
 
     references_bytes: int

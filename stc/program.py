@@ -94,6 +94,12 @@ class Program:
         return frozenset(name for call in self.calls for name in call.writes.values())
 
     @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """The inputs it reads."""
+        read = {name for call in self.calls for name in call.reads.values()}
+        return tuple(one.name for one in self.of_role("input") if one.name in read)
+
+    @cached_property
     def results(self) -> tuple[str, ...]:
         """The results it yields."""
         return tuple(one.name for one in self.of_role("result") if one.name in self.written)

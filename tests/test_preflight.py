@@ -157,7 +157,7 @@ def test_half_precision_is_named_where_it_helps() -> None:
 
 def test_what_cannot_fit_is_told_how_much_is_lacking() -> None:
     fix = refused(DEMAND, 1.0)
-    assert fix == "no setting makes it fit: free 0.66 GiB, or use a larger device"
+    assert fix == "no setting makes it fit: free 0.67 GiB, or use a larger device"
 
 
 # Engines that hold one graph's weights.

@@ -216,6 +216,34 @@ def test_a_choice_may_be_given() -> None:
     np.testing.assert_array_equal(ran.results["mean"], rank(y)[0])
 
 
+def test_a_program_may_be_given_what_another_of_its_stream_computes() -> None:
+    """Given, computed and given again: each run reads its own, and what was computed stays."""
+    first, _ = programs()
+    given = replace(first.given(["y", "state"]), name="given")
+    x, y = stream(2)
+    for order in ((first, given), (given, first)):
+        runner = EagerRunner(Toy(), order)
+        for _ in range(2):
+            ran = runner.run("given", {"y": y})
+            np.testing.assert_array_equal(ran.results["mean"], rank(y)[0])
+            ran = runner.run("first", {"x": x})
+            np.testing.assert_array_equal(ran.results["mean"], expected([x], 1)[0][0])
+            np.testing.assert_array_equal(runner.read("y"), mix(x, np.ones_like(x))[0])
+
+
+def test_a_family_that_two_sets_of_references_cannot_serve_is_refused(tmp_path: Path) -> None:
+    backend, (first, following) = mock_gpu(tmp_path), programs()
+    old = replace(first, calls=(replace(first.calls[0], reads={"x": "x", "memory": "state"}),))
+    with pytest.raises(EngineError, match=r"^first: reads state before it renews it$"):
+        CapturedRunner(backend, [old])
+    more = {**first.buffers, "other": replace(first.buffers["state"], name="other")}
+    with pytest.raises(EngineError, match=r"^first: renews some references and not other$"):
+        CapturedRunner(backend, [replace(first, buffers=more)])
+    back = replace(following, calls=(*following.calls, following.calls[0]))
+    with pytest.raises(EngineError, match=r"^next: stages .* in a row$"):
+        CapturedRunner(backend, [back])
+
+
 def test_buffers_of_one_name_are_alike() -> None:
     first, following = programs()
     wide = {**following.buffers, "y": Buffer("y", (ROWS, 2 * WIDTH), "float32")}

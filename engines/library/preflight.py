@@ -3,7 +3,7 @@
 weights      once, whatever the number of streams
 references   key, value and residual of every block, two sets per stream: a reference frame
              writes one while the other still serves
-work         hidden states, outputs nobody reads, frame and kept tokens, per stream
+work         hidden states, choices, frame and kept tokens, per stream; once, what nobody reads
 KV           keys and values of the language model's context, per stream
 workspace    scratch memory, once: engines run one after another and share it
 CUDA         the driver's context and the runtime's own code
@@ -76,11 +76,13 @@ class Demand:
             keys_and_values = per_row * min(self.context, language.most_positions)
         reusing = replace(self.manifest.default_settings, reference_interval=2)
         programs = stream_programs(spec, self._precision, reusing)
+        # Values and residuals of a reuse frame.
+        unread = 2 * spec.tokens * spec.width * element
         held = stream_bytes(programs, reference_sets=REFERENCE_SETS)
         return {
             "weights": weights,
             "references": self.streams * held["references"],
-            "work": self.streams * held["work"],
+            "work": self.streams * held["work"] + unread,
             "KV": self.streams * keys_and_values,
             "workspace": workspace,
             "CUDA": CUDA_BYTES,

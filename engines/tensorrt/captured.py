@@ -50,6 +50,8 @@ class CapturedRunner:
         flags: Mapping[str, str] | None = None,
     ) -> None:
         programs = tuple(programs)
+        for one in programs:
+            _check(one)
         self.references_bytes = stream_bytes(programs, reference_sets=REFERENCE_SETS)["references"]
         self.front = 0
         self.device = backend.device
@@ -186,6 +188,27 @@ class CapturedRunner:
                 look(call.graph, outputs)
             if call is program.calls[-1] or program.calls[number + 1].stage != call.stage:
                 self.device.mark(next(marks))
+
+
+def _check(program: Program) -> None:
+    """What renews references writes them all and reads none before, and stages follow one another:
+    two sets of references that change places, and a mark behind each stage, serve nothing else.
+
+    Raises EngineError.
+    """
+    references = {one.name for one in program.of_role("reference")}
+    written: set[str] = set()
+    stages: list[str] = []
+    for call in program.calls:
+        if program.renews and (early := references & set(call.reads.values()) - written):
+            raise EngineError(program.name, f"reads {min(early)} before it renews it")
+        written |= references & set(call.writes.values())
+        if stages[-1:] != [call.stage]:
+            stages.append(call.stage)
+    if program.renews and (kept := references - written):
+        raise EngineError(program.name, f"renews some references and not {min(kept)}")
+    if len(stages) > len(program.stages):
+        raise EngineError(program.name, f"stages {stages}", "each stage's calls in a row")
 
 
 def _prepare(

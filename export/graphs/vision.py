@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import onnx
 from torch import Tensor, nn
 
-from stc.contracts import COUNT, Contract, Port
+from stc.contracts import COUNT, TOKENS, Contract, Port, memory_width
 from stc.errors import ExportError
 from stc.export.graphs.check import GraphCheck
 from stc.export.graphs.torch_graphs import TorchGraphs
@@ -23,11 +24,18 @@ from stc.export.graphs.trace import FreeAxis, bind, free_count, trace
 from stc.export.graphs.weights_file import Span, WeightsFile
 from stc.export.graphs.written_graphs import WrittenGraphs
 from stc.export.towers.siglip.tower import Tower, kind_of, stored_as
-from stc.manifest import Precision
-from stc.method.family import changed_frames, check_program, judged, vision_graphs
+from stc.manifest import Precision, VisionSpec
+from stc.method.family import (
+    changed_frames,
+    check_program,
+    history_of,
+    judged,
+    prune_program,
+    vision_graphs,
+)
 from stc.onnx_files.operators import GraphKind
 from stc.program import Arrays, Call, run_paired
-from stc.settings import Settings
+from stc.settings import SCORINGS, Settings
 
 RANK_GAP = 1e-5
 """How far a choice may miss the best one as torch ranks it: less is rounding."""
@@ -128,9 +136,10 @@ def write_graphs(writer: GraphWriter, tower: Tower, settings: Settings) -> None:
     spec, precision = tower.weights.spec, writer.precision
     contracts = vision_graphs(spec.blocks)
     # The first count of each is the default in its graph.
-    recomputed = dict.fromkeys((settings.recomputed(spec.tokens), 1))
+    recomputed = dict.fromkeys((settings.recomputed(spec.tokens), 1, spec.tokens))
     kept = dict.fromkeys((settings.kept(spec.pooled), 1, spec.pooled))
-    program = check_program(spec, precision, tuple(recomputed), tuple(kept))
+    tower_program = check_program(spec, precision, tuple(recomputed))
+    prune = prune_program(spec, precision, tuple(kept))
     written = WrittenGraphs(writer.folder, precision, contracts)
 
     def write(graph: str, module: nn.Module, inputs: tuple[Tensor, ...], count: int) -> None:
@@ -150,7 +159,28 @@ def write_graphs(writer: GraphWriter, tower: Tower, settings: Settings) -> None:
             if one.gap is None:
                 moved = partial(torch_graphs.moved, call.graph, inputs)
                 written.checks[call.graph].judge(one.output, one.expected, one.got, moved)
-            elif not one.gap <= RANK_GAP:
-                raise ExportError(f"{call.graph}: {one.output}", "other indices", "torch's")
+            # Of equal scores either may be chosen; tokens to prune have none that are.
+            elif not (one.gap <= RANK_GAP or np.array_equal(one.expected, one.got)):
+                got_gap = f"a choice {one.gap:.3g} worse than the best"
+                raise ExportError(f"{call.graph}: {one.output}", got_gap, f"at most {RANK_GAP:g}")
 
-    run_paired(program, torch_graphs, written, changed_frames(spec), judge, ended=writer.tick)
+    for program, inputs in (
+        (tower_program, changed_frames(spec)),
+        (prune, _to_prune(spec)),
+    ):
+        run_paired(program, torch_graphs, written, inputs, judge, ended=writer.tick)
+
+
+def _to_prune(spec: VisionSpec) -> Arrays:
+    """Inputs of `prune_program`: tokens [n, D] whose channels' variances are far apart, and means.
+
+    `gaussian` ranks channels by variance, and where two are equal up to rounding, two correct
+    implementations may rank them unlike.
+    """
+    random, width = np.random.default_rng(3), spec.language_width
+    column = random.standard_normal(spec.pooled)
+    shuffled = np.stack([random.permutation(column) for _ in range(width)], axis=1)
+    tokens = shuffled * (1.0 + random.permutation(width) / width) + random.standard_normal(width)
+    widths = {memory_width(scoring, width) for scoring in SCORINGS}
+    means = {history_of(one): random.random(one) for one in widths}
+    return {name: one.astype(np.float32) for name, one in {TOKENS: tokens, **means}.items()}

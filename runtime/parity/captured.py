@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import cycle, islice
 
@@ -37,15 +38,16 @@ def compare_captured(
     kinds: set[str] = {"reference", "reuse"}
     for selection in SELECTIONS:
         chosen, mode = replace(settings, selection=selection), f"captured {selection}"
-        captured, plain = (StreamSession(tower, chosen, captured=way) for way in (True, False))
-        for frame in islice(cycle(frames), captured_frames(settings)):
-            got, expected = captured.push(frame), plain.push(frame)
-            report.chain(mode, TOKENS, expected.tokens, got.tokens)
-            for name in ("recomputed", "kept"):
-                ours, theirs = getattr(got, name), getattr(expected, name)
-                report.figure(mode, name, float(np.setxor1d(ours, theirs).size), 0.0)
-            tick()
-        kinds &= captured.captured
-        captured.close()
-        plain.close()
+        with ExitStack() as open_sessions:
+            captured, plain = (StreamSession(tower, chosen, captured=way) for way in (True, False))
+            open_sessions.callback(captured.close)
+            open_sessions.callback(plain.close)
+            for frame in islice(cycle(frames), captured_frames(settings)):
+                got, expected = captured.push(frame), plain.push(frame)
+                report.chain(mode, TOKENS, expected.tokens, got.tokens)
+                for name in ("recomputed", "kept"):
+                    ours, theirs = getattr(got, name), getattr(expected, name)
+                    report.figure(mode, name, float(np.setxor1d(ours, theirs).size), 0.0)
+                tick()
+            kinds &= captured.captured
     return kinds

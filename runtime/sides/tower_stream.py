@@ -77,6 +77,8 @@ class TowerStream:
         names = [indices_of(block) for block in range(self._tower.spec.blocks)]
         if forced is not None:
             given = dict(zip(names, forced, strict=True))
+            if selection == "shared":  # block 0 chooses for all
+                given = {names[0]: forced[0]}
             states, tokens, scores = self._run(f"{selection} forced", pixel_values, given)
             return TowerFrame(states, tokens, list(forced), scores)
         states, tokens, scores = self._run(selection, pixel_values)

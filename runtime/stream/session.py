@@ -116,8 +116,7 @@ class StreamSession:
         """
         check_frame(frame)
         with self._lock:
-            if self._ended:
-                raise EngineError("session", self._ended, "", "open a new one")
+            self._refuse_ended()
             try:
                 self.tower.backend.refuse_closed()
                 return self._pushed(frame)
@@ -134,6 +133,10 @@ class StreamSession:
                 self.tower.close()
             self.runner.close()
             self._ended = self._ended or "is closed"
+
+    def _refuse_ended(self) -> None:
+        if self._ended:
+            raise EngineError("session", self._ended, "", "open a new one")
 
     def _pushed(self, frame: Frame) -> FrameReport:
         index = self.frame_index
@@ -191,6 +194,7 @@ class StreamSession:
         Frames can be pushed while it is read. Raises LanguageError when the session has no
         language side.
         """
+        self._refuse_ended()
         if self.language is None:
             raise LanguageError("question", "the stream was opened without a language side")
         return self.language.ask(question, max_new_tokens, sampling)

@@ -91,10 +91,11 @@ class Stream:
             give_up_s=give_up_s,
             rtsp_transport=rtsp_transport,
             probe_s=probe_s,
-        ) as self.source:
-            yield from map(self.push, islice(self.source, frames))
-            if self.source.loss is not None:
-                raise self.source.loss
+        ) as opened:
+            self.source = opened
+            yield from map(self.push, islice(opened, frames))
+            if opened.loss is not None:
+                raise opened.loss
 
     def ask(
         self, question: str, *, max_new_tokens: int = MAX_NEW_TOKENS, sampling: Sampling = GREEDY

@@ -225,6 +225,29 @@ def check_program(
     return writer.program("check")
 
 
+def prune_program(spec: VisionSpec, precision: Precision, kept: Sequence[int]) -> Program:
+    """Every pruner keeps each k of `kept` of TOKENS, without a memory and with one of five frames.
+
+    The inputs are TOKENS and the memories, HISTORY_MEAN of each `memory_width`: `history_of`.
+    """
+    writer = _Writer(spec, precision)
+    shape = spec.pooled, spec.language_width
+    frame = _Frame(None, "layerwise", tokens=writer.buffer(TOKENS, shape, role="input"))
+    for scoring in SCORINGS:
+        width = memory_width(scoring, spec.language_width)
+        mean = writer.buffer(history_of(width), (width,), "float32", "input")
+        for count in kept:
+            for seen in (0, 5):
+                history = writer.constant(f"history_{seen}", (1,), "float32", seen)
+                writer.prune(frame, scoring, count, mean, history, f"{scoring}.{count}.{seen}.")
+    return writer.program("prune")
+
+
+def history_of(width: int) -> str:
+    """The buffer of a memory of `width` channels in `prune_program`."""
+    return f"{HISTORY_MEAN}_{width}"
+
+
 CHANGED_PIXELS = "changed_pixels"
 """Of `check_program`: pixel values of a frame that differs from the reference frame in part."""
 
