@@ -185,12 +185,29 @@ def test_a_source_is_closed_with_its_iterator(stream: stc.Stream) -> None:
     assert next(stream.source, None) is None
 
 
-def test_a_source_that_is_lost_raises_after_its_last_frame(
-    stream: stc.Stream, tmp_path: Path
-) -> None:
+@pytest.fixture
+def cut_clip(tmp_path: Path) -> Path:
     clip = numbered_clip(tmp_path, options={"movflags": "faststart"})
     content = clip.read_bytes()
     clip.write_bytes(content[: len(content) * 6 // 10])
+    return clip
+
+
+def test_of_two_sources_at_once_each_ends_by_its_own_loss(
+    stream: stc.Stream, cut_clip: Path
+) -> None:
+    whole, cut = stream.watch(CLIP, frames=8), stream.watch(cut_clip)
+    next(cut)
+    next(whole)
+    with pytest.raises(stc.VideoError, match="ended early: "):
+        list(cut)
+    assert len(list(whole)) > 0
+
+
+def test_a_source_that_is_lost_raises_after_its_last_frame(
+    stream: stc.Stream, cut_clip: Path
+) -> None:
+    clip = cut_clip
     reports = stream.watch(clip)
     seen = []
     with pytest.raises(stc.VideoError, match="ended early: "):

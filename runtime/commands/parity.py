@@ -16,7 +16,7 @@ if __name__ == "__main__":  # before the imports, which take time: see stc.entry
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -197,12 +197,13 @@ def _compare_vision(
         progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
         captured = compare_captured(tower, frames, chosen, report, tick)
     measuring = progress.add_task("measuring latency", total=ENOUGH)
-    bench = measure_latency(
-        StreamSession(tower, chosen),
-        frames,
-        other.stream if isinstance(other, TorchSide) else None,
-        lambda measured: progress.update(measuring, completed=measured),
-    )
+    with closing(StreamSession(tower, chosen)) as session:
+        bench = measure_latency(
+            session,
+            frames,
+            other.stream if isinstance(other, TorchSide) else None,
+            lambda measured: progress.update(measuring, completed=measured),
+        )
     return captured, bench.figures()
 
 
@@ -218,8 +219,8 @@ def _compare_language(
     console: Console,
 ) -> None:
     """`report` has rows for the language side, behind the kept tokens of `frames`."""
-    session = StreamSession(tower, chosen)
-    video = np.concatenate([session.push(frame).tokens for frame in frames])
+    with closing(StreamSession(tower, chosen)) as session:
+        video = np.concatenate([session.push(frame).tokens for frame in frames])
     four_bits = None
     if flags.int4:
         four_bits = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
