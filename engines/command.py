@@ -41,7 +41,7 @@ from stc.engines.library.targets import (
     parse_targets,
 )
 from stc.errors import EngineError, SettingsError
-from stc.method.family import update_graph
+from stc.method.graphs import update_graph
 from stc.shell import command
 from stc.shell.command import Console, tell
 from stc.shell.flags import number_flag, whole_flag

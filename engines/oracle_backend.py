@@ -16,7 +16,7 @@ from stc.contracts import Contract
 from stc.engines.engine import Engine, Tensor, is_closed
 from stc.errors import EngineError
 from stc.method import cacher, pruner
-from stc.method.family import (
+from stc.method.graphs import (
     EMBED,
     PROJECT,
     SELECT,

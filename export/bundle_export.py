@@ -45,7 +45,7 @@ from stc.manifest import (
     Weights,
     printable,
 )
-from stc.method.family import vision_graphs, vision_ports
+from stc.method.graphs import vision_graphs, vision_ports
 from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports
 from stc.precision import NETWORK_DTYPES
 from stc.prompts.prompt import Prompt

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from stc import contracts, settings
 from stc.errors import SettingsError, StcError
 from stc.manifest import Precision, Weights
-from stc.method.family import vision_graphs
+from stc.method.graphs import vision_graphs
 from stc.settings import PRESETS
 from stc.shell import command
 from stc.shell.command import Console

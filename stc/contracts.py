@@ -1,7 +1,7 @@
 """Graph contracts: the names, shapes and dtypes every graph of a bundle keeps.
 
 The one place where these names stand; exporter, engines, runtime and tests read them from here.
-The contracts of the vision graphs are in `stc.method.family`.
+The contracts of the vision graphs are in `stc.method.graphs`.
 Shapes use the alphabet of the README: T tokens per frame, C vision width, H heads, d head width,
 M tokens recomputed, n tokens after pooling, D language width, k tokens kept, P pruner memory
 width; in the language model: m text or visual tokens of one call, Q query heads, G key/value heads,

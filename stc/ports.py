@@ -1,6 +1,6 @@
 """The ports of a contract with one model's sizes, as a manifest lists them.
 
-Those of the vision graphs are `stc.method.family.vision_ports`.
+Those of the vision graphs are `stc.method.graphs.vision_ports`.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from stc.engines.library.plan import Buckets, plan_engines
 from stc.engines.oracle_backend import OracleBackend
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.manifest import GRAPHS, WEIGHTS, DefaultSettings, FileEntry, GraphEntry, Manifest
-from stc.method.family import vision_graphs, vision_ports
+from stc.method.graphs import vision_graphs, vision_ports
 from stc.method.weights import ProjectorWeights, TowerWeights
 from stc.runtime.report import FrameReport
 from stc.runtime.stream.session import StreamSession

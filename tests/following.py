@@ -21,7 +21,7 @@ from stc.engines.oracle_backend import OracleBackend, OracleEngine
 from stc.export.checkpoint.checkpoint import VisionWeights
 from stc.method import pruner
 from stc.method.difference import selection_gap
-from stc.method.family import PRUNE_CONTRACT, SELECT, SELECT_CONTRACT, prune_graph
+from stc.method.graphs import PRUNE_CONTRACT, SELECT, SELECT_CONTRACT, prune_graph
 from stc.settings import SCORINGS, Scoring
 from tests.vision_cases import numpy_weights
 

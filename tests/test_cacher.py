@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stc.contracts import Contract
 from stc.method import cacher
 from stc.method.cacher import BlockReference, forward, pooling_matrix
-from stc.method.family import (
+from stc.method.graphs import (
     EMBED_CONTRACT,
     KEYS_CONTRACT,
     PROJECT_CONTRACT,

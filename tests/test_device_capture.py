@@ -11,7 +11,7 @@ import pytest
 from stc.contracts import HIDDEN, PIXEL_VALUES
 from stc.engines.gpu.tensor import DeviceTensor
 from stc.errors import EngineError
-from stc.method.family import EMBED
+from stc.method.graphs import EMBED
 from tests.device_cases import (
     SETTINGS,
     SPEC,

@@ -26,7 +26,8 @@ from stc.contracts import (
 from stc.engines.library.flavour import FLAVOURS, Flavour
 from stc.engines.library.plan import Buckets
 from stc.errors import EngineError
-from stc.method.family import EMBED, SELECT, frame_program
+from stc.method.family import frame_program
+from stc.method.graphs import EMBED, SELECT
 from tests.device_cases import (
     BUCKETS,
     SETTINGS,

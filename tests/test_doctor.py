@@ -13,7 +13,7 @@ import pytest
 from stc.bundles.bundle import Bundle
 from stc.engines.gpu.cuda import DeviceFacts
 from stc.errors import DeviceError
-from stc.method.family import prune_graph
+from stc.method.graphs import prune_graph
 from stc.runtime.commands import checks as doctor
 from stc.runtime.commands import doctor as doctor_command
 from stc.runtime.commands.checks import Finding, diagnose

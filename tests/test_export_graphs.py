@@ -32,7 +32,7 @@ from stc.export.towers.siglip.modules import Keys, Update
 from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
 from stc.export.towers.siglip.tower import Tower
 from stc.manifest import WEIGHTS
-from stc.method.family import keys_graph, prune_graph, update_graph, vision_graphs
+from stc.method.graphs import keys_graph, prune_graph, update_graph, vision_graphs
 from stc.onnx_files.operators import PORTABLE_OPS
 from stc.settings import SCORINGS
 from tests.graph_files import graph_file

@@ -27,7 +27,7 @@ from stc.engines.library.usable_engines import find_engines
 from stc.engines.open_tensorrt import built_target, check_memory
 from stc.errors import DeviceError, EngineError
 from stc.manifest import FileEntry
-from stc.method.family import EMBED, SELECT
+from stc.method.graphs import EMBED, SELECT
 from tests.fake_cuda import FakeCuda
 from tests.tiny_bundle import write_bundle
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from stc.method.family import vision_graphs
+from stc.method.graphs import vision_graphs
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.parity import language as parity_language
 from stc.runtime.parity import whole as parity_whole

@@ -28,7 +28,7 @@ from stc.export.towers.siglip.prune_module import Prune
 from stc.export.towers.siglip.reference import TorchVision
 from stc.method import cacher, pruner
 from stc.method.difference import difference
-from stc.method.family import PRUNE_CONTRACT, prune_graph, vision_graphs
+from stc.method.graphs import PRUNE_CONTRACT, prune_graph, vision_graphs
 from stc.method.pruner import PrunerMemory
 from stc.runtime.parity.graphs import compare_graphs
 from stc.runtime.parity.report import ParityReport

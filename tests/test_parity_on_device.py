@@ -19,7 +19,7 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 from stc import contracts
 from stc.bundles.bundle import Bundle
 from stc.engines.tensorrt.captured import CapturedRunner
-from stc.method.family import vision_graphs
+from stc.method.graphs import vision_graphs
 from stc.runtime.commands import parity as parity_command
 from tests.fake_tensorrt import Graph
 from tests.onnx_device import OnnxGraphs, double_machine

@@ -255,6 +255,7 @@ def test_buffers_of_one_name_are_alike() -> None:
 
 FAMILY = {
     "stc/method/family.py": "the family",
+    "stc/method/graphs.py": "its graphs",
     "export/towers/siglip/tower.py": "its modules, by graph",
     "engines/oracle_backend.py": "the numpy oracle",
     "stc/method/cacher.py": "the numpy oracle",

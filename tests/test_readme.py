@@ -25,7 +25,7 @@ import pytest
 import stc.runtime as face
 from stc import contracts
 from stc.engines import open_tensorrt
-from stc.method.family import vision_graphs
+from stc.method.graphs import vision_graphs
 from tests.as_user import MODULES, ROOT, frames_of
 from tests.device_cases import Rig, assert_equal, oracle_session, write_device_bundle
 from tests.test_device_arrays import Interface, prepared

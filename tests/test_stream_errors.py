@@ -13,7 +13,7 @@ from stc.contracts import TOKENS
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import EngineError, NonFiniteError, VideoError
 from stc.manifest import Precision
-from stc.method.family import EMBED, PROJECT, keys_graph, update_graph
+from stc.method.graphs import EMBED, PROJECT, keys_graph, update_graph
 from stc.method.weights import ProjectorWeights, TowerWeights
 from stc.precision import NETWORK_DTYPES
 from stc.runtime.stream.session import StreamSession

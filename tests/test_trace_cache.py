@@ -18,7 +18,7 @@ from stc.export.decoders.qwen2.modules import Attend
 from stc.export.graphs import trace as graph
 from stc.export.graphs.trace import FreeAxis, trace
 from stc.export.towers.siglip.modules import Keys, Norm, Update
-from stc.method.family import KEYS_CONTRACT, UPDATE_CONTRACT
+from stc.method.graphs import KEYS_CONTRACT, UPDATE_CONTRACT
 from tests import trace_cache
 from tests.language_cases import language_case
 from tests.own_process import run_python
@@ -31,7 +31,7 @@ EXAMPLE = (torch.zeros(SPEC.tokens, SPEC.width), torch.ones(SPEC.heads, SPEC.tok
 
 OTHER = """
 import sys, torch
-from stc.method.family import UPDATE_CONTRACT
+from stc.method.graphs import UPDATE_CONTRACT
 from stc.export.towers.siglip.modules import Update
 from stc.manifest import VisionSpec
 from tests.trace_cache import key

@@ -16,7 +16,7 @@ from stc.manifest import (
     VisionSpec,
     Weights,
 )
-from stc.method.family import vision_graphs, vision_ports
+from stc.method.graphs import vision_graphs, vision_ports
 from stc.settings import PRESETS
 
 SPEC = VisionSpec(

@@ -13,7 +13,7 @@ from stc.engines.library.flavour import Flavour
 from stc.engines.library.library import Acceptance, Chain, EngineEntry, EngineLibrary
 from stc.engines.library.likeness import CHAIN_COSINE, Compared
 from stc.engines.library.plan import Buckets
-from stc.method.family import SELECT
+from stc.method.graphs import SELECT
 
 Entries = dict[str, EngineEntry]
 

@@ -15,7 +15,8 @@ from stc.contracts import IDS, INDICES, KEY_POSITIONS, QUERY_POSITIONS, TOKENS
 from stc.engines.library.likeness import Compared, lowest_cosine, relative_l2
 from stc.engines.library.plan import Buckets, EngineSpec, Sizes, shape_at
 from stc.manifest import Manifest, PortEntry
-from stc.method.family import PROJECTING, changed_frames, check_program, judged
+from stc.method.family import PROJECTING, changed_frames, check_program
+from stc.method.judging import judged
 from stc.program import Arrays, Call, Side, run_paired
 
 Tick = Callable[[str], None]

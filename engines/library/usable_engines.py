@@ -16,7 +16,7 @@ from stc.engines.library.library import (
 from stc.engines.library.likeness import CHAIN_COSINE
 from stc.engines.library.targets import JOINED, Target
 from stc.errors import EngineError
-from stc.method.family import PRUNERS
+from stc.method.graphs import PRUNERS
 
 Entries = dict[str, list[EngineEntry]]
 """Usable engines by graph."""

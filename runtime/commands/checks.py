@@ -19,7 +19,7 @@ from stc.engines.library.targets import GIB, targets_of
 from stc.engines.library.usable_engines import find_engines, refusal
 from stc.engines.open_tensorrt import built_target, check_memory
 from stc.errors import BundleError, DeviceError, EngineError, StcError
-from stc.method.family import prune_graph
+from stc.method.graphs import prune_graph
 from stc.runtime.figures.gpu_facts import power_mode
 
 SMALL_BOARD_BYTES = 8.5 * GIB

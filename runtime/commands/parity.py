@@ -28,7 +28,7 @@ from stc.engines.library.plan import CONTEXTS
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError, LanguageError, SettingsError, VideoError
 from stc.manifest import Manifest
-from stc.method.family import vision_graphs
+from stc.method.graphs import vision_graphs
 from stc.prompts.prompt import Prompt
 from stc.runtime.answers.open_language import open_model
 from stc.runtime.bench.latency import ENOUGH, measure_latency

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from stc.bundles.bundle import Bundle
 from stc.errors import CheckpointError, StcError
-from stc.method.family import vision_graphs
+from stc.method.graphs import vision_graphs
 from stc.program import Side
 from stc.runtime.sides.other import OtherStream, WholeDecoder, WholeModel
 

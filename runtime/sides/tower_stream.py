@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from stc.contracts import HIDDEN, HIDDEN_OUT, PIXEL_VALUES, SCORE, TOKENS
 from stc.engines.eager import EagerRunner
 from stc.engines.engine import Tensor
-from stc.method.family import PROJECT, frame_program, indices_of
+from stc.method.family import frame_program, indices_of
+from stc.method.graphs import PROJECT
 from stc.runtime.sides.other import Pixels
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import KEEP_ALL, SELECTIONS, Selection, Settings

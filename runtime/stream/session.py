@@ -26,7 +26,8 @@ from stc.contracts import (
 from stc.engines.engine import Tensor, lock_of
 from stc.engines.runner import Look, Ran
 from stc.errors import DeviceError, EngineError, LanguageError, NonFiniteError, SettingsError
-from stc.method.family import SELECT, FrameKind, indices_of, prune_graph
+from stc.method.family import FrameKind, indices_of
+from stc.method.graphs import SELECT, prune_graph
 from stc.method.pruner import PrunerMemory
 from stc.program import Arrays
 from stc.runtime.answers.answer import Answer

@@ -9,7 +9,8 @@ from stc.engines.runner import Runner
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.engines.tensorrt.captured import CapturedRunner
 from stc.manifest import Precision, VisionSpec
-from stc.method.family import PRUNERS, stream_programs, vision_graphs
+from stc.method.family import stream_programs
+from stc.method.graphs import PRUNERS, vision_graphs
 from stc.precision import NETWORK_DTYPES
 from stc.settings import Settings
 

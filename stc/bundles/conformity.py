@@ -17,7 +17,7 @@ from stc.manifest import (
     Manifest,
     PortEntry,
 )
-from stc.method.family import vision_ports
+from stc.method.graphs import vision_ports
 from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports
 
 

@@ -11,12 +11,11 @@ Shapes use the alphabet of `stc.contracts`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stc.contracts import (
     COUNT,
@@ -37,120 +36,23 @@ from stc.contracts import (
     SCORE,
     TOKENS,
     VALUE,
-    Contract,
-    Port,
     memory_width,
 )
 from stc.manifest import Precision, VisionSpec
-from stc.method.difference import ranked_means, selection_gap
-from stc.method.pruner import novelty
-from stc.ports import GraphPorts, contract_ports
+from stc.method.graphs import EMBED, PROJECT, SELECT, keys_graph, prune_graph, update_graph
 from stc.precision import NETWORK_DTYPES
 from stc.program import Arrays, Buffer, Call, Program, Role
 from stc.settings import SCORINGS, Scoring, Selection, Settings
 
 FrameKind = Literal["reference", "reuse"]
 
-EMBED = "embed"
-SELECT = "select"
-PROJECT = "project"
-
 VISION, PROJECTING, PRUNING = "vision", "project", "prune"
 """What a frame's time is counted as."""
-
-
-def keys_graph(block: int) -> str:
-    """Name of block `block`'s keys graph."""
-    return f"keys_{block:02d}"
-
-
-def update_graph(block: int) -> str:
-    """Name of block `block`'s update graph."""
-    return f"update_{block:02d}"
-
-
-def prune_graph(scoring: Scoring) -> str:
-    """Name of the prune graph of `scoring`."""
-    return f"prune_{scoring.replace('-', '_')}"
-
-
-PRUNERS = tuple(map(prune_graph, SCORINGS))
-"""Graphs of which a stream runs one or none."""
 
 
 def indices_of(block: int) -> str:
     """The buffer of the tokens that a reuse frame recomputes in block `block`."""
     return f"{INDICES}_{block:02d}"
-
-
-_HIDDEN = ("T", "C")
-_HEADS = ("H", "T", "d")
-_COUNT = Port(COUNT, ("1",), "int64")
-
-EMBED_CONTRACT = Contract(
-    (Port(PIXEL_VALUES, ("3", "Hpx", "Wpx")),),
-    (Port(HIDDEN, _HIDDEN),),
-)
-KEYS_CONTRACT = Contract(
-    (Port(HIDDEN, _HIDDEN), Port(REF_KEY, _HEADS)),
-    (Port(KEY, _HEADS), Port(SCORE, ("T",), "float32")),
-)
-SELECT_CONTRACT = Contract(
-    (Port(SCORE, ("T",), "float32"), _COUNT),
-    (Port(INDICES, ("M",), "int64"),),
-)
-UPDATE_CONTRACT = Contract(
-    (
-        Port(HIDDEN, _HIDDEN),
-        Port(KEY, _HEADS),
-        Port(REF_VALUE, _HEADS),
-        Port(REF_RESIDUAL, _HIDDEN),
-        Port(INDICES, ("M",), "int64"),
-    ),
-    (Port(HIDDEN_OUT, _HIDDEN), Port(VALUE, _HEADS), Port(RESIDUAL, _HIDDEN)),
-)
-PROJECT_CONTRACT = Contract(
-    (Port(HIDDEN, _HIDDEN),),
-    (Port(TOKENS, ("n", "D")),),
-)
-PRUNE_CONTRACT = Contract(
-    (
-        Port(TOKENS, ("n", "D")),
-        Port(HISTORY_MEAN, ("P",), "float32"),
-        Port(HISTORY_COUNT, ("1",), "float32"),
-        _COUNT,
-    ),
-    (
-        Port(KEPT, ("k", "D")),
-        Port(KEPT_INDICES, ("k",), "int64"),
-        Port(FRAME_MEAN, ("P",), "float32"),
-    ),
-)
-"""`count` (M of `select`, k of `prune`) is an input with a default value: ONNX Runtime may
-override it per call, a TensorRT parser sees the constant its TopK needs."""
-
-
-def vision_graphs(blocks: int) -> dict[str, Contract]:
-    """Every graph of the family with `blocks` = L, in running order."""
-    graphs: dict[str, Contract] = {EMBED: EMBED_CONTRACT, SELECT: SELECT_CONTRACT}
-    for block in range(blocks):
-        graphs[keys_graph(block)] = KEYS_CONTRACT
-        graphs[update_graph(block)] = UPDATE_CONTRACT
-    graphs[PROJECT] = PROJECT_CONTRACT
-    for scoring in SCORINGS:
-        graphs[prune_graph(scoring)] = PRUNE_CONTRACT
-    return graphs
-
-
-def vision_ports(spec: VisionSpec, precision: Precision) -> dict[str, GraphPorts]:
-    """The ports of every graph of a model, by name, in running order; M and k stay free."""
-    memories = {
-        prune_graph(scoring): memory_width(scoring, spec.language_width) for scoring in SCORINGS
-    }
-    return {
-        name: contract_ports(contract, {**_sizes(spec), "P": memories.get(name, 0)}, precision)
-        for name, contract in vision_graphs(spec.blocks).items()
-    }
 
 
 def frame_program(
@@ -262,45 +164,6 @@ def changed_frames(spec: VisionSpec, seed: int = 0) -> Arrays:
     return {PIXEL_VALUES: first, CHANGED_PIXELS: second}
 
 
-class Judged(NamedTuple):
-    """One output of a graph, ready to be judged: two arrays to compare, or a choice and its gap.
-
-    gap: by how much a choice misses the best one, in units of what it is ranked by (infinite for
-    indices that are none); None for arrays.
-    """
-
-    output: str
-    expected: NDArray[Any]
-    got: NDArray[Any]
-    gap: float | None = None
-
-
-def judged(graph: str, inputs: Arrays, expected: Arrays, got: Arrays) -> Iterator[Judged]:
-    """The outputs of `graph` for equal `inputs`, as they may be compared.
-
-    Choices are judged by what they were ranked by, since equal ranks may fall either way; what was
-    kept by what was chosen; a mean of ranked channels with ties resolved in its favour.
-    """
-    for name, values in expected.items():
-        found = got[name]
-        if values.shape != found.shape:
-            yield Judged(name, values, found)
-        elif name == INDICES:
-            yield Judged(name, values, found, _gap(inputs[SCORE], found))
-        elif name == KEPT_INDICES:
-            scoring = next(one for one in SCORINGS if prune_graph(one) == graph)
-            seen = float(inputs[HISTORY_COUNT][0])
-            rank = -novelty(scoring, inputs[TOKENS], inputs[HISTORY_MEAN], seen)[0]
-            yield Judged(name, values, found, _gap(rank, found))
-        elif name == KEPT:
-            tokens, chosen = inputs[TOKENS], got[KEPT_INDICES]
-            yield Judged(name, tokens[np.clip(chosen, 0, len(tokens) - 1)], found)
-        elif (graph, name) == (prune_graph("gaussian"), FRAME_MEAN):
-            yield Judged(name, ranked_means(inputs[TOKENS], found), found)
-        else:
-            yield Judged(name, values, found)
-
-
 def macs(spec: VisionSpec, program: Program) -> int:
     """Multiply-accumulates of the tower's graphs in `program`: the floor under every latency."""
     one = {EMBED: spec.tokens * spec.width * 3 * spec.patch_size**2}
@@ -317,28 +180,6 @@ def macs(spec: VisionSpec, program: Program) -> int:
         else:
             total += spec.tokens * spec.width**2
     return total
-
-
-def _gap(rank: NDArray[Any], chosen: NDArray[np.int64]) -> float:
-    inside = bool(((chosen >= 0) & (chosen < len(rank))).all())
-    ascending = bool((np.diff(chosen) > 0).all())
-    return selection_gap(rank, chosen) if inside and ascending else float("inf")
-
-
-def _sizes(spec: VisionSpec) -> dict[str, int]:
-    """Sizes of a tower's axes; M and k stay free."""
-    return {
-        "1": 1,
-        "3": 3,
-        "Hpx": spec.image_size,
-        "Wpx": spec.image_size,
-        "T": spec.tokens,
-        "C": spec.width,
-        "H": spec.heads,
-        "d": spec.head_width,
-        "n": spec.pooled,
-        "D": spec.language_width,
-    }
 
 
 @dataclass

@@ -21,7 +21,7 @@ from stc.manifest import (
     GraphEntry,
     Manifest,
 )
-from stc.method.family import vision_ports
+from stc.method.graphs import vision_ports
 from stc.ports import GraphPorts, fused_ports, language_ports
 from stc.settings import PRESETS
 from tests.test_conformity import LANGUAGE

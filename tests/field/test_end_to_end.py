@@ -34,7 +34,7 @@ from stc.export.graphs.vision import GraphWriter
 from stc.export.graphs.written_graphs import WrittenGraphs
 from stc.export.whole_model import check_whole_model
 from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, WEIGHTS
-from stc.method.family import vision_graphs
+from stc.method.graphs import vision_graphs
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.parity.whole import WHERE, compare_whole_answer, compare_whole_vision

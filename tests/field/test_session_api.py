@@ -15,7 +15,7 @@ from stc.contracts import INDICES, KEPT, KEPT_INDICES
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import EngineError, LanguageError, SettingsError, StcError, VideoError
-from stc.method.family import SELECT, prune_graph, vision_graphs
+from stc.method.graphs import SELECT, prune_graph, vision_graphs
 from stc.runtime.answers.open_language import open_stream_language
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.language.sampling import Sampling

@@ -17,7 +17,7 @@ from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend
 from stc.engines.runner import Ran
 from stc.errors import EngineError
-from stc.method.family import EMBED
+from stc.method.graphs import EMBED
 from stc.runtime.answers.answer import Answer
 from stc.runtime.answers.open_language import open_model, open_stream_language
 from stc.runtime.language.sampling import GREEDY, Sampler

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stc.export.checkpoint.checkpoint import VisionWeights
 from stc.export.towers.siglip.modules import Embed, Keys, Project, Select, Update
 from stc.export.towers.siglip.prune_module import Prune
-from stc.method.family import EMBED, PROJECT, PRUNERS, SELECT
+from stc.method.graphs import EMBED, PROJECT, PRUNERS, SELECT
 from stc.settings import SCORINGS
 
 M = TypeVar("M", bound=nn.Module)

@@ -1,0 +1,142 @@
+"""The graphs of the `stc` family (`stc.method.family`): their names, contracts and ports.
+
+Shapes use the alphabet of `stc.contracts`.
+"""
+
+from __future__ import annotations
+
+from stc.contracts import (
+    COUNT,
+    FRAME_MEAN,
+    HIDDEN,
+    HIDDEN_OUT,
+    HISTORY_COUNT,
+    HISTORY_MEAN,
+    INDICES,
+    KEPT,
+    KEPT_INDICES,
+    KEY,
+    PIXEL_VALUES,
+    REF_KEY,
+    REF_RESIDUAL,
+    REF_VALUE,
+    RESIDUAL,
+    SCORE,
+    TOKENS,
+    VALUE,
+    Contract,
+    Port,
+    memory_width,
+)
+from stc.manifest import Precision, VisionSpec
+from stc.ports import GraphPorts, contract_ports
+from stc.settings import SCORINGS, Scoring
+
+EMBED = "embed"
+SELECT = "select"
+PROJECT = "project"
+
+
+def keys_graph(block: int) -> str:
+    """Name of block `block`'s keys graph."""
+    return f"keys_{block:02d}"
+
+
+def update_graph(block: int) -> str:
+    """Name of block `block`'s update graph."""
+    return f"update_{block:02d}"
+
+
+def prune_graph(scoring: Scoring) -> str:
+    """Name of the prune graph of `scoring`."""
+    return f"prune_{scoring.replace('-', '_')}"
+
+
+PRUNERS = tuple(map(prune_graph, SCORINGS))
+"""Graphs of which a stream runs one or none."""
+
+
+_HIDDEN = ("T", "C")
+_HEADS = ("H", "T", "d")
+_COUNT = Port(COUNT, ("1",), "int64")
+
+EMBED_CONTRACT = Contract(
+    (Port(PIXEL_VALUES, ("3", "Hpx", "Wpx")),),
+    (Port(HIDDEN, _HIDDEN),),
+)
+KEYS_CONTRACT = Contract(
+    (Port(HIDDEN, _HIDDEN), Port(REF_KEY, _HEADS)),
+    (Port(KEY, _HEADS), Port(SCORE, ("T",), "float32")),
+)
+SELECT_CONTRACT = Contract(
+    (Port(SCORE, ("T",), "float32"), _COUNT),
+    (Port(INDICES, ("M",), "int64"),),
+)
+UPDATE_CONTRACT = Contract(
+    (
+        Port(HIDDEN, _HIDDEN),
+        Port(KEY, _HEADS),
+        Port(REF_VALUE, _HEADS),
+        Port(REF_RESIDUAL, _HIDDEN),
+        Port(INDICES, ("M",), "int64"),
+    ),
+    (Port(HIDDEN_OUT, _HIDDEN), Port(VALUE, _HEADS), Port(RESIDUAL, _HIDDEN)),
+)
+PROJECT_CONTRACT = Contract(
+    (Port(HIDDEN, _HIDDEN),),
+    (Port(TOKENS, ("n", "D")),),
+)
+PRUNE_CONTRACT = Contract(
+    (
+        Port(TOKENS, ("n", "D")),
+        Port(HISTORY_MEAN, ("P",), "float32"),
+        Port(HISTORY_COUNT, ("1",), "float32"),
+        _COUNT,
+    ),
+    (
+        Port(KEPT, ("k", "D")),
+        Port(KEPT_INDICES, ("k",), "int64"),
+        Port(FRAME_MEAN, ("P",), "float32"),
+    ),
+)
+"""`count` (M of `select`, k of `prune`) is an input with a default value: ONNX Runtime may
+override it per call, a TensorRT parser sees the constant its TopK needs."""
+
+
+def vision_graphs(blocks: int) -> dict[str, Contract]:
+    """Every graph of the family with `blocks` = L, in running order."""
+    graphs: dict[str, Contract] = {EMBED: EMBED_CONTRACT, SELECT: SELECT_CONTRACT}
+    for block in range(blocks):
+        graphs[keys_graph(block)] = KEYS_CONTRACT
+        graphs[update_graph(block)] = UPDATE_CONTRACT
+    graphs[PROJECT] = PROJECT_CONTRACT
+    for scoring in SCORINGS:
+        graphs[prune_graph(scoring)] = PRUNE_CONTRACT
+    return graphs
+
+
+def vision_ports(spec: VisionSpec, precision: Precision) -> dict[str, GraphPorts]:
+    """The ports of every graph of a model, by name, in running order; M and k stay free."""
+    memories = {
+        prune_graph(scoring): memory_width(scoring, spec.language_width) for scoring in SCORINGS
+    }
+    return {
+        name: contract_ports(contract, {**_sizes(spec), "P": memories.get(name, 0)}, precision)
+        for name, contract in vision_graphs(spec.blocks).items()
+    }
+
+
+def _sizes(spec: VisionSpec) -> dict[str, int]:
+    """Sizes of a tower's axes; M and k stay free."""
+    return {
+        "1": 1,
+        "3": 3,
+        "Hpx": spec.image_size,
+        "Wpx": spec.image_size,
+        "T": spec.tokens,
+        "C": spec.width,
+        "H": spec.heads,
+        "d": spec.head_width,
+        "n": spec.pooled,
+        "D": spec.language_width,
+    }
