@@ -57,6 +57,21 @@ def test_the_wheel_holds_each_module_once_and_nothing_else(wheel: Path) -> None:
     )
 
 
+def test_no_source_is_ignored_by_git() -> None:
+    """A folder called as what tools leave behind (build, dist, out) would be lost in silence."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    sources = [str(path) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    asked = subprocess.run(
+        ["git", "check-ignore", "--stdin"],
+        cwd=ROOT,
+        input="\n".join(sources),
+        capture_output=True,
+        text=True,
+    )
+    assert (asked.returncode, asked.stdout) == (1, "")
+
+
 def test_the_wheel_brings_licence_and_notice(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for name in ("LICENSE", "NOTICE"):

@@ -216,19 +216,21 @@ def test_a_choice_may_be_given() -> None:
     np.testing.assert_array_equal(ran.results["mean"], rank(y)[0])
 
 
-def test_a_program_may_be_given_what_another_of_its_stream_computes() -> None:
+def test_a_program_may_be_given_what_another_of_its_stream_computes(tmp_path: Path) -> None:
     """Given, computed and given again: each run reads its own, and what was computed stays."""
     first, _ = programs()
     given = replace(first.given(["y", "state"]), name="given")
     x, y = stream(2)
     for order in ((first, given), (given, first)):
-        runner = EagerRunner(Toy(), order)
-        for _ in range(2):
-            ran = runner.run("given", {"y": y})
-            np.testing.assert_array_equal(ran.results["mean"], rank(y)[0])
-            ran = runner.run("first", {"x": x})
-            np.testing.assert_array_equal(ran.results["mean"], expected([x], 1)[0][0])
-            np.testing.assert_array_equal(runner.read("y"), mix(x, np.ones_like(x))[0])
+        captured = CapturedRunner(mock_gpu(tmp_path), order)
+        runners: tuple[Runner, ...] = EagerRunner(Toy(), order), captured
+        for runner in (*runners, *runners):
+            for _ in range(3):
+                ran = runner.run("given", {"y": y})
+                np.testing.assert_array_equal(ran.results["mean"], rank(y)[0])
+                ran = runner.run("first", {"x": x})
+                np.testing.assert_array_equal(ran.results["mean"], expected([x], 1)[0][0])
+                np.testing.assert_array_equal(runner.read("y"), mix(x, np.ones_like(x))[0])
 
 
 def test_a_family_that_two_sets_of_references_cannot_serve_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from stc.engines.library.plan import Sizes
 from stc.engines.runner import REFERENCE_SETS, Look, Ran, buffers_of, stream_bytes
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
-from stc.program import Program
+from stc.program import Buffer, Program
 
 
 class CapturedRunner:
@@ -63,7 +63,9 @@ class CapturedRunner:
         with backend.lock:
             self._engines = {graph: load(graph) for one in programs for graph in one.graphs}
             _prepare(backend, programs, flags or {})
-            self._make(buffers_of(programs), max(len(one.stages) for one in programs))
+            # What one program computes another may be given.
+            moved = {name for one in programs for name in (*one.inputs, *one.results)}
+            self._make(buffers_of(programs), moved, max(len(one.stages) for one in programs))
 
     @property
     def captured(self) -> set[str]:
@@ -128,8 +130,8 @@ class CapturedRunner:
             for mark in self._marks:
                 self.device.free_event(mark)
 
-    def _make(self, buffers: Mapping[str, Any], stages: int) -> None:
-        """All memory, at addresses that never change."""
+    def _make(self, buffers: Mapping[str, Buffer], moved: set[str], stages: int) -> None:
+        """All memory, at addresses that never change; `moved` are copied from or to the host."""
         backend = self._backend
         self._at: dict[str, DeviceTensor] = {}
         self._references: tuple[dict[str, DeviceTensor], ...] = ({}, {})
@@ -144,7 +146,7 @@ class CapturedRunner:
         self._pinned = {
             name: PinnedArray(self.device, one.shape, one.dtype)
             for name, one in buffers.items()
-            if one.role in ("input", "result")
+            if name in moved
         }
         self._marks = [self.device.event() for _ in range(stages + 1)]
 
