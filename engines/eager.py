@@ -55,6 +55,7 @@ class EagerRunner:
             for one in programs
         }
         self._ran: list[Call] = []
+        self._written: frozenset[str] | None = None
 
     @property
     def captured(self) -> set[str]:
@@ -64,6 +65,7 @@ class EagerRunner:
         with self._lock:
             at, backend, clock = self._at, self._backend, time.perf_counter
             ran = self._ran = []
+            self._written = None
             start = clock()
             known = self._programs[program]
             given = {name: backend.to_device(inputs[name]) for name in known.inputs}
@@ -91,7 +93,9 @@ class EagerRunner:
             return self._backend.to_host(self._at[buffer])
 
     def wrote(self, buffer: str) -> bool:
-        return any(buffer in call.writes.values() for call in self._ran)
+        if self._written is None:  # of the last run, and asked for once per block
+            self._written = frozenset(name for call in self._ran for name in call.writes.values())
+        return buffer in self._written
 
     def takes(self, array: object) -> bool:
         return False
