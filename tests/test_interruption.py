@@ -62,8 +62,8 @@ def test_a_stop_during_an_export_leaves_nothing(stop: signal.Signals, tmp_path: 
         _, stderr = process.communicate(timeout=60)
     # CPython dies of the signal itself when what was interrupted is a string given to exec, as in
     # torch's tracing. To a shell both are 130.
-    assert process.returncode in {130, -signal.SIGINT}
     assert stderr == "interrupted; nothing was written\n"
+    assert process.returncode in {130, -signal.SIGINT}
     assert standing(tmp_path) == {}
 
 
@@ -87,6 +87,27 @@ def test_a_stop_waits_for_the_end_of_a_frame(
     assert command.run(frame) == 0
     assert done == ["frame"]
     assert signal.getsignal(stop) is outside
+
+
+def test_a_stop_that_a_library_makes_an_error_of_is_a_stop(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As torch's tracing does where it calls back from C."""
+
+    def stopped() -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("a callback failed") from None
+        return 0
+
+    def broken() -> int:
+        raise RuntimeError("a callback failed")
+
+    assert command.run(stopped) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    with pytest.raises(RuntimeError, match="a callback failed"):
+        command.run(broken)
 
 
 def test_a_stop_that_is_ignored_stays_ignored() -> None:

@@ -17,7 +17,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ExtensionFileLoader
 from types import CodeType, FrameType
@@ -85,13 +85,13 @@ def tell(line: str) -> None:
 def run(body: Callable[[], int]) -> int:
     """The exit code of `body`, with what a user can fix told in one line on stderr."""
     try:
-        with sound_streams(), _stoppable(run.__code__):
-            return _outcome(body)
+        with sound_streams(), _stoppable(run.__code__) as stops:
+            return _outcome(body, stops)
     except KeyboardInterrupt:  # another one, while the first was told
         return INTERRUPTED
 
 
-def _outcome(body: Callable[[], int]) -> int:
+def _outcome(body: Callable[[], int], stops: Sequence[int]) -> int:
     try:
         try:
             return body()
@@ -114,25 +114,33 @@ def _outcome(body: Callable[[], int]) -> int:
         subject = error.filename or "a file"
         print(f"error: {one_line(f'{subject}: {what}')}", file=sys.stderr)
         return 2
+    except Exception:
+        if not stops:
+            raise
+        # Libraries make errors of their own of a KeyboardInterrupt that passes through them.
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
 
 
 @contextmanager
-def _stoppable(within: CodeType) -> Iterator[None]:
-    """STOPS raise KeyboardInterrupt in the body, unless they are ignored (nohup).
+def _stoppable(within: CodeType) -> Iterator[Sequence[int]]:
+    """STOPS raise KeyboardInterrupt in the body, unless they are ignored (nohup). Those that did.
 
     One that comes while a module of C is imported, by what `within` calls, comes again when that
     is done: such a module makes an ImportError of it, or swallows it. So does one that was raised
     where nothing can be raised, as in a destructor.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield ()
         return
+    stops: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         _leave_terminal(number)
         if _is_extension_loading(frame, within):
             _send_again(number)
             return
+        stops.append(number)
         raise KeyboardInterrupt
 
     def unraisable(what: Any) -> None:
@@ -147,7 +155,7 @@ def _stoppable(within: CodeType) -> Iterator[None]:
         for number in STOPS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 previous[number] = signal.signal(number, stop)
-        yield
+        yield stops
     finally:
         for stopping, handler in previous.items():
             signal.signal(stopping, handler)
