@@ -11,9 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -32,13 +30,10 @@ from stc.prompts.prompt import Prompt
 from stc.runtime.language.kv_buckets import KvBuckets
 from stc.runtime.language.model import LanguageModel
 from stc.settings import PRESETS
+from tests.kept_tokens import MAX_POSITIONS, WIDTH
 from tests.tiny_checkpoint import write_checkpoint
 
-POOLED = 4
-"""Tokens of a frame."""
-WIDTH = 32
 BLOCKS = 3
-MAX_POSITIONS = 400
 
 
 @dataclass(frozen=True)
@@ -139,9 +134,3 @@ def _made(tied: bool, precision: Precision, int4: Group | None) -> LanguageCase:
         tick=lambda _: None,
     )
     return LanguageCase(model, checkpoint, Bundle.open(bundle))
-
-
-def frames(count: int, seed: int = 0) -> list[NDArray[np.float32]]:
-    """Kept tokens [POOLED, D] of `count` frames."""
-    random = np.random.default_rng(seed)
-    return list(random.standard_normal((count, POOLED, WIDTH)).astype(np.float32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,11 +12,15 @@ from stc.runtime.language.model import LanguageModel
 from stc.runtime.memory.page_cap import PageCap
 from stc.runtime.memory.rekv import RekvMemory, page_shape
 from stc.runtime.memory.spill_file import SpillFile
-from tests.language_cases import POOLED, LanguageCase
+from tests.kept_tokens import POOLED
+
+if TYPE_CHECKING:
+    from tests.language_cases import LanguageCase
+    from tests.language_oracle import NumpyCase
 
 
 def rekv_stream(
-    case: LanguageCase,
+    case: LanguageCase | NumpyCase,
     model: LanguageModel,
     *,
     window: int,

@@ -205,12 +205,12 @@ def test_a_run_answers_on_the_device(built: Built, run_main: Run) -> None:
 
 
 @pytest.mark.gpu
-def test_onnx_runtime_computes_on_the_gpu(half_demo_bundle: Path) -> None:
+def test_onnx_runtime_computes_on_the_gpu(request: pytest.FixtureRequest) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     real_cuda()
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime without its CUDA provider")
-    bundle = Bundle.open(half_demo_bundle)
+    bundle = Bundle.open(request.getfixturevalue("half_demo_bundle"))
     device = StreamSession(opening.open_tower(bundle, "cuda"), SETTINGS)
     cpu = StreamSession(opening.open_tower(bundle, "cpu"), SETTINGS)
     for frame in opening.frames(str(CLIP), 8):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.language_cases import POOLED, language_case
+from tests.kept_tokens import POOLED
+from tests.language_cases import language_case
 from tests.own_process import run_python
 
 WINDOW = ("--memory", "window", "--window", 280)

@@ -13,7 +13,8 @@ from stc.export.graphs.int4 import Group
 from stc.manifest import LANGUAGE_WEIGHTS, Precision
 from stc.method.difference import difference
 from tests.graph_files import graph_file
-from tests.language_cases import MAX_POSITIONS, LanguageCase, language_case
+from tests.kept_tokens import MAX_POSITIONS
+from tests.language_cases import LanguageCase, language_case
 
 NAME = contracts.attend_graph(1)
 

@@ -22,7 +22,8 @@ from stc.runtime.memory.representatives import Representatives, best
 from stc.runtime.memory.resident import rss_bytes
 from stc.runtime.memory.spill_file import SpillFile
 from tests.as_user import CLIP
-from tests.language_cases import frames, language_case
+from tests.kept_tokens import frames
+from tests.language_cases import language_case
 from tests.language_reference import ReferenceRekv
 from tests.rekv_cases import cap_of, rekv_stream, spill_of
 

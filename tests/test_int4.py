@@ -29,7 +29,8 @@ from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import run as run_command
 from stc.runtime.memory.window import AllMemory
 from tests.graph_files import graph_file
-from tests.language_cases import frames, language_case
+from tests.kept_tokens import frames
+from tests.language_cases import language_case
 from tests.test_run_questions import QUESTION, VIDEO
 
 Run = Callable[..., "CompletedProcess[str]"]

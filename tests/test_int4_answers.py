@@ -9,7 +9,8 @@ from stc.export.graphs.int4 import Group
 from stc.manifest import Precision
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.memory.window import AllMemory
-from tests.language_cases import frames, language_case
+from tests.kept_tokens import frames
+from tests.language_cases import language_case
 
 QUESTION = "What is moving?"
 

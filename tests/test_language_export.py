@@ -25,7 +25,8 @@ from stc.export.made_up.synthetic import random_checkpoint
 from stc.export.towers.siglip.tensor_shapes import language_shapes
 from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, WEIGHTS
 from tests.graph_files import graph_file
-from tests.language_cases import BLOCKS, WIDTH, language_case
+from tests.kept_tokens import WIDTH
+from tests.language_cases import BLOCKS, language_case
 from tests.tiny_checkpoint import (
     LAYOUTS,
     Layout,

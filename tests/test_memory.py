@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from stc.contracts import KEY, VALUE
 from stc.engines.engine import Engine, Tensor
-from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
 from stc.errors import LanguageError, NonFiniteError
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.language.kv_buckets import MAX_TOKENS, KvBuckets
@@ -23,10 +22,9 @@ from stc.runtime.memory.rekv import RekvMemory
 from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.memory.window import AllMemory, Memory, WindowMemory
 from stc.runtime.report import Prefill
-from tests.graph_files import graph_file
-from tests.language_cases import POOLED, frames, language_case
-from tests.language_reference import ReferenceRekv
-from tests.rekv_cases import cap_of, rekv_stream
+from tests.kept_tokens import POOLED, frames
+from tests.language_oracle import numpy_case
+from tests.rekv_cases import cap_of
 
 QUESTION = "How many objects are moving?"
 TOKENS = 12
@@ -109,14 +107,9 @@ def test_a_call_of_any_size_is_bounded() -> None:
 
 @pytest.mark.parametrize("policy", ["window", "rekv"])
 def test_rows_of_a_long_question_are_given_back(policy: str) -> None:
-    case = language_case()
+    case = numpy_case()
     model, prompt = case.language(), case.prompt()
     model.spec = model.spec.model_copy(update={"most_positions": 4000})
-    # The tables of ONNX Runtime's own graphs end before.
-    model.attend = [
-        OnnxRuntimeEngine(engine.name, graph_file(case.bundle, engine.name), "cpu")
-        for engine in model.attend
-    ]
     answers = []
     for lengthy in (False, True):
         language = StreamLanguage(model, _memory(policy, model, len(prompt.before)), prompt)
@@ -140,45 +133,9 @@ def test_a_context_longer_than_the_engines_allow_is_refused() -> None:
         KvBuckets(contexts=(32, 64)).context(65, 400)
 
 
-@pytest.mark.parametrize(
-    ("count", "window", "top"),
-    [(0, 3, 2), (1, 3, 2), (3, 3, 2), (4, 3, 2), (17, 3, 4), (17, 5, 1), (23, 4, 30), (17, 1, 16)],
-)
-def test_rekv_equals_the_reference(count: int, window: int, top: int) -> None:
-    case = language_case()
-    model = case.language()
-    language, memory = rekv_stream(case, model, window=window, top=top)
-    prompt = case.prompt()
-    reference = ReferenceRekv(case.model, prompt.before, window=window, top=top)
-    for tokens in frames(count):
-        language.append(tokens)
-        reference.frame(tokens)
-    asked = prompt.after(QUESTION)
-    for _ in range(2):  # the first answer leaves nothing the second could see
-        answer = language.ask(QUESTION, TOKENS)
-        list(answer)
-        expected, chosen = reference.answer(asked, TOKENS)
-        assert answer.token_ids == expected
-        assert answer.prompt_tokens == len(prompt.before) + len(chosen[0]) * POOLED + len(asked)
-    if top >= count:
-        assert chosen == [list(range(count))] * model.spec.blocks
-    assert memory.facts().host_pages == max(0, count - window)
-
-
-def test_blocks_retrieve_different_pages() -> None:
-    """Otherwise the comparison with the reference would say little about retrieval per block."""
-    case = language_case()
-    prompt = case.prompt()
-    reference = ReferenceRekv(case.model, prompt.before, window=3, top=4)
-    for tokens in frames(17):
-        reference.frame(tokens)
-    _, chosen = reference.answer(prompt.after(QUESTION), 1)
-    assert len({tuple(numbers) for numbers in chosen}) > 1
-
-
 @pytest.mark.parametrize("policy", ["window", "rekv"])
 def test_a_memory_that_is_full_grows_no_further(policy: str) -> None:
-    case = language_case()
+    case = numpy_case()
     model, prompt = case.language(), case.prompt()
     memory = _memory(policy, model, len(prompt.before), most=5)
     language = StreamLanguage(model, memory, prompt)
@@ -194,7 +151,7 @@ def test_a_memory_that_is_full_grows_no_further(policy: str) -> None:
 
 
 def test_all_refuses_more_than_the_model_takes_and_goes_on_answering() -> None:
-    case = language_case()
+    case = numpy_case()
     model, prompt = case.language(), case.prompt()
     memory = AllMemory(model, fixed=len(prompt.before))
     language = StreamLanguage(model, memory, prompt)
@@ -215,7 +172,7 @@ def test_all_refuses_more_than_the_model_takes_and_goes_on_answering() -> None:
 def test_all_takes_no_more_than_half_of_the_memory_that_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    case = language_case()
+    case = numpy_case()
     model, prompt = case.language(), case.prompt()
     free_bytes = 2 * 50 * model.token_bytes
     monkeypatch.setattr("stc.runtime.memory.settings.available_host_bytes", lambda: free_bytes)
@@ -238,7 +195,7 @@ def test_all_takes_no_more_than_half_of_the_memory_that_is_free(
 @pytest.mark.parametrize("prefill_every", [1, 7])
 def test_all_answers_when_it_is_full(prefill_every: int) -> None:
     """However many frames were refused, there is room for a question and its answer."""
-    case = language_case()
+    case = numpy_case()
     model, prompt = case.language(), case.prompt()
     memory = AllMemory(model, fixed=len(prompt.before))
     language = StreamLanguage(model, memory, prompt, prefill_every)
@@ -263,7 +220,7 @@ def _memory(policy: str, model: LanguageModel, fixed: int, most: int = 1000) -> 
 @pytest.mark.parametrize("policy", ["window", "rekv"])
 @pytest.mark.parametrize("seen", [0, 2, 3, 7])
 def test_a_frame_that_yields_nan_is_left_out_and_nothing_else(policy: str, seen: int) -> None:
-    case = language_case()
+    case = numpy_case()
     model, prompt = case.language(), case.prompt()
     video = frames(12)
     answers = []
@@ -285,7 +242,7 @@ def test_a_frame_that_yields_nan_is_left_out_and_nothing_else(policy: str, seen:
 @pytest.mark.parametrize("policy", ["window", "rekv"])
 def test_a_question_right_after_a_frame_that_yields_nan_is_answered(policy: str) -> None:
     """The memory is full: what the frame wrote lies among the rows that questions multiply."""
-    case = language_case()
+    case = numpy_case()
     model, prompt = case.language(), case.prompt()
     language = StreamLanguage(model, _memory(policy, model, len(prompt.before)), prompt)
     for tokens in frames(6):
@@ -311,14 +268,14 @@ class Sick:
     ) -> dict[str, Tensor]:
         results = self._engine(inputs, outputs)
         if self.armed:
-            results[self._spoilt].numpy()[:, -1] = np.nan
+            results[self._spoilt][:, -1] = np.nan
         return results
 
 
 @pytest.mark.parametrize("spoilt", [KEY, VALUE])
 def test_nan_in_what_the_last_block_remembers_is_noticed(spoilt: str) -> None:
     """Nothing of the last block is read but keys and values, so nothing else could show it."""
-    case = language_case()
+    case = numpy_case()
     model, prompt = case.language(), case.prompt()
     language = StreamLanguage(model, _memory("window", model, len(prompt.before)), prompt)
     first, second = frames(2)
@@ -334,7 +291,7 @@ def test_nan_in_what_the_last_block_remembers_is_noticed(spoilt: str) -> None:
 
 
 def test_frames_are_left_out_when_the_prompt_cannot_be_remembered() -> None:
-    case = language_case()
+    case = numpy_case()
     model, prompt = case.language(), case.prompt()
     language = StreamLanguage(model, _memory("window", model, len(prompt.before)), prompt)
     sick = Sick(model.qkv[0], KEY)

@@ -12,7 +12,8 @@ from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
 from stc.export.graphs.int4 import Group
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.parity.language import FOUR_BITS, OTHERS
-from tests.language_cases import MAX_POSITIONS, language_case
+from tests.kept_tokens import MAX_POSITIONS
+from tests.language_cases import language_case
 
 
 def parity(

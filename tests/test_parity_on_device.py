@@ -56,7 +56,7 @@ def test_engines_and_captured_frames_are_compared_with_onnx_runtime(parity: Pari
     where = {row["where"] for row in found["rows"]}
     streams = {"dense", "shared", "layerwise", "captured shared", "captured layerwise"}
     answer = {"whole decoder", "greedy answer"}
-    assert where == {*vision_graphs(6), *contracts.language_graphs(2), *streams, *answer}
+    assert where == {*vision_graphs(2), *contracts.language_graphs(2), *streams, *answer}
     assert "the bundle and ONNX Runtime are equal" in ran.stdout
     assert found["latency"]["reuse_ms_p50"] > 0
 
@@ -71,7 +71,7 @@ def test_the_language_side_can_be_left_out(parity: Parity) -> None:
 @pytest.mark.parametrize(
     ("graph", "found", "spared"),
     [
-        ("update_03", {"update_03", "dense", "shared"}, {"update_02", "captured shared"}),
+        ("update_01", {"update_01", "dense", "shared"}, {"update_00", "captured shared"}),
         ("attend_01", {"attend_01", "whole decoder"}, {"attend_00", "head", "dense"}),
     ],
 )

@@ -21,7 +21,8 @@ from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.open import open_video
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
-from tests.language_cases import POOLED, language_case
+from tests.kept_tokens import POOLED
+from tests.language_cases import language_case
 from tests.test_answers import stream
 
 VIDEO = str(Path(__file__).parent / "data" / "street.mp4")

@@ -14,7 +14,8 @@ from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
-from tests.language_cases import POOLED, language_case
+from tests.kept_tokens import POOLED
+from tests.language_cases import language_case
 from tests.vision_cases import moving_frames
 
 QUESTION = "What is moving?"
