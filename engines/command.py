@@ -17,9 +17,9 @@ from pathlib import Path
 
 from stc.bundles.bundle import Bundle
 from stc.contracts import attend_graph
-from stc.engines.accept.here import accept_here, waiting
+from stc.engines.accept.acceptance import accept_here, waiting
 from stc.engines.build.build import BuildPlan, default_workers, plan_build, run_build
-from stc.engines.build.progress import BuildProgress
+from stc.engines.build.builders import BuildProgress
 from stc.engines.build.target import (
     check_native,
     check_precision,
@@ -175,16 +175,7 @@ def _accept(
         )
         return 0
     with BuildProgress(len(bundle.manifest.graphs), console) as progress:
-        report = accept_here(
-            bundle,
-            library,
-            tensorrt,
-            targets,
-            load_cuda(),
-            progress,
-            progress.compared,
-            console.say,
-        )
+        report = accept_here(bundle, library, tensorrt, targets, load_cuda(), progress, console.say)
     for name, (before, after) in report.widened.items():
         tell(f"{name}: rebuilt with float32 attention, cosine {before:.4f} -> {after:.4f}")
     for name, cosine in report.refused.items():

@@ -20,7 +20,7 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 
 from stc.bundles.bundle import Bundle
 from stc.engines import command as build_command
-from stc.engines.accept import here as accept_here
+from stc.engines.accept import acceptance
 from stc.engines.library.library import Acceptance, Chain, EngineEntry, EngineLibrary, library_of
 from stc.engines.open_tensorrt import open_tensorrt
 from stc.errors import EngineError
@@ -203,7 +203,7 @@ def test_a_rebuild_that_was_interrupted_is_done_by_the_next_run(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(accept_here, "run_build", interrupted)
+        patched.setattr(acceptance, "run_build", interrupted)
         assert build().returncode == 130
     assert not entry_of(bundle, "update_00")[1].wide_attention
     assert build().returncode == 0

@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 from stc.contracts import FRAME_MEAN, HIDDEN_OUT, INDICES, KEPT, KEPT_INDICES
 from stc.engines.accept.acceptance import Comparison, accept_engines, compared_buckets
 from stc.engines.accept.comparison import (
+    Compared,
     Sides,
+    by_token,
     chain_cosine,
     compare_language,
     compare_vision,
     compared_outputs,
 )
+from stc.engines.eager import EngineSide
 from stc.engines.engine import Engine, Tensor
-from stc.engines.library.library import Chain, EngineEntry, EngineLibrary, Stamp
-from stc.engines.library.likeness import CHAIN_COSINE, Compared, lowest_cosine, relative_l2
+from stc.engines.library.library import CHAIN_COSINE, Chain, EngineEntry, EngineLibrary, Stamp
 from stc.engines.library.plan import Buckets, EngineSpec
-from stc.engines.oracle_backend import OracleBackend
-from stc.engines.side import EngineSide
 from stc.manifest import LanguageSpec, Manifest
 from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
+from tests.oracle_backend import OracleBackend
 
 Outputs = dict[str, Tensor]
 Spoil = Callable[[Outputs], Outputs]
@@ -179,13 +180,13 @@ def test_errors_that_add_up_show_at_the_end_of_the_chain() -> None:
     ],
 )
 def test_the_lowest_cosine_of_a_token_is_told(got: Any, cosine: float) -> None:
-    assert lowest_cosine(np.eye(2), np.array(got)) == cosine
+    assert by_token(np.eye(2), np.array(got)).min_cosine == cosine
 
 
 def test_two_tokens_of_zeros_are_alike_and_a_length_off_shows_in_the_error() -> None:
-    assert lowest_cosine(np.zeros((1, 3)), np.zeros((1, 3))) == 1.0
-    assert relative_l2(np.ones(4), 2 * np.ones(4)) == 1.0
-    assert relative_l2(np.ones(4), np.ones(5)) == np.inf
+    assert by_token(np.zeros((1, 3)), np.zeros((1, 3))).min_cosine == 1.0
+    assert by_token(np.ones(4), 2 * np.ones(4)).relative_l2 == 1.0
+    assert by_token(np.ones(4), np.ones(5)).relative_l2 == np.inf
 
 
 # What follows from it.

@@ -14,9 +14,8 @@ import pytest
 
 from stc.engines.gpu.cuda import Cuda, device_facts, load_cuda
 from stc.engines.gpu.device import Device
-from stc.engines.gpu.pinned_array import PinnedArray
 from stc.engines.gpu.recording import Recording
-from stc.engines.gpu.tensor import DeviceTensor
+from stc.engines.gpu.tensor import DeviceTensor, PinnedArray
 from stc.errors import DeviceError, EngineError
 from tests.fake_cuda import FakeCuda
 

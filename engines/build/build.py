@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from stc.bundles.bundle import Bundle
 from stc.bundles.engine_folder import TIMINGS
-from stc.engines.build.builders import Builders, BuildObserver
+from stc.engines.build.builders import Builders, BuildProgress, Job
 from stc.engines.build.compile import Recipe
-from stc.engines.build.worker import Job
 from stc.engines.gpu.cuda import available_host_bytes
 from stc.engines.library.flavour import Flavour, TensorRt
 from stc.engines.library.library import (
@@ -109,7 +108,7 @@ def run_build(
     plan: BuildPlan,
     flavour: Flavour,
     targets: tuple[Target, ...],
-    observer: BuildObserver,
+    progress: BuildProgress,
     *,
     workers: int,
     wide_attention: bool = False,
@@ -139,7 +138,7 @@ def run_build(
         for name, (spec, _) in plan.missing.items()
     )
     size, peak = 0, 0
-    with library.locked(), Builders(flavour, min(workers, len(jobs)), observer) as builders:
+    with library.locked(), Builders(flavour, min(workers, len(jobs)), progress) as builders:
         entries = {name: one for name, one in library.entries().items() if name not in plan.dead}
         chains = {known: like for known, like in library.chains().items() if known != flavour}
         library.write(entries, chains, library.unfinished() | plan.dead | plan.missing.keys())
@@ -160,7 +159,7 @@ def run_build(
                 acceptance=None,
             )
             library.write(entries, chains, plan.missing.keys() - entries.keys())
-            observer.finished(job.recipe.spec.stem)
+            progress.built(job.recipe.spec.stem)
     return BuildFigures(len(plan.missing), size, peak)
 
 

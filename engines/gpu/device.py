@@ -12,14 +12,26 @@ depends on whether the driver could reset the context; CUDA promises it for no s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
 from stc.engines.gpu.cuda import Cuda
-from stc.engines.gpu.graph import DeviceGraph
 from stc.errors import DeviceError
+
+
+@dataclass(eq=False)
+class DeviceGraph:
+    """`executable` replays work that uses the memory at `addresses`.
+
+    stale: some of that memory was freed; it must not be launched any more.
+    """
+
+    executable: Any
+    addresses: frozenset[int]
+    stale: bool = False
 
 
 class Device:

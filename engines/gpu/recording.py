@@ -10,8 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 
-from stc.engines.gpu.device import Device
-from stc.engines.gpu.graph import DeviceGraph
+from stc.engines.gpu.device import Device, DeviceGraph
 from stc.errors import EngineError
 
 Say = Callable[[str], None]

@@ -2,7 +2,7 @@
 
     BUNDLE/engines/<targets>/<engine>      one file per engine
     BUNDLE/engines/<targets>/engines.json  the stamp of each
-    BUNDLE/engines/<targets>/kernels.rtxcache  see stc.engines.tensorrt.kernel_cache
+    BUNDLE/engines/<targets>/kernels.rtxcache  see stc.engines.tensorrt.shared
 
 The list is rewritten after every engine, file first, each by a rename: whenever a build stops, what
 the list names is whole, and the next build goes on from there. Engines that are being built are in
@@ -44,9 +44,11 @@ LIST_SCHEMA: Final = 1
 _LOCKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _BUILD = "build again with stc-build"
 
-
 MAX_LIST_BYTES: Final = 4 << 20
 """Of a list: ten times that of the largest model."""
+
+CHAIN_COSINE: Final = 0.99
+"""Lowest cosine of a token at the end of the whole chain, each backend on its own outputs."""
 
 _Size = Annotated[int, Field(gt=0, le=MAX_POSITIONS)]
 _Likeness = Annotated[float, Field(ge=-1.01, le=1.01)]
@@ -88,6 +90,11 @@ class Chain(_Entry):
 
     cosine: _Likeness = Field(description="the lowest of a token, after the projector")
     device: _Name = Field(description="the GPU's name")
+
+    @property
+    def passed(self) -> bool:
+        """Whether the tower is accepted."""
+        return self.cosine >= CHAIN_COSINE
 
 
 class EngineEntry(_Entry):

@@ -6,6 +6,7 @@ from stc.bundles.bundle import Bundle
 from stc.contracts import language_graphs
 from stc.engines.library.flavour import TensorRt
 from stc.engines.library.library import (
+    CHAIN_COSINE,
     EngineEntry,
     EngineLibrary,
     build_again,
@@ -13,7 +14,6 @@ from stc.engines.library.library import (
     of_bundle,
     weights_sha256,
 )
-from stc.engines.library.likeness import CHAIN_COSINE
 from stc.engines.library.targets import JOINED, Target
 from stc.errors import EngineError
 from stc.method.graphs import PRUNERS
@@ -144,7 +144,7 @@ def _usable(
     if not usable:
         raise EngineError(library.folder, f"has no engines of {tensorrt.flavour}", "", fix)
     chain = library.chain_on(tensorrt.flavour, device)
-    if chain is not None and chain.cosine < CHAIN_COSINE:
+    if chain is not None and not chain.passed:
         got = f"the tower deviates from ONNX Runtime on this device, cosine {chain.cosine:.4f}"
         raise EngineError(library.folder, got, f"{CHAIN_COSINE}", fix)
     return usable

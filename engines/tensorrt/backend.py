@@ -22,8 +22,7 @@ from stc.engines.library.flavour import TensorRt
 from stc.engines.library.library import EngineEntry, EngineLibrary, build_again
 from stc.engines.library.plan import Sizes
 from stc.engines.tensorrt.engine import EngineFile, TensorRtEngine, engine_ports
-from stc.engines.tensorrt.kernel_cache import KernelCache
-from stc.engines.tensorrt.shared import Shared, Sinks, Workspace, quiet_log
+from stc.engines.tensorrt.shared import KernelCache, Shared, Sinks, Workspace, quiet_log
 from stc.errors import EngineError
 
 

@@ -16,20 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.engines.engine import Engine
+from stc.engines.engine import REFERENCE_SETS, Engine, Look, Ran, buffers_of, stream_bytes
 from stc.engines.gpu.array import on_device, read_array
-from stc.engines.gpu.pinned_array import PinnedArray
 from stc.engines.gpu.recording import Recording
-from stc.engines.gpu.tensor import DeviceTensor
+from stc.engines.gpu.tensor import DeviceTensor, PinnedArray
 from stc.engines.library.plan import Sizes
-from stc.engines.runner import REFERENCE_SETS, Look, Ran, buffers_of, stream_bytes
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
 from stc.program import Buffer, Program
 
 
 class CapturedRunner:
-    """See `stc.engines.runner.Runner`. Graphs are loaded by `load`, the backend's own by default.
+    """See `stc.engines.engine.Runner`. Graphs are loaded by `load`, the backend's own by default.
 
     `flags` of stc-build have engines built, by the symbol of the axis they give a size. Work on the
     GPU holds the backend's lock.

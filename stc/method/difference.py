@@ -33,8 +33,9 @@ def difference(expected: NDArray[Any], got: NDArray[Any]) -> Difference:
     error = b - a
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     dots = (a * b).sum(axis=-1)
-    # Two rows of zeros point the same way.
-    cosines = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), 1.0)
+    # Nothing is like nothing, and unlike anything else.
+    alike = (a == b).all(axis=-1)
+    cosines = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), alike)
     return Difference(
         max_abs=float(np.abs(error).max(initial=0.0)),
         relative_l2=float(np.linalg.norm(error)) / max(float(np.linalg.norm(a)), 1e-30),

@@ -15,13 +15,12 @@ import pytest
 from stc.bundles.bundle import Bundle
 from stc.engines.build import build as building
 from stc.engines.build.build import plan_build, run_build
-from stc.engines.build.builders import BuildObserver
-from stc.engines.build.worker import Job, Outcome
+from stc.engines.build.builders import BuildProgress, Job, Outcome
 from stc.engines.library.flavour import TensorRt
 from stc.engines.library.library import EngineLibrary, libraries_of, library_of
 from stc.engines.library.plan import EngineSpec
 from stc.engines.library.targets import TARGETS
-from stc.engines.tensorrt.kernel_cache import KernelCache
+from stc.engines.tensorrt.shared import KernelCache
 from stc.errors import BundleError, EngineError, StcError
 from tests.field.resigned import edit_manifest
 from tests.tiny_bundle import write_bundle
@@ -79,7 +78,7 @@ def build(
     monkeypatch.setattr(building, "Builders", Builders)
     bundle = Bundle.open(place)
     plan = plan_build(bundle, SPECS, TENSORRT, SM89)
-    observer = cast(BuildObserver, SimpleNamespace(finished=lambda _: None))
+    observer = cast(BuildProgress, SimpleNamespace(built=lambda _: None))
     run_build(bundle, plan, "tensorrt", SM89, observer, workers=1)
     return {file.name for file in (place / "engines" / "sm89").iterdir()}
 
