@@ -248,7 +248,7 @@ def test_engines_that_pass_are_accepted_with_their_cosines(tmp_path: Path) -> No
     assert acceptance is not None
     assert (acceptance.passed, acceptance.outputs) == (True, {"hidden_out": 0.9995})
     assert acceptance.device == GPU
-    assert made.chains()["tensorrt"] == Chain(cosine=1.0, device=GPU)
+    assert made.listed().chain_cosine["tensorrt"] == Chain(cosine=1.0, device=GPU)
 
 
 @pytest.mark.parametrize("kind", ["update", "attend"])
@@ -294,7 +294,7 @@ def test_a_chain_that_strays_is_not_passed_though_every_graph_is(tmp_path: Path)
     bench = Bench(made, {"keys_00": 1.0}, [])
     bench.chain = 0.98
     assert not accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild).passed
-    assert made.chains()["tensorrt"].cosine == 0.98
+    assert made.listed().chain_cosine["tensorrt"].cosine == 0.98
 
 
 def test_one_flavours_acceptance_leaves_the_others(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_one_flavours_acceptance_leaves_the_others(tmp_path: Path) -> None:
     bench = Bench(made, {"keys_00": 1.0}, [])
     accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     own = Chain(cosine=1.0, device=GPU)
-    assert made.chains() == {"tensorrt-rtx": other, "tensorrt": own}
+    assert made.listed().chain_cosine == {"tensorrt-rtx": other, "tensorrt": own}
 
 
 def test_an_engines_scratch_memory_is_in_the_list(tmp_path: Path) -> None:

@@ -24,10 +24,9 @@ from stc.engines.build.build import (
 )
 from stc.engines.build.builders import Builders, BuildProgress, Job, Outcome
 from stc.engines.build.compile import Recipe, build_config, compile_engine, save_timings
-from stc.engines.library.flavour import Flavour, TensorRt
 from stc.engines.library.library import Chain, EngineLibrary
 from stc.engines.library.plan import EngineSpec
-from stc.engines.library.targets import TARGETS
+from stc.engines.library.targets import TARGETS, Flavour, TensorRt
 from stc.errors import EngineError
 from tests.device_cases import manifest
 from tests.tiny_bundle import write_bundle
@@ -298,7 +297,7 @@ def test_a_build_forgets_how_its_own_flavours_tower_compared_and_no_others(tmp_p
     plan.library.write({}, {"tensorrt": Chain(cosine=1.0, device="a GPU"), "tensorrt-rtx": other})
     with pytest.raises(EngineError, match="cannot be built"):
         run_build(bundle, plan, "tensorrt", targets, cast(BuildProgress, None), workers=1)
-    assert plan.library.chains() == {"tensorrt-rtx": other}
+    assert plan.library.listed().chain_cosine == {"tensorrt-rtx": other}
 
 
 @pytest.mark.parametrize(

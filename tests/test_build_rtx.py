@@ -23,10 +23,9 @@ from stc.engines import command as build_command
 from stc.engines.build.build import BuildPlan, plan_build, run_build
 from stc.engines.build.builders import BuildProgress, Phase
 from stc.engines.build.compile import Recipe, compile_engine, widen_attention
-from stc.engines.library.flavour import Flavour, load_tensorrt
 from stc.engines.library.library import EngineLibrary
 from stc.engines.library.plan import EngineSpec, choose_buckets, plan_engines
-from stc.engines.library.targets import TARGETS, Target, parse_targets
+from stc.engines.library.targets import TARGETS, Flavour, Target, load_tensorrt, parse_targets
 from stc.errors import EngineError
 from stc.manifest import GRAPHS, MANIFEST, WEIGHTS
 from stc.settings import Settings

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stc.bundles.engine_folder import KERNELS
-from stc.engines.library.flavour import Flavour
+from stc.bundles.contents import KERNELS
+from stc.engines.library.targets import Flavour
 from tests.device_cases import SETTINGS, Rig, assert_same_stream
 
 RTX: Flavour = "tensorrt-rtx"

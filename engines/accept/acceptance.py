@@ -17,12 +17,10 @@ from stc.engines.build.build import BuildPlan, run_build
 from stc.engines.build.builders import BuildProgress
 from stc.engines.eager import EngineSide
 from stc.engines.gpu.cuda import Cuda, device_facts
-from stc.engines.gpu.device import Device
-from stc.engines.gpu.recording import Say
-from stc.engines.library.flavour import Flavour, TensorRt
+from stc.engines.gpu.device import Device, Say
 from stc.engines.library.library import CHAIN_COSINE, Acceptance, Chain, EngineEntry, EngineLibrary
 from stc.engines.library.plan import Buckets, EngineSpec
-from stc.engines.library.targets import Target
+from stc.engines.library.targets import Flavour, Target, TensorRt
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.method.graphs import SELECT
 
@@ -129,7 +127,10 @@ def _judge(library: EngineLibrary, flavour: Flavour, device: str, found: Compari
                 ),
             }
         )
-    chains = {**library.chains(), flavour: Chain(cosine=found.chain_cosine, device=device)}
+    chains = {
+        **library.listed().chain_cosine,
+        flavour: Chain(cosine=found.chain_cosine, device=device),
+    }
     library.write({**entries, **judged}, chains)
     return judged
 
@@ -141,7 +142,7 @@ def waiting(library: EngineLibrary, tensorrt: TensorRt, device: str | None = Non
     not before.
     """
     judged = [entry.accepted_on(device) for entry in _own(library, tensorrt).values()]
-    chain = library.chain_on(tensorrt.flavour, device)
+    chain = library.listed().chain_on(tensorrt.flavour, device)
     accepted = all(one is not None and one.passed for one in judged)
     return not accepted or chain is None or not chain.passed
 

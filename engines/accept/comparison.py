@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from stc.contracts import IDS, INDICES, KEY_POSITIONS, QUERY_POSITIONS, TOKENS
 from stc.engines.library.plan import Buckets, EngineSpec, Sizes, shape_at
 from stc.manifest import Manifest, PortEntry
-from stc.method.difference import Difference, difference
+from stc.method.difference import Difference, difference, judged
 from stc.method.family import PROJECTING, changed_frames, check_program
-from stc.method.judging import judged
 from stc.program import Arrays, Call, Side, run_paired
 
 Tick = Callable[[str], None]

@@ -22,8 +22,8 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from stc.engines.build.compile import Recipe, compile_engine
-from stc.engines.library.flavour import Flavour, load_tensorrt
 from stc.engines.library.library import EngineLibrary
+from stc.engines.library.targets import Flavour, load_tensorrt
 from stc.errors import EngineError, StcError
 from stc.manifest import FileEntry
 from stc.shell.command import Console

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from stc import optional
-from stc.engines.library.flavour import TensorRt
 from stc.engines.library.library import replace_file
 from stc.engines.library.plan import EngineSpec, shape_at
-from stc.engines.library.targets import Target
+from stc.engines.library.targets import Target, TensorRt
 from stc.errors import EngineError
 from stc.manifest import GraphEntry
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from stc.engines.gpu.device import Device
 from stc.engines.gpu.tensor import DeviceTensor
-from stc.engines.library.flavour import TensorRt
 from stc.engines.library.library import replace_file
+from stc.engines.library.targets import TensorRt
 from stc.errors import EngineError
 
 Scratch = tuple[int, int]

@@ -16,10 +16,9 @@ from stc.bundles.bundle import Bundle
 from stc.engines.build import build as building
 from stc.engines.build.build import plan_build, run_build
 from stc.engines.build.builders import BuildProgress, Job, Outcome
-from stc.engines.library.flavour import TensorRt
 from stc.engines.library.library import EngineLibrary, libraries_of, library_of
 from stc.engines.library.plan import EngineSpec
-from stc.engines.library.targets import TARGETS
+from stc.engines.library.targets import TARGETS, TensorRt
 from stc.engines.tensorrt.shared import KernelCache
 from stc.errors import BundleError, EngineError, StcError
 from tests.field.resigned import edit_manifest
@@ -149,7 +148,7 @@ def test_what_a_killed_build_left_is_gone_after_the_next(
     with pytest.raises(KeyboardInterrupt):
         build(place, monkeypatch, fails_after=1)
     folder = place / "engines" / "sm89"
-    part = folder / f".{sorted(NAMES)[1]}.4242.part"
+    part = folder / f".{sorted(NAMES)[1]}.00004242.stc-part"
     part.write_bytes(b"half")
     document = json.loads((folder / "engines.json").read_text())
     assert set(document["engines"]) | set(document["unfinished"]) == NAMES
