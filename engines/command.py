@@ -17,26 +17,30 @@ from pathlib import Path
 
 from stc.bundles.bundle import Bundle
 from stc.contracts import attend_graph
-from stc.engines.accept.here import accept_here, waiting
-from stc.engines.build.build import BuildPlan, default_workers, plan_build, run_build
-from stc.engines.build.progress import BuildProgress
-from stc.engines.build.target import (
+from stc.engines.accept.acceptance import accept_here, waiting
+from stc.engines.build.build import (
+    BuildPlan,
     check_native,
     check_precision,
     choose_flavour,
+    default_workers,
     may_be,
+    plan_build,
+    run_build,
     this_target,
 )
+from stc.engines.build.builders import BuildProgress
 from stc.engines.gpu.cuda import DeviceFacts, device_facts, load_cuda
-from stc.engines.library.flavour import FLAVOURS, TensorRt
 from stc.engines.library.library import EngineLibrary
 from stc.engines.library.plan import CONTEXTS, EngineSpec, choose_buckets, plan_engines
 from stc.engines.library.preflight import Demand, check_fits, copies_of, told_elsewhere
 from stc.engines.library.targets import (
+    FLAVOURS,
     JOINED,
     TARGETS,
     THIS_DEVICE,
     Target,
+    TensorRt,
     joined_name,
     parse_targets,
 )
@@ -44,7 +48,7 @@ from stc.errors import EngineError, SettingsError
 from stc.method.graphs import update_graph
 from stc.shell import command
 from stc.shell.command import Console, tell
-from stc.shell.flags import number_flag, whole_flag
+from stc.shell.ranges import number_flag, whole_flag
 
 MAX_JOBS = 1_000
 """Builders at once that no machine has memory for."""
@@ -175,16 +179,7 @@ def _accept(
         )
         return 0
     with BuildProgress(len(bundle.manifest.graphs), console) as progress:
-        report = accept_here(
-            bundle,
-            library,
-            tensorrt,
-            targets,
-            load_cuda(),
-            progress,
-            progress.compared,
-            console.say,
-        )
+        report = accept_here(bundle, library, tensorrt, targets, load_cuda(), progress, console.say)
     for name, (before, after) in report.widened.items():
         tell(f"{name}: rebuilt with float32 attention, cosine {before:.4f} -> {after:.4f}")
     for name, cosine in report.refused.items():

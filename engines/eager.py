@@ -1,4 +1,4 @@
-"""Programs run graph after graph, on any backend, every buffer made once."""
+"""Programs and single graphs run on any backend: every buffer made once, or numpy in and out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from stc.engines.engine import Backend, Engine, Tensor, lock_of
-from stc.engines.runner import Look, Ran, buffers_of, stream_bytes
-from stc.program import Call, Program
+from stc.engines.engine import Backend, Engine, Look, Ran, Tensor, buffers_of, lock_of, stream_bytes
+from stc.manifest import GraphEntry
+from stc.ports import GraphPorts
+from stc.program import Arrays, Call, Program
 
 
 class EagerRunner:
-    """See `stc.engines.runner.Runner`. Graphs are loaded by `load`, the backend's own by default.
+    """See `stc.engines.engine.Runner`. Graphs are loaded by `load`, the backend's own by default.
 
     Raises EngineError when a graph cannot be loaded or there is not enough memory.
     """
@@ -109,3 +110,34 @@ class EagerRunner:
     def close(self) -> None:
         self._at.clear()
         self._calls.clear()
+
+
+class EngineSide:
+    """A side of a comparison (`stc.program.Side`): graphs on `backend`, inputs as in their `ports`.
+
+    Graphs are loaded by `load`, by default by the backend, one at a time.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        ports: Mapping[str, GraphPorts] | Mapping[str, GraphEntry],
+        load: Callable[[str], Engine] | None = None,
+    ) -> None:
+        self._backend = backend
+        self._ports = ports
+        self._load = load or backend.load
+        self._loaded: dict[str, Engine] = {}
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+        if graph not in self._loaded:
+            self._loaded[graph] = self._load(graph)
+        tensors = {
+            port.name: self._backend.to_device(inputs[port.name].astype(port.dtype))
+            for port in self._ports[graph].inputs
+        }
+        outputs = self._loaded[graph](tensors)
+        return {name: self._backend.to_host(value) for name, value in outputs.items()}
+
+    def end(self, graph: str) -> None:
+        self._loaded.pop(graph, None)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from numpy.typing import DTypeLike, NDArray
 from stc.bundles.bundle import Bundle
 from stc.contracts import HEAD, TEXT_EMBED
 from stc.engines.engine import Engine, Tensor, is_closed
-from stc.errors import EngineError
+from stc.errors import EngineError, first_line, guarded
 from stc.onnx_files.operators import GraphKind
 
 Device = Literal["cpu", "cuda"]
@@ -83,7 +83,7 @@ class OnnxRuntimeEngine:
         except Exception as error:  # ONNX Runtime's own exceptions share no narrower base
             raise EngineError(
                 name,
-                f"ONNX Runtime cannot load it ({_first_line(error)})",
+                f"ONNX Runtime cannot load it ({first_line(error)})",
                 fix=f"export again, or with onnxruntime newer than {onnxruntime.__version__}",
             ) from error
         # A provider that cannot be used is left out without an error.
@@ -112,7 +112,7 @@ class OnnxRuntimeEngine:
         except Exception as error:
             raise EngineError(
                 self.name,
-                f"ONNX Runtime failed ({_first_line(error)})",
+                f"ONNX Runtime failed ({first_line(error)})",
                 fix="see that memory is free, or export again",
             ) from error
         return dict(zip(wanted, binding.get_outputs(), strict=True))
@@ -146,7 +146,7 @@ class OnnxRuntimeBackend:
         self._closed = False
         self._bundle = bundle
         self._device = device
-        with _told(f"device {device}", "cannot be used", _INSTALL_CUDA):
+        with guarded(f"device {device}", "cannot be used", _INSTALL_CUDA, EngineError):
             onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, device)
 
     def load(self, graph: str) -> Engine:
@@ -204,8 +204,8 @@ class OnnxRuntimeBackend:
 
     def _held(self, shape: Sequence[int]) -> AbstractContextManager[None]:
         """What the body does with a tensor of `shape` succeeds, or raises EngineError."""
-        fix = "free memory, or use a smaller model"
-        return _told(f"tensor {list(shape)}", f"cannot be held or copied by {self.name}", fix)
+        got, fix = f"cannot be held or copied by {self.name}", "free memory, or use a smaller model"
+        return guarded(f"tensor {list(shape)}", got, fix, EngineError)
 
     def close(self) -> None:
         """No session computes any more. What it held goes when nobody holds it any more."""
@@ -249,16 +249,3 @@ def share_threads() -> None:
 def usable_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-@contextmanager
-def _told(subject: str, got: str, fix: str) -> Iterator[None]:
-    """An error of ONNX Runtime in the body is an EngineError."""
-    try:
-        yield
-    except Exception as error:  # they share no narrower base
-        raise EngineError(subject, f"{got} ({_first_line(error)})", fix=fix) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

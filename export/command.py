@@ -25,8 +25,8 @@ from stc.method.graphs import vision_graphs
 from stc.settings import PRESETS
 from stc.shell import command
 from stc.shell.command import Console
-from stc.shell.flags import whole_flag
 from stc.shell.progress import Progress
+from stc.shell.ranges import whole_flag
 
 MODELS = ("llava-ov", "demo")
 SIZES = ("0.5b", "7b")

@@ -33,9 +33,8 @@ from stc.errors import ExportError
 from stc.export.checkpoint.pretrained import Pretrained
 from stc.export.graphs.written_graphs import WrittenGraphs
 from stc.manifest import LanguageSpec, Precision, VisionSpec
-from stc.method.difference import difference
+from stc.method.difference import ANSWER, PIXEL, TEXT, difference, pixels_apart, whole_limit
 from stc.method.family import frame_program
-from stc.method.whole_model import ANSWER, PIXEL, TEXT, pixels_apart, whole_limit
 from stc.program import run_alone
 from stc.settings import KEEP_ALL, Settings
 

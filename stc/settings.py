@@ -12,8 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from stc.errors import SettingsError
-from stc.shell.flags import number_flag, whole_flag
-from stc.shell.ranges import MAX_COUNT, one_of, real, shown, whole_fields
+from stc.shell.ranges import MAX_COUNT, number_flag, one_of, real, shown, whole_fields, whole_flag
 
 Selection = Literal["shared", "layerwise"]
 Scoring = Literal["dual-anchor", "gaussian", "gaussian-fixed"]

@@ -14,10 +14,9 @@ from stc.bundles.bundle import Bundle, file_entry
 from stc.bundles.writer import BundleWriter
 from stc.engines.gpu.cuda import Cuda
 from stc.engines.gpu.device import Device
-from stc.engines.library.flavour import Flavour
 from stc.engines.library.library import EngineEntry, EngineLibrary, Stamp
 from stc.engines.library.plan import Buckets, plan_engines
-from stc.engines.oracle_backend import OracleBackend
+from stc.engines.library.targets import Flavour
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.manifest import GRAPHS, WEIGHTS, DefaultSettings, FileEntry, GraphEntry, Manifest
 from stc.method.graphs import vision_graphs, vision_ports
@@ -29,6 +28,7 @@ from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import VERSION, FakeTensorRt, Plan
+from tests.oracle_backend import OracleBackend
 from tests.tiny_bundle import SPEC as TINY
 from tests.tiny_bundle import provenance
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.engines.library.flavour import Flavour, TensorRt
 from stc.engines.library.plan import Sizes, shape_at
+from stc.engines.library.targets import Flavour, TensorRt
 from stc.manifest import GraphEntry
 from tests.fake_cuda import FakeCuda
 

@@ -17,12 +17,12 @@ from stc.bundles.bundle import Bundle
 from stc.contracts import INDICES, KEPT_INDICES
 from stc.engines.engine import Engine, Tensor
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
-from stc.engines.oracle_backend import OracleBackend, OracleEngine
 from stc.export.checkpoint.checkpoint import VisionWeights
 from stc.method import pruner
 from stc.method.difference import selection_gap
 from stc.method.graphs import PRUNE_CONTRACT, SELECT, SELECT_CONTRACT, prune_graph
 from stc.settings import SCORINGS, Scoring
+from tests.oracle_backend import OracleBackend, OracleEngine
 from tests.vision_cases import numpy_weights
 
 Array = NDArray[Any]

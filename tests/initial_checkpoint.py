@@ -13,7 +13,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from stc.export.checkpoint.model_files import preprocessing
+from stc.export.made_up.synthetic import preprocessing
 
 IMAGE_SIZE = 35
 """7 x 7 tokens, 4 x 4 after pooling."""

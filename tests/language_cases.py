@@ -24,7 +24,7 @@ from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.export.bundle_export import export_bundle
 from stc.export.checkpoint.checkpoint import open_checkpoint
 from stc.export.graphs.int4 import Group
-from stc.export.made_up.demo_tokenizer import demo_tokenizer
+from stc.export.made_up.demo import demo_tokenizer
 from stc.manifest import Precision
 from stc.prompts.prompt import Prompt
 from stc.runtime.language.kv_buckets import KvBuckets

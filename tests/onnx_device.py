@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from stc.bundles.bundle import Bundle
 from stc.engines import command as build_command
 from stc.engines import open_tensorrt
-from stc.engines.build import target as build_target
+from stc.engines.build import build as engine_build
 from stc.engines.gpu.cuda import Cuda
-from stc.engines.library.flavour import Flavour, TensorRt, load_tensorrt
 from stc.engines.library.library import EngineLibrary
+from stc.engines.library.targets import Flavour, TensorRt, load_tensorrt
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import FakeTensorRt, Graph, Plan
 from tests.graph_files import graph_file
@@ -78,7 +78,7 @@ def double_machine(
         double.__version__ = load_tensorrt(flavour).version
         return double.flavoured(flavour)
 
-    for module in (open_tensorrt, build_target):
+    for module in (open_tensorrt, engine_build):
         monkeypatch.setattr(module, "load_tensorrt", load)
     for module in (open_tensorrt, build_command):
         monkeypatch.setattr(module, "load_cuda", lambda: cuda)

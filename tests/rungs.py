@@ -9,7 +9,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from stc.engines.engine import Engine
-from stc.engines.oracle_backend import OracleBackend, OracleEngine
 from stc.export.checkpoint.checkpoint import VisionWeights
 from stc.export.graphs.torch_graphs import TorchGraphs
 from stc.export.towers.siglip.reference import TorchVision
@@ -18,6 +17,7 @@ from stc.method.graphs import vision_graphs
 from stc.runtime.sides.tower_stream import TowerStream
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
+from tests.oracle_backend import OracleBackend, OracleEngine
 from tests.vision_cases import Exported, numpy_weights
 
 Array = NDArray[Any]

@@ -20,7 +20,7 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 
 from stc.bundles.bundle import Bundle
 from stc.engines import command as build_command
-from stc.engines.accept import here as accept_here
+from stc.engines.accept import acceptance
 from stc.engines.library.library import Acceptance, Chain, EngineEntry, EngineLibrary, library_of
 from stc.engines.open_tensorrt import open_tensorrt
 from stc.errors import EngineError
@@ -157,7 +157,7 @@ def test_engines_of_other_sizes_that_nothing_can_use_are_forgotten(
     old = entry.model_copy(
         update={"stamp": entry.stamp.model_copy(update=sizes), "file": file, "acceptance": None}
     )
-    library.write({**library.entries(), "old.engine": old}, library.chains())
+    library.write({**library.entries(), "old.engine": old}, library.listed().chain_cosine)
     if cut:
         (library.folder / "old.engine").unlink()
     ran = build()
@@ -203,7 +203,7 @@ def test_a_rebuild_that_was_interrupted_is_done_by_the_next_run(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(accept_here, "run_build", interrupted)
+        patched.setattr(acceptance, "run_build", interrupted)
         assert build().returncode == 130
     assert not entry_of(bundle, "update_00")[1].wide_attention
     assert build().returncode == 0

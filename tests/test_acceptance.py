@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 from stc.contracts import FRAME_MEAN, HIDDEN_OUT, INDICES, KEPT, KEPT_INDICES
 from stc.engines.accept.acceptance import Comparison, accept_engines, compared_buckets
 from stc.engines.accept.comparison import (
+    Compared,
     Sides,
+    by_token,
     chain_cosine,
     compare_language,
     compare_vision,
     compared_outputs,
 )
+from stc.engines.eager import EngineSide
 from stc.engines.engine import Engine, Tensor
-from stc.engines.library.library import Chain, EngineEntry, EngineLibrary, Stamp
-from stc.engines.library.likeness import CHAIN_COSINE, Compared, lowest_cosine, relative_l2
+from stc.engines.library.library import CHAIN_COSINE, Chain, EngineEntry, EngineLibrary, Stamp
 from stc.engines.library.plan import Buckets, EngineSpec
-from stc.engines.oracle_backend import OracleBackend
-from stc.engines.side import EngineSide
 from stc.manifest import LanguageSpec, Manifest
 from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
+from tests.oracle_backend import OracleBackend
 
 Outputs = dict[str, Tensor]
 Spoil = Callable[[Outputs], Outputs]
@@ -179,13 +180,13 @@ def test_errors_that_add_up_show_at_the_end_of_the_chain() -> None:
     ],
 )
 def test_the_lowest_cosine_of_a_token_is_told(got: Any, cosine: float) -> None:
-    assert lowest_cosine(np.eye(2), np.array(got)) == cosine
+    assert by_token(np.eye(2), np.array(got)).min_cosine == cosine
 
 
 def test_two_tokens_of_zeros_are_alike_and_a_length_off_shows_in_the_error() -> None:
-    assert lowest_cosine(np.zeros((1, 3)), np.zeros((1, 3))) == 1.0
-    assert relative_l2(np.ones(4), 2 * np.ones(4)) == 1.0
-    assert relative_l2(np.ones(4), np.ones(5)) == np.inf
+    assert by_token(np.zeros((1, 3)), np.zeros((1, 3))).min_cosine == 1.0
+    assert by_token(np.ones(4), 2 * np.ones(4)).relative_l2 == 1.0
+    assert by_token(np.ones(4), np.ones(5)).relative_l2 == np.inf
 
 
 # What follows from it.
@@ -247,7 +248,7 @@ def test_engines_that_pass_are_accepted_with_their_cosines(tmp_path: Path) -> No
     assert acceptance is not None
     assert (acceptance.passed, acceptance.outputs) == (True, {"hidden_out": 0.9995})
     assert acceptance.device == GPU
-    assert made.chains()["tensorrt"] == Chain(cosine=1.0, device=GPU)
+    assert made.listed().chain_cosine["tensorrt"] == Chain(cosine=1.0, device=GPU)
 
 
 @pytest.mark.parametrize("kind", ["update", "attend"])
@@ -293,7 +294,7 @@ def test_a_chain_that_strays_is_not_passed_though_every_graph_is(tmp_path: Path)
     bench = Bench(made, {"keys_00": 1.0}, [])
     bench.chain = 0.98
     assert not accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild).passed
-    assert made.chains()["tensorrt"].cosine == 0.98
+    assert made.listed().chain_cosine["tensorrt"].cosine == 0.98
 
 
 def test_one_flavours_acceptance_leaves_the_others(tmp_path: Path) -> None:
@@ -303,7 +304,7 @@ def test_one_flavours_acceptance_leaves_the_others(tmp_path: Path) -> None:
     bench = Bench(made, {"keys_00": 1.0}, [])
     accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     own = Chain(cosine=1.0, device=GPU)
-    assert made.chains() == {"tensorrt-rtx": other, "tensorrt": own}
+    assert made.listed().chain_cosine == {"tensorrt-rtx": other, "tensorrt": own}
 
 
 def test_an_engines_scratch_memory_is_in_the_list(tmp_path: Path) -> None:

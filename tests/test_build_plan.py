@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from stc.engines.gpu.cuda import DeviceFacts
 from stc.engines.library.plan import Buckets, EngineSpec, choose_buckets, plan_engines, shape_at
 from stc.engines.library.targets import TARGETS, joined_name, parse_targets, target_of
 from stc.errors import EngineError, SettingsError
@@ -148,6 +149,10 @@ def test_unknown_targets_are_refused_with_the_targets_there_are(names: str) -> N
         parse_targets(names)
 
 
+def gpu(capability: tuple[int, int], board: str, modules: str = "") -> DeviceFacts:
+    return DeviceFacts("GPU", capability, 1 << 30, 1 << 30, False, board, modules)
+
+
 @pytest.mark.parametrize(
     ("capability", "board", "name"),
     [
@@ -161,12 +166,12 @@ def test_unknown_targets_are_refused_with_the_targets_there_are(names: str) -> N
 def test_a_gpu_is_recognised_by_capability_and_board(
     capability: tuple[int, int], board: str, name: str
 ) -> None:
-    assert target_of(capability, board) is TARGETS[name]
+    assert target_of(gpu(capability, board)) is TARGETS[name]
 
 
 @pytest.mark.parametrize(("capability", "board"), [((9, 0), ""), ((8, 7), "a carrier of ours")])
 def test_a_gpu_outside_the_table_is_no_target(capability: tuple[int, int], board: str) -> None:
-    assert target_of(capability, board) is None
+    assert target_of(gpu(capability, board)) is None
 
 
 @pytest.mark.parametrize(
@@ -178,4 +183,4 @@ def test_a_gpu_outside_the_table_is_no_target(capability: tuple[int, int], board
     ],
 )
 def test_a_board_of_another_maker_is_known_by_its_module(modules: str, name: str) -> None:
-    assert target_of((8, 7), "a carrier of ours", modules) is TARGETS[name]
+    assert target_of(gpu((8, 7), "a carrier of ours", modules)) is TARGETS[name]

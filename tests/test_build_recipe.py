@@ -22,14 +22,11 @@ from stc.engines.build.build import (
     plan_build,
     run_build,
 )
-from stc.engines.build.builders import Builders, BuildObserver
-from stc.engines.build.compile import Recipe, build_config, compile_engine
-from stc.engines.build.timing_cache import save_timings
-from stc.engines.build.worker import Job, Outcome
-from stc.engines.library.flavour import Flavour, TensorRt
+from stc.engines.build.builders import Builders, BuildProgress, Job, Outcome
+from stc.engines.build.compile import Recipe, build_config, compile_engine, save_timings
 from stc.engines.library.library import Chain, EngineLibrary
 from stc.engines.library.plan import EngineSpec
-from stc.engines.library.targets import TARGETS
+from stc.engines.library.targets import TARGETS, Flavour, TensorRt
 from stc.errors import EngineError
 from tests.device_cases import manifest
 from tests.tiny_bundle import write_bundle
@@ -254,7 +251,7 @@ def test_a_target_decides_on_scratch_memory_and_the_flavour_on_timings(
     bundle = Bundle.open(write_bundle(tmp_path / "bundle"))
     targets = (TARGETS[target],)
     specs = [EngineSpec("embed", ({},)), EngineSpec("select", ({"M": 3},), 3)]
-    plan, nobody = plan_build(bundle, specs, double(flavour), targets), cast(BuildObserver, None)
+    plan, nobody = plan_build(bundle, specs, double(flavour), targets), cast(BuildProgress, None)
     with pytest.raises(EngineError, match=r"^embed: cannot be built; what is built stays$"):
         run_build(bundle, plan, flavour, targets, nobody, workers=1)
     assert [job.recipe.workspace_bytes for job in handed] == [limit] * 2
@@ -280,7 +277,7 @@ def test_a_builder_that_died_tells_by_what(tmp_path: Path, code: int, fix: str) 
         ),
         EngineLibrary(tmp_path),
     )
-    builders = Builders("tensorrt", 0, cast(BuildObserver, None))
+    builders = Builders("tensorrt", 0, cast(BuildProgress, None))
     here, there = Pipe()
     builders._processes[here] = cast(Any, SimpleNamespace(join=lambda: None, exitcode=code))
     there.close()
@@ -299,8 +296,8 @@ def test_a_build_forgets_how_its_own_flavours_tower_compared_and_no_others(tmp_p
     other = Chain(cosine=0.9998, device="a GPU")
     plan.library.write({}, {"tensorrt": Chain(cosine=1.0, device="a GPU"), "tensorrt-rtx": other})
     with pytest.raises(EngineError, match="cannot be built"):
-        run_build(bundle, plan, "tensorrt", targets, cast(BuildObserver, None), workers=1)
-    assert plan.library.chains() == {"tensorrt-rtx": other}
+        run_build(bundle, plan, "tensorrt", targets, cast(BuildProgress, None), workers=1)
+    assert plan.library.listed().chain_cosine == {"tensorrt-rtx": other}
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ import pytest
 
 from stc.bundles.bundle import Bundle
 from stc.engines import command as build_command
-from stc.engines.build.target import (
+from stc.engines.build.build import (
     check_native,
     check_precision,
     choose_flavour,
     this_target,
 )
 from stc.engines.gpu.cuda import DeviceFacts
-from stc.engines.library.flavour import TensorRt, load_tensorrt, version_at_least
-from stc.engines.library.targets import TARGETS, parse_targets
+from stc.engines.library.targets import TARGETS, TensorRt, load_tensorrt, parse_targets
 from stc.errors import EngineError
+from stc.optional import older
 from tests.tiny_bundle import provenance, write_bundle
 
 ORIN_NANO = DeviceFacts(
@@ -205,6 +205,6 @@ def test_several_profiles_wait_for_the_version_that_computes_them_right(
 
 
 def test_versions_compare_by_number() -> None:
-    assert version_at_least("10.13.3.9", (10, 3))
-    assert not version_at_least("10.3.0", (10, 13))
-    assert version_at_least("11.0.0.114", (11,))
+    assert not older("10.13.3.9", "10.3")
+    assert older("10.3.0", "10.13")
+    assert not older("11.0.0.114", "11")

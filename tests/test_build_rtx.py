@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
@@ -20,16 +21,15 @@ pytest.importorskip("polygraphy", reason="pip install 'stc[tensorrt-rtx]'")
 from stc.bundles.bundle import Bundle, file_entry
 from stc.engines import command as build_command
 from stc.engines.build.build import BuildPlan, plan_build, run_build
-from stc.engines.build.compile import Recipe, compile_engine
-from stc.engines.build.wide_attention import widen_attention
-from stc.engines.build.worker import Phase
-from stc.engines.library.flavour import Flavour, load_tensorrt
+from stc.engines.build.builders import BuildProgress, Phase
+from stc.engines.build.compile import Recipe, compile_engine, widen_attention
 from stc.engines.library.library import EngineLibrary
 from stc.engines.library.plan import EngineSpec, choose_buckets, plan_engines
-from stc.engines.library.targets import TARGETS, Target, parse_targets
+from stc.engines.library.targets import TARGETS, Flavour, Target, load_tensorrt, parse_targets
 from stc.errors import EngineError
 from stc.manifest import GRAPHS, MANIFEST, WEIGHTS
 from stc.settings import Settings
+from stc.shell.command import Console
 from tests.graph_files import graph_file
 from tests.vision_cases import Exported
 
@@ -38,21 +38,22 @@ THREE = "sm86+sm89+sm120"
 RTX: Flavour = "tensorrt-rtx"
 
 
-class Watcher:
+class Watcher(BuildProgress):
     """Remembers what a build reported."""
 
     def __init__(self) -> None:
+        super().__init__(0, Console(file=io.StringIO()))
         self.taken: list[str] = []
         self.phases: list[tuple[str, Phase]] = []
         self.done: list[str] = []
 
-    def started(self, engine: str) -> None:
+    def began(self, engine: str) -> None:
         self.taken.append(engine)
 
     def phase(self, engine: str, phase: Phase) -> None:
         self.phases.append((engine, phase))
 
-    def finished(self, engine: str) -> None:
+    def built(self, engine: str) -> None:
         self.done.append(engine)
 
 

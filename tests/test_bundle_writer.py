@@ -87,7 +87,7 @@ def test_exception_leaves_everything_as_it_was(
 
 
 def cannot_exchange(_one: Path, _other: Path) -> bool:
-    """Stands for `stc.shell.exchange.exchange` where directories cannot change places at once."""
+    """Stands for `stc.bundles.writer.exchange` where directories cannot change places at once."""
     return False
 
 

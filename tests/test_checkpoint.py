@@ -109,7 +109,7 @@ def test_half_precision_weights_are_given_as_float32(tmp_path: Path) -> None:
 
 
 def test_any_tensor_is_read_by_its_name_on_disk(pristine: Path, model: Any) -> None:
-    tensor = open_checkpoint(str(pristine)).tensor("language_model.model.norm.weight")
+    tensor = open_checkpoint(str(pristine)).shards.load("language_model.model.norm.weight")
     assert torch.equal(tensor, model.model.language_model.norm.weight)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from stc.errors import CheckpointError
 from stc.export import command
-from stc.export.checkpoint import hub
+from stc.export.checkpoint import checkpoint
 from stc.export.checkpoint.checkpoint import open_checkpoint
 from stc.export.weights import open_weights
 from tests.tiny_checkpoint import refusal, tiny_model, write_checkpoint
@@ -47,7 +47,7 @@ def test_a_downloaded_checkpoint_bears_its_hub_id(
         asked[hub_id] = allow_patterns
         return str(pristine)
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(checkpoint, "snapshot_download", snapshot)
     assert open_checkpoint(HUB_ID).name == HUB_ID
     assert open_checkpoint(str(pristine)).name == pristine.name
     offered = {

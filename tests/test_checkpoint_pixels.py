@@ -11,8 +11,8 @@ import pytest
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from stc.export.checkpoint.checkpoint import open_checkpoint
-from stc.export.checkpoint.model_files import preprocessing
 from stc.export.companions import PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR
+from stc.export.made_up.synthetic import preprocessing
 from stc.runtime.vision.preprocess import Preprocessor
 from tests.tiny_checkpoint import tiny_model, write_checkpoint
 

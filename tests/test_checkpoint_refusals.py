@@ -71,7 +71,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (partial(remove, "config.json"), "config.json: no such file"),
     "invalid config": (partial(write, "config.json", b"{"), "config.json: not valid JSON"),
-    "config in no encoding": (partial(write, "config.json", b"\xff\xfe\xfd"), "not valid JSON"),
+    "config in no encoding": (partial(write, "config.json", b"\xff\xfe\xfd"), "not UTF-8"),
     "config no object": (partial(write, "config.json", b"[]"), "expected a JSON object"),
     "no preprocessing": (partial(remove, "preprocessor_config.json"), "no preprocessing"),
     "no weights": (partial(remove, "model.safetensors"), "no weights"),

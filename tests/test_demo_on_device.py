@@ -18,15 +18,14 @@ import numpy as np
 import pytest
 
 from stc.bundles.bundle import Bundle
-from stc.bundles.engine_folder import KERNELS
+from stc.bundles.contents import KERNELS
 from stc.engines import command as build_command
-from stc.engines.accept.here import waiting
-from stc.engines.build.target import choose_flavour, this_target
+from stc.engines.accept.acceptance import waiting
+from stc.engines.accept.comparison import by_token
+from stc.engines.build.build import choose_flavour, this_target
 from stc.engines.gpu.cuda import device_facts
-from stc.engines.library.flavour import Flavour
-from stc.engines.library.library import library_of
-from stc.engines.library.likeness import CHAIN_COSINE, lowest_cosine
-from stc.engines.library.targets import TARGETS, Target
+from stc.engines.library.library import CHAIN_COSINE, library_of
+from stc.engines.library.targets import TARGETS, Flavour, Target
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
 from stc.runtime.answers.open_language import open_stream_language
@@ -102,13 +101,13 @@ def assert_alike(got: FrameReport, expected: FrameReport) -> None:
     """Of tokens that are alike float16 may choose others: compare what both kept."""
     common, ours, theirs = np.intersect1d(got.kept, expected.kept, return_indices=True)
     assert len(common) >= 0.8 * len(expected.kept)
-    assert lowest_cosine(expected.tokens[theirs], got.tokens[ours]) > 0.97
+    assert by_token(expected.tokens[theirs], got.tokens[ours]).min_cosine > 0.97
 
 
 def test_every_engine_is_accepted_against_onnx_runtime(built: Built) -> None:
     library = library_of(built.bundle, built.target.name)
     assert not waiting(library, choose_flavour((built.target,), built.flavour))
-    chain = library.chains().get(built.flavour)
+    chain = library.listed().chain_cosine.get(built.flavour)
     assert chain is not None
     assert chain.cosine >= CHAIN_COSINE
 
@@ -187,7 +186,7 @@ def test_questions_are_answered_by_engines(built: Built, policy: Policy) -> None
             backend.close()
     (device, *held), (cpu, *expected) = answers
     assert held == expected
-    assert lowest_cosine(cpu[None], device[None]) > 0.99
+    assert by_token(cpu[None], device[None]).min_cosine > 0.99
 
 
 def test_a_run_answers_on_the_device(built: Built, run_main: Run) -> None:

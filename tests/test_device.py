@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 
 from stc.engines.gpu.cuda import Cuda, device_facts, load_cuda
-from stc.engines.gpu.device import Device
-from stc.engines.gpu.pinned_array import PinnedArray
-from stc.engines.gpu.recording import Recording
-from stc.engines.gpu.tensor import DeviceTensor
+from stc.engines.gpu.device import Device, Recording
+from stc.engines.gpu.tensor import DeviceTensor, PinnedArray
 from stc.errors import DeviceError, EngineError
 from tests.fake_cuda import FakeCuda
 
@@ -221,7 +219,7 @@ def test_an_array_of_torch_is_read_where_it_lies() -> None:
     cuda = real_cuda()
     if not torch.cuda.is_available():
         pytest.skip("PyTorch without CUDA")
-    from stc.engines.gpu.array import read_array
+    from stc.engines.gpu.tensor import read_array
 
     device = Device(cuda)
     array = torch.arange(6, dtype=torch.float32, device="cuda").reshape(2, 3)

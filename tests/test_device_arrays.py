@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stc.engines.gpu.array import on_device
-from stc.engines.gpu.tensor import DeviceTensor
+from stc.engines.gpu.tensor import DeviceTensor, on_device
 from stc.errors import EngineError
 from stc.runtime.stream.session import StreamSession
 from tests.device_cases import Rig, assert_equal, frames, oracle_session

@@ -13,8 +13,8 @@ import pytest
 
 from stc.bundles.bundle import Bundle
 from stc.engines import open_tensorrt
-from stc.engines.gpu.recording import Say
-from stc.engines.library.flavour import Flavour
+from stc.engines.gpu.device import Say
+from stc.engines.library.targets import Flavour
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
 from stc.runtime.commands import bench as bench_command

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stc.engines.library.flavour import Flavour
+from stc.engines.library.targets import Flavour
 from stc.errors import DeviceError, EngineError, NonFiniteError
 from tests.device_cases import SETTINGS, Rig, assert_same_stream, frames
 from tests.fake_cuda import FakeCuda

@@ -23,8 +23,8 @@ from stc.contracts import (
     REF_VALUE,
     SCORE,
 )
-from stc.engines.library.flavour import FLAVOURS, Flavour
 from stc.engines.library.plan import Buckets
+from stc.engines.library.targets import FLAVOURS, Flavour
 from stc.errors import EngineError
 from stc.method.family import frame_program
 from stc.method.graphs import EMBED, SELECT

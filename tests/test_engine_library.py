@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stc.bundles.engine_folder import LIST
+from stc.bundles.contents import LIST
 from stc.engines.library.library import Acceptance, Chain, EngineEntry, EngineLibrary, Stamp
 from stc.errors import EngineError
 
@@ -70,9 +70,9 @@ def test_what_was_compared_on_a_device_is_known_there_and_not_on_another(tmp_pat
     )
     entry = library.entries()["embed.engine"]
     assert (entry.accepted_on("GPU"), entry.accepted_on("another")) == (judged, None)
-    assert library.chain_on("tensorrt", "GPU") == chain
-    assert library.chain_on("tensorrt", "another") is None
-    assert library.chain_on("tensorrt-rtx", "GPU") is None
+    assert library.listed().chain_on("tensorrt", "GPU") == chain
+    assert library.listed().chain_on("tensorrt", "another") is None
+    assert library.listed().chain_on("tensorrt-rtx", "GPU") is None
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"schema_version": 2, "engines": {}}', "[]"])

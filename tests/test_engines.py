@@ -19,10 +19,10 @@ from stc.engines.engine import Backend
 from stc.engines.onnxruntime_backend import (
     OnnxRuntimeBackend,
 )
-from stc.engines.oracle_backend import OracleBackend
 from stc.errors import BundleError, EngineError
 from stc.method.graphs import SELECT, keys_graph
 from tests.graph_files import graph_file
+from tests.oracle_backend import OracleBackend
 from tests.vision_cases import GOLDEN, Exported, numpy_weights
 
 Array = NDArray[Any]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from stc.bundles.engine_folder import KERNELS
-from stc.engines.library.flavour import Flavour
+from stc.bundles.contents import KERNELS
+from stc.engines.library.targets import Flavour
 from tests.device_cases import SETTINGS, Rig, assert_same_stream
 
 RTX: Flavour = "tensorrt-rtx"
@@ -47,7 +47,7 @@ def test_a_bundle_that_cannot_be_written_is_told_and_runs(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("stc.engines.tensorrt.kernel_cache.replace_file", full)
+    monkeypatch.setattr("stc.engines.tensorrt.shared.replace_file", full)
     rig = Rig(tmp_path, flavour=RTX)
     assert_same_stream(rig.session(), SETTINGS, 6)
     rig.backend.close()

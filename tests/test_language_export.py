@@ -15,9 +15,10 @@ import torch
 from stc import contracts
 from stc.errors import CheckpointError, ExportError
 from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.companions import read_companions
 from stc.export.decoders.qwen2.decoder import Decoder
 from stc.export.decoders.qwen2.modules import Attend
-from stc.export.decoders.qwen2.spec import read_language_spec
+from stc.export.decoders.qwen2.spec import described_language
 from stc.export.decoders.qwen2.torch_language import TorchLanguage
 from stc.export.decoders.qwen2.weights import EMBED, HEAD, whole_table
 from stc.export.graphs.check import GraphCheck
@@ -82,7 +83,7 @@ def test_tables_are_read_in_slices(tied: bool, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_spec_is_the_configuration() -> None:
-    spec = read_language_spec(language_case().checkpoint)
+    spec = described_language(read_companions(language_case().checkpoint))
     config = language_case().model.config
     text = config.text_config
     assert (spec.width, spec.blocks, spec.vocabulary) == (WIDTH, BLOCKS, text.vocab_size)
@@ -100,7 +101,7 @@ def test_transformers_4_configurations_are_read(directory: Path) -> None:
         text_config__rope_theta=1e6,
     )
     change_json(directory / "generation_config.json", eos_token_id=[3, 4])
-    spec = read_language_spec(directory)
+    spec = described_language(read_companions(directory))
     assert (spec.rotary_base, spec.stop_token_ids) == (1e6, (3, 4))
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from stc.bundles.bundle import Bundle
-from stc.bundles.engine_folder import LIST
+from stc.bundles.contents import LIST
 from stc.engines.gpu.cuda import Cuda, DeviceFacts, device_facts
-from stc.engines.library.flavour import Flavour, TensorRt
 from stc.engines.library.library import (
     Acceptance,
     Chain,
@@ -22,9 +21,8 @@ from stc.engines.library.library import (
     weights_sha256,
 )
 from stc.engines.library.plan import Sizes
-from stc.engines.library.targets import GIB, TARGETS
-from stc.engines.library.usable_engines import find_engines
-from stc.engines.open_tensorrt import built_target, check_memory
+from stc.engines.library.targets import GIB, TARGETS, Flavour, TensorRt
+from stc.engines.open_tensorrt import built_target, check_memory, find_engines
 from stc.errors import DeviceError, EngineError
 from stc.manifest import FileEntry
 from stc.method.graphs import EMBED, SELECT

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -101,13 +102,17 @@ def test_an_engine_that_strays_from_onnx_runtime_is_found(
 def test_a_captured_frame_that_differs_from_its_engines_is_found(
     parity: Parity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = CapturedRunner.on_host
+    whole = CapturedRunner.run
 
     def otherwise(*asked: Any) -> Any:
-        found = whole(*asked)
-        return found[::-1].copy() if found.dtype.kind == "f" else found
+        ran = whole(*asked)
+        found = {
+            name: one[::-1].copy() if one.dtype.kind == "f" else one
+            for name, one in ran.results.items()
+        }
+        return replace(ran, results=found)
 
-    monkeypatch.setattr(CapturedRunner, "on_host", otherwise)
+    monkeypatch.setattr(CapturedRunner, "run", otherwise)
     ran = parity()
     assert ran.returncode == 1
     failed = {row["where"] for row in document(ran)["rows"] if not row["passed"]}

@@ -14,14 +14,11 @@ import pytest
 from numpy.typing import NDArray
 
 from stc.contracts import Contract, Port
-from stc.engines.eager import EagerRunner
-from stc.engines.engine import Engine
+from stc.engines.eager import EagerRunner, EngineSide
+from stc.engines.engine import Engine, Runner, stream_bytes
 from stc.engines.gpu.cuda import Cuda
 from stc.engines.gpu.device import Device
 from stc.engines.library.library import EngineEntry, EngineLibrary, Stamp
-from stc.engines.oracle_backend import OracleBackend, OracleEngine
-from stc.engines.runner import Runner, stream_bytes
-from stc.engines.side import EngineSide
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.engines.tensorrt.captured import CapturedRunner
 from stc.errors import EngineError
@@ -31,6 +28,7 @@ from stc.program import Arrays, Buffer, Call, Program, run_alone, run_paired
 from tests.device_cases import weights
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import VERSION, FakeTensorRt, Plan
+from tests.oracle_backend import OracleBackend, OracleEngine
 
 Array = NDArray[Any]
 ROWS, WIDTH = 6, 4
@@ -259,7 +257,6 @@ FAMILY = {
     "stc/method/family.py": "the family",
     "stc/method/graphs.py": "its graphs",
     "export/towers/siglip/tower.py": "its modules, by graph",
-    "engines/oracle_backend.py": "the numpy oracle",
     "stc/method/cacher.py": "the numpy oracle",
     "export/towers/siglip/reference.py": "the PyTorch reference",
 }

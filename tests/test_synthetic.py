@@ -20,9 +20,10 @@ from transformers import (
 
 from stc.errors import CheckpointError
 from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.companions import read_companions
 from stc.export.made_up.demo import write_demo_checkpoint
 from stc.export.made_up.synthetic import SIZES, Size, random_checkpoint, vision_tensor
-from stc.export.towers.siglip.spec import read_spec
+from stc.export.towers.siglip.spec import described_spec
 from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
 from stc.manifest import VisionSpec
 
@@ -141,7 +142,7 @@ def test_companions_of_random_weights_describe_them(tmp_path: Path) -> None:
     checkpoint = random_checkpoint()
     for name, content in checkpoint.companions().items():
         (tmp_path / name).write_bytes(content)
-    assert read_spec(tmp_path) == checkpoint.spec
+    assert described_spec(read_companions(tmp_path)) == checkpoint.spec
 
 
 def test_activations_stay_small_and_tokens_apart_through_26_blocks_in_float16() -> None:

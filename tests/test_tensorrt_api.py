@@ -124,7 +124,7 @@ NAMES = sorted({names for tree in SOURCES.values() for names in touched(tree)})
 
 
 def test_the_names_are_found_where_they_are_used() -> None:
-    assert {"build/compile.py", "tensorrt/engine.py", "build/wide_attention.py"} <= set(SOURCES)
+    assert {"build/compile.py", "tensorrt/engine.py"} <= set(SOURCES)
     found = {name for names in NAMES for name in names}
     assert {
         "LayerType.TOPK",

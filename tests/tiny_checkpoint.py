@@ -19,7 +19,7 @@ from transformers import (
 
 from stc.errors import CheckpointError
 from stc.export.checkpoint.checkpoint import open_checkpoint
-from stc.export.checkpoint.model_files import preprocessing
+from stc.export.made_up.synthetic import preprocessing
 from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
 
 Layout = Literal["4.x", "5.x", "5.x sharded", "state dict", "4.x state dict"]

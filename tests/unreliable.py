@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from stc.engines.engine import Engine, Tensor
-from stc.engines.oracle_backend import OracleBackend
 from stc.errors import EngineError
 from stc.method.weights import ProjectorWeights, TowerWeights
+from tests.oracle_backend import OracleBackend
 
 
 class Failing:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
-from stc.engines.oracle_backend import OracleBackend
 from stc.export.bundle_export import export_bundle
 from stc.export.checkpoint.checkpoint import VisionWeights
 from stc.export.made_up.synthetic import RandomCheckpoint, seeded
@@ -24,6 +23,7 @@ from stc.method.weights import ProjectorWeights, TowerWeights
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
+from tests.oracle_backend import OracleBackend
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("cacher_*.npz")))

@@ -6,17 +6,17 @@ Knows nothing of TensorRT: either side is one of `stc.program`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stc.contracts import IDS, INDICES, KEY_POSITIONS, QUERY_POSITIONS, TOKENS
-from stc.engines.library.likeness import Compared, lowest_cosine, relative_l2
 from stc.engines.library.plan import Buckets, EngineSpec, Sizes, shape_at
 from stc.manifest import Manifest, PortEntry
+from stc.method.difference import Difference, difference, judged
 from stc.method.family import PROJECTING, changed_frames, check_program
-from stc.method.judging import judged
 from stc.program import Arrays, Call, Side, run_paired
 
 Tick = Callable[[str], None]
@@ -25,8 +25,29 @@ Tick = Callable[[str], None]
 Sides = tuple[Side, Side]
 """What is expected, and what is compared with it."""
 
+GRAPH_COSINE = 0.999
+"""Lowest cosine of a token, of one graph on equal inputs."""
+
+GRAPH_RELATIVE_L2 = 0.05
+"""A cosine does not see a wrong length; this is about the error that GRAPH_COSINE allows."""
+
 NOVELTY_GAP = 1e-2
 """How far a pruner's choice may miss the most novel tokens: less is float16's rounding."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One graph at one size: the lowest cosine of every output, -1 for NaN."""
+
+    graph: str
+    sizes: Sizes
+    cosines: dict[str, float]
+    relative_l2: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is close."""
+        return min(self.cosines.values()) >= GRAPH_COSINE and self.relative_l2 <= GRAPH_RELATIVE_L2
 
 
 def compare_vision(
@@ -60,7 +81,7 @@ def chain_cosine(manifest: Manifest, sides: Sides, recomputed: int) -> float:
 
     def judge(call: Call, _inputs: Arrays, wanted: Arrays, given: Arrays) -> None:
         if call.stage == PROJECTING:
-            cosines.append(lowest_cosine(wanted[TOKENS], given[TOKENS]))
+            cosines.append(by_token(wanted[TOKENS], given[TOKENS]).min_cosine)
 
     run_paired(program, *sides, changed_frames(spec), judge, apart=True)
     return min(cosines)
@@ -98,13 +119,30 @@ def compared_outputs(
     cosines, errors = {}, [0.0]
     for one in judged(graph, inputs, expected, got):
         if one.gap is None:
-            cosines[one.output] = lowest_cosine(one.expected, one.got)
-            errors.append(relative_l2(one.expected, one.got))
+            found = by_token(one.expected, one.got)
+            cosines[one.output] = found.min_cosine
+            errors.append(found.relative_l2)
         else:
             # Scores are equal on both sides, novelties only up to rounding.
             most = 0.0 if one.output == INDICES else NOVELTY_GAP
             cosines[one.output] = 1.0 if one.gap <= most else -1.0
     return Compared(graph, sizes, cosines, max(errors))
+
+
+def by_token(expected: NDArray[Any], got: NDArray[Any]) -> Difference:
+    """The difference of `got` from `expected`; cosine -1 where one is not finite or shapes differ.
+
+    Tokens are the rows of [T, C], all heads of [H, T, d] together, or the whole of a vector.
+    """
+    found = Difference(np.nan, np.nan, np.nan)
+    if expected.shape == got.shape:
+        heads = expected.ndim == 3
+        tokens = (
+            one.swapaxes(0, 1).reshape(one.shape[1], -1) if heads else one
+            for one in (expected, got)
+        )
+        found = difference(*tokens)
+    return found if np.isfinite(found.relative_l2) else Difference(np.inf, np.inf, -1.0)
 
 
 def _made_up(

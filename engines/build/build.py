@@ -1,4 +1,7 @@
-"""A bundle's engines are built: what is missing, in parallel, resumable at any point."""
+"""A bundle's engines are built: what is missing, in parallel, resumable at any point.
+
+Whether this machine can build for a target from a bundle is found before, and why not in one line.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stc.bundles.bundle import Bundle
-from stc.bundles.engine_folder import TIMINGS
-from stc.engines.build.builders import Builders, BuildObserver
+from stc.bundles.bundle import Bundle, export_again
+from stc.bundles.contents import TIMINGS
+from stc.engines.build.builders import Builders, BuildProgress, Job
 from stc.engines.build.compile import Recipe
-from stc.engines.build.worker import Job
-from stc.engines.gpu.cuda import available_host_bytes
-from stc.engines.library.flavour import Flavour, TensorRt
+from stc.engines.gpu.cuda import DeviceFacts, available_host_bytes
 from stc.engines.library.library import (
     EngineEntry,
     EngineLibrary,
@@ -23,8 +24,18 @@ from stc.engines.library.library import (
     weights_sha256,
 )
 from stc.engines.library.plan import EngineSpec
-from stc.engines.library.targets import Target, joined_name
+from stc.engines.library.targets import (
+    FLAVOURS,
+    Flavour,
+    Target,
+    TensorRt,
+    joined_name,
+    load_tensorrt,
+    target_of,
+    targets_of,
+)
 from stc.errors import EngineError
+from stc.optional import older
 
 BUILDER_BYTES = 768 << 20
 """Host memory of one TensorRT-RTX builder: 330 to 460 MB measured on full-size blocks, doubled."""
@@ -34,6 +45,116 @@ UNIFIED_WORKSPACE_BYTES = 512 << 20
 tries kernels that take all there is. Full-size blocks need at most 0.12 GiB
 (engines/library/preflight.py).
 """
+
+
+def this_target(device: DeviceFacts) -> Target:
+    """The target this machine's GPU is. Raises EngineError when the table does not say."""
+    target = target_of(device)
+    if target is None:
+        alike = [one.name for one in targets_of(device.compute_capability)]
+        capability = "{}.{}".format(*device.compute_capability)
+        raise EngineError(
+            "this device",
+            f"{device.name} has compute capability {capability}, board {device.board or 'unknown'}",
+            "one of the targets",
+            f"name its module: stc-build BUNDLE --target {' or '.join(alike)}"
+            if alike
+            else "add a line to engines/library/targets.py, or use --backend onnxruntime",
+        )
+    return target
+
+
+def may_be(device: DeviceFacts, target: Target) -> bool:
+    """Whether this machine's GPU is `target`, as far as the table can say."""
+    known = target_of(device)
+    return device.compute_capability == target.compute_capability and known in (target, None)
+
+
+def choose_flavour(targets: tuple[Target, ...], wanted: Flavour | None) -> TensorRt:
+    """The flavour `wanted`, or the first installed one that builds for `targets`.
+
+    Raises EngineError when it is not installed or does not build for them.
+    """
+    if wanted is not None:
+        _refuse_flavour(targets, wanted)
+        return load_tensorrt(wanted)
+    refusals = []
+    for flavour in FLAVOURS:
+        try:
+            _refuse_flavour(targets, flavour)
+            return load_tensorrt(flavour)
+        except EngineError as error:
+            refusals.append(error)
+    # The last flavour's line: where it can build at all, it is the one pip installs whole.
+    raise refusals[-1] if all(target.rtx for target in targets) else refusals[0]
+
+
+def check_precision(bundle: Bundle, targets: tuple[Target, ...]) -> None:
+    """Raises EngineError naming the export command when the bundle's precision does not suit."""
+    made = bundle.manifest.provenance
+    for target in targets:
+        if made.precision in target.precisions:
+            continue
+        right = made.model_copy(update={"precision": target.precisions[0]})
+        raise EngineError(
+            bundle.root,
+            f"holds {made.precision} graphs",
+            f"{' or '.join(target.precisions)} for target {target.name}",
+            export_again(bundle.root, right),
+        )
+
+
+def check_native(
+    tensorrt: TensorRt, targets: tuple[Target, ...], device: DeviceFacts | None, why_not: str
+) -> None:
+    """Native TensorRT builds only for the GPU it sits on, in the versions that know it.
+
+    `device` None means that no GPU can be used, for the reason `why_not`. Raises EngineError.
+    """
+    if len(targets) > 1:
+        raise EngineError(
+            f"--target {joined_name(targets)}",
+            "native TensorRT builds for one GPU at a time",
+            "",
+            "name one target, or use --backend tensorrt-rtx",
+        )
+    (target,) = targets
+    least, below = target.tensorrt
+    if older(tensorrt.version, least) or not older(tensorrt.version, below):
+        raise EngineError(
+            f"target {target.name}",
+            f"TensorRT {tensorrt.version} is installed",
+            f"{least} or newer, below {below}",
+            "use a JetPack or TensorRT in that range"
+            + (", or --backend tensorrt-rtx" if target.rtx else ""),
+        )
+    rtx = "; or use --backend tensorrt-rtx" if target.rtx else ""
+    if device is None:
+        raise EngineError(
+            f"target {target.name}",
+            f"no GPU can be used here ({why_not})",
+            f"compute capability {target.capability}",
+            f"run stc-build on the device{rtx}",
+        )
+    if not may_be(device, target):
+        here = "{}.{}".format(*device.compute_capability)
+        raise EngineError(
+            f"target {target.name}",
+            f"this machine has {device.name}, compute capability {here} {device.board}",
+            f"{target.capability} {target.board}",
+            f"use --target this-device, or run stc-build on the device{rtx}",
+        )
+
+
+def _refuse_flavour(targets: tuple[Target, ...], flavour: Flavour) -> None:
+    for target in targets:
+        if flavour == "tensorrt-rtx" and not target.rtx:
+            raise EngineError(
+                f"target {target.name}",
+                f"TensorRT-RTX does not run on compute capability {target.capability}",
+                "",
+                "use --backend tensorrt, on the device",
+            )
 
 
 @dataclass(frozen=True)
@@ -67,7 +188,17 @@ def plan_build(
     missing, present = {}, 0
     weights = weights_sha256(bundle)
     for spec in specs:
-        stamp = stamp_of(bundle, spec, tensorrt, targets, weights)
+        stamp = Stamp(
+            graph=spec.graph,
+            graph_sha256=bundle.manifest.graphs[spec.graph].file.sha256,
+            weights_sha256=weights,
+            flavour=tensorrt.flavour,
+            version=tensorrt.version,
+            targets=tuple(target.name for target in targets),
+            precision=bundle.manifest.provenance.precision,
+            profiles=spec.profiles,
+            baked=spec.baked,
+        )
         name = f"{spec.stem}.{tensorrt.flavour}.engine"
         entry = entries.get(name)
         if entry is not None and entry.stamp == stamp and library.whole(entry):
@@ -83,33 +214,12 @@ def plan_build(
     return BuildPlan(library, missing, present, frozenset(dead))
 
 
-def stamp_of(
-    bundle: Bundle,
-    spec: EngineSpec,
-    tensorrt: TensorRt,
-    targets: tuple[Target, ...],
-    weights: str,
-) -> Stamp:
-    """The stamp of an engine of `spec` built now; `weights` is the bundle's `weights_sha256`."""
-    return Stamp(
-        graph=spec.graph,
-        graph_sha256=bundle.manifest.graphs[spec.graph].file.sha256,
-        weights_sha256=weights,
-        flavour=tensorrt.flavour,
-        version=tensorrt.version,
-        targets=tuple(target.name for target in targets),
-        precision=bundle.manifest.provenance.precision,
-        profiles=spec.profiles,
-        baked=spec.baked,
-    )
-
-
 def run_build(
     bundle: Bundle,
     plan: BuildPlan,
     flavour: Flavour,
     targets: tuple[Target, ...],
-    observer: BuildObserver,
+    progress: BuildProgress,
     *,
     workers: int,
     wide_attention: bool = False,
@@ -139,10 +249,12 @@ def run_build(
         for name, (spec, _) in plan.missing.items()
     )
     size, peak = 0, 0
-    with library.locked(), Builders(flavour, min(workers, len(jobs)), observer) as builders:
-        entries = {name: one for name, one in library.entries().items() if name not in plan.dead}
-        chains = {known: like for known, like in library.chains().items() if known != flavour}
-        library.write(entries, chains, library.unfinished() | plan.dead | plan.missing.keys())
+    with library.locked(), Builders(flavour, min(workers, len(jobs)), progress) as builders:
+        known = library.listed()
+        entries = {name: one for name, one in known.engines.items() if name not in plan.dead}
+        chains = {other: like for other, like in known.chain_cosine.items() if other != flavour}
+        unfinished = {*known.unfinished, *plan.dead, *plan.missing}
+        library.write(entries, chains, unfinished)
         library.sweep()
         for job, outcome in builders.outcomes(jobs):
             peak = max(peak, outcome.peak_rss_bytes)
@@ -160,7 +272,7 @@ def run_build(
                 acceptance=None,
             )
             library.write(entries, chains, plan.missing.keys() - entries.keys())
-            observer.finished(job.recipe.spec.stem)
+            progress.built(job.recipe.spec.stem)
     return BuildFigures(len(plan.missing), size, peak)
 
 

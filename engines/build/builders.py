@@ -1,48 +1,159 @@
-"""Builder processes: jobs handed out, phases and outcomes taken in."""
+"""Builder processes: jobs handed out, phases and outcomes taken in and shown.
+
+A process of its own builds, because a builder holds the interpreter while it works, and because one
+that dies (a board out of memory kills it) must not take the list of finished engines with it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from pathlib import Path
 
-from stc.engines.build.worker import Job, Outcome, Phase, work
-from stc.engines.library.flavour import Flavour
-from stc.errors import EngineError
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from stc.engines.build.compile import Recipe, compile_engine
+from stc.engines.library.library import EngineLibrary
+from stc.engines.library.targets import Flavour, load_tensorrt
+from stc.errors import EngineError, StcError
+from stc.manifest import FileEntry
+from stc.shell.command import Console
+from stc.shell.progress import Progress
 
 _OUT_OF_MEMORY = "out of memory kills builders: close programs, add swap, or use --jobs 1"
 _CRASHED = "the compiler crashed: try --jobs 1, or report it with what stc-doctor prints"
+REPORT_EVERY_S = 0.1
+_PR_SET_PDEATHSIG = 1
 
 
-class BuildObserver(Protocol):
-    """Told how a build goes on."""
+@dataclass(frozen=True)
+class Job:
+    """Build `recipe` into file `name` of `library`."""
 
-    def started(self, engine: str) -> None:
+    name: str
+    recipe: Recipe
+    library: EngineLibrary
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of the builder at work: `done` of `steps`."""
+
+    name: str
+    done: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: `file`, or why there is none (`failure`, one line)."""
+
+    file: FileEntry | None
+    failure: str
+    build_s: float
+    peak_rss_bytes: int
+
+
+def work(flavour: Flavour, owner: Connection) -> None:
+    """Every job from `owner` is answered with phases and one outcome, until it closes."""
+    # Ctrl-C reaches the whole group of processes; the one that owns the list decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One that outlived its owner would write beside the next build's builders.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # An owner that is gone closed the pipe; nobody is left to tell.
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            owner.send(_build(flavour, owner.recv(), owner))
+
+
+def _build(flavour: Flavour, job: Job, owner: Connection) -> Outcome:
+    begin = time.perf_counter()
+    reported = 0.0
+
+    def report(phase: str, done: int, steps: int) -> None:
+        nonlocal reported
+        now = time.monotonic()
+        if now - reported >= REPORT_EVERY_S:
+            reported = now
+            owner.send(Phase(phase, done, steps))
+
+    file, failure = None, ""
+    try:
+        engine = compile_engine(load_tensorrt(flavour), job.recipe, report)
+        file = job.library.store(job.name, engine)
+    except StcError as error:
+        # What it says of the graph; whoever reports it names the engine.
+        failure = str(error).removeprefix(f"{job.recipe.spec.graph}: ")
+    except OSError as error:
+        failure = f"{job.library.folder}: cannot be written ({error.strerror})"
+    return Outcome(file, failure, time.perf_counter() - begin, _peak_rss_bytes())
+
+
+def _peak_rss_bytes() -> int:
+    """Of this program alone; getrusage would tell that of the process that started it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+class BuildProgress(Progress):
+    """How a build goes on, shown: a bar for all engines and a line per builder.
+
+    Shows nothing when `console` is no terminal.
+    """
+
+    def __init__(self, engines: int, console: Console) -> None:
+        super().__init__(
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._all = self.add_task("engines", total=engines)
+        self._lines: dict[str, TaskID] = {}
+
+    def began(self, engine: str) -> None:
         """A builder took up `engine`."""
-        ...
+        self._lines[engine] = self.add_task(engine, total=None)
 
     def phase(self, engine: str, phase: Phase) -> None:
         """The builder of `engine` is in `phase`."""
-        ...
+        self.update(
+            self._lines[engine],
+            description=f"{engine}: {phase.name}"[:60],
+            completed=phase.done,
+            total=phase.steps,
+        )
 
-    def finished(self, engine: str) -> None:
+    def built(self, engine: str) -> None:
         """`engine` is built and in the list."""
-        ...
+        self.remove_task(self._lines.pop(engine))
+        self.advance(self._all)
+
+    def compared(self, graph: str) -> None:
+        """`graph` was compared with ONNX Runtime."""
+        self.update(self._all, advance=1, description=f"compared {graph}"[:60])
 
 
 class Builders:
     """Builder processes; a context manager that leaves none behind."""
 
-    def __init__(self, flavour: Flavour, count: int, observer: BuildObserver) -> None:
+    def __init__(self, flavour: Flavour, count: int, progress: BuildProgress) -> None:
         self._flavour = flavour
         self._count = count
-        self._observer = observer
+        self._progress = progress
         self._processes: dict[Connection, BaseProcess] = {}
         self._jobs: dict[Connection, Job] = {}
 
@@ -77,7 +188,7 @@ class Builders:
                 job = self._jobs[connection]
                 message = self._receive(connection, job)
                 if isinstance(message, Phase):
-                    self._observer.phase(job.recipe.spec.stem, message)
+                    self._progress.phase(job.recipe.spec.stem, message)
                     continue
                 del self._jobs[connection]
                 self._next(connection, jobs)
@@ -88,7 +199,7 @@ class Builders:
             return
         job = jobs.popleft()
         self._jobs[connection] = job
-        self._observer.started(job.recipe.spec.stem)
+        self._progress.began(job.recipe.spec.stem)
         connection.send(job)
 
     def _receive(self, connection: Connection, job: Job) -> Phase | Outcome:

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from stc import optional
-from stc.engines.build.timing_cache import save_timings, use_timings
-from stc.engines.build.wide_attention import widen_attention
-from stc.engines.library.flavour import TensorRt
+from stc.engines.library.library import replace_file
 from stc.engines.library.plan import EngineSpec, shape_at
-from stc.engines.library.targets import Target
+from stc.engines.library.targets import Target, TensorRt
 from stc.errors import EngineError
 from stc.manifest import GraphEntry
 
@@ -210,3 +208,70 @@ def _monitor(trt: Any, report: Report) -> Any:
             del self._steps[phase_name]
 
     return Monitor()
+
+
+def use_timings(config: Any, file: Path) -> bool:
+    """`config` starts from the timings in `file`, if there are any.
+
+    False when they are of another TensorRT or device: then everything is timed anew.
+    """
+    timings = config.create_timing_cache(_stored(file))
+    if config.set_timing_cache(timings, ignore_mismatch=False):
+        return True
+    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    return False
+
+
+def save_timings(config: Any, file: Path) -> None:
+    """`file` has the timings of `config` as well as those that other builders wrote meanwhile."""
+    timings = config.get_timing_cache()
+    if timings is None:
+        return
+    if others := _stored(file):
+        # Another version's are not taken over: the call returns False, and they are replaced.
+        timings.combine(config.create_timing_cache(others), ignore_mismatch=False)
+    replace_file(file, memoryview(timings.serialize()))
+
+
+def _stored(file: Path) -> bytes:
+    return file.read_bytes() if file.exists() else b""
+
+
+def widen_attention(trt: Any, network: Any) -> int:
+    """Each of attention's products, of two computed tensors, multiplies in float32; their number.
+
+    The remedy for a block whose engine deviates from ONNX Runtime: fp16 SigLIP towers lost accuracy
+    in several TensorRT versions (issues 4373, 3908, 2709, 4647), and norms and softmax are float32
+    in the graph already. A product's inputs are cast up, and its result is cast back for whoever
+    wants it narrow: a softmax in float32 does not. Products with a weight are left alone. `network`
+    is strongly typed.
+    """
+    wanted = trt.DataType.FLOAT
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    constants = {
+        layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.CONSTANT
+    }
+    products = [
+        layer
+        for layer in layers
+        if layer.type == trt.LayerType.MATRIX_MULTIPLY
+        and not constants.intersection(layer.get_input(index).name for index in range(2))
+    ]
+    for product in products:
+        narrow = product.get_output(0)
+        readers = [
+            (layer, index)
+            for layer in layers
+            for index in range(layer.num_inputs)
+            if layer.get_input(index) is not None and layer.get_input(index).name == narrow.name
+        ]
+        dtype = narrow.dtype
+        for index in range(2):
+            wide = network.add_cast(product.get_input(index), wanted)
+            product.set_input(index, wide.get_output(0))
+        result = product.get_output(0)
+        back = network.add_cast(result, dtype).get_output(0)
+        for layer, index in readers:
+            widens = layer.type == trt.LayerType.CAST and layer.get_output(0).dtype == wanted
+            layer.set_input(index, result if widens else back)
+    return len(products)

@@ -2,7 +2,7 @@
 
     BUNDLE/engines/<targets>/<engine>      one file per engine
     BUNDLE/engines/<targets>/engines.json  the stamp of each
-    BUNDLE/engines/<targets>/kernels.rtxcache  see stc.engines.tensorrt.kernel_cache
+    BUNDLE/engines/<targets>/kernels.rtxcache  see stc.engines.tensorrt.shared
 
 The list is rewritten after every engine, file first, each by a rename: whenever a build stops, what
 the list names is whole, and the next build goes on from there. Engines that are being built are in
@@ -23,13 +23,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stc.bundles.bundle import Bundle
-from stc.bundles.engine_folder import ENGINES, LIST, LOCK, is_engine_name
+from stc.bundles.contents import ENGINES, LIST, LOCK, is_engine_name
 from stc.bundles.part_file import replacing
-from stc.engines.library.flavour import Flavour
-from stc.engines.library.targets import THIS_DEVICE
+from stc.engines.library.targets import THIS_DEVICE, Flavour
 from stc.errors import EngineError
 from stc.manifest import (
     GRAPHS,
@@ -44,9 +43,11 @@ LIST_SCHEMA: Final = 1
 _LOCKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _BUILD = "build again with stc-build"
 
-
 MAX_LIST_BYTES: Final = 4 << 20
 """Of a list: ten times that of the largest model."""
+
+CHAIN_COSINE: Final = 0.99
+"""Lowest cosine of a token at the end of the whole chain, each backend on its own outputs."""
 
 _Size = Annotated[int, Field(gt=0, le=MAX_POSITIONS)]
 _Likeness = Annotated[float, Field(ge=-1.01, le=1.01)]
@@ -89,6 +90,11 @@ class Chain(_Entry):
     cosine: _Likeness = Field(description="the lowest of a token, after the projector")
     device: _Name = Field(description="the GPU's name")
 
+    @property
+    def passed(self) -> bool:
+        """Whether the tower is accepted."""
+        return self.cosine >= CHAIN_COSINE
+
 
 class EngineEntry(_Entry):
     """One engine of the list."""
@@ -116,33 +122,33 @@ class EngineEntry(_Entry):
         return judged if judged is not None and device in (judged.device, None) else None
 
 
-class _List(_Entry):
+class EngineList(_Entry):
+    """The list of a library's engines, by file name."""
+
     schema_version: Literal[1] = LIST_SCHEMA
     engines: dict[str, EngineEntry]
     unfinished: tuple[str, ...] = Field((), description="files a build was to write or delete")
     chain_cosine: dict[Flavour, Chain] = Field({}, description="of the whole tower, as accepted")
 
-    @field_validator("engines")
-    @classmethod
-    def _beside(cls, engines: dict[str, EngineEntry]) -> dict[str, EngineEntry]:
-        for name, entry in engines.items():
-            if not (is_engine_name(name) and is_engine_name(entry.file.path)):
-                raise ValueError(f"{name!r} is no engine beside the list")
-        return engines
+    def chain_on(self, flavour: Flavour, device: str | None) -> Chain | None:
+        """How the whole tower compared with ONNX Runtime on the GPU called `device`, where it did
+        and nothing changed since; None takes that of any."""
+        chain = self.chain_cosine.get(flavour)
+        return chain if chain is not None and device in (chain.device, None) else None
 
-    @field_validator("unfinished")
-    @classmethod
-    def _beside_too(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    @model_validator(mode="after")
+    def _beside(self) -> EngineList:
+        names = (*self.engines, *(one.file.path for one in self.engines.values()), *self.unfinished)
         if strange := [name for name in names if not is_engine_name(name)]:
             raise ValueError(f"{strange[0]!r} is no engine beside the list")
-        return names
+        return self
 
 
 class EngineLibrary:
     """The engines of one set of targets, in `folder`; the folder need not exist yet.
 
     place: where the folder is found, when that is not its name, for as long as `pinned` lives (see
-    `stc.bundles.pinned_folder`). A builder's process is handed the place alone.
+    `stc.bundles.files`). A builder's process is handed the place alone.
     """
 
     def __init__(
@@ -174,31 +180,12 @@ class EngineLibrary:
         return self.place / name
 
     def entries(self) -> dict[str, EngineEntry]:
-        """Engines by file name, empty when none was built.
-
-        Raises EngineError when the list cannot be read.
-        """
-        return dict(self._list().engines)
-
-    def unfinished(self) -> set[str]:
-        """Engines by file name that a build was to write or delete. Raises EngineError too."""
-        return set(self._list().unfinished)
-
-    def chains(self) -> dict[Flavour, Chain]:
-        """How the whole tower compared with ONNX Runtime, where it was and nothing changed since.
-
-        Raises EngineError when the list cannot be read.
-        """
-        return dict(self._list().chain_cosine)
-
-    def chain_on(self, flavour: Flavour, device: str | None) -> Chain | None:
-        """The same of `flavour` on the GPU called `device`; None takes that of any."""
-        chain = self.chains().get(flavour)
-        return chain if chain is not None and device in (chain.device, None) else None
+        """Engines by file name, empty when none was built. Raises EngineError as `listed`."""
+        return dict(self.listed().engines)
 
     def targets(self) -> set[tuple[str, ...]]:
-        """The targets its engines say they were built for. Raises EngineError as `entries`."""
-        return {entry.stamp.targets for entry in self.entries().values()}
+        """The targets its engines say they were built for. Raises EngineError as `listed`."""
+        return {entry.stamp.targets for entry in self.listed().engines.values()}
 
     def whole(self, entry: EngineEntry) -> bool:
         """Whether the engine's file is there with its size.
@@ -234,8 +221,8 @@ class EngineLibrary:
         `unfinished` are names of engines that a build may write or has yet to delete; None leaves
         them as they are.
         """
-        names = self._list().unfinished if unfinished is None else tuple(sorted(unfinished))
-        made = _List(engines=entries, unfinished=names, chain_cosine=chains or {})
+        names = self.listed().unfinished if unfinished is None else tuple(sorted(unfinished))
+        made = EngineList(engines=entries, unfinished=names, chain_cosine=chains or {})
         with self._written():
             self._make(LIST, memoryview(made.model_dump_json(indent=1).encode()))
 
@@ -244,7 +231,7 @@ class EngineLibrary:
 
         Raises EngineError when one cannot be deleted.
         """
-        known = self._list()
+        known = self.listed()
         for name in set(known.unfinished) - known.engines.keys():
             try:
                 self.file(name).unlink(missing_ok=True)
@@ -280,7 +267,11 @@ class EngineLibrary:
             raise EngineError(file, "was altered or cut short", entry.file.sha256[:12], fix)
         return content
 
-    def _list(self) -> _List:
+    def listed(self) -> EngineList:
+        """What the list says; it is empty where none was written.
+
+        Raises EngineError when it cannot be read.
+        """
         file = self.folder / LIST
         fix = f"delete {self.folder} and {_BUILD}"
         try:
@@ -291,9 +282,9 @@ class EngineLibrary:
                 content = stream.read(MAX_LIST_BYTES + 1)
             if len(content) > MAX_LIST_BYTES:
                 raise EngineError(file, "has too many bytes", f"at most {MAX_LIST_BYTES:,}", fix)
-            return _List.model_validate_json(content, strict=True)
+            return EngineList.model_validate_json(content, strict=True)
         except FileNotFoundError:
-            return _List(engines={})
+            return EngineList(engines={})
         except ValidationError as error:
             reason = first_mistake(error)
             raise EngineError(file, f"cannot be read ({reason})", "", fix) from error

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from stc.engines.engine import REFERENCE_SETS, stream_bytes
 from stc.engines.library.plan import CONTEXTS, EngineSpec, window_of
 from stc.engines.library.targets import GIB
-from stc.engines.runner import REFERENCE_SETS, stream_bytes
 from stc.errors import EngineError
 from stc.manifest import LANGUAGE_WEIGHTS, WEIGHTS, Manifest, Precision
 from stc.method.family import stream_programs

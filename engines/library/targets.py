@@ -1,4 +1,6 @@
-"""The GPUs engines are built for: one line each.
+"""The GPUs engines are built for, one line each, and TensorRT or TensorRT-RTX, which build them.
+
+These are two packages with one Python interface; neither is imported before it is asked for.
 
 Memory is that of the smallest common board. `tensorrt` is the range of native TensorRT versions
 that know the GPU and that this project's names exist in; `rtx` says whether TensorRT-RTX compiles
@@ -9,7 +11,10 @@ besides the bundle's own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
+from stc import optional
+from stc.engines.gpu.cuda import DeviceFacts
 from stc.errors import EngineError
 from stc.manifest import Precision
 
@@ -18,6 +23,44 @@ JOINED = "+"
 """Between the names of targets that share engines (TensorRT-RTX): `sm86+sm89`."""
 
 GIB = 1 << 30
+
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+
+_MENDS: dict[Flavour, str] = {
+    "tensorrt": "on a Jetson it comes with JetPack: make the environment with "
+    "python3 -m venv --system-site-packages; elsewhere: pip install tensorrt",
+    "tensorrt-rtx": "install it with: pip install 'stc[tensorrt-rtx]'",
+}
+
+SEVERAL_PROFILES_SINCE = "10.8"
+"""Before 10.8 native TensorRT computed wrongly with several profiles (TensorRT issue 4250)."""
+
+
+class TensorRt:
+    """An imported flavour: `module` is tensorrt or tensorrt_rtx, `version` what it says it is.
+
+    `several_profiles`: one engine may serve several sizes of a free axis and hold its weights once.
+    """
+
+    def __init__(self, flavour: Flavour, module: Any) -> None:
+        self.flavour = flavour
+        self.module = module
+        self.version = str(module.__version__)
+        self.several_profiles = flavour == "tensorrt-rtx" or not optional.older(
+            self.version, SEVERAL_PROFILES_SINCE
+        )
+        # What fixes bindings that cannot make their objects.
+        self.wheel_fix = (
+            "the driver may be older than the CUDA it was made for: install the wheel of the "
+            f"driver's CUDA major version (pip install {flavour}-cu12), or update the driver"
+        )
+
+
+def load_tensorrt(flavour: Flavour) -> TensorRt:
+    """The installed `flavour`. Raises EngineError with the command that installs it."""
+    name, fix = flavour.replace("-", "_"), _MENDS[flavour]
+    return TensorRt(flavour, optional.load(name, flavour, subject=flavour, fix=fix))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +84,11 @@ class Target:
     board: str = ""
     modules: tuple[str, ...] = ()
     recompute_ratios: tuple[float, ...] = (0.25, 0.5)
+
+    @property
+    def capability(self) -> str:
+        """The compute capability, for a person: 8.9."""
+        return "{}.{}".format(*self.compute_capability)
 
     @property
     def sm(self) -> str:
@@ -102,17 +150,15 @@ def joined_name(targets: tuple[Target, ...]) -> str:
     return JOINED.join(target.name for target in targets)
 
 
-def target_of(compute_capability: tuple[int, int], board: str, modules: str = "") -> Target | None:
-    """The target a GPU is, by its capability and what the device tree says.
-
-    `board` is its model, `modules` what it is compatible with.
-    """
-    alike = targets_of(compute_capability)
+def target_of(device: DeviceFacts) -> Target | None:
+    """The target a GPU is, by its capability and what the device tree says; None when no line of
+    the table says."""
+    alike = targets_of(device.compute_capability)
     for target in alike:
-        if target.board and target.board in board:
+        if target.board and target.board in device.board:
             return target
     for target in alike:
-        if any(module in modules for module in target.modules):
+        if any(module in device.modules for module in target.modules):
             return target
     return next((target for target in alike if not target.board), None)
 

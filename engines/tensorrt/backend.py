@@ -11,19 +11,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from stc.bundles.bundle import Bundle
-from stc.bundles.engine_folder import KERNELS
+from stc.bundles.contents import KERNELS
 from stc.contracts import COUNT
 from stc.engines.engine import Engine
-from stc.engines.gpu.array import on_device, read_array
-from stc.engines.gpu.device import Device
-from stc.engines.gpu.recording import Recording, Say
-from stc.engines.gpu.tensor import DeviceTensor
-from stc.engines.library.flavour import TensorRt
+from stc.engines.gpu.device import Device, Recording, Say
+from stc.engines.gpu.tensor import DeviceTensor, on_device, read_array
 from stc.engines.library.library import EngineEntry, EngineLibrary, build_again
 from stc.engines.library.plan import Sizes
+from stc.engines.library.targets import TensorRt
 from stc.engines.tensorrt.engine import EngineFile, TensorRtEngine, engine_ports
-from stc.engines.tensorrt.kernel_cache import KernelCache
-from stc.engines.tensorrt.shared import Shared, Sinks, Workspace, quiet_log
+from stc.engines.tensorrt.shared import KernelCache, Shared, Sinks, Workspace, quiet_log
 from stc.errors import EngineError
 
 
@@ -31,7 +28,8 @@ class TensorRtBackend:
     """Engines of `library` for `bundle`, on `device`; see `stc.engines.engine.Backend`.
 
     Calls are enqueued, `to_host` waits. Tensors are DeviceTensors. `say` is told, once each, what
-    a user should know but can go on with. A context manager: closing frees the device.
+    a user should know but can go on with. An engine of which `refusal` knows why not is not loaded.
+    A context manager: closing frees the device.
 
     lock: held by whoever works with it or its engines where several threads may. What one thread
         allocates would break what another captures, and its copies would become part of it.
@@ -45,6 +43,8 @@ class TensorRtBackend:
         tensorrt: TensorRt,
         device: Device,
         say: Say,
+        *,
+        refusal: Callable[[EngineEntry], EngineError | None] = lambda _: None,
     ) -> None:
         self.name: str = tensorrt.flavour
         self.device = device
@@ -53,6 +53,7 @@ class TensorRtBackend:
         self._bundle = bundle
         self._library = library
         self._entries = entries
+        self._refusal = refusal
         self._say = say
         self._said: set[str] = set()
         self._log = quiet_log(tensorrt.module)
@@ -225,6 +226,8 @@ class TensorRtBackend:
             self._say(line)
 
     def _deserialize(self, graph: str, entry: EngineEntry) -> Any:
+        if (refusal := self._refusal(entry)) is not None:
+            raise refusal
         engine = self._runtime.deserialize_cuda_engine(self._library.read(entry))
         if engine is None:
             raise EngineError(

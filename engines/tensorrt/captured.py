@@ -16,20 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.engines.engine import Engine
-from stc.engines.gpu.array import on_device, read_array
-from stc.engines.gpu.pinned_array import PinnedArray
-from stc.engines.gpu.recording import Recording
-from stc.engines.gpu.tensor import DeviceTensor
+from stc.engines.engine import REFERENCE_SETS, Engine, Look, Ran, buffers_of, stream_bytes
+from stc.engines.gpu.device import Recording
+from stc.engines.gpu.tensor import DeviceTensor, PinnedArray, on_device, read_array
 from stc.engines.library.plan import Sizes
-from stc.engines.runner import REFERENCE_SETS, Look, Ran, buffers_of, stream_bytes
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
 from stc.program import Buffer, Program
 
 
 class CapturedRunner:
-    """See `stc.engines.runner.Runner`. Graphs are loaded by `load`, the backend's own by default.
+    """See `stc.engines.engine.Runner`. Graphs are loaded by `load`, the backend's own by default.
 
     `flags` of stc-build have engines built, by the symbol of the axis they give a size. Work on the
     GPU holds the backend's lock.
@@ -89,7 +86,7 @@ class CapturedRunner:
                 self.front = 1 - self.front
             self._written = known.written
             # The caller's own: the pinned arrays are the next run's.
-            results = {name: self.on_host(name) for name in known.results}
+            results = {name: self._pinned[name].values.copy() for name in known.results}
             stage_ms = {
                 stage: self.device.elapsed_ms(start, end)
                 for stage, start, end in zip(
@@ -97,11 +94,6 @@ class CapturedRunner:
                 )
             }
         return Ran(results, stage_ms, sum(stage_ms.values()), on_gpu=True)
-
-    def on_host(self, name: str) -> NDArray[Any]:
-        """The values of result `name` as they came down."""
-        values: NDArray[Any] = self._pinned[name].values.copy()
-        return values
 
     def read(self, buffer: str) -> NDArray[Any]:
         with self._backend.lock:

@@ -1,14 +1,16 @@
-"""What the engines of one backend share: the device, TensorRT, its log, and memory nobody owns."""
+"""What the engines of one backend share: TensorRT, its log, kernels, memory nobody owns."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stc.engines.gpu.device import Device
 from stc.engines.gpu.tensor import DeviceTensor
-from stc.engines.library.flavour import TensorRt
-from stc.engines.tensorrt.kernel_cache import KernelCache
+from stc.engines.library.library import replace_file
+from stc.engines.library.targets import TensorRt
 from stc.errors import EngineError
 
 Scratch = tuple[int, int]
@@ -50,6 +52,44 @@ class Sinks:
         if key not in self._tensors:
             self._tensors[key] = DeviceTensor(self._device, shape, dtype)
         return self._tensors[key]
+
+
+class KernelCache:
+    """Kernels that TensorRT-RTX compiled for this GPU, kept in `file` for the next process.
+
+    One cache for all contexts. TensorRT-RTX checks itself whether what was kept is of this GPU,
+    driver and version, and starts anew where not.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._kernels: Any = None
+        self._kept = ""
+
+    def attach(self, runtime_config: Any) -> None:
+        """A context of `runtime_config` takes its kernels from here, and leaves new ones."""
+        if self._kernels is None:
+            self._kernels = runtime_config.create_runtime_cache()
+            try:
+                content = self._file.read_bytes()
+            except OSError:  # none yet, or another user's: then they are compiled
+                content = b""
+            if content and self._kernels.deserialize(content):
+                self._kept = hashlib.sha256(content).hexdigest()
+        runtime_config.set_runtime_cache(self._kernels)
+
+    def save(self) -> None:
+        """The next process finds the kernels there are now. Raises OSError.
+
+        To be called while the contexts live.
+        """
+        if self._kernels is None:
+            return
+        content = memoryview(self._kernels.serialize())
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != self._kept:
+            replace_file(self._file, content)
+            self._kept = digest
 
 
 @dataclass(frozen=True)

@@ -5,24 +5,31 @@ The language model stays on disk unless it is asked for (`Checkpoint.language`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlparse
 
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from torch import Tensor
 
-from stc.errors import CheckpointError
-from stc.export.checkpoint.hub import download, is_hub_id
-from stc.export.checkpoint.json_object import FETCH
-from stc.export.checkpoint.shards import Shards, open_shards
-from stc.export.checkpoint.tensor_account import (
+from stc.errors import CheckpointError, first_line
+from stc.export.checkpoint.shards import (
     NEWLINE,
     TOWER_UNUSED,
+    Shards,
     check_left_over,
     check_no_adapter,
     check_signs,
+    open_shards,
 )
-from stc.export.companions import CONFIG, Companions, read_companions
+from stc.export.companions import CONFIG, FETCH, Companions, read_companions
 from stc.export.decoders.qwen2.spec import described_language
 from stc.export.decoders.qwen2.weights import PARTS, CheckpointLanguage, checkpoint_language
 from stc.export.towers.siglip.spec import described_spec, parse_config
@@ -38,6 +45,11 @@ VISION_PREFIXES = (
 PROJECTOR_PREFIXES = ("multi_modal_projector.", "model.multi_modal_projector.")
 """What precedes the canonical names on disk: transformers 4.x, then 5.x, then a saved state dict
 of either."""
+ALLOWED = ["*.safetensors", "*.json", "tokenizer*", "vocab*", "merges*", "*.txt", "*.jinja"]
+"""Files worth their download: no pickled weights, no weights of other frameworks."""
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+BY_HAND = "download the checkpoint on a connected machine and pass its directory"
 
 
 class VisionWeights(Protocol):
@@ -75,19 +87,12 @@ class Checkpoint:
     vision_prefix: str
     projector_prefix: str
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor `name`, as the files name it, read now, as float32.
-
-        Raises CheckpointError when it is missing, quantised or not finite.
-        """
-        return self.shards.load(name)
-
     def vision(self, name: str) -> Tensor:
-        """The tensor `name` below the vision model; see `tensor`."""
+        """The tensor `name` below the vision model, read now; see `Shards.load`."""
         return self.shards.load(self.vision_prefix + name)
 
     def projector(self, name: str) -> Tensor:
-        """The tensor `name` below the projector; see `tensor`."""
+        """The tensor `name` below the projector, read now; see `Shards.load`."""
         return self.shards.load(self.projector_prefix + name)
 
     def language(self) -> CheckpointLanguage:
@@ -191,3 +196,34 @@ def _checked_prefix(shards: Shards, prefixes: tuple[str, ...], shapes: Shapes) -
             got = f"shape {list(stored.shape)}"
             raise CheckpointError(subject, got, f"{list(expected)} by config.json", FETCH)
     return prefix
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` has the form ORG/NAME."""
+    return HUB_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def download(hub_id: str) -> Path:
+    """The directory of the checkpoint's complete snapshot; nothing is fetched twice.
+
+    Raises CheckpointError when the host cannot be reached and no complete snapshot lies on this
+    machine, or when the host refuses.
+    """
+    host = urlparse(constants.ENDPOINT).hostname
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=ALLOWED))
+    except LocalEntryNotFoundError as error:
+        reason = first_line(error.__cause__ or error)
+        got = f"no such directory, and {host} could not be reached ({reason})"
+        raise CheckpointError(hub_id, got, fix=BY_HAND) from error
+    except GatedRepoError as error:
+        fix = "accept its licence there, then run: hf auth login"
+        raise CheckpointError(hub_id, f"gated on {host}", fix=fix) from error
+    except RepositoryNotFoundError as error:
+        fix = "check the name; a private one needs: hf auth login"
+        got = f"no such directory, and no such model on {host}"
+        raise CheckpointError(hub_id, got, fix=fix) from error
+    except Exception as error:
+        # The client lets through errors of its HTTP library, which differs between its versions.
+        got = f"download from {host} failed ({first_line(error).rstrip('.')})"
+        raise CheckpointError(hub_id, got, fix=f"try again, or {BY_HAND}") from error

@@ -2,7 +2,7 @@
 
 Nothing here reads weights, geometry, preprocessing or prompt by this package's own understanding
 of the files, so that a mistake in that cannot stand on both sides of the comparison. Weights stay
-mapped from their files, in the dtype they have there (`stc.export.checkpoint.widened`).
+mapped from their files, in the dtype they have there (`compute_in_float32`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, GenerationConfig, LlavaOnevisionForConditionalGeneration
 from transformers.image_transforms import normalize, rescale, resize
 from transformers.image_utils import ChannelDimension
@@ -26,14 +26,12 @@ from transformers.models.llava_onevision.video_processing_llava_onevision import
 )
 from transformers.utils import logging
 
-from stc.errors import CheckpointError
+from stc.errors import CheckpointError, guarded
 from stc.export.checkpoint.checkpoint import Checkpoint
 from stc.export.checkpoint.shards import DTYPES
-from stc.export.checkpoint.widened import compute_in_float32
 from stc.export.towers.siglip.tensor_shapes import vision_shapes
 from stc.manifest import VisionSpec
-from stc.method.difference import difference
-from stc.method.whole_model import rounded_otherwise
+from stc.method.difference import difference, rounded_otherwise
 
 STORED: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16}
 """Dtypes that are kept where all weights have one of them; otherwise all are held in float32."""
@@ -171,15 +169,10 @@ def _loading(directory: Path) -> Iterator[None]:
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    fix = "compare its files with the published ones, or download it again"
     try:
-        yield
-    except Exception as error:  # whatever its readers raise, which is no part of its interface
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            directory,
-            f"transformers cannot load it ({first})",
-            fix="compare its files with the published ones, or download it again",
-        ) from error
+        with guarded(directory, "transformers cannot load it", fix, CheckpointError):
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
@@ -196,3 +189,45 @@ def _runs(spec: VisionSpec, name: str) -> bool:
 def _numpy(tensor: Tensor) -> NDArray[np.float32]:
     array: NDArray[np.float32] = tensor.numpy()
     return array
+
+
+def compute_in_float32(model: Any) -> None:
+    """`model`, from transformers, computes in float32 from now on, whatever its weights are.
+
+    Weights that are mapped from their file cost no memory of their own; on top of them is one
+    layer in float32, while it runs.
+    """
+    table = model.get_input_embeddings()
+    for layer in _layers(model):
+        if layer is not table:
+            _Widened(layer)
+    # Looking a row up is exact in any dtype, and the table is the largest tensor there is.
+    table.register_forward_hook(lambda _module, _inputs, rows: rows.float())
+
+
+class _Widened:
+    """Widens the parameters of `layer` before each of its calls, and puts them back after it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._stored: list[tuple[nn.Parameter, Tensor]] = []
+        layer.register_forward_pre_hook(self._widen)
+        layer.register_forward_hook(self._restore, always_call=True)
+
+    def _widen(self, layer: nn.Module, _inputs: object) -> None:
+        self._stored = [(parameter, parameter.data) for parameter in layer.parameters()]
+        for parameter, stored in self._stored:
+            parameter.data = stored.float()
+
+    def _restore(self, _layer: nn.Module, _inputs: object, _outputs: object) -> None:
+        for parameter, stored in self._stored:
+            parameter.data = stored
+        self._stored = []
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The parts of `module` that run one after another: no list of layers is inside one."""
+    for child in module.children():
+        if any(isinstance(part, nn.ModuleList) for part in child.modules()):
+            yield from _layers(child)
+        else:
+            yield child

@@ -17,8 +17,7 @@ from stc.contracts import Contract
 from stc.errors import ExportError
 from stc.export.graphs.torch_graphs import TorchGraphs
 from stc.manifest import Precision
-from stc.method.difference import difference
-from stc.method.whole_model import ROUNDING
+from stc.method.difference import ROUNDING, difference
 from stc.program import Arrays
 
 RELATIVE_L2 = {"fp32": 1e-5, "fp16": 1e-2}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stc.contracts import COUNT, Contract
 from stc.errors import ExportError
-from stc.method.whole_model import rounded_otherwise
+from stc.method.difference import rounded_otherwise
 from stc.program import Arrays
 
 Made = Callable[[str, nn.Module, tuple[Tensor, ...], int], None]

@@ -25,9 +25,9 @@ from stc.export.graphs.weights_file import Span, WeightsFile
 from stc.export.graphs.written_graphs import WrittenGraphs
 from stc.export.towers.siglip.tower import Tower, kind_of, stored_as
 from stc.manifest import Precision, VisionSpec
+from stc.method.difference import judged
 from stc.method.family import changed_frames, check_program, history_of, prune_program
 from stc.method.graphs import vision_graphs
-from stc.method.judging import judged
 from stc.onnx_files.operators import GraphKind
 from stc.program import Arrays, Call, run_paired
 from stc.settings import SCORINGS, Settings

@@ -10,11 +10,12 @@ another (docs/log.md has the figures). The decoder's are noise: they serve to me
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,9 +23,7 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint.json_object import Described
-from stc.export.checkpoint.model_files import preprocessing, to_json
-from stc.export.companions import CONFIG, PREPROCESSOR, VIDEO_PREPROCESSOR
+from stc.export.companions import CONFIG, PREPROCESSOR, VIDEO_PREPROCESSOR, Described
 from stc.export.decoders.qwen2.spec import language_spec
 from stc.export.decoders.qwen2.weights import EMBED, ROWS
 from stc.export.towers.siglip.spec import vision_spec
@@ -55,6 +54,31 @@ ROTARY = {"rope_type": "default", "rope_theta": 1e6}
 """Of the published checkpoints; transformers' default is another base."""
 SPREAD = 0.1
 """Standard deviation of biases, and of norm weights round 1."""
+
+
+def preprocessing(image_size: int) -> dict[str, Any]:
+    """What preprocessor_config.json says of frames for a square input of `image_size` px, for
+    images and for video alike; mean and spread are SigLIP's."""
+    return {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_pad": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "LlavaOnevisionImageProcessor",
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "LlavaOnevisionProcessor",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": image_size, "width": image_size},
+        "video_processor_type": "LlavaOnevisionVideoProcessor",
+    }
+
+
+def to_json(value: dict[str, Any]) -> bytes:
+    """`value` as an indented JSON file."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import IO, Any
 
-from stc.errors import StcError
+from stc.errors import StcError, printable
 from stc.runtime.answers.answer import Answer
 from stc.runtime.answers.chat import Chat
 from stc.runtime.answers.questions import Questions
@@ -19,7 +19,6 @@ from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.memory.reservoir import Reservoir
 from stc.runtime.report import FrameReport, Prefill
 from stc.shell import command
-from stc.shell.printable import printable
 
 MAX_ANSWERS = 1_000
 """Answers that are held for the document; of older ones only the figures are."""

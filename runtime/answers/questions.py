@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from stc.errors import SettingsError
 from stc.runtime.answers.stream_language import MAX_NEW_TOKENS
 from stc.runtime.language.sampling import GREEDY, Sampling
-from stc.shell.flags import number_flag, whole_flag
-from stc.shell.ranges import MAX_COUNT, flag_of, real, whole
+from stc.shell.ranges import MAX_COUNT, flag_of, number_flag, real, whole, whole_flag
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,8 @@ from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import without_credentials
 from stc.shell import command
 from stc.shell.command import Console
-from stc.shell.flags import whole_flag
 from stc.shell.progress import Progress
-from stc.shell.ranges import MAX_COUNT
+from stc.shell.ranges import MAX_COUNT, whole_flag
 
 INTERVAL = 4
 """Reference interval measured by default: the paper's for the cacher alone."""

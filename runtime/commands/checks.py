@@ -11,13 +11,11 @@ from types import ModuleType
 import stc
 from stc import optional
 from stc.bundles.bundle import Bundle
-from stc.engines.build.target import this_target
+from stc.engines.build.build import this_target
 from stc.engines.gpu.cuda import DeviceFacts, available_host_bytes, device_facts, load_cuda
-from stc.engines.library.flavour import FLAVOURS, Flavour, load_tensorrt
 from stc.engines.library.plan import context_rows
-from stc.engines.library.targets import GIB, targets_of
-from stc.engines.library.usable_engines import find_engines, refusal
-from stc.engines.open_tensorrt import built_target, check_memory
+from stc.engines.library.targets import FLAVOURS, GIB, Flavour, load_tensorrt, targets_of
+from stc.engines.open_tensorrt import built_target, check_memory, find_engines, refusal
 from stc.errors import BundleError, DeviceError, EngineError, StcError
 from stc.method.graphs import prune_graph
 from stc.runtime.figures.gpu_facts import power_mode

@@ -55,8 +55,8 @@ from stc.runtime.vision.tower import VisionTower
 from stc.settings import SELECTIONS, Settings
 from stc.shell import command
 from stc.shell.command import Console, stdout_outlived
-from stc.shell.flags import whole_flag
 from stc.shell.progress import Progress
+from stc.shell.ranges import whole_flag
 
 MODES = 3
 """dense, layerwise, shared."""

@@ -18,8 +18,7 @@ from stc.runtime.memory.page_cap import page_cap
 from stc.runtime.memory.rekv import RekvMemory, page_shape
 from stc.runtime.memory.spill_file import SpillFile
 from stc.runtime.memory.window import AllMemory, Memory, WindowMemory, most_remembered
-from stc.shell.flags import whole_flag
-from stc.shell.ranges import flag_of, one_of, shown, whole_fields
+from stc.shell.ranges import flag_of, one_of, shown, whole_fields, whole_flag
 
 MAX_TOGETHER = 10_000
 """Frames of one language call."""

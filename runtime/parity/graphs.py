@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.contracts import PIXEL_VALUES
-from stc.engines.side import EngineSide
+from stc.engines.eager import EngineSide
+from stc.method.difference import judged
 from stc.method.family import CHANGED_PIXELS, check_program
 from stc.method.graphs import vision_ports
-from stc.method.judging import judged
 from stc.program import Arrays, Call, Side, run_paired
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.vision.tower import VisionTower

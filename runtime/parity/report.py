@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.manifest import Precision
-from stc.method.difference import Difference, difference
-from stc.method.whole_model import whole_limit
+from stc.method.difference import Difference, difference, whole_limit
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class ParityReport:
         got: NDArray[Any],
         moves: Callable[[float], float],
     ) -> None:
-        """Compare a tensor of the whole model (`stc.method.whole_model.whole_limit`)."""
+        """Compare a tensor of the whole model (`stc.method.difference.whole_limit`)."""
         limit = whole_limit(self.precision, expected, got, moves)
         self._tensor(where, tensor, expected, got, limit)
 

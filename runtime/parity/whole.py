@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.contracts import LOGITS, PIXEL_VALUES, TOKENS
-from stc.method.whole_model import ANSWER, PIXEL, TEXT, pixels_apart
+from stc.method.difference import ANSWER, PIXEL, TEXT, pixels_apart
 from stc.prompts.prompt import Prompt
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.parity.language import answer_logits, compare_answer

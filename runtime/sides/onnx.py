@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.bundles.bundle import Bundle
-from stc.engines.side import EngineSide
+from stc.engines.eager import EngineSide
 from stc.program import Side
 from stc.runtime.answers.open_language import open_model
 from stc.runtime.language.model import LanguageModel

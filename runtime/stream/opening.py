@@ -14,12 +14,11 @@ import numpy as np
 from stc import optional
 from stc.bundles.bundle import Bundle
 from stc.engines.engine import Backend
-from stc.engines.library.flavour import FLAVOURS
-from stc.errors import SettingsError
+from stc.engines.library.targets import FLAVOURS
+from stc.errors import SettingsError, one_line
 from stc.runtime.video.open import open_video
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.vision.tower import VisionTower
-from stc.shell.printable import one_line
 from stc.shell.ranges import one_of
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]

@@ -23,8 +23,7 @@ from stc.contracts import (
     PIXEL_VALUES,
     TOKENS,
 )
-from stc.engines.engine import Tensor, lock_of
-from stc.engines.runner import Look, Ran
+from stc.engines.engine import Look, Ran, Tensor, lock_of
 from stc.errors import DeviceError, EngineError, LanguageError, NonFiniteError, SettingsError
 from stc.method.family import FrameKind, indices_of
 from stc.method.graphs import SELECT, prune_graph

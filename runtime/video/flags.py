@@ -15,8 +15,7 @@ from stc.runtime.video.source.source import (
     RtspTransport,
     VideoSource,
 )
-from stc.shell.flags import number_flag, whole_flag
-from stc.shell.ranges import real
+from stc.shell.ranges import number_flag, real, whole_flag
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

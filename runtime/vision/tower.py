@@ -4,8 +4,7 @@ state."""
 from __future__ import annotations
 
 from stc.engines.eager import EagerRunner
-from stc.engines.engine import Backend, Engine
-from stc.engines.runner import Runner
+from stc.engines.engine import Backend, Engine, Runner
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.engines.tensorrt.captured import CapturedRunner
 from stc.manifest import Precision, VisionSpec

@@ -21,8 +21,7 @@ from pydantic_core import from_json
 
 import stc
 from stc.bundles.conformity import check_conformity
-from stc.bundles.files import BundleFiles, led_out, real_place, sha256
-from stc.bundles.pinned_folder import PinnedFolder
+from stc.bundles.files import BundleFiles, PinnedFolder, led_out, real_place, sha256
 from stc.errors import BundleError, SettingsError
 from stc.manifest import (
     MANIFEST,
@@ -35,7 +34,7 @@ from stc.manifest import (
     Weights,
     first_mistake,
 )
-from stc.onnx_files.graph_check import MAX_GRAPH_BYTES, GraphRefusedError, check_graph, too_long
+from stc.onnx_files.graph_check import MAX_GRAPH_BYTES, GraphRefusedError, check_graph
 from stc.onnx_files.operators import GraphKind
 
 PARTIAL = ".stc-partial"
@@ -128,7 +127,8 @@ class Bundle:
         language = self.manifest.language
         try:
             if entry.size_bytes > MAX_GRAPH_BYTES:
-                raise too_long(entry.size_bytes)
+                got = f"has {entry.size_bytes:,} bytes"
+                raise GraphRefusedError(got, f"at most {MAX_GRAPH_BYTES:,}")
             content = self.files.read(entry.path)
             places = check_graph(
                 content,

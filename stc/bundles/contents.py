@@ -1,4 +1,5 @@
-"""What of a directory is a bundle's: what its manifest lists, and the engines built from it.
+"""What of a directory is a bundle's: what its manifest lists, and the engines built from it, which
+`BUNDLE/engines/<targets>/engines.json` names (`stc.engines.library.library` writes it).
 
 Decides what a bundle that is replaced takes with it. A manifest need not be valid for that, nor of
 this stc's schema: bundles of every stc list files alike.
@@ -7,18 +8,48 @@ this stc's schema: bundles of every stc list files alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from stc.bundles.engine_folder import ENGINES, is_own, listed_engines
+from stc.bundles.part_file import part_of
 from stc.manifest import GRAPHS, MANIFEST, FileEntry
 
-WRITING = ".lock"
-"""A bundle's lock while it is written."""
 _GRAPH_FIELDS = ("graphs", "fused_graphs", "int4_graphs")
+ENGINES = "engines"
+LIST = "engines.json"
+LOCK = ".lock"
+"""Of a bundle, and of a folder of engines, while it is written."""
+TIMINGS = "timings.cache"
+KERNELS = "kernels.rtxcache"
+ENGINE = ".engine"
+"""How the names of engines end."""
+
+
+def is_engine_name(name: str) -> bool:
+    """Whether a list may name an engine so: a file beside it."""
+    return name.endswith(ENGINE) and "/" not in name and "\0" not in name
+
+
+def is_own(name: str, engines: Collection[str]) -> bool:
+    """Whether file `name` is one of `engines`, or what stc writes beside them, whole or not."""
+    return (part_of(name) or name) in {LIST, LOCK, TIMINGS, KERNELS, *engines}
+
+
+def listed_engines(folder: Path) -> set[str]:
+    """The engines that the list in `folder` names, were they built or not.
+
+    Empty when there is no list or it cannot be read. Raises OSError.
+    """
+    document = _document(folder / LIST)
+    engines, unfinished = document.get("engines"), document.get("unfinished")
+    names = [*(engines if isinstance(engines, dict) else ())]
+    names += unfinished if isinstance(unfinished, list) else ()
+    return {name for name in names if isinstance(name, str) and is_engine_name(name)}
 
 
 class BundleContents:
@@ -74,18 +105,13 @@ class BundleContents:
                 yield path, (targets or path in above) and not place.is_symlink()
             for name in sorted(files):
                 path = str(within / name)
-                own = path in self.listed or path == WRITING
+                own = path in self.listed or path == LOCK
                 yield path, own or (engines and is_own(name, names))
 
 
 def _listed(manifest: Path) -> frozenset[str]:
-    if manifest.is_symlink() or not manifest.is_file():
-        return frozenset()
-    try:
-        document = from_json(manifest.read_bytes())
-    except ValueError:
-        return frozenset()
-    if not isinstance(document, dict) or not isinstance(document.get("graphs"), dict):
+    document = _document(manifest)
+    if not isinstance(document.get("graphs"), dict):
         return frozenset()
     graphs = [
         entry.get("file")
@@ -104,6 +130,17 @@ def _listed(manifest: Path) -> frozenset[str]:
         if (path := _path(entry)) is not None
     }
     return frozenset({*paths, MANIFEST})
+
+
+def _document(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`; an empty one where it is none, or a link. Raises OSError."""
+    if file.is_symlink() or not file.is_file():
+        return {}
+    with suppress(ValueError):
+        document = from_json(file.read_bytes())
+        if isinstance(document, dict):
+            return document
+    return {}
 
 
 def _path(entry: object) -> str | None:

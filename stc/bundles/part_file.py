@@ -20,8 +20,6 @@ PART = ".stc-part"
 _MAX_OF_A_NAME = 200
 """Bytes of 255, so that a part's own name is no longer than file systems take."""
 _NAME = re.compile(rf"\.(.+)\.[0-9a-f]{{8}}{re.escape(PART)}")
-_FORMER_NAME = re.compile(r"\.(.+)\.([0-9]+)\.part")
-"""Of version 0.1.0: with the process that wrote it, and without a lock."""
 
 
 @contextmanager
@@ -48,7 +46,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def part_of(name: str) -> str | None:
     """The name of the file of which a file called `name` is a part; None when it is no part."""
-    part = _NAME.fullmatch(name) or _FORMER_NAME.fullmatch(name)
+    part = _NAME.fullmatch(name)
     return part[1] if part else None
 
 
@@ -73,23 +71,9 @@ def _sweep(path: Path) -> None:
     # Sweeping is a courtesy: what it may not list, open or remove is another one's to clear.
     with suppress(OSError):
         for entry in list(os.scandir(path.parent)):
-            if _NAME.fullmatch(entry.name) or _is_of_the_dead(entry.name, path.name):
+            if _NAME.fullmatch(entry.name):
                 with suppress(OSError):
                     _remove_if_left(Path(entry.path))
-
-
-def _is_of_the_dead(name: str, of: str) -> bool:
-    """Whether `name` is a part of the file `of` that a process of version 0.1.0 left."""
-    part = _FORMER_NAME.fullmatch(name)
-    if part is None or part[1] != of:
-        return False
-    try:
-        os.kill(int(part[2]), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
-        return False
-    return False
 
 
 def _remove_if_left(part: Path) -> None:

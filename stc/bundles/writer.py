@@ -9,21 +9,19 @@ while somebody has it open. What stays for that reason the next writer of NAME c
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from stc.bundles.bundle import PARTIAL, REPLACED, moved_aside
-from stc.bundles.contents import WRITING as LOCK
-from stc.bundles.contents import BundleContents
+from stc.bundles.contents import LOCK, BundleContents
 from stc.errors import BundleError
 from stc.manifest import MANIFEST, Manifest
-from stc.shell.exchange import exchange
 
 _LOCKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF})
@@ -31,6 +29,10 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUP
 
 ONLY_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 """What only a file being written can raise."""
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_CANNOT = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
+"""What a kernel or a file system says that cannot exchange."""
 
 
 class BundleWriter:
@@ -74,12 +76,7 @@ class BundleWriter:
         (self.root / MANIFEST).write_text(text, encoding="utf-8")
         self._finished = True
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._undo:
             if isinstance(error, OSError) and self._is_ours(error):
                 raise self._unwritable(error) from error
@@ -291,3 +288,20 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Each stands where the other stood; nobody saw either place empty. False: nothing was done.
+
+    False says that the C library, the kernel or the file system cannot. Raises OSError.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    if call(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT:
+        return False
+    raise OSError(number, os.strerror(number), str(other))

@@ -58,23 +58,18 @@ def check_graph(
 ) -> frozenset[str]:
     """The files that tensors of the graph lie in, all of them among `files`, by size in bytes.
 
-    `files` are named as the graph names them. group: values of a four-bit matrix that share a
-    scale. positions: rows that a rotation's tables have at least. Raises GraphRefusedError.
+    `content` has at most MAX_GRAPH_BYTES; `files` are named as the graph names them. group: values
+    of a four-bit matrix that share a scale. positions: rows that a rotation's tables have at least.
+    Raises GraphRefusedError.
     """
-    if len(content) > MAX_GRAPH_BYTES:
-        raise too_long(len(content))
     try:
         found = read_onnx(content)
     except OnnxFileError as error:
-        raise GraphRefusedError(
-            f"is not an ONNX graph ({error})", "a graph of stc-export"
-        ) from error
+        got = f"is not an ONNX graph as stc writes them ({error})"
+        raise GraphRefusedError(got, "a graph of stc-export") from error
     if strange := sorted({node.operator for node in found.nodes} - OPERATORS[kind]):
         names = ", ".join(f"{domain or 'ai.onnx'}.{name}" for domain, name in strange[:3])
         raise GraphRefusedError(f"has operators {names}", f"those of stc-export's {kind}")
-    if found.unusual:
-        got = f"has {', '.join(sorted(found.unusual))}"
-        raise GraphRefusedError(got, f"none, as in stc-export's {kind}")
     if len(found.nodes) > MAX_NODES:
         raise GraphRefusedError(f"has {len(found.nodes):,} nodes", f"at most {MAX_NODES}")
     places = frozenset(_places(found.tensors, len(content), files))
@@ -84,11 +79,6 @@ def check_graph(
         if node.operator[0] == RUNTIME_DOMAIN:
             _check_own(node, tensors, group, positions)
     return places
-
-
-def too_long(size_bytes: int) -> GraphRefusedError:
-    """What refuses a graph of more than MAX_GRAPH_BYTES."""
-    return GraphRefusedError(f"has {size_bytes:,} bytes", f"at most {MAX_GRAPH_BYTES:,}")
 
 
 def _check_computed(found: OnnxFile) -> None:

@@ -2,30 +2,145 @@
 
 A prompt is text tokens, the video, text tokens. Those before the video are the same for every
 question: they are remembered once, when the stream starts.
+
+Some tokens have a meaning of their own: those the tokenizer's files add to its vocabulary, the
+video's among them. A template writes them; a user who types one has typed letters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.errors import LanguageError
+from stc.errors import LanguageError, guarded
 from stc.manifest import LanguageSpec
-from stc.prompts.chat_template import find_template
-from stc.prompts.template_process import EndlessTemplateError, TemplateProcess
-from stc.prompts.tokenizer_files import TOKENIZER, open_tokenizer
-from stc.prompts.tokens import PromptTokens
-from stc.shell.boundary import guarded
+from stc.prompts.files import TOKENIZER, TokenizerFiles, find_template, open_tokenizer
+from stc.prompts.template_process import TemplateProcess
 
 SAMPLES = ("What is in the video?", "Who came in last?")
 """Questions to find out what every prompt starts with, and that it holds the question."""
 LONGEST_QUESTION = 100_000
 """Characters; several times what a model has positions for."""
 OTHER = "take tokenizer and chat template of the same model, and export again"
+STAND_INS = range(0xF0000, 0xFFFFE)
+"""Letters without a meaning, of a plane that is kept for private use."""
+MAX_ROUNDS = 4
+"""How often a question is searched; what is left then is found out by its prompt."""
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A question as a template is to see it: letters stand for parts that spell tokens.
+
+    stand_ins: such parts and the letter for each, in the order in which they were replaced.
+    """
+
+    text: str
+    stand_ins: tuple[tuple[str, str], ...]
+
+
+class PromptTokens:
+    """What turns prompts into text tokens; `meant` adds ids to those with a meaning.
+
+    Raises LanguageError when the tokenizer fails.
+    """
+
+    def __init__(self, files: TokenizerFiles, meant: tuple[int, ...] = ()) -> None:
+        self._tokenizer = files.tokenizer
+        self._start = files.named.get("bos_token")
+        with guarded("tokenizer", "fails"):
+            added = self._tokenizer.get_added_tokens_decoder()
+            unknown = getattr(self._tokenizer.model, "unk_token", None)
+        # White space is added by some tokenizers, unknown letters become a token: neither says
+        # anything about the prompt's parts.
+        self._meant = {
+            index
+            for index, token in added.items()
+            if token.content != unknown and not token.content.isspace()
+        }
+        self._meant.update(meant)
+        self._contents = "".join(token.content for token in added.values())
+        self._special = [token.content for token in added.values() if token.special]
+
+    def typed(self, question: str) -> Typed:
+        """`question` with letters for what would become tokens with a meaning of their own.
+
+        Raises LanguageError for a special token: who types one asks for it, and cannot have it.
+        """
+        for token in self._special:
+            if token in question:
+                raise _forged(token)
+        taken = set(question + self._contents)
+        free = (letter for code in STAND_INS if (letter := chr(code)) not in taken)
+        stand_ins: list[tuple[str, str]] = []
+        # More than once: some tokens are some only between words, and these letters are none.
+        for _ in range(MAX_ROUNDS):
+            parts = self._spelled(question)
+            if not parts:
+                break
+            for part, letter in zip(sorted(parts, key=len, reverse=True), free, strict=False):
+                question = question.replace(part, letter)
+                stand_ins.append((part, letter))
+        return Typed(question, tuple(stand_ins))
+
+    def _spelled(self, question: str) -> set[str]:
+        """Parts of `question` that would become tokens with a meaning of their own."""
+        with guarded("tokenizer", "fails on the question"):
+            encoding = self._tokenizer.encode(question, add_special_tokens=False)
+        found = zip(encoding.ids, encoding.offsets, strict=True)
+        spans = [span for index, span in found if index in self._meant]
+        return {question[start:end] for start, end in spans if start < end}
+
+    def encode(self, prompt: str, typed: Typed) -> tuple[list[int], list[int]]:
+        """The text tokens of `prompt`, made with the question `typed`, and those with a meaning.
+
+        Where nothing stands for a part of it they are those of a transformers processor.
+        """
+        start = self._start
+        bare = start is not None and prompt.startswith(start)
+        with guarded("tokenizer", "fails on the prompt"):
+            encoding = self._tokenizer.encode(prompt, add_special_tokens=not bare)
+        meant = [index for index in encoding.ids if index in self._meant]
+        if not typed.stand_ins:
+            return encoding.ids, meant
+        appended = encoding.special_tokens_mask
+        front = appended.index(0) if 0 in appended else len(appended)
+        ids: list[int] = []
+        told = 0
+        for place, index in enumerate(encoding.ids):
+            first, last = encoding.offsets[place]
+            if appended[place]:
+                first = last = 0 if place < front else len(prompt)
+            elif index not in self._meant:
+                continue
+            ids += [*self._text(prompt[told:first], typed), index]
+            told = last
+        return ids + self._text(prompt[told:], typed), meant
+
+    def _text(self, piece: str, typed: Typed) -> list[int]:
+        """The text tokens of a piece of a prompt, as if no token had been added."""
+        for part, letter in reversed(typed.stand_ins):
+            piece = piece.replace(letter, part)
+        tokenizer = self._tokenizer
+        with guarded("tokenizer", "fails on the question"):
+            if tokenizer.normalizer is not None:
+                piece = tokenizer.normalizer.normalize_str(piece)
+            words = [piece] if piece else []
+            if tokenizer.pre_tokenizer is not None:
+                words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(piece)]
+            ids = [token.id for word in words for token in tokenizer.model.tokenize(word)]
+        for index in self._meant.intersection(ids):  # the vocabulary holds its letters as a word
+            raise _forged(tokenizer.id_to_token(index))
+        return ids
+
+
+def _forged(token: str) -> LanguageError:
+    return LanguageError("question", f"contains {token}", "plain text")
 
 
 class Prompt:
@@ -87,8 +202,8 @@ class Prompt:
     def _split(self, question: str) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
         """The text tokens before and after the video, and those that have a meaning."""
         typed = self._tokens.typed(question)
-        encoded = self._tokens.encode(self._rendered(typed.text), typed)
-        ids = np.array(encoded.ids, np.int64)
+        encoded, meant = self._tokens.encode(self._rendered(typed.text), typed)
+        ids = np.array(encoded, np.int64)
         videos = np.flatnonzero(ids == self._spec.video_token_id)
         if len(videos) != 1:
             token = self._tokenizer.id_to_token(self._spec.video_token_id)
@@ -107,15 +222,13 @@ class Prompt:
                 OTHER,
             )
         place = int(videos[0])
-        return ids[:place], ids[place + 1 :], encoded.meant
+        return ids[:place], ids[place + 1 :], meant
 
     def _rendered(self, question: str) -> str:
         """The prompt of `question` as text."""
         content = [{"type": "video"}, {"type": "text", "text": question}]
         try:
             return self._process.render(self._template, self._variables(content))
-        except EndlessTemplateError:
-            raise
         except LanguageError as error:
             if not self._is_for_text_alone():
                 raise

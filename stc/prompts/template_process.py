@@ -1,12 +1,16 @@
-"""The helper process that renders chat templates, started when needed and ended with its owner.
+"""Chat templates rendered in a helper process, started when needed and ended with its owner.
 
-A template runs in no thread of ours: it cannot hold the interpreter's lock, take our memory, or
-keep us from hearing Ctrl-C (docs/adr/0012-templates-in-a-process.md).
+A template is a program of somebody else's: it may never end, or ask for any amount of memory. So it
+runs in no thread of ours: it cannot hold the interpreter's lock, take our memory, or keep us from
+hearing Ctrl-C (docs/adr/0012-templates-in-a-process.md). The helper has transformers' environment
+and may use little time and memory; it takes one request a line on stdin and gives one answer a line
+on stdout, both JSON.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -15,23 +19,27 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from stc.errors import LanguageError
-from stc.prompts.template_worker import LONGEST_PROMPT, MAX_BYTES, MAX_CPU_S
-from stc.shell.boundary import guarded, printable
+from stc.errors import LanguageError, guarded
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 SUBJECT = "chat template"
 FIX = "take the chat template of the model's processor"
-MAX_START_S = 60.0
-MAX_WAIT_S = 20.0
-"""Wall time; what counts is the processor time MAX_CPU_S, which other programs do not use up."""
-RUN = "import sys; sys.path[:] = sys.argv[1:]; from stc.prompts.template_worker import main; main()"
-"""The worker imports what its owner would, however that came by its sys.path."""
-
-
-class EndlessTemplateError(LanguageError):
-    """A template that asks for too much of time, memory or text."""
+MAX_BYTES = 512 << 20
+"""Address space of the process, which takes 25 MB of it itself."""
+MAX_CPU_S = 2.0
+"""Processor time of one answer; the kernel ends the process by SIGPROF after it."""
+MAX_WAIT_S = 60.0
+"""Wall time; what counts is MAX_CPU_S, which other programs do not use up."""
+LONGEST_PROMPT = 1_000_000
+"""Characters."""
+RUN = "import sys; sys.path[:] = sys.argv[1:]; import stc.prompts.template_process as t; t.main()"
+"""The helper imports what its owner would, however that came by its sys.path."""
 
 
 class TemplateProcess:
@@ -58,13 +66,13 @@ class TemplateProcess:
                 self._end_child()  # killed while nothing was asked of it
             try:
                 self._child = self._child or _Child()
-                answer = self._child.ask(json.dumps(request).encode() + b"\n", MAX_WAIT_S)
+                answer = self._child.ask(json.dumps(request).encode() + b"\n")
             except BaseException:  # Ctrl-C, too: what it would answer next is unknown
                 self._end_child()
                 raise
-        if "text" in answer:
-            return answer["text"]
-        raise _refusal(answer["kind"], printable(answer["error"]))
+        if answer["got"]:
+            raise LanguageError(SUBJECT, answer["got"], fix=FIX)
+        return answer["text"]
 
     def _end_child(self) -> None:
         child, self._child = self._child, None
@@ -93,23 +101,13 @@ class _Child:
                 raise
         self.socket = ours
         self.end = weakref.finalize(self, _end, self.process, ours)
-        try:
-            failed = self.ask(b"", MAX_START_S)
-        except BaseException:
-            self.end()
-            raise
-        if failed:
-            self.end()
-            cause = printable(f"{failed['kind']}: {failed['error']}")
-            fix = "pip install 'stc[language]'"
-            raise LanguageError("questions", f"jinja2 cannot be loaded ({cause})", fix=fix)
 
-    def ask(self, request: bytes, most_s: float) -> dict[str, str]:
-        """The answer to `request`. Raises LanguageError when there is none within `most_s`."""
-        until = time.monotonic() + most_s
+    def ask(self, request: bytes) -> dict[str, str]:
+        """The answer to `request`. Raises LanguageError when there is none within MAX_WAIT_S."""
+        until = time.monotonic() + MAX_WAIT_S
         received = bytearray()
         try:
-            self.socket.settimeout(most_s)
+            self.socket.settimeout(MAX_WAIT_S)
             self.socket.sendall(request)
             while not received.endswith(b"\n"):
                 self.socket.settimeout(max(until - time.monotonic(), 0.001))
@@ -118,8 +116,8 @@ class _Child:
                     raise ConnectionError
                 received += piece
         except TimeoutError as error:
-            got = f"has not answered within {most_s:.0f} s"
-            raise EndlessTemplateError(SUBJECT, got, fix=FIX) from error
+            got = f"has not answered within {MAX_WAIT_S:.0f} s"
+            raise LanguageError(SUBJECT, got, fix=FIX) from error
         except ConnectionError as error:
             raise _ended(self.process) from error
         answer: dict[str, str] = json.loads(received)
@@ -137,24 +135,121 @@ def _ended(process: subprocess.Popen[bytes]) -> LanguageError:
     try:
         code = process.wait(MAX_WAIT_S)
     except subprocess.TimeoutExpired:
-        return EndlessTemplateError(SUBJECT, "its process hangs", fix=FIX)
+        return LanguageError(SUBJECT, "its process hangs", fix=FIX)
     if code == -signal.SIGPROF:
         got = f"takes more than {MAX_CPU_S:.0f} s to render"
-        return EndlessTemplateError(SUBJECT, got, "milliseconds", FIX)
-    got = f"its process ended by itself (exit {code})"
-    return EndlessTemplateError(SUBJECT, got, fix=FIX)
+        return LanguageError(SUBJECT, got, "milliseconds", FIX)
+    return LanguageError(SUBJECT, f"its process ended by itself (exit {code})", fix=FIX)
 
 
-def _refusal(kind: str, error: str) -> LanguageError:
-    """What to tell of an exception in the worker."""
-    if kind == "syntax":
-        return LanguageError(SUBJECT, f"cannot be read ({error})", fix=FIX)
-    if kind == "refusal":
-        return LanguageError(SUBJECT, f"refuses the question ({error})", fix=FIX)
-    if kind == "memory":
-        got = f"takes more than {MAX_BYTES >> 20} MB"
-        return EndlessTemplateError(SUBJECT, got, "kilobytes", FIX)
-    if kind == "length":
-        most = f"at most {LONGEST_PROMPT:,} characters"
-        return EndlessTemplateError(SUBJECT, "makes an endless prompt", most, FIX)
-    return LanguageError(SUBJECT, f"cannot be rendered ({kind}: {error})", fix=FIX)
+def main() -> None:
+    """The helper: requests are answered until stdin is closed."""
+    # Both are inherited, and either would make the time limit void.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
+    import jinja2.ext
+    import jinja2.sandbox  # noqa: F401 (what the first answer's time should not be spent on)
+
+    compiled: dict[str, Template] = {}
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = min(one for one in (MAX_BYTES, soft, hard) if one != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
+        answer = _answer(json.loads(line), compiled)
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _answer(request: Mapping[str, Any], compiled: dict[str, Template]) -> dict[str, str]:
+    """What a request comes to: its `text`, or what it `got` instead."""
+    from jinja2 import TemplateError
+    from jinja2.exceptions import TemplateSyntaxError
+
+    text, got = "", ""
+    try:
+        template = compiled.get(request["template"])
+        if template is None:
+            compiled.clear()
+            template = compile_template(request["template"], request["now"])
+            compiled[request["template"]] = template
+        pieces, length = [], 0
+        for piece in template.generate(request["variables"]):
+            pieces.append(piece)
+            length += len(piece)
+            if length > LONGEST_PROMPT:
+                got = f"makes a prompt of more than {LONGEST_PROMPT:,} characters"
+                break
+        else:
+            text = "".join(pieces)
+    except TemplateSyntaxError as error:
+        got = f"cannot be read (line {error.lineno}: {error.message})"
+    except TemplateError as error:
+        got = f"refuses the question ({str(error)[:1000]})"
+    except MemoryError:
+        got = f"takes more than {MAX_BYTES >> 20} MB, where kilobytes will do"
+    except Exception as error:
+        got = f"cannot be rendered ({type(error).__name__}: {str(error)[:1000]})"
+    return {"text": text, "got": got}
+
+
+def compile_template(text: str, now: float) -> Template:
+    """The template of `text`, to be rendered as transformers does.
+
+    Sandboxed, blocks trimmed, loop controls, `raise_exception`, `tojson` as plain JSON, and the
+    tags that mark what the assistant said. `strftime_now` tells `now`, seconds since the epoch:
+    a prompt's start is remembered, so it must stay what it was. Raises jinja2's exceptions.
+    """
+    from jinja2 import TemplateError, nodes
+    from jinja2.exceptions import SecurityError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class Generation(Extension):
+        """`{% generation %}...{% endgeneration %}` renders to what stands between."""
+
+        tags = {"generation"}  # noqa: RUF012 (jinja2's interface)
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            said = self.call_method("said")
+            return nodes.CallBlock(said, [], [], body, lineno=line)
+
+        def said(self, caller: Any) -> Any:
+            return caller()
+
+    class PlainNamespace(Namespace):
+        """A namespace without names that Python gives a meaning."""
+
+        def __init__(*arguments: Any, **named: Any) -> None:  # a namespace may hold `self`
+            held = dict(*arguments[1:], **named)
+            for name in held:
+                _check(name)
+            Namespace.__init__(arguments[0], held)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _check(name)
+            super().__setitem__(name, value)
+
+    def _check(name: object) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise SecurityError(f"the name {name!r} in a namespace")
+
+    def refuse(message: str) -> str:
+        raise TemplateError(message)
+
+    def strftime_now(format: str) -> str:
+        return datetime.fromtimestamp(now).strftime(format)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    # jinja2's own escapes what HTML would take for markup.
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = strftime_now
+    environment.globals["namespace"] = PlainNamespace
+    return environment.from_string(text)

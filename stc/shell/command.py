@@ -25,8 +25,7 @@ from typing import Any, NoReturn
 
 from rich import console
 
-from stc.errors import StcError
-from stc.shell.printable import one_line, printable
+from stc.errors import StcError, one_line, printable
 from stc.shell.streams import STDOUT, sound_streams, stdout_outlived
 
 __all__ = ["STOPS", "Console", "Parser", "run", "stdout_outlived", "tell", "uninterrupted"]

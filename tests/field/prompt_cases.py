@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, LlavaOnevisionProcessor
 
-from stc.export.checkpoint.model_files import preprocessing
-from stc.export.made_up.demo_tokenizer import demo_tokenizer
+from stc.export.made_up.demo import demo_tokenizer
+from stc.export.made_up.synthetic import preprocessing
 from stc.manifest import LanguageSpec
 from stc.prompts.prompt import Prompt
 

@@ -14,8 +14,7 @@ import pytest
 
 from stc.bundles import files as bundle_files
 from stc.bundles.bundle import Bundle
-from stc.bundles.files import real_place
-from stc.bundles.pinned_folder import PinnedFolder
+from stc.bundles.files import PinnedFolder, real_place
 from stc.bundles.writer import BundleWriter
 from stc.errors import BundleError
 from tests.field.resigned import edit_manifest
@@ -148,10 +147,10 @@ def test_engines_go_with_the_bundle_they_were_built_from(place: Path) -> None:
     for name in (
         "a.tensorrt.engine",
         "b.tensorrt.engine",
-        ".a.tensorrt.engine.123.part",
+        ".a.tensorrt.engine.01234567.stc-part",
         "timings.cache",
         "kernels.rtxcache",
-        ".kernels.rtxcache.7.part",
+        ".kernels.rtxcache.89abcdef.stc-part",
         ".lock",
     ):
         (engines / name).write_bytes(b"made")
@@ -239,7 +238,7 @@ def test_a_bundle_that_is_replaced_where_nothing_can_be_locked_is_told_so(
     def unsupported(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("stc.bundles.pinned_folder.fcntl.flock", unsupported)
+    monkeypatch.setattr("stc.bundles.files.fcntl.flock", unsupported)
     opened = Bundle.open(place)
     monkeypatch.undo()
     write_bundle(place, force=True, salt=b"new")

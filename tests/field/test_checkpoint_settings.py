@@ -21,8 +21,9 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 
 from stc.errors import CheckpointError
 from stc.export.checkpoint.checkpoint import open_checkpoint
-from stc.export.checkpoint.model_files import preprocessing
-from stc.export.decoders.qwen2.spec import read_language_spec
+from stc.export.companions import read_companions
+from stc.export.decoders.qwen2.spec import described_language
+from stc.export.made_up.synthetic import preprocessing
 from stc.runtime.vision.preprocess import Preprocessor
 from tests.field.checkpoint_cases import read_by_transformers, refusal, set_values, write_tiny
 
@@ -59,7 +60,7 @@ def _stops(config: Mapping[str, object], generation: Mapping[str, object] | None
             )
         stop = found.eos_token_id
         stops = [] if stop is None else stop if isinstance(stop, list) else [stop]
-        return set(read_language_spec(directory).stop_token_ids), set(stops)
+        return set(described_language(read_companions(directory)).stop_token_ids), set(stops)
 
 
 @settings(max_examples=60, deadline=None)
@@ -253,7 +254,7 @@ def test_the_decoder_is_the_one_that_transformers_reads(
 ) -> None:
     """Old and new keys of rotation, head width, windows and dtype; null stands for nothing."""
     set_values(directory / CONFIG, changes)
-    spec = read_language_spec(directory)
+    spec = described_language(read_companions(directory))
     if "num_labels" in changes:  # transformers would make a table of them
         set_values(directory / CONFIG, {"num_labels": 2})
     text = AutoConfig.from_pretrained(directory).text_config
@@ -326,7 +327,7 @@ def test_the_configuration_ties_the_head_as_transformers_reads_it(
         places = {"tie_word_embeddings": top, "text_config.tie_word_embeddings": text}
         set_values(directory / CONFIG, places)
         tied = AutoConfig.from_pretrained(directory).tie_word_embeddings
-        assert read_language_spec(directory).tied_head == tied
+        assert described_language(read_companions(directory)).tied_head == tied
 
 
 def test_float16_weights_and_settings_are_read_as_stored(directory: Path) -> None:

@@ -15,13 +15,11 @@ import pytest
 from stc.bundles.bundle import Bundle
 from stc.engines.build import build as building
 from stc.engines.build.build import plan_build, run_build
-from stc.engines.build.builders import BuildObserver
-from stc.engines.build.worker import Job, Outcome
-from stc.engines.library.flavour import TensorRt
+from stc.engines.build.builders import BuildProgress, Job, Outcome
 from stc.engines.library.library import EngineLibrary, libraries_of, library_of
 from stc.engines.library.plan import EngineSpec
-from stc.engines.library.targets import TARGETS
-from stc.engines.tensorrt.kernel_cache import KernelCache
+from stc.engines.library.targets import TARGETS, TensorRt
+from stc.engines.tensorrt.shared import KernelCache
 from stc.errors import BundleError, EngineError, StcError
 from tests.field.resigned import edit_manifest
 from tests.tiny_bundle import write_bundle
@@ -79,7 +77,7 @@ def build(
     monkeypatch.setattr(building, "Builders", Builders)
     bundle = Bundle.open(place)
     plan = plan_build(bundle, SPECS, TENSORRT, SM89)
-    observer = cast(BuildObserver, SimpleNamespace(finished=lambda _: None))
+    observer = cast(BuildProgress, SimpleNamespace(built=lambda _: None))
     run_build(bundle, plan, "tensorrt", SM89, observer, workers=1)
     return {file.name for file in (place / "engines" / "sm89").iterdir()}
 
@@ -150,7 +148,7 @@ def test_what_a_killed_build_left_is_gone_after_the_next(
     with pytest.raises(KeyboardInterrupt):
         build(place, monkeypatch, fails_after=1)
     folder = place / "engines" / "sm89"
-    part = folder / f".{sorted(NAMES)[1]}.4242.part"
+    part = folder / f".{sorted(NAMES)[1]}.00004242.stc-part"
     part.write_bytes(b"half")
     document = json.loads((folder / "engines.json").read_text())
     assert set(document["engines"]) | set(document["unfinished"]) == NAMES

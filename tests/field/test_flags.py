@@ -14,8 +14,7 @@ import pytest
 
 from stc.manifest import MAX_POSITIONS
 from stc.runtime.video.source.frame import LAST_INDEX
-from stc.shell.flags import number_flag
-from stc.shell.ranges import MAX_COUNT
+from stc.shell.ranges import MAX_COUNT, number_flag
 from tests.test_help import MAINS, parser_of
 
 Outcome = subprocess.CompletedProcess[str]

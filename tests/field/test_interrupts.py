@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from stc.engines.build.builders import Builders
-from stc.engines.build.worker import Phase
+from stc.engines.build.builders import Builders, BuildProgress
 from stc.shell import command
+from stc.shell.command import Console
 from tests.as_user import CLIP, MODULES, ROOT, standing, start
 
 INTERRUPTED = "interrupted; nothing was written\n"
@@ -174,12 +174,7 @@ def test_an_interrupt_while_the_first_is_told_is_none_too_many(
 def test_builders_that_start_say_nothing_of_an_interrupt(capfd: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C reaches all processes of a terminal; the one that owns the engines decides."""
 
-    class Nobody:
-        def started(self, engine: str) -> None: ...
-        def phase(self, engine: str, phase: Phase) -> None: ...
-        def finished(self, engine: str) -> None: ...
-
-    with Builders("tensorrt-rtx", 2, Nobody()) as builders:
+    with Builders("tensorrt-rtx", 2, BuildProgress(0, Console(stderr=True))) as builders:
         processes = list(builders._processes.values())
         for process in processes:
             assert process.pid is not None

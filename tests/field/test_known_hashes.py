@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from stc.bundles import files as bundle_files
-from stc.bundles import known_hashes
 from stc.bundles.bundle import Bundle
-from stc.bundles.known_hashes import FileIdentity, KnownHashes
+from stc.bundles.files import FileIdentity, KnownHashes
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import BundleError
 from stc.manifest import LANGUAGE_WEIGHTS, WEIGHTS
@@ -34,7 +33,7 @@ SETTLED_S = 0.03
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this test's hashes are remembered, those of files older than a hundredth second."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(known_hashes, "RECENT_NS", 10_000_000)
+    monkeypatch.setattr(bundle_files, "RECENT_NS", 10_000_000)
     return tmp_path / "cache" / "stc" / "known-hashes"
 
 
@@ -205,7 +204,7 @@ def cut(cache: Path) -> None:
 
 
 def huge(cache: Path) -> None:
-    cache.write_bytes(b"x" * known_hashes.MAX_BYTES + b"\n" + cache.read_bytes())
+    cache.write_bytes(b"x" * bundle_files.MAX_KNOWN_BYTES + b"\n" + cache.read_bytes())
 
 
 @pytest.mark.parametrize(
@@ -289,7 +288,7 @@ def test_the_cache_is_in_the_home_by_default(
 
 def test_the_oldest_entries_go_first(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many bundles are used, the cache stays small."""
-    monkeypatch.setattr(known_hashes, "MAX_FILES", 3)
+    monkeypatch.setattr(bundle_files, "MAX_KNOWN_FILES", 3)
     identity, known = FileIdentity(1, 2, 3, 4, 5), KnownHashes()
     paths = [Path(f"/file{number}") for number in range(5)]
     for path in (*paths[:3], paths[0], *paths[3:]):
@@ -302,7 +301,7 @@ def test_the_oldest_entries_go_first(cache: Path, monkeypatch: pytest.MonkeyPatc
 REMEMBERING = """
 import sys
 from pathlib import Path
-from stc.bundles.known_hashes import FileIdentity, KnownHashes
+from stc.bundles.files import FileIdentity, KnownHashes
 for number in range(40):
     path = Path(f"/{sys.argv[1]}/{number}")
     KnownHashes().remember(path, FileIdentity(1, 2, 3, 4, 5), "0" * 64, 10**18)

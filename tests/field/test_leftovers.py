@@ -144,16 +144,6 @@ def test_a_users_files_of_like_names_stay(tmp_path: Path) -> None:
     assert all((tmp_path / name).read_text() == "the user's" for name in users)
 
 
-def test_what_version_0_1_0_left_of_the_same_file_goes(tmp_path: Path) -> None:
-    """Leftovers of before: named after their process, which is dead."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait(WAIT_S)
-    for name in ("o.mp4", "other.mp4"):
-        (tmp_path / f".{name}.{process.pid}.part").write_bytes(b"half")
-    write(tmp_path / "o.mp4")
-    assert names(tmp_path) == {"o.mp4", f".other.mp4.{process.pid}.part"}
-
-
 def test_a_name_as_long_as_the_system_takes_can_be_written(tmp_path: Path) -> None:
     """Downloads named after a whole sentence, in any script."""
     for name in ("x" * 255, "é" * 127):

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stc.bundles.bundle import Bundle, export_again
-from stc.bundles.engine_folder import LIST
+from stc.bundles.contents import LIST
 from stc.engines.library.library import EngineLibrary
 from stc.errors import BundleError, EngineError
 from stc.manifest import MANIFEST

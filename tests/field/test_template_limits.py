@@ -18,10 +18,9 @@ from typing import Any
 import psutil
 import pytest
 
-from stc.errors import LanguageError
-from stc.prompts import tokenizer_files
+from stc.errors import LanguageError, guarded
+from stc.prompts import files
 from stc.prompts.prompt import Prompt
-from stc.shell.boundary import guarded
 from tests.field.prompt_cases import (
     CHATML,
     change,
@@ -253,7 +252,7 @@ def test_panics_of_the_tokenizer_are_one_line(
             return getattr(real, name)
 
     real = import_module("tokenizers")
-    monkeypatch.setattr(tokenizer_files, "import_module", lambda _: Library())
+    monkeypatch.setattr(files, "import_module", lambda _: Library())
     with pytest.raises(LanguageError, match=r"\(called `Option::unwrap\(\)`\)"):
         prompt_of(write_files(tmp_path))
 

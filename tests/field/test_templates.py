@@ -250,7 +250,7 @@ def test_a_template_for_text_alone_is_told_as_such(text: str, tmp_path: Path) ->
         ("{{ messages }}", "puts 0 tokens '<video>'"),
         ("{{ messages[0].content[1].text }}" + "<video>" * 2, "puts 2 tokens '<video>'"),
         ("{{ messages[0].content[1].text | nope }}", "cannot be read .*No filter named 'nope'"),
-        ("{{ raise_exception('a\x1b[31mb\nc') }}", r"refuses the question \(a\?\[31mb\)"),
+        ("{{ raise_exception('a\x1b[31mb\nc') }}", r"refuses the question \(a\\x1b\[31mb c\)"),
         ("{% include 'other' %}", "cannot be rendered .*no loader"),
     ],
 )

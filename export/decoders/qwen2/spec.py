@@ -6,16 +6,20 @@ defaults. Knows nothing of weights.
 
 from __future__ import annotations
 
-from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
 from pydantic import ValidationError
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint.config_values import OTHER_MODEL
-from stc.export.checkpoint.json_object import FETCH, Described
-from stc.export.companions import CONFIG, GENERATION, Companions, read_companions
+from stc.export.companions import (
+    CONFIG,
+    FETCH,
+    GENERATION,
+    OTHER_MODEL,
+    Companions,
+    Described,
+)
 from stc.export.towers.siglip.spec import parse_config
 from stc.manifest import LanguageSpec
 
@@ -25,17 +29,11 @@ ROTARY_TYPE = "default"
 ATTENTION = "full_attention"
 
 
-def read_language_spec(directory: Path) -> LanguageSpec:
-    """The decoder of the checkpoint in `directory`.
-
-    Raises CheckpointError when its files are missing, damaged, or describe a decoder this export
-    cannot represent.
-    """
-    return described_language(read_companions(directory))
-
-
 def described_language(companions: Companions) -> LanguageSpec:
-    """The decoder that `companions` describe; raises as `read_language_spec`."""
+    """The decoder that `companions` describe.
+
+    Raises CheckpointError when they are missing, or describe one that cannot be exported.
+    """
     generation = Described(companions.directory / GENERATION, {})
     if GENERATION in companions:
         generation = companions.described(GENERATION)

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint.json_object import FETCH
-from stc.export.checkpoint.shards import Shards
-from stc.export.checkpoint.tensor_account import DECODER_UNUSED, check_left_over
+from stc.export.checkpoint.shards import DECODER_UNUSED, Shards, check_left_over
+from stc.export.companions import FETCH
 from stc.export.towers.siglip.tensor_shapes import Shapes, language_shapes
 from stc.manifest import LanguageSpec
 

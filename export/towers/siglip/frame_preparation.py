@@ -14,14 +14,15 @@ import transformers
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint.config_values import OTHER_MODEL
-from stc.export.checkpoint.json_object import FETCH, Described
 from stc.export.companions import (
     CONFIG,
+    FETCH,
+    OTHER_MODEL,
     PREPROCESSOR,
     PROCESSOR,
     VIDEO_PREPROCESSOR,
     Companions,
+    Described,
 )
 
 BICUBIC = 3

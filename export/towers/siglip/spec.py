@@ -7,7 +7,6 @@ defaults. Knows nothing of weights.
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 from reprlib import repr as short
 from textwrap import shorten
 from typing import Any
@@ -16,9 +15,14 @@ from pydantic import ValidationError
 from transformers import LlavaOnevisionConfig
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint.config_values import OTHER_MODEL, check_config
-from stc.export.checkpoint.json_object import FETCH, Described
-from stc.export.companions import CONFIG, Companions, read_companions
+from stc.export.companions import (
+    CONFIG,
+    FETCH,
+    OTHER_MODEL,
+    Companions,
+    Described,
+    check_config,
+)
 from stc.export.towers.siglip.frame_preparation import prepared, video_preprocessing
 from stc.export.towers.siglip.modules import ACTIVATIONS
 from stc.manifest import VisionSpec
@@ -27,17 +31,11 @@ MODEL_TYPE = "llava_onevision"
 TOWER_TYPE = "siglip_vision_model"
 
 
-def read_spec(directory: Path) -> VisionSpec:
-    """The vision geometry and video preprocessing of the checkpoint in `directory`.
-
-    Raises CheckpointError when its files are missing, damaged, or describe a model this export
-    cannot represent.
-    """
-    return described_spec(read_companions(directory))
-
-
 def described_spec(companions: Companions) -> VisionSpec:
-    """The vision geometry and video preprocessing of `companions`; raises as `read_spec`."""
+    """The vision geometry and video preprocessing of `companions`.
+
+    Raises CheckpointError when they are missing, or describe a model that cannot be exported.
+    """
     return vision_spec(companions.described(CONFIG), video_preprocessing(companions))
 
 

@@ -1,21 +1,19 @@
-"""The tokenizer that transformers makes of a checkpoint's files, without transformers.
+"""A checkpoint's text files: read, and the tokenizer and chat template that transformers takes.
 
-`tokenizer.json` is most of it. Tokens that only the files beside it name are added to it, and the
-special ones among them have names that chat templates use.
+`tokenizer.json` is most of the tokenizer. Tokens that only the files beside it name are added to
+it, and the special ones among them have names that chat templates use.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from stc import optional
-from stc.errors import LanguageError
-from stc.prompts.chat_template import TOKENIZER_CONFIG
-from stc.prompts.json_files import read_object
-from stc.shell.boundary import guarded
+from stc.errors import LanguageError, StcError, guarded
 
 TOKENIZER = "tokenizer.json"
 SPECIAL_MAP = "special_tokens_map.json"
@@ -38,6 +36,55 @@ QWEN2 = "Qwen2Tokenizer"
 QWEN2_TOKENS = dict.fromkeys(("unk_token", "eos_token", "pad_token"), "<|endoftext|>")
 """What that class takes for names the files leave out."""
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+JINJA = "chat_template.jinja"
+LEGACY = "chat_template.json"
+PROCESSOR = "processor_config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+FIELD = "chat_template"
+DEFAULT = "default"
+"""The name of the template to take where a file holds several."""
+
+SAVE = "save it as UTF-8, without a byte order mark"
+
+
+def parse_text(subject: object, content: bytes, error: type[StcError]) -> str:
+    """`content` as text. Raises `error` about `subject` unless it is UTF-8 without NUL."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as cause:
+        got = f"not UTF-8 (byte {cause.start} is {content[cause.start]:#04x})"
+        raise error(subject, got, "text in UTF-8", SAVE) from cause
+    if "\0" in text:
+        raise error(subject, "holds NUL", "text in UTF-8", "download or copy it again")
+    return text
+
+
+def parse_object(subject: object, content: bytes, error: type[StcError]) -> dict[str, Any]:
+    """The JSON object `content` is.
+
+    Raises `error` about `subject` when it is none: no text, not JSON, nested without end, with a
+    key twice in one object (readers differ in which value they take), or another value.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                got = f"holds the key {repr(key)[:80]} twice in one object"
+                raise error(subject, got, "every key once", "keep the right one")
+            found[key] = value
+        return found
+
+    text = parse_text(subject, content, error)
+    fix = SAVE if text.startswith("\ufeff") else "download or copy it again"
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as cause:
+        raise error(subject, f"not valid JSON ({cause})", fix=fix) from cause
+    if not isinstance(value, dict):
+        raise error(subject, f"holds a {type(value).__name__}", "a JSON object", fix)
+    return value
 
 
 @dataclass(frozen=True)
@@ -95,9 +142,9 @@ def _added(tokenizer: Any) -> list[Any]:
 
 def _fields(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     """The tokenizer's configuration; an old one is completed by special_tokens_map.json."""
-    fields = read_object(files, TOKENIZER_CONFIG, name)
+    fields = _object(files, TOKENIZER_CONFIG, name)
     if "added_tokens_decoder" not in fields:
-        fields |= read_object(files, SPECIAL_MAP, name)
+        fields |= _object(files, SPECIAL_MAP, name)
     if str(fields.get("tokenizer_class")).removesuffix("Fast") == QWEN2:
         fields = QWEN2_TOKENS | fields
     return fields
@@ -132,7 +179,7 @@ def _listed(
     if decoder is None:
         special = set(named.values())
         with guarded(f"{name}/{ADDED}", "cannot be read", "copy it again"):
-            by_id = sorted(read_object(files, ADDED, name).items(), key=lambda item: int(item[1]))
+            by_id = sorted(_object(files, ADDED, name).items(), key=lambda item: int(item[1]))
         return {
             content: {"special": content in special, "normalized": content not in special}
             for content, _ in by_id
@@ -141,3 +188,52 @@ def _listed(
         token["content"]: {flag: bool(token[flag]) for flag in FLAGS if flag in token}
         for _, token in sorted(decoder.items(), key=lambda item: int(item[0]))
     }
+
+
+def find_template(files: Mapping[str, bytes], name: str) -> str:
+    """The template among `files`, by name, of the checkpoint called `name`.
+
+    A template of the processor goes before the tokenizer's, which may be one for text alone.
+    Raises LanguageError when there is none, or the file that has it cannot be read.
+    """
+    held = _held(files, PROCESSOR, name)
+    if held is None and LEGACY in files:
+        held = _held(files, LEGACY, name)
+    elif held is None and JINJA in files:
+        held = parse_text(f"{name}/{JINJA}", files[JINJA], LanguageError)
+    if held is None:
+        held = _held(files, TOKENIZER_CONFIG, name)
+    if held is None:
+        raise LanguageError(
+            name,
+            "no chat template",
+            f"{JINJA}, or one in {LEGACY}, {PROCESSOR} or {TOKENIZER_CONFIG}",
+            "take the file of the model that this one was made from, and export again",
+        )
+    return held
+
+
+def _object(files: Mapping[str, bytes], file: str, name: str) -> dict[str, Any]:
+    """The JSON object in `file`; an empty one where there is no such file."""
+    return parse_object(f"{name}/{file}", files.get(file, b"{}"), LanguageError)
+
+
+def _held(files: Mapping[str, bytes], file: str, name: str) -> str | None:
+    """The template in a JSON file, if it is there and has one."""
+    found = _object(files, file, name).get(FIELD)
+    several = found
+    if isinstance(found, list):  # as tokenizers save several
+        several = {
+            str(entry.get("name")): entry.get("template")
+            for entry in found
+            if isinstance(entry, dict)
+        }
+    if isinstance(several, dict):
+        found = several.get(DEFAULT)
+        if found is None:
+            got = f"holds templates named {', '.join(sorted(map(str, several))) or 'nothing'}"
+            raise LanguageError(f"{name}/{file}", got, f"one named {DEFAULT!r}", "name one so")
+    if found is not None and not isinstance(found, str):
+        got = f"{FIELD} is a {type(found).__name__}"
+        raise LanguageError(f"{name}/{file}", got, "text", f"save it as {JINJA}")
+    return found
