@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stc.bundles.bundle import Bundle, export_again
+from stc.bundles.bundle import Bundle
 from stc.engines.gpu.cuda import DeviceFacts
 from stc.engines.library.flavour import FLAVOURS, Flavour, TensorRt, load_tensorrt, version_at_least
 from stc.engines.library.targets import Target, joined_name, target_of, targets_of
@@ -62,12 +62,11 @@ def check_precision(bundle: Bundle, targets: tuple[Target, ...]) -> None:
     for target in targets:
         if made.precision in target.precisions:
             continue
-        right = made.model_copy(update={"precision": target.precisions[0]})
         raise EngineError(
             bundle.root,
             f"holds {made.precision} graphs",
             f"{' or '.join(target.precisions)} for target {target.name}",
-            export_again(bundle.root, right),
+            bundle.export_again(precision=target.precisions[0]),
         )
 
 

@@ -7,7 +7,7 @@ this stc's schema: bundles of every stc list files alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, ValuesView
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -18,7 +18,6 @@ from stc.manifest import GRAPHS, MANIFEST, FileEntry
 
 WRITING = ".lock"
 """A bundle's lock while it is written."""
-_GRAPH_FIELDS = ("graphs", "fused_graphs", "int4_graphs")
 
 
 class BundleContents:
@@ -87,30 +86,19 @@ def _listed(manifest: Path) -> frozenset[str]:
         return frozenset()
     if not isinstance(document, dict) or not isinstance(document.get("graphs"), dict):
         return frozenset()
-    graphs = [
-        entry.get("file")
-        for field in _GRAPH_FIELDS
-        if isinstance(kind := document.get(field), dict)
-        for entry in kind.values()
-        if isinstance(entry, dict)
-    ]
-    files = document.get("files")
-    paths = {path for entry in graphs if (path := _path(entry)) is not None}
-    if not paths:  # a manifest of something else
+    if not any(_paths(document["graphs"])):  # a manifest of something else
         return frozenset()
-    paths |= {
-        path
-        for entry in (files if isinstance(files, list) else ())
-        if (path := _path(entry)) is not None
-    }
-    return frozenset({*paths, MANIFEST})
+    return frozenset({*_paths(document), MANIFEST})
 
 
-def _path(entry: object) -> str | None:
+def _paths(document: object) -> Iterator[str]:
+    """Of the files that are listed anywhere in `document`."""
     try:
-        return FileEntry.model_validate(entry).path
+        yield FileEntry.model_validate(document).path
     except ValidationError:
-        return None
+        inner = document.values() if isinstance(document, dict) else document
+        for one in inner if isinstance(inner, (list, ValuesView)) else ():
+            yield from _paths(one)
 
 
 def _is_folder(place: Path) -> bool:

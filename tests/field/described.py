@@ -16,13 +16,15 @@ from stc.manifest import (
     GRAPHS,
     LANGUAGE_WEIGHTS,
     MANIFEST,
+    VARIANT_BACKENDS,
     WEIGHTS,
     DefaultSettings,
     GraphEntry,
     Manifest,
+    Variant,
 )
 from stc.method.graphs import vision_ports
-from stc.ports import GraphPorts, fused_ports, language_ports
+from stc.ports import GraphPorts, language_ports
 from stc.settings import PRESETS
 from tests.test_conformity import LANGUAGE
 from tests.tiny_bundle import SPEC, provenance
@@ -54,7 +56,13 @@ def write_described(path: Path) -> dict[str, Any]:
                 vision=SPEC,
                 language=language,
                 graphs=entries(vision | language_ports(language, "fp32")),
-                fused_graphs=entries(fused_ports(language, "fp32"), "_fused"),
+                variants={
+                    "fused": Variant(
+                        graphs=entries(language_ports(language, "fp32"), "_fused"),
+                        backends=VARIANT_BACKENDS,
+                        default=True,
+                    )
+                },
                 files=tuple(file_entry(writer.root, file) for file in (WEIGHTS, LANGUAGE_WEIGHTS)),
                 settings=DefaultSettings(**vars(PRESETS["off"])),
                 provenance=provenance(),

@@ -21,6 +21,9 @@ from stc.export.graphs.check import GraphCheck
 from stc.export.graphs.vision import GraphWriter
 from stc.manifest import LanguageSpec
 
+FUSED = "fused"
+"""The variant."""
+
 
 class FusedWriter:
     """Writes beside the graphs of `writer`."""
@@ -39,4 +42,5 @@ class FusedWriter:
             for table, values in rotation_tables(self._spec).items():
                 self._writer.weights.add(table, values)
         keys = {**keys, COSINES: COSINES, SINES: SINES}
-        return self._writer.write_fused(name, ATTEND_CONTRACT, self._template, keys)
+        spans = {parameter: self._writer.weights.span(key) for parameter, key in keys.items()}
+        return self._writer.finish(name, ATTEND_CONTRACT, self._template, spans, FUSED)
