@@ -20,12 +20,11 @@ from stc.errors import CheckpointError, LanguageError
 from stc.export.checkpoint.checkpoint import Checkpoint, VisionWeights
 from stc.export.checkpoint.pretrained import Pretrained
 from stc.export.decoders.qwen2.decoder import Decoder
-from stc.export.decoders.qwen2.fused_graphs import FUSED
 from stc.export.decoders.qwen2.weights import LanguageWeights
-from stc.export.graphs.int4_graphs import INT4, INT4_WEIGHTS, Int4Writer
+from stc.export.graphs.int4_graphs import INT4_WEIGHTS, Int4Writer
 from stc.export.graphs.language import write_language_graphs
 from stc.export.graphs.trace import OPSET, FreeAxis
-from stc.export.graphs.vision import GraphWriter, Tick, graph_file, write_graphs
+from stc.export.graphs.vision import FUSED, INT4, GraphWriter, Tick, graph_file, write_graphs
 from stc.export.graphs.weights_file import WeightsFile
 from stc.export.graphs.written_graphs import WrittenGraphs
 from stc.export.towers.siglip.tower import Tower
@@ -33,7 +32,6 @@ from stc.export.whole_model import check_whole_model
 from stc.manifest import (
     GRAPHS,
     LANGUAGE_WEIGHTS,
-    VARIANT_BACKENDS,
     WEIGHTS,
     DefaultSettings,
     GraphEntry,
@@ -185,14 +183,12 @@ def _variants(
     root: Path, graphs: Mapping[str, GraphPorts], int4: Group | None
 ) -> dict[str, Variant]:
     """The variants that were written beside the language graphs; only ONNX Runtime runs them."""
-    fused = _entries(root, graphs, FUSED)
-    variants = {FUSED: Variant(graphs=fused, backends=VARIANT_BACKENDS, default=True)}
+    variants = {FUSED: Variant(graphs=_entries(root, graphs, FUSED), default=True)}
     if int4 is not None:
         variants[INT4] = Variant(
             base=FUSED,
             graphs=_entries(root, graphs, INT4),
             weights=INT4_WEIGHTS,
-            backends=VARIANT_BACKENDS,
             options={"group": int4},
         )
     return variants

@@ -263,7 +263,9 @@ class Variant(_Entry):
     weights: str | None = Field(
         None, max_length=LONGEST_TEXT, description="path of its own weights, listed in files"
     )
-    backends: Annotated[tuple[VariantBackend, ...], FailFast()] = Field(min_length=1, max_length=8)
+    backends: Annotated[tuple[VariantBackend, ...], FailFast()] = Field(
+        VARIANT_BACKENDS, min_length=1, max_length=8
+    )
     default: bool = Field(False, description="what its backends run when no weights are named")
     options: dict[Literal["group"], Group] = {}
 

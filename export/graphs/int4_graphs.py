@@ -23,13 +23,11 @@ from stc.export.decoders.qwen2.key_rotation import fuse_key_rotation, rotation_t
 from stc.export.graphs.check import GraphCheck
 from stc.export.graphs.int4 import CODES, SCALES, dequantise, int4_template, quantise
 from stc.export.graphs.trace import bind
-from stc.export.graphs.vision import graph_file
+from stc.export.graphs.vision import INT4, graph_file
 from stc.export.graphs.weights_file import Span, WeightsFile
 from stc.manifest import GRAPHS, Group, LanguageSpec, Precision
 from stc.precision import NETWORK_DTYPES
 
-INT4 = "int4"
-"""The variant."""
 INT4_WEIGHTS = f"{GRAPHS}/language_{INT4}.bin"
 RELATIVE_L2 = 3e-2
 """Largest allowed distance from torch: MatMulNBits rounds its inputs to int8."""

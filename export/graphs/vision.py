@@ -34,6 +34,9 @@ from stc.settings import SCORINGS, Settings
 RANK_GAP = 1e-5
 """How far a choice may miss the best one as torch ranks it: less is rounding."""
 
+FUSED, INT4 = "fused", "int4"
+"""Names of variants."""
+
 Tick = Callable[[str], None]
 """Called with a graph's name when it has been written and checked."""
 

@@ -46,6 +46,8 @@ from stc.shell.flags import whole_flag
 from stc.shell.progress import Progress
 from stc.shell.ranges import MAX_COUNT
 
+TORCH = "torch"
+"""What `--against` may name that is no weights of the bundle."""
 INTERVAL = 4
 """Reference interval measured by default: the paper's for the cacher alone."""
 CONTEXT = 1000
@@ -76,7 +78,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--against",
         action="append",
-        metavar=f"{opening.TORCH}|NAME",
+        metavar=f"{TORCH}|NAME",
         help="measure PyTorch too, or --prefill with --weights NAME; default none; repeatable",
     )
     parser.add_argument("--checkpoint", metavar="DIR_OR_ID", help="weights for --against torch")
@@ -103,10 +105,10 @@ def _bench(flags: argparse.Namespace) -> int:
     for name in _others(flags):
         if name == flags.weights or not flags.prefill:
             got = f"requires --prefill, and no --weights {name}"
-            raise SettingsError(f"--against {name}", got, "", f"or --against {opening.TORCH}")
-    if flags.checkpoint is not None and opening.TORCH not in (flags.against or ()):
+            raise SettingsError(f"--against {name}", got, "", f"or --against {TORCH}")
+    if flags.checkpoint is not None and TORCH not in (flags.against or ()):
         raise SettingsError("--checkpoint", "requires --against torch")
-    opening.refuse_idle_device(flags)
+    opening.check_device(flags.device, flags.backend, flags.weights, *_others(flags))
     if flags.prefill and flags.video is not None:
         raise SettingsError("--video", "cannot be combined with --prefill, which runs no tower")
     refuse_shared_paths(
@@ -119,7 +121,7 @@ def _bench(flags: argparse.Namespace) -> int:
 
 def _others(flags: argparse.Namespace) -> list[str]:
     """Weights of the bundle that are measured too."""
-    return [name for name in dict.fromkeys(flags.against or ()) if name != opening.TORCH]
+    return [name for name in dict.fromkeys(flags.against or ()) if name != TORCH]
 
 
 def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     models = {name: open_model(bundle, one) for name, one in others.items()}
     with ExitStack() as stack:
         torch = None
-        if opening.TORCH in (flags.against or ()):
+        if TORCH in (flags.against or ()):
             torch = stack.enter_context(torch_language_side(bundle, flags.checkpoint)).decoder
         bench = PrefillBench(model, pooled, chosen.kept(pooled), context, torch, models)
         for _ in range(WARM_UP):

@@ -89,7 +89,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parity(flags: argparse.Namespace) -> int:
-    opening.refuse_idle_device(flags)
+    opening.check_device(flags.device, flags.backend, flags.weights)
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
     )

@@ -81,7 +81,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(flags: argparse.Namespace) -> int:
-    opening.refuse_idle_device(flags)
+    opening.check_device(flags.device, flags.backend, flags.weights)
     asked, memory = _asked(flags)
     still = flags.overlay and flags.overlay.parent / f"{flags.overlay.stem}{STILL}"
     if still is not None and still.is_dir():

@@ -27,8 +27,6 @@ from stc.shell.ranges import one_of
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 DEVICES = ("cpu", "cuda")
-TORCH = "torch"
-"""What `--against` may name that is no weights of the bundle."""
 
 MAX_HELD = 32
 """Frames that are measured with again and again: decoded, so 200 MB of full HD."""
@@ -51,15 +49,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def refuse_idle_device(flags: argparse.Namespace) -> None:
-    """Raise SettingsError when nothing of the run would compute where `--device` says."""
-    others = {flags.weights, *(getattr(flags, "against", None) or ())} - {None, TORCH}
-    check_device(flags.device, flags.backend, others=bool(others))
-
-
-def check_device(device: str, backend: str, *, others: bool) -> None:
-    """Raise SettingsError when neither `backend` nor `others` of the weights run on `device`."""
-    if one_of("--device", device, DEVICES) == "cuda" and backend != "onnxruntime" and not others:
+def check_device(device: str, backend: str, *weights: str | None) -> None:
+    """Raise SettingsError when neither `backend` nor other `weights` compute on `device`."""
+    idle = backend != BACKENDS[0] and not any(weights)
+    if one_of("--device", device, DEVICES) == "cuda" and idle:
         raise SettingsError(
             "--device cuda", f"--backend {backend}", "--backend onnxruntime", "leave one out"
         )

@@ -158,7 +158,7 @@ def open(
     if backend is None:
         built = [one for library in libraries_of(bundle) for one in library.entries().values()]
         backend = built[0].stamp.flavour if built and device == "cpu" else BACKENDS[0]
-    check_device(device, one_of("--backend", backend, BACKENDS), others=weights is not None)
+    check_device(device, one_of("--backend", backend, BACKENDS), weights)
     settings = choose(
         manifest.default_settings if preset is None else preset,
         manifest.vision.pooled,

@@ -190,10 +190,7 @@ class Bundle:
         files = [file for file in self.manifest.files if "/" not in file.path]
         for file in files:
             if file.size_bytes > MAX_COMPANION_BYTES:
-                got, expected = (
-                    f"has {file.size_bytes:,} bytes",
-                    f"at most {MAX_COMPANION_BYTES:,}",
-                )
+                got, expected = f"has {file.size_bytes:,} bytes", f"at most {MAX_COMPANION_BYTES:,}"
                 raise BundleError(self.root / file.path, got, expected, self.export_again())
         return {file.path: self.read(file.path) for file in files}
 

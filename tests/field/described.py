@@ -16,7 +16,6 @@ from stc.manifest import (
     GRAPHS,
     LANGUAGE_WEIGHTS,
     MANIFEST,
-    VARIANT_BACKENDS,
     WEIGHTS,
     DefaultSettings,
     GraphEntry,
@@ -59,7 +58,6 @@ def write_described(path: Path) -> dict[str, Any]:
                 variants={
                     "fused": Variant(
                         graphs=entries(language_ports(language, "fp32"), "_fused"),
-                        backends=VARIANT_BACKENDS,
                         default=True,
                     )
                 },

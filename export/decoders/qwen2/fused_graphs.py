@@ -18,11 +18,8 @@ from stc.export.decoders.qwen2.key_rotation import (
     rotation_tables,
 )
 from stc.export.graphs.check import GraphCheck
-from stc.export.graphs.vision import GraphWriter
+from stc.export.graphs.vision import FUSED, GraphWriter
 from stc.manifest import LanguageSpec
-
-FUSED = "fused"
-"""The variant."""
 
 
 class FusedWriter:
