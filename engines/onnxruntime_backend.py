@@ -28,7 +28,6 @@ from stc.bundles.bundle import Bundle
 from stc.contracts import HEAD, TEXT_EMBED
 from stc.engines.engine import Engine, Tensor, is_closed
 from stc.errors import EngineError, first_line, guarded
-from stc.onnx_files.operators import GraphKind
 
 Device = Literal["cpu", "cuda"]
 
@@ -121,13 +120,13 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeBackend:
     """Loads a bundle's graphs with ONNX Runtime; see `stc.engines.engine.Backend`.
 
-    Tensors are OrtValues. Graphs that stand in the bundle with operators of ONNX Runtime's own are
-    loaded with those. With `int4` the graphs that have four-bit matrices as well are loaded
-    with those. Raises EngineError when `device` needs a provider that the installed ONNX Runtime
-    lacks, or when the bundle has no four-bit graphs.
+    Tensors are OrtValues. Graphs are those of the bundle's table for ONNX Runtime and `weights`.
+    Raises EngineError when `device` needs a provider that the installed ONNX Runtime lacks.
     """
 
-    def __init__(self, bundle: Bundle, device: Device = "cpu", *, int4: bool = False) -> None:
+    def __init__(
+        self, bundle: Bundle, device: Device = "cpu", *, weights: str | None = None
+    ) -> None:
         available = onnxruntime.get_available_providers()
         if PROVIDERS[device] not in available:
             raise EngineError(
@@ -136,27 +135,20 @@ class OnnxRuntimeBackend:
                 PROVIDERS[device],
                 _INSTALL_CUDA,
             )
-        if int4 and not bundle.manifest.int4_graphs:
-            raise EngineError("--int4", f"{bundle.root} was exported without --int4 32 or 128")
-        self._own: tuple[GraphKind, ...] = ("int4_graphs", "fused_graphs")
-        if not int4:
-            self._own = ("fused_graphs",)
         _share_arena()
         self.name = f"onnxruntime-{device}"
         self._closed = False
         self._bundle = bundle
         self._device = device
+        self._weights = weights
         with guarded(f"device {device}", "cannot be used", _INSTALL_CUDA, EngineError):
             onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, device)
 
     def load(self, graph: str) -> Engine:
-        made = self._bundle.manifest
-        own = (kind for kind in self._own if graph in getattr(made, kind))
-        kind: GraphKind = next(own, "graphs")
-        file = self._bundle.graph(graph, kind)
+        file = self._bundle.graph(graph, self.name, self._weights)
         # A row at a time the head is as fast from the mapped file, which both graphs share: no
         # copy of the vocabulary's gigabytes in another layout.
-        prepack = kind != "graphs" or graph not in (TEXT_EMBED, HEAD)
+        prepack = not (file.portable and graph in (TEXT_EMBED, HEAD))
         weights = file.path.parent
         try:
             engine = OnnxRuntimeEngine(

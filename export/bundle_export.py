@@ -21,32 +21,32 @@ from stc.export.checkpoint.checkpoint import Checkpoint, VisionWeights
 from stc.export.checkpoint.pretrained import Pretrained
 from stc.export.decoders.qwen2.decoder import Decoder
 from stc.export.decoders.qwen2.weights import LanguageWeights
-from stc.export.graphs.int4 import Group
-from stc.export.graphs.int4_graphs import Int4Writer
+from stc.export.graphs.int4_graphs import INT4_WEIGHTS, Int4Writer
 from stc.export.graphs.language import write_language_graphs
 from stc.export.graphs.trace import OPSET, FreeAxis
-from stc.export.graphs.vision import FUSED, GraphWriter, Tick, write_graphs
+from stc.export.graphs.vision import FUSED, INT4, GraphWriter, Tick, graph_file, write_graphs
 from stc.export.graphs.weights_file import WeightsFile
 from stc.export.graphs.written_graphs import WrittenGraphs
 from stc.export.towers.siglip.tower import Tower
 from stc.export.whole_model import check_whole_model
 from stc.manifest import (
     GRAPHS,
-    INT4_WEIGHTS,
     LANGUAGE_WEIGHTS,
     WEIGHTS,
     DefaultSettings,
     GraphEntry,
+    Group,
     LanguageSpec,
     Manifest,
     Precision,
     Provenance,
+    Variant,
     VisionSpec,
     Weights,
     printable,
 )
 from stc.method.graphs import vision_graphs, vision_ports
-from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports
+from stc.ports import GraphPorts, language_ports
 from stc.precision import NETWORK_DTYPES
 from stc.prompts.prompt import Prompt
 from stc.settings import Settings
@@ -102,14 +102,12 @@ def export_bundle(
             write_graphs(graph_writer, tower, settings)
         stored = [WEIGHTS]
         entries = _entries(root, vision_ports(weights.spec, precision))
-        fused_entries: dict[str, GraphEntry] = {}
-        int4_entries: dict[str, GraphEntry] = {}
+        variants: dict[str, Variant] = {}
         if language is not None:
             stored += _write_language(root, language, precision, int4, tick)
-            entries |= _entries(root, language_ports(language.spec, precision))
-            fused_entries = _entries(root, fused_ports(language.spec, precision), FUSED)
-            if int4 is not None:
-                int4_entries = _entries(root, int4_ports(language.spec, precision), "_int4")
+            ports = language_ports(language.spec, precision)
+            entries |= _entries(root, ports)
+            variants = _variants(root, ports, int4)
         if whole is not None:
             check_whole_model(
                 WrittenGraphs(root / GRAPHS, precision, _contracts(weights.spec, language)),
@@ -124,9 +122,7 @@ def export_bundle(
             vision=weights.spec,
             language=language.spec if language is not None else None,
             graphs=entries,
-            fused_graphs=fused_entries,
-            int4_graphs=int4_entries,
-            int4_group=int4,
+            variants=variants,
             files=tuple(file_entry(root, path) for path in [*stored, *companions]),
             settings=DefaultSettings(**vars(settings)),
             provenance=Provenance(
@@ -159,7 +155,7 @@ def _write_language(
     root: Path, language: LanguageWeights, precision: Precision, int4: Group | None, tick: Tick
 ) -> list[str]:
     """The language graphs stand in `root`; returns their weights files."""
-    most = language.spec.most_positions
+    most = language.spec.max_positions
     stored = [LANGUAGE_WEIGHTS]
     with ExitStack() as stack:
         writer = GraphWriter(
@@ -183,14 +179,30 @@ def _contracts(spec: VisionSpec, language: LanguageWeights | None) -> dict[str, 
     return vision_graphs(spec.blocks) | language_graphs(blocks)
 
 
+def _variants(
+    root: Path, graphs: Mapping[str, GraphPorts], int4: Group | None
+) -> dict[str, Variant]:
+    """The variants that were written beside the language graphs; only ONNX Runtime runs them."""
+    variants = {FUSED: Variant(graphs=_entries(root, graphs, FUSED), default=True)}
+    if int4 is not None:
+        variants[INT4] = Variant(
+            base=FUSED,
+            graphs=_entries(root, graphs, INT4),
+            weights=INT4_WEIGHTS,
+            options={"group": int4},
+        )
+    return variants
+
+
 def _entries(
-    root: Path, graphs: Mapping[str, GraphPorts], ending: str = ""
+    root: Path, graphs: Mapping[str, GraphPorts], variant: str = ""
 ) -> dict[str, GraphEntry]:
+    """The entries of `graphs`, or of those that `variant` has."""
+    files = {name: f"{GRAPHS}/{graph_file(name, variant)}" for name in graphs}
     return {
         name: GraphEntry(
-            file=file_entry(root, f"{GRAPHS}/{name}{ending}.onnx"),
-            inputs=ports.inputs,
-            outputs=ports.outputs,
+            file=file_entry(root, files[name]), inputs=ports.inputs, outputs=ports.outputs
         )
         for name, ports in graphs.items()
+        if not variant or (root / files[name]).exists()
     }

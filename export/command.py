@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 
 from stc import contracts, settings
 from stc.errors import SettingsError, StcError
-from stc.manifest import Precision, Weights
+from stc.manifest import ON_REQUEST, Precision, Weights
 from stc.method.graphs import vision_graphs
 from stc.settings import PRESETS
 from stc.shell import command
@@ -62,7 +62,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--int4",
         type=whole_flag(),
-        choices=(32, 128),
+        choices=ON_REQUEST["int4"],
         metavar="32|128",
         help="language matrices in four bits as well, so many values to a scale; default none",
     )

@@ -97,7 +97,7 @@ def check_whole_model(
         return
     judge.stop_tokens(language.stop_token_ids)
     ids = random.integers(0, language.vocabulary, 2 * TEXT)
-    room = max(1, language.most_positions - len(ids) - ANSWER)
+    room = max(1, language.max_positions - len(ids) - ANSWER)
 
     def prompt(text: Array, video: Array) -> Array:
         return np.concatenate([text[:TEXT], video[:room], text[TEXT:]])

@@ -8,7 +8,7 @@ Knows nothing of files on disk (see `stc.bundles.bundle`) nor of how graphs are 
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple, get_args
 
 from pydantic import (
     AfterValidator,
@@ -25,13 +25,12 @@ from pydantic import (
 from stc.settings import Settings
 from stc.shell.ranges import shown
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST = "manifest.json"
 GRAPHS = "graphs"
 WEIGHTS = f"{GRAPHS}/weights.bin"
 LANGUAGE_WEIGHTS = f"{GRAPHS}/language.bin"
 """Of the language graphs alone: a device that only watches does without."""
-INT4_WEIGHTS = f"{GRAPHS}/language_int4.bin"
 
 MAX_MANIFEST_BYTES: Final = 4 << 20
 """Of a manifest: ten times that of the largest model."""
@@ -52,6 +51,14 @@ LONGEST_TEXT: Final = 4096
 Precision = Literal["fp32", "fp16"]
 Weights = Literal["checkpoint", "random", "demo"]
 VisionActivation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh"]
+VariantBackend = Literal["onnxruntime-cpu", "onnxruntime-cuda"]
+VARIANT_BACKENDS: tuple[VariantBackend, ...] = get_args(VariantBackend)
+"""What loads graphs of a bundle itself; engines are built from the bundle's own graphs."""
+Group = Literal[32, 128]
+"""Values that share a scale."""
+ON_REQUEST: Final[dict[str, tuple[Group, ...]]] = {"int4": get_args(Group)}
+"""Variants that stc-export makes by a flag of their name, with the values of their option `group`,
+which the flag takes."""
 
 
 def printable(text: str) -> str:
@@ -179,7 +186,7 @@ class LanguageSpec(_Entry):
     head_width: int = Field(gt=0, le=1024, multiple_of=2, description="e")
     mlp_width: int = Field(gt=0, le=4 * MAX_WIDTH)
     vocabulary: int = Field(gt=0, le=10_000_000, description="V, rows of the embedding")
-    most_positions: int = Field(
+    max_positions: int = Field(
         gt=0, le=MAX_POSITIONS, description="longest context the model was made for"
     )
     rotary_base: float = Field(gt=0, le=1e15)
@@ -246,6 +253,30 @@ class GraphEntry(_Entry):
 _Graphs = Annotated[dict[_Name, GraphEntry], Field(max_length=4 * MAX_BLOCKS + 16)]
 
 
+class Variant(_Entry):
+    """Graphs that stand in for those of the same names, with the same ports."""
+
+    base: str = Field(
+        "", max_length=LONGEST_NAME, description="variant it lies over; empty: the bundle's graphs"
+    )
+    graphs: _Graphs = Field(min_length=1)
+    weights: str | None = Field(
+        None, max_length=LONGEST_TEXT, description="path of its own weights, listed in files"
+    )
+    backends: Annotated[tuple[VariantBackend, ...], FailFast()] = Field(
+        VARIANT_BACKENDS, min_length=1, max_length=8
+    )
+    default: bool = Field(False, description="what its backends run when no weights are named")
+    options: dict[Literal["group"], Group] = {}
+
+
+class GraphChoice(NamedTuple):
+    """A graph, and the variant it is of; None is the bundle itself, whose graphs are portable."""
+
+    entry: GraphEntry
+    variant: Variant | None
+
+
 class Provenance(_Entry):
     """Where the weights come from and what wrote the graphs."""
 
@@ -281,18 +312,12 @@ class DefaultSettings(_Entry):
 class Manifest(_Entry):
     """Everything a runtime needs to know of a bundle."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     vision: VisionSpec
     language: LanguageSpec | None = Field(None, description="None: the bundle has no language side")
     graphs: _Graphs
-    fused_graphs: _Graphs = Field(
-        {}, description="attend graphs a second time, with an operator of ONNX Runtime's own"
-    )
-    int4_graphs: _Graphs = Field(
-        {}, description="language graphs a second time, with four-bit matrices, ONNX Runtime's own"
-    )
-    int4_group: Literal[32, 128] | None = Field(
-        None, description="values that share a scale in int4_graphs"
+    variants: dict[_Name, Variant] = Field(
+        {}, max_length=16, description="graphs a second time, each over an earlier one or its base"
     )
     files: Annotated[tuple[FileEntry, ...], FailFast()] = Field(
         max_length=4096, description="weights and the checkpoint's own files"
@@ -302,16 +327,33 @@ class Manifest(_Entry):
 
     @model_validator(mode="after")
     def _fits(self) -> Manifest:
-        kinds = (self.graphs, self.fused_graphs, self.int4_graphs)
-        graphs = [graph.file for kind in kinds for graph in kind.values()]
-        if (total := sum(file.size_bytes for file in (*graphs, *self.files))) > MAX_BYTES:
+        if (total := sum(file.size_bytes for file in self.listed)) > MAX_BYTES:
             raise ValueError(f"files of {total} bytes together, at most {MAX_BYTES}")
+        runs: dict[str, tuple[VariantBackend, ...]] = {"": VARIANT_BACKENDS}
+        for name, variant in self.variants.items():
+            if not set(variant.backends) <= set(runs.get(variant.base, ())):
+                raise ValueError(f"variants.{name}: its base is no earlier one for its backends")
+            runs[name] = variant.backends
         if self.settings.budget > self.vision.pooled:
             raise ValueError(
                 f"settings.budget: {shown(self.settings.budget)}, the model has "
                 f"{self.vision.pooled} tokens per frame"
             )
         return self
+
+    @property
+    def listed(self) -> list[FileEntry]:
+        """Every file of the bundle but the manifest itself."""
+        kinds = (self.graphs, *(variant.graphs for variant in self.variants.values()))
+        return [*(graph.file for kind in kinds for graph in kind.values()), *self.files]
+
+    def table(self, variant: str | None) -> dict[str, GraphChoice]:
+        """The graphs of the bundle as `variant` has them, by name; its own without."""
+        if not variant:
+            return {name: GraphChoice(entry, None) for name, entry in self.graphs.items()}
+        one = self.variants[variant]
+        own = {name: GraphChoice(entry, one) for name, entry in one.graphs.items()}
+        return self.table(one.base) | own
 
     @property
     def default_settings(self) -> Settings:

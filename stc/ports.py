@@ -29,21 +29,6 @@ def language_ports(spec: LanguageSpec, precision: Precision) -> dict[str, GraphP
     }
 
 
-def fused_ports(spec: LanguageSpec, precision: Precision) -> dict[str, GraphPorts]:
-    """The ports of the language graphs that stand in a bundle for ONNX Runtime alone, too."""
-    attends = {contracts.attend_graph(block) for block in range(spec.blocks)}
-    ports = language_ports(spec, precision)
-    return {name: found for name, found in ports.items() if name in attends}
-
-
-def int4_ports(spec: LanguageSpec, precision: Precision) -> dict[str, GraphPorts]:
-    """The ports of the language graphs that stand in a bundle with four-bit matrices, too."""
-    ports = language_ports(spec, precision)
-    # The embedding is looked up, not multiplied with.
-    del ports[contracts.TEXT_EMBED]
-    return ports
-
-
 def contract_ports(
     contract: Contract, sizes: Mapping[str, int], precision: Precision
 ) -> GraphPorts:

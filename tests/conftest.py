@@ -23,7 +23,7 @@ from tests.once import Once
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionConfig
 
-    from stc.export.made_up.demo_tokenizer import DemoTokenizer
+    from stc.export.made_up.demo import DemoTokenizer
     from tests.device_cases import Rig
     from tests.trace_cache import TraceCache
     from tests.vision_cases import Exported

@@ -23,9 +23,8 @@ from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.export.bundle_export import export_bundle
 from stc.export.checkpoint.checkpoint import open_checkpoint
-from stc.export.graphs.int4 import Group
 from stc.export.made_up.demo import demo_tokenizer
-from stc.manifest import Precision
+from stc.manifest import Group, Precision
 from stc.prompts.prompt import Prompt
 from stc.runtime.language.kv_buckets import KvBuckets
 from stc.runtime.language.model import LanguageModel
@@ -44,12 +43,14 @@ class LanguageCase:
     checkpoint: Path
     bundle: Bundle
 
-    def language(self, buckets: KvBuckets | None = None, *, int4: bool = False) -> LanguageModel:
+    def language(
+        self, buckets: KvBuckets | None = None, *, weights: str | None = None
+    ) -> LanguageModel:
         """The bundle's decoder on ONNX Runtime."""
         manifest = self.bundle.manifest
         assert manifest.language is not None
         return LanguageModel(
-            OnnxRuntimeBackend(self.bundle, int4=int4),
+            OnnxRuntimeBackend(self.bundle, weights=weights),
             manifest.language,
             manifest.provenance.precision,
             buckets,

@@ -1,4 +1,4 @@
-"""The language graphs in numpy: an independent witness, and a decoder for tests without torch.
+"""The language graphs in numpy: an independent witness, and a decoder for tests that need no export.
 
 Written from the contracts of `stc.contracts` and from Qwen2's layers as Hugging Face names their
 tensors; matrices keep that orientation, [fan_out, fan_in]. Everything is float32.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc import contracts
-from stc.export.made_up.demo_tokenizer import demo_tokenizer
+from stc.export.made_up.demo import demo_tokenizer
 from stc.manifest import LanguageSpec
 from stc.prompts.prompt import Prompt
 from stc.runtime.language.kv_buckets import KvBuckets
@@ -174,7 +174,7 @@ def numpy_case() -> NumpyCase:
         head_width=8,
         mlp_width=48,
         vocabulary=tokenizer.vocabulary,
-        most_positions=MAX_POSITIONS,
+        max_positions=MAX_POSITIONS,
         rotary_base=10_000.0,
         rms_norm_eps=1e-6,
         activation="silu",

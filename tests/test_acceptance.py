@@ -338,7 +338,7 @@ def test_language_graphs_are_compared_at_every_size_they_are_built_for() -> None
         head_width=2,
         mlp_width=4,
         vocabulary=9,
-        most_positions=64,
+        max_positions=64,
         rotary_base=1e4,
         rms_norm_eps=1e-6,
         activation="silu",

@@ -18,9 +18,12 @@ from stc.bundles.bundle import Bundle, file_entry
 from stc.bundles.files import sha256
 from stc.errors import BundleError
 from stc.manifest import FileEntry, Provenance, VisionSpec
+from stc.runtime.commands import run as run_command
 from tests.graph_files import graph_file
 from tests.tiny_bundle import FILES, SPEC, provenance, write_bundle
 
+SCHEMA_1 = Path(__file__).parent / "data" / "manifest-of-schema-1.json"
+"""As it was written when graphs of variants stood in fields of their own."""
 EXPORT_AGAIN = "export again with: stc-export --model demo --precision fp32 --output"
 
 
@@ -184,13 +187,47 @@ def test_file_listed_twice_otherwise_is_refused(bundle: Path) -> None:
 
 def test_newer_schema_is_refused_before_anything_else(bundle: Path) -> None:
     def change(document: dict[str, Any]) -> None:
-        document.update(schema_version=2, vision="of another kind", unheard_of=1)
+        document.update(schema_version=3, vision="of another kind", unheard_of=1)
 
     edit(bundle, change)
     (bundle / "config.json").unlink()
     line = refusal(bundle)
-    assert "has schema version 2, expected at most 1 by stc " in line
+    assert "has schema version 3, expected 2 by stc " in line
     assert f"; upgrade stc, or {EXPORT_AGAIN} {bundle} --force" in line
+
+
+@pytest.mark.parametrize("group", [None, 32, 128])
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (provenance(), "--model demo --precision fp32"),
+        (
+            provenance("llava-ov", "org/model", "checkpoint"),
+            "--model llava-ov --checkpoint org/model --precision fp32",
+        ),
+        (
+            provenance("llava-ov", "llava-ov-7b random weights, seed 0", "random"),
+            "--model llava-ov --random-weights 7b --precision fp32",
+        ),
+    ],
+)
+def test_a_bundle_of_schema_1_is_refused_with_the_command_that_makes_it_anew(
+    bundle: Path, group: int | None, made: Provenance, words: str
+) -> None:
+    """Of its making and its four-bit graphs, though nothing else of it can be read any more."""
+    document = json.loads(SCHEMA_1.read_text())
+    document |= {"provenance": made.model_dump(mode="json"), "int4_group": group}
+    if group is not None:
+        document["int4_graphs"] = document["fused_graphs"]
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    words += f" --int4 {group}" if group else ""
+    assert run_command.main([str(bundle), "--video", "any.mp4"]) == 2
+    line = refusal(bundle)
+    assert "has schema version 1, expected 2 by stc " in line
+    assert line.endswith(f"; export again with: stc-export {words} --output {bundle} --force")
+    (bundle / "config.json").unlink()
+    write_bundle(bundle, force=True)  # as that command does
+    use(bundle)
 
 
 def test_newer_schema_without_a_known_provenance_is_refused_too(bundle: Path) -> None:
@@ -198,7 +235,7 @@ def test_newer_schema_without_a_known_provenance_is_refused_too(bundle: Path) ->
     assert "upgrade stc, or export again with: stc-export --model MODEL" in refusal(bundle)
 
 
-@pytest.mark.parametrize("version", [0, -1, "1", None, 1.5])
+@pytest.mark.parametrize("version", [0, -1, "2", None, 2.5])
 def test_schema_version_that_never_was_is_refused(bundle: Path, version: object) -> None:
     edit(bundle, lambda document: document.update(schema_version=version))
     assert "manifest.json: schema_version: " in refusal(bundle)

@@ -14,7 +14,6 @@ from stc.bundles.bundle import Bundle
 from stc.bundles.conformity import check_conformity
 from stc.errors import BundleError
 from stc.manifest import (
-    INT4_WEIGHTS,
     LANGUAGE_WEIGHTS,
     MANIFEST,
     WEIGHTS,
@@ -22,8 +21,9 @@ from stc.manifest import (
     GraphEntry,
     LanguageSpec,
     Manifest,
+    Variant,
 )
-from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports
+from stc.ports import GraphPorts, language_ports
 from tests.tiny_bundle import SPEC, tiny_manifest, write_bundle
 
 LANGUAGE = LanguageSpec(
@@ -34,7 +34,7 @@ LANGUAGE = LanguageSpec(
     head_width=8,
     mlp_width=8,
     vocabulary=9,
-    most_positions=600,
+    max_positions=600,
     rotary_base=1e4,
     rms_norm_eps=1e-6,
     activation="silu",
@@ -73,7 +73,8 @@ def _other_port(document: dict[str, Any]) -> None:
 
 
 def _four_bits(document: dict[str, Any]) -> None:
-    document["int4_graphs"]["qkv_00"] = document["graphs"]["keys_00"]
+    graphs = {"qkv_00": document["graphs"]["keys_00"]}
+    document["variants"]["int4"] = {"graphs": graphs, "backends": ["onnxruntime-cpu"]}
 
 
 def _unlisted(document: dict[str, Any]) -> None:
@@ -97,7 +98,7 @@ def _unlisted(document: dict[str, Any]) -> None:
         (_fewer, "graphs has no prune_gaussian, expected the 8 graphs of its spec"),
         (_more, "graphs has keys_01, expected only the 8 graphs of its spec"),
         (_other_port, "project has outputs visual_tokens [9, 16] float32, expected tokens [9, 16]"),
-        (_four_bits, "int4_graphs has qkv_00, expected only the 0 graphs of its spec"),
+        (_four_bits, "variants.int4 has qkv_00, expected only the 8 graphs of its spec"),
         (_unlisted, f"files leave weights out, expected {WEIGHTS}"),
     ],
 )
@@ -144,15 +145,20 @@ def speaking(tmp_path: Path) -> Manifest:
         update={
             "language": LANGUAGE,
             "graphs": manifest.graphs | _entries(language_ports(LANGUAGE, "fp32")),
-            "fused_graphs": _entries(fused_ports(LANGUAGE, "fp32")),
-            "int4_graphs": _entries(int4_ports(LANGUAGE, "fp32")),
-            "int4_group": 32,
+            "variants": {
+                "four": Variant(
+                    graphs=_entries(language_ports(LANGUAGE, "fp32")),
+                    weights=OWN_WEIGHTS,
+                    backends=("onnxruntime-cpu",),
+                )
+            },
             "files": (*manifest.files, *files),
         }
     )
 
 
-LANGUAGE_FILES = (LANGUAGE_WEIGHTS, INT4_WEIGHTS)
+OWN_WEIGHTS = "graphs/four.bin"
+LANGUAGE_FILES = (LANGUAGE_WEIGHTS, OWN_WEIGHTS)
 
 
 def refusal(manifest: Manifest) -> str:
@@ -171,8 +177,11 @@ def test_the_language_side_conforms_too(speaking: Manifest) -> None:
     assert "language.width is 24, expected vision's 16" in line
     line = refusal(speaking.model_copy(update={"language": None}))
     assert "graphs has attend_00, expected only" in line
-    line = refusal(speaking.model_copy(update={"int4_graphs": {}}))
-    assert "int4_graphs has no attend_00" in line
+    own = speaking.variants["four"]
+    swapped = {**own.graphs, "head": own.graphs["qkv_00"]}
+    odd = own.model_copy(update={"graphs": swapped})
+    line = refusal(speaking.model_copy(update={"variants": {"four": odd}}))
+    assert "head has inputs hidden [m, 16] float32" in line
     for path in LANGUAGE_FILES:
         files = tuple(file for file in speaking.files if file.path != path)
         line = refusal(speaking.model_copy(update={"files": files}))

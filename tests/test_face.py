@@ -259,8 +259,8 @@ def test_a_source_that_stc_run_refuses_is_refused(
         ({"recompute_ratio": 0}, stc.SettingsError, "--recompute-ratio: got 0, expected 0 < R"),
         ({"memory": "some"}, stc.SettingsError, "--memory: got 'some', expected window, rekv"),
         ({"memory": "all", "language": False}, stc.SettingsError, "--memory: cannot be combined"),
-        ({"int4": True, "language": False}, stc.SettingsError, "--int4: cannot be combined"),
-        ({"int4": True}, stc.StcError, "int4"),
+        ({"weights": "int4"}, stc.SettingsError, "weights int4: .* has none but its own; export"),
+        ({"weights": ["int4"]}, stc.SettingsError, "has none but its own; leave it out; stc-exp"),
         ({"backend": "tensorrt"}, stc.EngineError, "tensorrt: Python package tensorrt not found"),
     ],
     ids=str,
@@ -334,8 +334,10 @@ def test_four_bit_answers_are_given_by_their_own_graphs() -> None:
     case = language_case(int4=32)
     picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     logits = []
-    for int4 in (False, True):
-        with stc.open(case.bundle.root, int4=int4) as stream:
+    with pytest.raises(stc.SettingsError, match="none of its graphs is run"):
+        stc.open(case.bundle.root, weights="int4", language=False)
+    for weights in (None, "int4"):
+        with stc.open(case.bundle.root, weights=weights) as stream:
             report = stream.push(picture)
             assert report.prefill is not None
             assert report.prefill.frames == 1

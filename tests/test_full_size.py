@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from stc.manifest import INT4_WEIGHTS
+from stc.export.graphs.int4_graphs import INT4_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "tests" / "data" / "street.mp4"

@@ -9,8 +9,7 @@ import pytest
 from stc import contracts
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
 from stc.export.decoders.qwen2.key_rotation import COSINES, SINES
-from stc.export.graphs.int4 import Group
-from stc.manifest import LANGUAGE_WEIGHTS, Precision
+from stc.manifest import LANGUAGE_WEIGHTS, Group, Precision
 from stc.method.difference import difference
 from tests.graph_files import graph_file
 from tests.kept_tokens import MAX_POSITIONS
@@ -30,16 +29,16 @@ def test_cached_keys_are_rotated_in_one_operator_alike(
 ) -> None:
     """Also in a context of more rows than the model has positions."""
     case = language_case(precision=precision, int4=group)
-    backend = OnnxRuntimeBackend(case.bundle, int4=int4)
+    backend = OnnxRuntimeBackend(case.bundle, weights="int4" if int4 else None)
     manifest, random, rows = case.bundle.manifest, np.random.default_rng(0), MAX_POSITIONS + 90
     spec = manifest.language
     assert spec is not None
-    own = manifest.int4_graphs if int4 else manifest.fused_graphs
+    own = manifest.variants["int4" if int4 else "fused"].graphs
     operators = [node.op_type for node in graph_of(case, own[NAME].file.path).node]
     assert operators.count("RotaryEmbedding") == 1
     assert operators.count("Cos") == 1  # of the query's positions
     positions = random.permutation(rows).astype(np.int64)
-    positions[positions >= spec.most_positions] = -1
+    positions[positions >= spec.max_positions] = -1
     shape = (spec.key_heads, rows, spec.head_width)
     dtype = np.float16 if precision == "fp16" else np.float32
     inputs = {
@@ -49,7 +48,7 @@ def test_cached_keys_are_rotated_in_one_operator_alike(
         ),
         contracts.KEYS: random.standard_normal(shape).astype(dtype),
         contracts.VALUES: random.standard_normal(shape).astype(dtype),
-        contracts.QUERY_POSITIONS: np.array([0, 100, spec.most_positions - 1]),
+        contracts.QUERY_POSITIONS: np.array([0, 100, spec.max_positions - 1]),
         contracts.KEY_POSITIONS: positions,
     }
     tensors = {name: backend.to_device(array) for name, array in inputs.items()}
@@ -69,7 +68,8 @@ def test_cached_keys_are_rotated_in_one_operator_alike(
 def test_the_weights_are_those_of_the_portable_graphs() -> None:
     case = language_case()
     manifest = case.bundle.manifest
-    assert set(manifest.fused_graphs) == {contracts.attend_graph(block) for block in range(3)}
+    own = manifest.variants["fused"].graphs
+    assert set(own) == {contracts.attend_graph(block) for block in range(3)}
 
     def stored(path: str) -> dict[str, dict[str, str]]:
         return {
@@ -79,9 +79,9 @@ def test_the_weights_are_those_of_the_portable_graphs() -> None:
         }
 
     portable = stored(manifest.graphs[NAME].file.path)
-    fused = stored(manifest.fused_graphs[NAME].file.path)
+    fused = stored(own[NAME].file.path)
     tables = {name: fused.pop(name) for name in (COSINES, SINES)}
     assert fused == portable
-    other = stored(manifest.fused_graphs[contracts.attend_graph(0)].file.path)
+    other = stored(own[contracts.attend_graph(0)].file.path)
     assert tables == {name: other[name] for name in tables}  # once for all blocks
     assert {one["location"] for one in tables.values()} == {LANGUAGE_WEIGHTS.rpartition("/")[2]}

@@ -19,10 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 from stc import contracts
 from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
-from stc.errors import BundleError, EngineError
+from stc.errors import BundleError, SettingsError
 from stc.export import command
-from stc.export.graphs.int4 import DOMAIN, GROUPS, OPERATOR, Group, dequantise, quantise
-from stc.manifest import GRAPHS, INT4_WEIGHTS, LANGUAGE_WEIGHTS
+from stc.export.graphs.int4 import DOMAIN, OPERATOR, dequantise, quantise
+from stc.export.graphs.int4_graphs import INT4_WEIGHTS
+from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, ON_REQUEST, Group
 from stc.onnx_files.operators import PORTABLE_OPS
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.commands import bench as bench_command
@@ -33,6 +34,7 @@ from tests.kept_tokens import frames
 from tests.language_cases import language_case
 from tests.test_run_questions import QUESTION, VIDEO
 
+GROUPS = ON_REQUEST["int4"]
 Run = Callable[..., "CompletedProcess[str]"]
 
 
@@ -107,8 +109,9 @@ def test_a_bundle_holds_both_precisions_and_each_answers(tied: bool) -> None:
     spec = manifest.language
     assert spec is not None
     language_graphs = set(contracts.language_graphs(spec.blocks))
-    assert set(manifest.int4_graphs) == language_graphs - {contracts.TEXT_EMBED}
-    assert manifest.int4_group == 32
+    variant = manifest.variants["int4"]
+    assert set(variant.graphs) == language_graphs - {contracts.TEXT_EMBED}
+    assert (variant.weights, variant.options) == (INT4_WEIGHTS, {"group": 32})
     for name in language_graphs:
         graph = onnx.load(graph_file(case.bundle, name), load_external_data=False).graph
         assert {node.op_type for node in graph.node} <= PORTABLE_OPS
@@ -118,8 +121,8 @@ def test_a_bundle_holds_both_precisions_and_each_answers(tied: bool) -> None:
     assert packed < full
     prompt = case.prompt()
     logits = []
-    for int4 in (False, True):
-        model = case.language(int4=int4)
+    for weights in (None, "int4"):
+        model = case.language(weights=weights)
         language = StreamLanguage(model, AllMemory(model, fixed=len(prompt.before)), prompt)
         for tokens in frames(5):
             language.append(tokens)
@@ -142,7 +145,7 @@ def test_half_precision_bundles_have_four_bit_graphs_too() -> None:
     assert dtypes["gate.weight.scales"] == TensorProto.FLOAT16
     assert dtypes["gate.weight.codes"] == TensorProto.UINT8
     assert dtypes["norm2.weight"] == TensorProto.FLOAT
-    model = case.language(int4=True)
+    model = case.language(weights="int4")
     hidden = model.embed(np.arange(3))
     assert hidden.dtype == np.float16
 
@@ -153,7 +156,7 @@ def test_an_altered_four_bit_file_is_refused(tmp_path: Path) -> None:
     content = graph.read_bytes()
     graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(BundleError, match=r"head_int4\.onnx: was altered"):
-        Bundle.open(root).graph("head", "int4_graphs")
+        Bundle.open(root).graph("head", "onnxruntime-cpu", "int4")
 
 
 def test_four_bits_are_measured_beside_full_precision(run_main: Run) -> None:
@@ -170,12 +173,12 @@ def test_four_bits_are_measured_beside_full_precision(run_main: Run) -> None:
 
 def test_int4_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     bundle = language_case().bundle
-    with pytest.raises(EngineError, match="was exported without --int4 32 or 128"):
-        OnnxRuntimeBackend(bundle, int4=True)
-    root = str(bundle.root)
+    with pytest.raises(SettingsError, match=r"has none but its own; .* --int4 32 --output"):
+        OnnxRuntimeBackend(bundle, weights="int4").load(contracts.HEAD)
+    root = str(language_case(int4=32).bundle.root)
     for main, arguments, told in (
-        (run_command.main, [root, "--video", VIDEO, "--int4"], "--int4: requires --ask"),
-        (bench_command.main, [root, "--int4"], "--int4: requires --prefill"),
+        (run_command.main, [root, "--video", VIDEO, "--int4"], "weights int4: none of its graphs"),
+        (bench_command.main, [root, "--int4"], "weights int4: none of its graphs"),
         (bench_command.main, [root, "--against", "int4"], "--against int4: requires --prefill"),
         (
             command.main,

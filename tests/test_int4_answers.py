@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stc.export.graphs.int4 import Group
-from stc.manifest import Precision
+from stc.manifest import Group, Precision
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.memory.window import AllMemory
 from tests.kept_tokens import frames
@@ -20,8 +19,8 @@ def test_four_bit_graphs_answer_nearly_as_full_ones_do(precision: Precision, gro
     case = language_case(precision=precision, int4=group)
     prompt = case.prompt()
     logits = []
-    for int4 in (False, True):
-        model = case.language(int4=int4)
+    for weights in (None, "int4"):
+        model = case.language(weights=weights)
         language = StreamLanguage(model, AllMemory(model, fixed=len(prompt.before)), prompt)
         for tokens in frames(5):
             assert language.append(tokens.astype(model.dtype)).frames == 1

@@ -109,7 +109,7 @@ def test_a_call_of_any_size_is_bounded() -> None:
 def test_rows_of_a_long_question_are_given_back(policy: str) -> None:
     case = numpy_case()
     model, prompt = case.language(), case.prompt()
-    model.spec = model.spec.model_copy(update={"most_positions": 4000})
+    model.spec = model.spec.model_copy(update={"max_positions": 4000})
     answers = []
     for lengthy in (False, True):
         language = StreamLanguage(model, _memory(policy, model, len(prompt.before)), prompt)
@@ -155,7 +155,7 @@ def test_all_refuses_more_than_the_model_takes_and_goes_on_answering() -> None:
     model, prompt = case.language(), case.prompt()
     memory = AllMemory(model, fixed=len(prompt.before))
     language = StreamLanguage(model, memory, prompt)
-    assert model.spec.most_positions == 400
+    assert model.spec.max_positions == 400
     language.append(np.concatenate(frames(70)))
     told = language.append(np.concatenate(frames(10)))
     assert isinstance(told.error, LanguageError)

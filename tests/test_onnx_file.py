@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from stc.bundles.bundle import Bundle
 from stc.onnx_files.graph_check import GraphRefusedError, check_graph
 from stc.onnx_files.onnx_file import OnnxFileError, read_onnx
-from stc.onnx_files.operators import OPERATORS, GraphKind
+from stc.onnx_files.operators import EXTENDED, PORTABLE
 
 onnx = pytest.importorskip("onnx")
 helper, TensorProto = onnx.helper, onnx.TensorProto
 Change = Callable[[Any, Any], None]
 
 
-@pytest.mark.parametrize("kind", ["graphs", "fused_graphs", "int4_graphs"])
-def test_every_graph_that_is_exported_may_be_loaded(demo_bundle: Path, kind: GraphKind) -> None:
+@pytest.mark.parametrize("backend", ["", "onnxruntime-cpu"])
+def test_every_graph_that_is_exported_may_be_loaded(demo_bundle: Path, backend: str) -> None:
     """The list that refuses is the list that exports: no graph of ours is refused."""
     bundle = Bundle.open(demo_bundle)
-    for name in getattr(bundle.manifest, kind):
-        assert bundle.graph(name, kind).content
+    for name in bundle.manifest.graphs:
+        assert bundle.graph(name, backend).content
 
 
 def test_four_bit_graphs_may_be_loaded_and_only_as_such() -> None:
@@ -34,10 +34,11 @@ def test_four_bit_graphs_may_be_loaded_and_only_as_such() -> None:
 
     bundle = language_case(int4=32).bundle
     sizes = {Path(path).name: size for path, size in bundle.files.sizes.items()}
-    for name in bundle.manifest.int4_graphs:
-        graph = bundle.graph(name, "int4_graphs")
-        with pytest.raises(GraphRefusedError, match="MatMulNBits"):
-            check_graph(graph.content, "graphs", sizes)
+    for name in bundle.manifest.variants["int4"].graphs:
+        graph = bundle.graph(name, "onnxruntime-cpu", "int4")
+        for own in (False, True):
+            with pytest.raises(GraphRefusedError, match="MatMulNBits"):
+                check_graph(graph.content, sizes, own=own)
 
 
 def _attribute(**values: Any) -> Change:
@@ -111,12 +112,12 @@ def test_operators_of_the_runtimes_own_have_the_sizes_of_an_export(
     """ONNX Runtime reads past tensors that are smaller than their operator says."""
     name = {"MatMulNBits": "qkv_00", "RotaryEmbedding": "attend_00"}[operator]
     sizes, content = _four_bit_graph(name)
-    check_graph(content, "int4_graphs", sizes, group=32)
+    check_graph(content, sizes, own=True, group=32)
     model = onnx.load_from_string(content)
     node = next(one for one in model.graph.node if one.op_type == operator)
     change(node, model)
     with pytest.raises(GraphRefusedError, match=f"has a {operator} "):
-        check_graph(model.SerializeToString(), "int4_graphs", sizes, group=32)
+        check_graph(model.SerializeToString(), sizes, own=True, group=32)
 
 
 def test_four_bit_groups_and_rotation_tables_are_those_of_the_manifest() -> None:
@@ -124,7 +125,7 @@ def test_four_bit_groups_and_rotation_tables_are_those_of_the_manifest() -> None
     sizes, content = _four_bit_graph("attend_00")
     for wrong in ({"group": None}, {"group": 128}, {"group": 32, "positions": 10**6}):
         with pytest.raises(GraphRefusedError, match="has a "):
-            check_graph(content, "int4_graphs", sizes, **wrong)
+            check_graph(content, sizes, own=True, **wrong)
 
 
 def _four_bit_graph(name: str) -> tuple[dict[str, int], bytes]:
@@ -133,13 +134,13 @@ def _four_bit_graph(name: str) -> tuple[dict[str, int], bytes]:
 
     bundle = language_case(int4=32).bundle
     sizes = {Path(path).name: size for path, size in bundle.files.sizes.items()}
-    return sizes, bundle.graph(name, "int4_graphs").content
+    return sizes, bundle.graph(name, "onnxruntime-cpu", "int4").content
 
 
 def test_no_list_has_an_operator_with_a_body_or_a_size_of_its_own() -> None:
     """Loops, subgraphs and operators that make tensors of a told size are on none of the lists."""
     told = {"Loop", "If", "Scan", "SequenceMap", "ConstantOfShape", "Range", "Expand", "Tile"}
-    for operators in OPERATORS.values():
+    for operators in (PORTABLE, EXTENDED):
         assert not told & {name for _, name in operators}
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
-from stc.export.graphs.int4 import Group
+from stc.manifest import Group
 from stc.runtime.commands import parity as parity_command
-from stc.runtime.parity.language import FOUR_BITS, OTHERS
+from stc.runtime.parity.language import OTHERS
 from tests.kept_tokens import MAX_POSITIONS
 from tests.language_cases import language_case
 
@@ -40,7 +40,7 @@ def test_parity_covers_every_language_graph_logits_and_an_answer(
     assert rows["greedy answer", "gap"]["max_abs"] == 0.0
     assert rows["greedy answer", OTHERS]["max_abs"] == 0
     assert rows["greedy answer", OTHERS]["limit"] == 0  # no tie that could excuse one
-    assert FOUR_BITS not in {where for where, _ in rows}
+    assert "int4 decoder" not in {where for where, _ in rows}
 
 
 def test_parity_compares_single_tokens_and_the_last_positions(
@@ -85,12 +85,12 @@ def test_four_bit_logits_are_told_beside_pytorchs_and_not_judged(
 ) -> None:
     code, document = parity(capsys, "--int4", int4=32)
     assert code == 0
-    rows = {row["tensor"]: row for row in document["rows"] if row["where"] == FOUR_BITS}
+    rows = {row["tensor"]: row for row in document["rows"] if row["where"] == "int4 decoder"}
     assert set(rows) == {"logits", "KL", OTHERS}
     assert rows["KL"]["max_abs"] > 0
     assert all(row["passed"] and row["limit"] is None for row in rows.values())
     assert parity_command.main([str(language_case().bundle.root), "--int4"]) == 2
-    assert "was exported without --int4 32 or 128" in capsys.readouterr().err
+    assert "has none but its own; export again with: stc-export" in capsys.readouterr().err
 
 
 def test_parity_fails_when_one_language_graph_is_off(

@@ -218,7 +218,7 @@ def test_a_bundle_without_a_language_side_says_so(
     (root / "graphs").unlink()
     (root / "graphs").mkdir()
     manifest = json.loads((root / "manifest.json").read_text())
-    manifest["language"], manifest["fused_graphs"] = None, {}
+    manifest["language"], manifest["variants"] = None, {}
     graphs = manifest["graphs"]
     for name in [name for name in graphs if name.startswith(("qkv", "attend", "text", "head"))]:
         del graphs[name]

@@ -99,7 +99,7 @@ def test_random_weights_have_the_published_geometry() -> None:
 def test_random_decoders_have_the_published_rotary_base_and_context(size: Size) -> None:
     decoder = random_checkpoint(size).decoder
     assert decoder is not None
-    assert (decoder.rotary_base, decoder.most_positions) == (1e6, 32768)
+    assert (decoder.rotary_base, decoder.max_positions) == (1e6, 32768)
 
 
 def test_random_weights_follow_from_seed_and_name() -> None:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stc.bundles.bundle import Bundle, export_again
+from stc.bundles.bundle import Bundle
 from stc.bundles.contents import TIMINGS
 from stc.engines.build.builders import Builders, BuildProgress, Job
 from stc.engines.build.compile import Recipe
@@ -95,12 +95,11 @@ def check_precision(bundle: Bundle, targets: tuple[Target, ...]) -> None:
     for target in targets:
         if made.precision in target.precisions:
             continue
-        right = made.model_copy(update={"precision": target.precisions[0]})
         raise EngineError(
             bundle.root,
             f"holds {made.precision} graphs",
             f"{' or '.join(target.precisions)} for target {target.name}",
-            export_again(bundle.root, right),
+            bundle.export_again(precision=target.precisions[0]),
         )
 
 

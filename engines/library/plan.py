@@ -86,7 +86,7 @@ def plan_engines(
             # Every size is an engine with weights of its own.
             chunks, contexts = (CHUNKS[0], CHUNKS[-1]), CONTEXTS[-1:]
         free["m"] = chunks
-        free["S"] = tuple(sorted({min(rows, language.most_positions) for rows in contexts}))
+        free["S"] = tuple(sorted({min(rows, language.max_positions) for rows in contexts}))
     specs = []
     for name, graph in manifest.graphs.items():
         if any(port.name == COUNT for port in graph.inputs):

@@ -73,7 +73,7 @@ class Demand:
         keys_and_values = 0
         if language is not None:
             per_row = 2 * language.blocks * language.key_heads * language.head_width * element
-            keys_and_values = per_row * min(self.context, language.most_positions)
+            keys_and_values = per_row * min(self.context, language.max_positions)
         reusing = replace(self.manifest.default_settings, reference_interval=2)
         programs = stream_programs(spec, self._precision, reusing)
         # Values and residuals of a reuse frame.

@@ -7,7 +7,6 @@ nearest, symmetric: the value farthest from zero of every group is exact.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
 
 import numpy as np
 import onnx
@@ -16,9 +15,6 @@ from onnx import TensorProto
 
 from stc.export.graphs.trace import ELEMENT_TYPES
 from stc.onnx_files.operators import INT4_PRODUCT, OWN_ATTRIBUTES, RUNTIME_DOMAIN
-
-Group = Literal[32, 128]
-GROUPS: tuple[Group, ...] = get_args(Group)
 
 OPERATOR, DOMAIN = INT4_PRODUCT, RUNTIME_DOMAIN
 ZERO = 8

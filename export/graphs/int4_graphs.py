@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from stc.contracts import HEAD, HEAD_CONTRACT, Contract
 from stc.export.decoders.qwen2.key_rotation import fuse_key_rotation, rotation_tables
 from stc.export.graphs.check import GraphCheck
-from stc.export.graphs.int4 import CODES, SCALES, Group, dequantise, int4_template, quantise
+from stc.export.graphs.int4 import CODES, SCALES, dequantise, int4_template, quantise
 from stc.export.graphs.trace import bind
+from stc.export.graphs.vision import INT4, graph_file
 from stc.export.graphs.weights_file import Span, WeightsFile
-from stc.manifest import LanguageSpec, Precision
+from stc.manifest import GRAPHS, Group, LanguageSpec, Precision
 from stc.precision import NETWORK_DTYPES
 
+INT4_WEIGHTS = f"{GRAPHS}/language_{INT4}.bin"
 RELATIVE_L2 = 3e-2
 """Largest allowed distance from torch: MatMulNBits rounds its inputs to int8."""
 
@@ -35,7 +37,7 @@ Inputs = tuple[Tensor, ...]
 
 @dataclass
 class Int4Writer:
-    """Writes graphs into `folder` as NAME_int4.onnx, their weights into `weights`."""
+    """Writes graphs into `folder` as those of the variant, their weights into `weights`."""
 
     folder: Path
     weights: WeightsFile
@@ -124,8 +126,8 @@ class Int4Writer:
     def _finish(
         self, name: str, contract: Contract, template: onnx.ModelProto, spans: Mapping[str, Span]
     ) -> GraphCheck:
-        model = bind(template, name, spans, self.weights.path.name, kind="int4_graphs")
-        path = self.folder / f"{name}_int4.onnx"
+        model = bind(template, name, spans, self.weights.path.name, own=True)
+        path = self.folder / graph_file(name, INT4)
         path.write_bytes(model.SerializeToString())
         # Without prepacking MatMulNBits would not round its inputs.
         return GraphCheck(path, contract, self.precision, RELATIVE_L2, prepack=True)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from stc.contracts import COUNT, Contract
 from stc.errors import ExportError
 from stc.export.graphs.weights_file import Span
-from stc.onnx_files.operators import OPERATORS, GraphKind
+from stc.onnx_files.operators import EXTENDED, PORTABLE
 
 OPSET = 18
 IR_VERSION = 10
@@ -130,11 +130,11 @@ def bind(
     spans: Mapping[str, Span],
     location: str,
     *,
-    kind: GraphKind = "graphs",
+    own: bool = False,
 ) -> onnx.ModelProto:
     """A copy of `template` called `name`, its parameters read from `location` at `spans`.
 
-    Raises ExportError for an operator that no graph of `kind` may have.
+    Raises ExportError for an operator that is not portable, nor ONNX Runtime's if `own`.
     """
     model = onnx.ModelProto()
     model.CopyFrom(template)
@@ -156,7 +156,7 @@ def bind(
     if lost := set(spans) - stored:
         raise ExportError(name, f"the trace lost parameters {sorted(lost)}")
     operators = {(node.domain, node.op_type) for node in model.graph.node}
-    if unknown := sorted(operator for _, operator in operators - OPERATORS[kind]):
+    if unknown := sorted(operator for _, operator in operators - (EXTENDED if own else PORTABLE)):
         raise ExportError(name, f"operators {unknown}", "the portable subset")
     return model
 

@@ -28,15 +28,14 @@ from stc.manifest import Precision, VisionSpec
 from stc.method.difference import judged
 from stc.method.family import changed_frames, check_program, history_of, prune_program
 from stc.method.graphs import vision_graphs
-from stc.onnx_files.operators import GraphKind
 from stc.program import Arrays, Call, run_paired
 from stc.settings import SCORINGS, Settings
 
 RANK_GAP = 1e-5
 """How far a choice may miss the best one as torch ranks it: less is rounding."""
 
-FUSED = "_fused"
-"""Ending of the names of files whose graphs only ONNX Runtime reads."""
+FUSED, INT4 = "fused", "int4"
+"""Names of variants."""
 
 Tick = Callable[[str], None]
 """Called with a graph's name when it has been written and checked."""
@@ -83,44 +82,35 @@ class GraphWriter:
         module.float()
         return self.finish(name, contract, self._templates[kind], spans)
 
-    def write_fused(
-        self, name: str, contract: Contract, template: onnx.ModelProto, keys: Mapping[str, str]
-    ) -> GraphCheck:
-        """The check of graph `name`, once it stands a second time, as NAME_fused.onnx.
-
-        `template` has operators that only ONNX Runtime knows; `keys` name the tensors of its
-        parameters, which are stored already.
-        """
-        spans = {parameter: self.weights.span(key) for parameter, key in keys.items()}
-        return self._bound(f"{name}{FUSED}", name, contract, template, spans, "fused_graphs")
-
     def template(self, kind: str) -> onnx.ModelProto:
         """What graphs of `kind` are bound from, once one was written."""
         return self._templates[kind]
 
     def finish(
-        self, name: str, contract: Contract, template: onnx.ModelProto, spans: Mapping[str, Span]
-    ) -> GraphCheck:
-        """The check of graph `name`, once written: `template` with its weights at `spans`."""
-        return self._bound(name, name, contract, template, spans, "graphs")
-
-    def _bound(
         self,
-        stem: str,
         name: str,
         contract: Contract,
         template: onnx.ModelProto,
         spans: Mapping[str, Span],
-        kind: GraphKind,
+        variant: str = "",
     ) -> GraphCheck:
-        model = bind(template, name, spans, self.weights.path.name, kind=kind)
-        path = self.folder / f"{stem}.onnx"
+        """The check of graph `name`, once written: `template` with its weights at `spans`.
+
+        With `variant` it is the graph of that, which may have operators of ONNX Runtime's own.
+        """
+        model = bind(template, name, spans, self.weights.path.name, own=bool(variant))
+        path = self.folder / graph_file(name, variant)
         path.write_bytes(model.SerializeToString())
         return GraphCheck(path, contract, self.precision)
 
     def _network(self, port: Port, tensor: Tensor) -> Tensor:
         half = self.precision == "fp16" and port.dtype == "network"
         return tensor.half() if half else tensor
+
+
+def graph_file(name: str, variant: str = "") -> str:
+    """The name of the file of graph `name`, or of its like in `variant`."""
+    return f"{name}_{variant}.onnx" if variant else f"{name}.onnx"
 
 
 def write_graphs(writer: GraphWriter, tower: Tower, settings: Settings) -> None:

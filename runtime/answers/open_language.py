@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stc import contracts
-from stc.bundles.bundle import Bundle, export_again
+from stc.bundles.bundle import Bundle
 from stc.engines.engine import Backend
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import LanguageError
@@ -26,8 +26,8 @@ def open_model(bundle: Bundle, backend: Backend) -> LanguageModel:
         return LanguageModel(backend, spec, precision)
     attend = contracts.attend_graph(0)
     buckets = KvBuckets(backend.sizes(attend, "m"), backend.sizes(attend, "S"))
-    longest = min(spec.most_positions, buckets.contexts[-1])
-    spec = spec.model_copy(update={"most_positions": longest})
+    longest = min(spec.max_positions, buckets.contexts[-1])
+    spec = spec.model_copy(update={"max_positions": longest})
     return LanguageModel(backend, spec, precision, buckets)
 
 
@@ -48,6 +48,5 @@ def open_stream_language(
 def _spec(bundle: Bundle) -> LanguageSpec:
     spec = bundle.manifest.language
     if spec is None:
-        again = export_again(bundle.root, bundle.manifest.provenance)
-        raise LanguageError(bundle.root, "has no language side", fix=again)
+        raise LanguageError(bundle.root, "has no language side", fix=bundle.export_again())
     return spec

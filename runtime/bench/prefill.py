@@ -3,15 +3,15 @@
 The floor: multiply-accumulates of the tokens computed. Prefill is linear in them but for attention
 to the context, so keeping 58 of 196 tokens cannot cut it by more than 1 - 58/196 = 70%; a decoded
 token must read every weight once, so its floor is their bytes over the memory's bandwidth. All
-are measured in turns in one run, with PyTorch and four-bit matrices beside them where asked for,
-so that a noisy machine is noisy for all of them alike.
+are measured in turns in one run, with PyTorch and other weights of the bundle where asked for, so
+that a noisy machine is noisy for all of them alike.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -35,11 +35,11 @@ class Filled:
     """A decoder behind a context of `context` random tokens, to be measured from."""
 
     def __init__(self, model: LanguageModel, context: int, most: int) -> None:
-        if context + most > model.spec.most_positions:
+        if context + most > model.spec.max_positions:
             raise SettingsError(
                 "--context",
                 f"got {context}",
-                f"at most {model.spec.most_positions - most}, the model's positions less a frame",
+                f"at most {model.spec.max_positions - most}, the model's positions less a frame",
             )
         self.model = model
         self.context = context
@@ -65,7 +65,7 @@ class PrefillBench:
     """Times in milliseconds, measured in rounds by `measure`.
 
     pooled, kept: n and k, tokens of a frame's prefill at keep-all and at the preset.
-    int4: the same decoder with four-bit matrices, measured beside it.
+    others: decoders with other weights of the bundle, by their name, measured beside it.
     """
 
     model: LanguageModel
@@ -73,13 +73,15 @@ class PrefillBench:
     kept: int
     context: int
     torch: TorchDecoder | None = None
-    int4: LanguageModel | None = None
+    others: Mapping[str, LanguageModel] = field(default_factory=dict)
     times: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         most = max(self.pooled, QUESTION + DECODES)
         self._filled = Filled(self.model, self.context, most)
-        self._int4 = None if self.int4 is None else Filled(self.int4, self.context, most)
+        self._others = {
+            name: Filled(model, self.context, most) for name, model in self.others.items()
+        }
         random = np.random.default_rng(1)
         width = self.model.spec.width
         self._frame = random.standard_normal((self.pooled, width)).astype(self.model.dtype)
@@ -90,8 +92,8 @@ class PrefillBench:
     def measure(self) -> None:
         """One round: both prefills, a question and a few tokens decoded, here and in PyTorch."""
         self._measure(self._filled)
-        if self._int4 is not None:
-            self._measure(self._int4, "int4_")
+        for name, filled in self._others.items():
+            self._measure(filled, f"{name}_")
         if self.torch is not None:
             time.sleep(PAUSE_S)
             self._measure_torch(self.torch)
@@ -130,15 +132,12 @@ class PrefillBench:
             "decode_tokens_per_s": 1e3 / decode,
             "kv_bytes_per_token": self.model.token_bytes,
         }
-        if self.int4 is not None:
-            int4_decode = self._p50("int4_decode")
+        for name in self.others:
+            measured = ("prefill_keep_all", "prefill_preset", "ttft", "decode")
+            figures |= {f"{name}_{one}_ms_p50": self._p50(f"{name}_{one}") for one in measured}
             figures |= {
-                "int4_prefill_keep_all_ms_p50": self._p50("int4_prefill_keep_all"),
-                "int4_prefill_preset_ms_p50": self._p50("int4_prefill_preset"),
-                "int4_ttft_ms_p50": self._p50("int4_ttft"),
-                "int4_decode_ms_p50": int4_decode,
-                "int4_decode_ms_min": min(self.times["int4_decode"]),
-                "int4_decode_speedup": decode / int4_decode,
+                f"{name}_decode_ms_min": min(self.times[f"{name}_decode"]),
+                f"{name}_decode_speedup": decode / self._p50(f"{name}_decode"),
             }
         if self.torch is not None:
             torch_decode = self._p50("torch_decode")

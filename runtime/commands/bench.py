@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -26,7 +27,7 @@ from stc.bundles.bundle import Bundle
 from stc.engines.library.plan import context_rows
 from stc.engines.tensorrt.captured import CapturedRunner
 from stc.errors import SettingsError
-from stc.manifest import MAX_POSITIONS
+from stc.manifest import MAX_POSITIONS, ON_REQUEST
 from stc.runtime.answers.open_language import open_model
 from stc.runtime.bench.bench import Bench
 from stc.runtime.bench.prefill import PrefillBench
@@ -44,6 +45,8 @@ from stc.shell.command import Console
 from stc.shell.progress import Progress
 from stc.shell.ranges import MAX_COUNT, whole_flag
 
+TORCH = "torch"
+"""What `--against` may name that is no weights of the bundle."""
 INTERVAL = 4
 """Reference interval measured by default: the paper's for the cacher alone."""
 CONTEXT = 1000
@@ -74,8 +77,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--against",
         action="append",
-        choices=("torch", "int4"),
-        help="measure PyTorch, or --prefill with four-bit matrices, too; default none; repeatable",
+        metavar=f"{TORCH}|NAME",
+        help="measure PyTorch too, or --prefill with --weights NAME; default none; repeatable",
     )
     parser.add_argument("--checkpoint", metavar="DIR_OR_ID", help="weights for --against torch")
     parser.add_argument(
@@ -90,7 +93,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="S",
         help="--prefill: tokens before the frame, default 1000",
     )
-    opening.add_int4_flag(parser)
+    opening.add_weights_flag(parser)
     settings.add_flags(parser)
     return parser.parse_args(arguments)
 
@@ -98,13 +101,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _bench(flags: argparse.Namespace) -> int:
     if flags.context is not None and not flags.prefill:
         raise SettingsError("--context", f"got {flags.context}, which requires --prefill")
-    if flags.int4 and not flags.prefill:
-        raise SettingsError("--int4", "requires --prefill: the tower has no such graphs")
-    if "int4" in (flags.against or ()) and (flags.int4 or not flags.prefill):
-        raise SettingsError("--against int4", "requires --prefill, and no --int4")
-    if flags.checkpoint is not None and "torch" not in (flags.against or ()):
+    for name in _others(flags):
+        if name == flags.weights or not flags.prefill:
+            got = f"requires --prefill, and no --weights {name}"
+            raise SettingsError(f"--against {name}", got, "", f"or --against {TORCH}")
+    if flags.checkpoint is not None and TORCH not in (flags.against or ()):
         raise SettingsError("--checkpoint", "requires --against torch")
-    opening.refuse_idle_device(flags)
+    opening.check_device(flags.device, flags.backend, flags.weights, *_others(flags))
     if flags.prefill and flags.video is not None:
         raise SettingsError("--video", "cannot be combined with --prefill, which runs no tower")
     refuse_shared_paths(
@@ -115,42 +118,46 @@ def _bench(flags: argparse.Namespace) -> int:
     return 0
 
 
+def _others(flags: argparse.Namespace) -> list[str]:
+    """Weights of the bundle that are measured too."""
+    return [name for name in dict.fromkeys(flags.against or ()) if name != TORCH]
+
+
 def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     start = time.perf_counter()
     bundle = Bundle.open(flags.bundle)
     pooled = bundle.manifest.vision.pooled
     chosen = settings.from_flags(flags, bundle.manifest.default_settings, pooled)
     context = CONTEXT if flags.context is None else flags.context
-    backend = opening.open_backend(
-        bundle,
-        flags.device,
-        flags.backend,
-        int4=flags.int4,
-        context=context_rows(context + pooled),
-    )
+    opened = partial(opening.open_backend, bundle, flags.device, vision=False)
+    others = {name: opened(weights=name) for name in _others(flags)}
+    backend = opened(flags.backend, flags.weights, context=context_rows(context + pooled))
     device.callback(backend.close)
     model = open_model(bundle, backend)
     load_s = time.perf_counter() - start
+    models = {name: open_model(bundle, one) for name, one in others.items()}
     with ExitStack() as stack:
-        torch, int4 = None, None
-        against = flags.against or ()
-        if "int4" in against:
-            int4 = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
-        if "torch" in against:
+        torch = None
+        if TORCH in (flags.against or ()):
             torch = stack.enter_context(torch_language_side(bundle, flags.checkpoint)).decoder
-        bench = PrefillBench(model, pooled, chosen.kept(pooled), context, torch, int4)
+        bench = PrefillBench(model, pooled, chosen.kept(pooled), context, torch, models)
         for _ in range(WARM_UP):
             bench.measure()
         bench.forget()
         with _progress() as progress:
             for _ in progress.track(range(flags.frames)):
                 bench.measure()
+    variants, used = bundle.manifest.variants, {flags.weights, *models}
     return {
         "bundle": bundle.manifest.provenance.checkpoint,
         "precision": bundle.manifest.provenance.precision,
         "backend": model.backend.name,
         "settings": asdict(chosen),
-        "int4_group": bundle.manifest.int4_group if flags.int4 or int4 else None,
+        "weights": flags.weights,
+        **{
+            f"{name}_group": variants[name].options.get("group") if name in used else None
+            for name in ON_REQUEST
+        },
         "load_s": load_s,
         "peak_rss_bytes": peak_rss_bytes(),
         **bench.figures(),
@@ -171,7 +178,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
             f"got {chosen.reference_interval}",
             f"at most {LONGEST_INTERVAL} here: as many frames are run before any is measured",
         )
-    tower = opening.open_tower(bundle, flags.device, flags.backend)
+    tower = opening.open_tower(bundle, flags.device, flags.backend, flags.weights)
     device.callback(tower.close)
     load_s = time.perf_counter() - start
     session = StreamSession(tower, chosen)
@@ -195,6 +202,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         "bundle": bundle.manifest.provenance.checkpoint,
         "precision": bundle.manifest.provenance.precision,
         "backend": tower.backend.name,
+        "weights": flags.weights,
         "settings": asdict(chosen),
         "video": None if flags.video is None else without_credentials(flags.video),
         "load_s": load_s,

@@ -15,7 +15,7 @@ if __name__ == "__main__":  # before the imports, which take time: see stc.entry
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from typing import Any
@@ -26,7 +26,7 @@ from stc import settings
 from stc.bundles.bundle import Bundle
 from stc.engines.library.plan import CONTEXTS
 from stc.engines.tensorrt.backend import TensorRtBackend
-from stc.errors import EngineError, LanguageError, SettingsError, VideoError
+from stc.errors import LanguageError, SettingsError, VideoError
 from stc.manifest import Manifest
 from stc.method.graphs import vision_graphs
 from stc.prompts.prompt import Prompt
@@ -81,7 +81,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
     settings.add_flags(parser)
-    opening.add_int4_flag(parser)
+    opening.add_weights_flag(parser)
     parser.add_argument(
         "--vision-only", action="store_true", help="leave the language side uncompared"
     )
@@ -89,7 +89,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parity(flags: argparse.Namespace) -> int:
-    opening.refuse_idle_device(flags)
+    opening.check_device(flags.device, flags.backend, flags.weights)
     refuse_shared_paths(
         {"--json": flags.json}, video=flags.video, bundle=flags.bundle, checkpoint=flags.checkpoint
     )
@@ -112,6 +112,11 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     video = "seeded noise" if flags.video is None else without_credentials(flags.video)
     if len(frames) < 2:
         raise VideoError(video, f"{len(frames)} frame", "at least 2 to compare")
+    others = {}
+    if flags.weights is not None:
+        others[flags.weights] = opening.open_backend(
+            bundle, flags.device, weights=flags.weights, vision=False, language=with_language
+        )
     context = CONTEXTS[0] if with_language else 0
     tower = opening.open_tower(bundle, flags.device, flags.backend, context=context)
     device.callback(tower.close)
@@ -127,7 +132,10 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     model: LanguageModel | None = None
     if with_language:
         model = open_model(bundle, tower.backend)
-        _compare_language(bundle, tower, model, flags, against, frames, chosen, report, console)
+        named = {name: open_model(bundle, computes) for name, computes in others.items()}
+        _compare_language(
+            bundle, tower, model, named, flags, against, frames, chosen, report, console
+        )
     whole = f"not compared with transformers: there is no {PYTORCH} here"
     if against == PYTORCH:
         whole = _compare_whole(bundle, tower, model, flags, frames, report, console)
@@ -165,12 +173,6 @@ def _refuse_idle_flags(
             if value is not None:
                 got = "requires a language side compared, which reads the tokens kept"
                 raise SettingsError(flag, got, fix="every pruner is compared without it")
-    if flags.int4 and flags.backend != "onnxruntime":
-        raise SettingsError("--int4", "requires --backend onnxruntime")
-    if flags.int4 and not manifest.int4_graphs:
-        raise EngineError("--int4", f"{flags.bundle} was exported without --int4 32 or 128")
-    if flags.int4 and flags.vision_only:
-        raise SettingsError("--int4", "cannot be combined with --vision-only")
 
 
 def _compare_vision(
@@ -211,6 +213,7 @@ def _compare_language(
     bundle: Bundle,
     tower: VisionTower,
     model: LanguageModel,
+    others: Mapping[str, LanguageModel],
     flags: argparse.Namespace,
     against: Against,
     frames: list[Frame],
@@ -221,9 +224,6 @@ def _compare_language(
     """`report` has rows for the language side, behind the kept tokens of `frames`."""
     with closing(StreamSession(tower, chosen)) as session:
         video = np.concatenate([session.push(frame).tokens for frame in frames])
-    four_bits = None
-    if flags.int4:
-        four_bits = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
     with (
         language_side(bundle, flags.checkpoint, against) as other,
         Progress(console=console, disable=not console.is_terminal) as progress,
@@ -233,9 +233,7 @@ def _compare_language(
         def tick() -> None:
             progress.advance(task)
 
-        compare_language(
-            model, other.graphs, other.decoder, video, report, tick, four_bits=four_bits
-        )
+        compare_language(model, other.graphs, other.decoder, video, report, tick, others)
 
 
 def _compare_whole(

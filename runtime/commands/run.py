@@ -76,12 +76,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     settings.add_flags(parser)
     questions.add_flags(parser)
     memory_settings.add_flags(parser)
-    opening.add_int4_flag(parser)
+    opening.add_weights_flag(parser)
     return parser.parse_args(arguments)
 
 
 def _run(flags: argparse.Namespace) -> int:
-    opening.refuse_idle_device(flags)
+    opening.check_device(flags.device, flags.backend, flags.weights)
     asked, memory = _asked(flags)
     still = flags.overlay and flags.overlay.parent / f"{flags.overlay.stem}{STILL}"
     if still is not None and still.is_dir():
@@ -106,7 +106,7 @@ def _run(flags: argparse.Namespace) -> int:
             overlay = stack.enter_context(_overlay(flags.overlay, spec, failures))
             streams = 2 if flags.compare_dense else 1
             opened = open_stream(
-                bundle, chosen, memory, flags.device, flags.backend, flags.int4, streams
+                bundle, chosen, memory, flags.device, flags.backend, flags.weights, streams
             )
             device.callback(opened.close)
             session, conversation = opened.session, None
@@ -213,7 +213,7 @@ def _asked(flags: argparse.Namespace) -> tuple[Questions, MemorySettings | None]
     asked, memory = questions.from_flags(flags), memory_settings.from_flags(flags)
     if asked.asked or flags.chat:
         return asked, memory
-    for name in (*questions.ANSWERING, *memory_settings.NAMES, "int4"):
+    for name in (*questions.ANSWERING, *memory_settings.NAMES):
         if getattr(flags, name) not in (None, False):
             flag = f"--{name.replace('_', '-')}"
             raise SettingsError(flag, "requires --ask, --ask-at or --chat")

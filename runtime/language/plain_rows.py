@@ -21,7 +21,7 @@ class PlainRows:
 
     def __init__(self, model: LanguageModel, most: int) -> None:
         self.model = model
-        self._rows = KvRows(model, model.spec.most_positions)
+        self._rows = KvRows(model, model.spec.max_positions)
         self._rows.reserve(most)
 
     def remember(self, hidden: NDArray[Any], start: int) -> None:

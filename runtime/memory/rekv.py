@@ -54,7 +54,7 @@ class RekvMemory(WindowMemory):
         self._representatives = Representatives(
             spec.blocks, spec.key_heads, spec.head_width, cap.pages
         )
-        self._answer_rows = KvRows(model, spec.most_positions)
+        self._answer_rows = KvRows(model, spec.max_positions)
 
     def remember(self, hidden: NDArray[Any]) -> None:
         prompt = self.order.fixed - self.order.count

@@ -122,7 +122,7 @@ class MemorySettings:
             raise SettingsError(
                 "--top-pages",
                 f"got {self.top_pages}, frames of {page} tokens",
-                f"at most {longest}, what the model's {model.spec.most_positions} positions less "
+                f"at most {longest}, what the model's {model.spec.max_positions} positions less "
                 "question and answer, and half of the memory that is free, have room for",
             )
         return self.top_pages
@@ -136,7 +136,7 @@ class MemorySettings:
             raise SettingsError(
                 "--window",
                 f"got {self.window}",
-                f"at most {longest}, the model's {model.spec.most_positions} positions less "
+                f"at most {longest}, the model's {model.spec.max_positions} positions less "
                 "question and answer",
             )
         if self.window > fitting:

@@ -92,7 +92,7 @@ class WindowMemory:
     def __init__(self, model: LanguageModel, *, fixed: int, window: int) -> None:
         self.model = model
         self.order = RowOrder(fixed, window)
-        self.rows = KvRows(model, model.spec.most_positions)
+        self.rows = KvRows(model, model.spec.max_positions)
 
     def remember(self, hidden: NDArray[Any]) -> None:
         self._admit(len(hidden))
@@ -167,13 +167,13 @@ class AllMemory(WindowMemory):
 
 def most_remembered(model: LanguageModel) -> int:
     """Positions there are for what is remembered; the others are a question's and its answer's."""
-    positions = model.spec.most_positions
+    positions = model.spec.max_positions
     return positions - min(RESERVE, positions // 4)
 
 
 def refuse_long(model: LanguageModel, held: int, count: int) -> None:
     """Raise LanguageError when `count` tokens after `held` exceed the model's positions."""
-    most = model.spec.most_positions
+    most = model.spec.max_positions
     if held + count > most:
         raise LanguageError(
             "question",

@@ -6,7 +6,7 @@ That is PyTorch's, or ONNX Runtime's on a device without PyTorch; arrays are com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,6 @@ ANSWER = 16
 """Text tokens of the greedy answer."""
 EMPTY_ROWS = 8
 """Empty rows among the cached ones."""
-FOUR_BITS = "four-bit decoder"
-"""Rows of a report on graphs with four-bit matrices, which the other side does not have."""
 OTHERS = f"other tokens of {ANSWER}"
 """Figure of an answer: how many of the other side's tokens are not the likeliest here."""
 LIMITS: dict[Precision, tuple[float, float, float]] = {
@@ -64,28 +62,29 @@ def compare_language(
     video: NDArray[Any],
     report: ParityReport,
     tick: Callable[[], None],
-    four_bits: LanguageModel | None = None,
+    others: Mapping[str, LanguageModel],
 ) -> None:
     """`report` has rows for every language graph, for logits and for a greedy answer.
 
     `graphs` and `decoder` are the other side. `video` [m, D] are kept tokens; they stand before
     PROMPT text tokens in the whole chain, as many as the least context has room for. What
-    `four_bits` makes of the same tokens is told and not judged.
+    `others`, decoders with other weights of the bundle, make of the same tokens is told and not
+    judged: the other side does not have them.
     """
     ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, PROMPT)
     _compare_graphs(model, graphs, report, tick)
-    room = (*model.buckets.contexts, model.spec.most_positions)[0] - PROMPT - ANSWER
+    room = (*model.buckets.contexts, model.spec.max_positions)[0] - PROMPT - ANSWER
     hidden = np.concatenate([video[:room].astype(np.float32), decoder.embed(ids)])
     expected = decoder.generate(hidden, ANSWER)
     first = decoder.logits(hidden)
     logits = answer_logits(model, hidden, expected)
     _compare_logits(report, "whole decoder", first, logits[0])
     compare_answer(report, "greedy answer", OTHERS, expected, logits)
-    if four_bits is not None:
-        logits = answer_logits(four_bits, hidden, expected)
-        report.told(FOUR_BITS, LOGITS, float(np.abs(first - logits[0]).max()))
-        report.told(FOUR_BITS, "KL", kl(first, logits[0]))
-        report.told(FOUR_BITS, OTHERS, _others(expected, logits))
+    for weights, decoder_with in others.items():
+        where, logits = f"{weights} decoder", answer_logits(decoder_with, hidden, expected)
+        report.told(where, LOGITS, float(np.abs(first - logits[0]).max()))
+        report.told(where, "KL", kl(first, logits[0]))
+        report.told(where, OTHERS, _others(expected, logits))
     tick()
 
 
@@ -164,7 +163,7 @@ def _compare_graphs(
         fresh = both(qkv, {HIDDEN: hidden})
         both(qkv, {HIDDEN: hidden[-few:]})
         # From the context's end, and at its start.
-        for start, rows in ((model.spec.most_positions - m, sizes[-1]), (0, sizes[0])):
+        for start, rows in ((model.spec.max_positions - m, sizes[-1]), (0, sizes[0])):
             places = np.random.default_rng(1).permutation(rows)[:m]
             shape = (model.spec.key_heads, rows, model.spec.head_width)
             cached = {name: np.zeros(shape, np.float32) for name in (KEY, VALUE)}

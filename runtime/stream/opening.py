@@ -16,6 +16,8 @@ from stc.bundles.bundle import Bundle
 from stc.engines.engine import Backend
 from stc.engines.library.targets import FLAVOURS
 from stc.errors import SettingsError, one_line
+from stc.manifest import ON_REQUEST
+from stc.method.graphs import vision_graphs
 from stc.runtime.video.open import open_video
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.vision.tower import VisionTower
@@ -46,37 +48,42 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def refuse_idle_device(flags: argparse.Namespace) -> None:
-    """Raise SettingsError when nothing of the run would compute where `--device` says."""
-    four_bits = getattr(flags, "int4", False) or "int4" in (getattr(flags, "against", None) or ())
-    check_device(flags.device, flags.backend, int4=four_bits)
-
-
-def check_device(device: str, backend: str, *, int4: bool) -> None:
-    """Raise SettingsError when neither `backend` nor graphs in four bits compute on `device`."""
-    if one_of("--device", device, DEVICES) == "cuda" and backend != "onnxruntime" and not int4:
+def check_device(device: str, backend: str, *weights: str | None) -> None:
+    """Raise SettingsError when neither `backend` nor other `weights` compute on `device`."""
+    idle = backend != BACKENDS[0] and not any(weights)
+    if one_of("--device", device, DEVICES) == "cuda" and idle:
         raise SettingsError(
             "--device cuda", f"--backend {backend}", "--backend onnxruntime", "leave one out"
         )
 
 
-def add_int4_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--int4`, which chooses the language graphs with four-bit matrices."""
-    help_text = "language matrices in four bits (a bundle of stc-export --int4)"
-    parser.add_argument("--int4", action="store_true", help=help_text)
+def add_weights_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--weights`, which chooses a variant of the bundle's graphs, and its short names."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--weights", metavar="NAME", help="other weights in the bundle, default its own"
+    )
+    for name in ON_REQUEST:
+        short = f"--weights {name} (a bundle of stc-export --{name})"
+        group.add_argument(
+            f"--{name}", dest="weights", action="store_const", const=name, help=short
+        )
 
 
 def open_tower(
     bundle: Bundle,
     device: str,
     backend: BackendName = "onnxruntime",
+    weights: str | None = None,
     *,
     streams: int = 1,
     context: int = 0,
 ) -> VisionTower:
     """The bundle's tower on what `open_backend` opens, which raises as that does."""
     manifest = bundle.manifest
-    opened = open_backend(bundle, device, backend, streams=streams, context=context)
+    opened = open_backend(
+        bundle, device, backend, weights, streams=streams, context=context, language=False
+    )
     try:
         return VisionTower(opened, manifest.vision, manifest.provenance.precision)
     except BaseException:
@@ -88,24 +95,32 @@ def open_backend(
     bundle: Bundle,
     device: str,
     backend: BackendName = "onnxruntime",
+    weights: str | None = None,
     *,
-    int4: bool = False,
     streams: int = 1,
     context: int = 0,
+    vision: bool = True,
+    language: bool = True,
     owns_process: bool = True,
 ) -> Backend:
     """What computes the graphs of `bundle`, in a process that `owns_process` says is the caller's.
 
     TensorRT runs the engines that stc-build made for this GPU, after it was checked that
-    `streams` streams fit, each with `context` rows of keys and values for questions. With `int4`
-    the language graphs are those with four-bit matrices, which only ONNX Runtime has. Raises
+    `streams` streams fit, each with `context` rows of keys and values for questions. `weights`
+    names a variant of the bundle's graphs. Raises SettingsError when the bundle has no such,
+    `backend` does not run it, or it has no graph of what is to run, `vision` or `language`;
     EngineError when the device, an engine or a graph cannot be used.
     """
+    bundle.table(f"{backend}-{device}" if backend == BACKENDS[0] else backend, weights)
+    if weights is not None:
+        tower = vision_graphs(bundle.manifest.vision.blocks)
+        graphs = bundle.manifest.variants[weights].graphs
+        if not any(vision if name in tower else language for name in graphs):
+            fix = "leave it out, or run the side it is of (--ask, --prefill, no --vision-only)"
+            raise SettingsError(f"weights {weights}", "none of its graphs is run", "", fix)
     if backend != "onnxruntime":
         from stc.engines.open_tensorrt import open_tensorrt
 
-        if int4:
-            raise SettingsError("--int4", f"--backend {backend}", "--backend onnxruntime")
         flavour = next(flavour for flavour in FLAVOURS if flavour == backend)
         return open_tensorrt(bundle, flavour, _say, context=context, streams=streams)
     fix = "install it with: pip install onnxruntime, or use --backend tensorrt"
@@ -114,7 +129,7 @@ def open_backend(
 
     if owns_process:
         share_threads()
-    return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu", int4=int4)
+    return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu", weights=weights)
 
 
 def share_threads() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import count, islice
 
 import numpy as np
@@ -29,7 +30,7 @@ from stc.runtime.video.source.frame import LAST_INDEX, Frame
 from stc.runtime.video.source.source import RtspTransport, VideoSource
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Scoring, Selection, Settings, choose
-from stc.shell.ranges import flag_of, one_of, whole
+from stc.shell.ranges import one_of, whole
 
 
 class Stream:
@@ -133,7 +134,7 @@ def open(
     anchor_window: int | None = None,
     language: bool | None = None,
     memory: Policy | MemorySettings | None = None,
-    int4: bool = False,
+    weights: str | None = None,
     owns_process: bool = False,
 ) -> Stream:
     """A stream through the bundle at `path`. Keywords are the flags of stc-run, but for these:
@@ -142,6 +143,7 @@ def open(
     preset: Settings, or a preset's name; None for the settings the bundle was exported with.
     language: whether frames are remembered for questions; None where the bundle can.
     memory: how they are, or the policy alone.
+    weights: name of other weights in the bundle, None for its own.
     owns_process: no other library uses ONNX Runtime in this process: its sessions share threads.
 
     Raises SettingsError for a value out of range or without effect, BundleError when there is no
@@ -149,16 +151,14 @@ def open(
     """
     if not isinstance(memory, (MemorySettings, type(None))):
         memory = MemorySettings(memory=memory)
-    if language is False and (int4 or memory is not None):
-        raise SettingsError(
-            flag_of("int4" if int4 else "memory"), "cannot be combined with language=False"
-        )
+    if language is False and memory is not None:
+        raise SettingsError("--memory", "cannot be combined with language=False")
     bundle = Bundle.open(str(path))
     manifest = bundle.manifest
     if backend is None:
         built = [one for library in libraries_of(bundle) for one in library.entries().values()]
         backend = built[0].stamp.flavour if built and device == "cpu" else BACKENDS[0]
-    check_device(device, one_of("--backend", backend, BACKENDS), int4=int4)
+    check_device(device, one_of("--backend", backend, BACKENDS), weights)
     settings = choose(
         manifest.default_settings if preset is None else preset,
         manifest.vision.pooled,
@@ -169,9 +169,11 @@ def open(
         pruner=pruner,
         anchor_window=anchor_window,
     )
-    if memory is None and (manifest.language or int4 if language is None else language):
+    if memory is None and (manifest.language if language is None else language):
         memory = MemorySettings()
-    return open_stream(bundle, settings, memory, device, backend, int4, owns_process=owns_process)
+    return open_stream(
+        bundle, settings, memory, device, backend, weights, owns_process=owns_process
+    )
 
 
 def open_stream(
@@ -180,24 +182,27 @@ def open_stream(
     memory: MemorySettings | None,
     device: str,
     backend: BackendName,
-    int4: bool = False,
+    weights: str | None = None,
     streams: int = 1,
     owns_process: bool = True,
 ) -> Stream:
     """A stream, with room for `streams` on its tower; without `memory` it answers no questions.
 
-    Raises what `open_backend`, `open_stream_language` and StreamSession do.
+    Where engines run the tower, the language side of `weights` runs on ONNX Runtime. Raises what
+    `open_backend`, `open_stream_language` and StreamSession do.
     """
     with ExitStack() as stack:
-        rows = 0 if memory is None or int4 else context_rows(memory.window)
-        computes = open_backend(
-            bundle, device, backend, streams=streams, context=rows, owns_process=owns_process
+        apart = weights is not None and backend != BACKENDS[0]
+        rows = 0 if memory is None or apart else context_rows(memory.window)
+        opened = partial(
+            open_backend, bundle, device, language=memory is not None, owns_process=owns_process
         )
+        computes = opened(backend, None if apart else weights, streams=streams, context=rows)
         stack.callback(computes.close)
         vision, precision = bundle.manifest.vision, bundle.manifest.provenance.precision
         tower, language = VisionTower(computes, vision, precision), None
-        if int4:
-            computes = open_backend(bundle, device, int4=True, owns_process=owns_process)
+        if apart:
+            computes = opened(weights=weights, vision=False)
             stack.callback(computes.close)
         if memory is not None:
             kept = settings.kept(vision.pooled)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,16 +26,16 @@ from stc.errors import BundleError, SettingsError
 from stc.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    ON_REQUEST,
     SCHEMA_VERSION,
     FileEntry,
-    GraphEntry,
+    GraphChoice,
     Manifest,
     Provenance,
     Weights,
     first_mistake,
 )
 from stc.onnx_files.graph_check import MAX_GRAPH_BYTES, GraphRefusedError, check_graph
-from stc.onnx_files.operators import GraphKind
 
 PARTIAL = ".stc-partial"
 """How the name of a directory ends in which a bundle is still being written."""
@@ -56,11 +56,12 @@ class GraphFile:
     """A graph that was checked, and how to load it.
 
     content: its bytes. path: where it stands, for what must open it by itself; tensors that it
-    does not hold lie beside it.
+    does not hold lie beside it. portable: it is the bundle's own, of no variant.
     """
 
     content: bytes
     path: Path
+    portable: bool
     files: BundleFiles
     names: tuple[str, ...]
 
@@ -110,13 +111,40 @@ class Bundle:
         """The door to its files. Raises OSError when there is no such directory."""
         return self._files(PinnedFolder(self.root))
 
-    def graph(self, name: str, kind: GraphKind = "graphs") -> GraphFile:
-        """Graph `name` of the manifest's field `kind`, which may be handed to a runtime.
+    def table(self, backend: str, weights: str | None = None) -> dict[str, GraphChoice]:
+        """The graphs that `backend` runs with `weights`, by name; without, with those it prefers.
+
+        Raises SettingsError for weights that the bundle does not have, or not for `backend`.
+        """
+        variants, subject = self.manifest.variants, f"weights {weights}"
+        if weights is None:
+            own = (
+                name for name, one in variants.items() if one.default and backend in one.backends
+            )
+            return self.manifest.table(next(own, None))
+        named = [name for name, one in variants.items() if not one.default]
+        if weights not in named:
+            has = f"{self.root} has {' and '.join(named) or 'none but its own'}"
+            fix = f"leave it out; stc-export can add {' and '.join(ON_REQUEST)}"
+            if groups := ON_REQUEST.get(str(weights)):
+                fix = self.export_again(f"--{weights}", str(groups[0]))
+            raise SettingsError(subject, has, "", fix)
+        if backend not in (runs := variants[weights].backends):
+            fix = "choose one with --backend and --device"
+            raise SettingsError(subject, f"{backend} does not run them", " or ".join(runs), fix)
+        return self.manifest.table(weights)
+
+    def graph(self, name: str, backend: str = "", weights: str | None = None) -> GraphFile:
+        """Graph `name` of the table of `backend` and `weights`, which may be handed to a runtime.
 
         Raises BundleError when there is no such graph, when it or a file its tensors lie in is
-        not as the manifest says, or when it is no graph of the kind (`stc.onnx_files.graph_check`).
+        not as the manifest says, or when it is no graph of stc-export's
+        (`stc.onnx_files.graph_check`), and SettingsError as `table`.
         """
-        entry = self._graph(name, kind).file
+        table = self.table(backend, weights)
+        if name not in table:
+            raise BundleError(self.root, f"has no graph {name!r}", "", self.export_again())
+        entry, variant = table[name].entry.file, table[name].variant
         folder, _, _ = entry.path.rpartition("/")
         beside = f"{folder}/" if folder else ""
         sizes = {
@@ -132,17 +160,17 @@ class Bundle:
             content = self.files.read(entry.path)
             places = check_graph(
                 content,
-                kind,
                 sizes,
-                group=self.manifest.int4_group,
-                positions=language.most_positions if language else 0,
+                own=variant is not None,
+                group=variant.options.get("group") if variant else None,
+                positions=language.max_positions if language else 0,
             )
         except GraphRefusedError as error:
-            raise BundleError(
-                self.root / entry.path, error.got, error.expected, self._again
-            ) from error
+            fix = self.export_again()
+            raise BundleError(self.root / entry.path, error.got, error.expected, fix) from error
         names = (entry.path, *(f"{beside}{place}" for place in sorted(places)))
-        graph = GraphFile(content, self.files.place(entry.path), self.files, names)
+        place = self.files.place(entry.path)
+        graph = GraphFile(content, place, variant is None, self.files, names)
         # A file cut short since would kill the process that maps it.
         graph.check_unchanged()
         return graph
@@ -162,29 +190,22 @@ class Bundle:
         files = [file for file in self.manifest.files if "/" not in file.path]
         for file in files:
             if file.size_bytes > MAX_COMPANION_BYTES:
-                got, expected = (
-                    f"has {file.size_bytes:,} bytes",
-                    f"at most {MAX_COMPANION_BYTES:,}",
-                )
-                raise BundleError(self.root / file.path, got, expected, self._again)
+                got, expected = f"has {file.size_bytes:,} bytes", f"at most {MAX_COMPANION_BYTES:,}"
+                raise BundleError(self.root / file.path, got, expected, self.export_again())
         return {file.path: self.read(file.path) for file in files}
 
-    def _graph(self, name: str, kind: GraphKind = "graphs") -> GraphEntry:
-        graphs: Mapping[str, GraphEntry] = getattr(self.manifest, kind)
-        if name not in graphs:
-            raise BundleError(self.root, f"has no graph {name!r}", "", self._again)
-        return graphs[name]
+    def export_again(self, *more: str, **other: str) -> str:
+        """What to tell a user who must replace it: as it was made, but for the flags `more` and
+        fields of its provenance that are to be `other`."""
+        document = self.manifest.model_dump(
+            include={"provenance": True, "variants": {"__all__": {"options"}}}
+        )
+        document["provenance"] |= other
+        return export_again(self.root, document, more)
 
     def _files(self, folder: PinnedFolder) -> BundleFiles:
-        made = self.manifest
-        kinds = (made.graphs, made.fused_graphs, made.int4_graphs)
-        graphs = [graph.file for kind in kinds for graph in kind.values()]
-        fix = f"copy the bundle again, or {self._again}"
-        return BundleFiles(self.root, folder, [*graphs, *made.files], fix)
-
-    @property
-    def _again(self) -> str:
-        return export_again(self.root, self.manifest.provenance)
+        fix = f"copy the bundle again, or {self.export_again()}"
+        return BundleFiles(self.root, folder, self.manifest.listed, fix)
 
 
 def file_entry(root: Path, path: str) -> FileEntry:
@@ -204,21 +225,36 @@ def moved_aside(place: Path) -> dict[int, Path]:
     return dict(sorted((int(end), beside) for end, beside in ends.items() if end.isdecimal()))
 
 
-def export_again(root: Path, made: Provenance | None = None) -> str:
-    """What to tell a user whose bundle at `root`, `made` so, must be replaced."""
+def export_again(root: Path, document: object = None, more: Iterable[str] = ()) -> str:
+    """What to tell a user who must replace the bundle at `root`.
+
+    `document` is its manifest, of any schema and perhaps invalid; `more` are flags to add.
+    """
     words = ["stc-export", "--model"]
-    if made is None:
+    try:
+        made = Provenance.model_validate(_at(document, "provenance"))
+    except ValidationError:
         words.append("MODEL")
     else:
-        words.append(made.model)
         size = made.checkpoint.partition(" ")[0]
         source: dict[Weights, list[str]] = {
             "checkpoint": ["--checkpoint", made.checkpoint],
             "random": ["--random-weights", size.removeprefix("llava-ov-")],
             "demo": [],
         }
-        words += [*source[made.weights], "--precision", made.precision]
-    return f"export again with: {shlex.join([*words, '--output', str(root), '--force'])}"
+        words += [made.model, *source[made.weights], "--precision", made.precision]
+    for name, groups in ON_REQUEST.items():
+        schema_1 = _at(document, f"{name}_group")
+        own = (_at(document, "variants", name, "options", "group"), schema_1)
+        words += [word for group in groups if group in own for word in (f"--{name}", str(group))]
+    return f"export again with: {shlex.join([*words, *more, '--output', str(root), '--force'])}"
+
+
+def _at(document: object, *keys: str) -> object:
+    """What stands below `keys` in `document`, None where nothing does."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document
 
 
 def _pinned(root: Path) -> PinnedFolder:
@@ -285,16 +321,13 @@ def _read_manifest(root: Path, folder: PinnedFolder) -> Manifest:
     except ValueError as error:
         fix = f"copy it again, or delete {root} and {export_again(root)}"
         raise BundleError(file, f"is not JSON ({error})", "", fix) from error
-    fix = export_again(root, _provenance(document))
-    version = document.get("schema_version") if isinstance(document, dict) else None
-    # Before anything else: the other fields of a newer schema mean nothing here.
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise BundleError(
-            file,
-            f"has schema version {version}",
-            f"at most {SCHEMA_VERSION} by stc {stc.__version__}",
-            f"upgrade stc, or {fix}",
-        )
+    fix = export_again(root, document)
+    version = _at(document, "schema_version")
+    # Before anything else: the other fields of another schema mean nothing here.
+    if type(version) is int and version > 0 and version != SCHEMA_VERSION:
+        expected = f"{SCHEMA_VERSION} by stc {stc.__version__}"
+        upgrade = "upgrade stc, or " if version > SCHEMA_VERSION else ""
+        raise BundleError(file, f"has schema version {version}", expected, f"{upgrade}{fix}")
     try:
         manifest = Manifest.model_validate_json(content, strict=True)
         _ = manifest.default_settings  # asked for here, so that no command trips over it later
@@ -304,13 +337,3 @@ def _read_manifest(root: Path, folder: PinnedFolder) -> Manifest:
         raise BundleError(file, f"default settings: {error}", "", fix) from error
     check_conformity(manifest, file, fix)
     return manifest
-
-
-def _provenance(document: object) -> Provenance | None:
-    """What a manifest that may be invalid or newer says of its making, if it can be read."""
-    if not isinstance(document, dict):
-        return None
-    try:
-        return Provenance.model_validate(document.get("provenance"))
-    except ValidationError:
-        return None

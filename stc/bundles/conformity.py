@@ -9,16 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from stc.errors import BundleError
-from stc.manifest import (
-    INT4_WEIGHTS,
-    LANGUAGE_WEIGHTS,
-    WEIGHTS,
-    GraphEntry,
-    Manifest,
-    PortEntry,
-)
+from stc.manifest import LANGUAGE_WEIGHTS, WEIGHTS, GraphChoice, Manifest, PortEntry
 from stc.method.graphs import vision_ports
-from stc.ports import GraphPorts, fused_ports, int4_ports, language_ports
+from stc.ports import GraphPorts, language_ports
 
 
 def check_conformity(manifest: Manifest, subject: object, fix: str) -> None:
@@ -35,22 +28,15 @@ def _disagreements(manifest: Manifest) -> Iterator[tuple[str, str]]:
     precision = manifest.provenance.precision
     vision, language = manifest.vision, manifest.language
     graphs = vision_ports(vision, precision)
-    fused: dict[str, GraphPorts] = {}
-    four_bits: dict[str, GraphPorts] = {}
-    weights = [WEIGHTS]
+    weights = [WEIGHTS, *(one.weights for one in manifest.variants.values() if one.weights)]
     if language is not None:
         if language.width != vision.language_width:
             yield f"language.width is {language.width}", f"vision's {vision.language_width}"
         graphs |= language_ports(language, precision)
-        fused = fused_ports(language, precision)
         weights.append(LANGUAGE_WEIGHTS)
-    if manifest.int4_group is not None:
-        if language is not None:
-            four_bits = int4_ports(language, precision)
-        weights.append(INT4_WEIGHTS)
-    yield from _of_graphs("graphs", manifest.graphs, graphs)
-    yield from _of_graphs("fused_graphs", manifest.fused_graphs, fused)
-    yield from _of_graphs("int4_graphs", manifest.int4_graphs, four_bits)
+    yield from _of_graphs("graphs", manifest.table(None), graphs)
+    for name in manifest.variants:
+        yield from _of_graphs(f"variants.{name}", manifest.table(name), graphs)
     listed = {file.path for file in manifest.files}
     for path in weights:
         if path not in listed:
@@ -58,7 +44,7 @@ def _disagreements(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _of_graphs(
-    field: str, found: Mapping[str, GraphEntry], asked: Mapping[str, GraphPorts]
+    field: str, found: Mapping[str, GraphChoice], asked: Mapping[str, GraphPorts]
 ) -> Iterator[tuple[str, str]]:
     for name in sorted(found.keys() ^ asked.keys()):
         if name in asked:
@@ -67,8 +53,8 @@ def _of_graphs(
             yield f"{field} has {name}", f"only the {len(asked)} graphs of its spec"
     for name, ports in asked.items():
         for kind, here, there in (
-            ("inputs", found[name].inputs, ports.inputs),
-            ("outputs", found[name].outputs, ports.outputs),
+            ("inputs", found[name].entry.inputs, ports.inputs),
+            ("outputs", found[name].entry.outputs, ports.outputs),
         ):
             if here != there:
                 yield f"{name} has {kind} {_listed(here)}", f"{_listed(there)} by its spec"

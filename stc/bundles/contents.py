@@ -8,7 +8,7 @@ this stc's schema: bundles of every stc list files alike.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, ValuesView
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from pydantic_core import from_json
 from stc.bundles.part_file import part_of
 from stc.manifest import GRAPHS, MANIFEST, FileEntry
 
-_GRAPH_FIELDS = ("graphs", "fused_graphs", "int4_graphs")
 ENGINES = "engines"
 LIST = "engines.json"
 LOCK = ".lock"
@@ -113,23 +112,9 @@ def _listed(manifest: Path) -> frozenset[str]:
     document = _document(manifest)
     if not isinstance(document.get("graphs"), dict):
         return frozenset()
-    graphs = [
-        entry.get("file")
-        for field in _GRAPH_FIELDS
-        if isinstance(kind := document.get(field), dict)
-        for entry in kind.values()
-        if isinstance(entry, dict)
-    ]
-    files = document.get("files")
-    paths = {path for entry in graphs if (path := _path(entry)) is not None}
-    if not paths:  # a manifest of something else
+    if not any(_paths(document["graphs"])):  # a manifest of something else
         return frozenset()
-    paths |= {
-        path
-        for entry in (files if isinstance(files, list) else ())
-        if (path := _path(entry)) is not None
-    }
-    return frozenset({*paths, MANIFEST})
+    return frozenset({*_paths(document), MANIFEST})
 
 
 def _document(file: Path) -> dict[str, Any]:
@@ -143,11 +128,14 @@ def _document(file: Path) -> dict[str, Any]:
     return {}
 
 
-def _path(entry: object) -> str | None:
+def _paths(document: object) -> Iterator[str]:
+    """Of the files that are listed anywhere in `document`."""
     try:
-        return FileEntry.model_validate(entry).path
+        yield FileEntry.model_validate(document).path
     except ValidationError:
-        return None
+        inner = document.values() if isinstance(document, dict) else document
+        for one in inner if isinstance(inner, (list, ValuesView)) else ():
+            yield from _paths(one)
 
 
 def _is_folder(place: Path) -> bool:

@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping
 
 from stc.onnx_files.onnx_file import Node, OnnxFile, OnnxFileError, StoredTensor, read_onnx
 from stc.onnx_files.operators import (
+    EXTENDED,
     INT4_PRODUCT,
     INT4_SIZES,
-    OPERATORS,
     OWN_ATTRIBUTES,
+    PORTABLE,
     RUNTIME_DOMAIN,
-    GraphKind,
 )
 
 MAX_NODES = 512
@@ -50,26 +50,26 @@ class GraphRefusedError(ValueError):
 
 def check_graph(
     content: bytes,
-    kind: GraphKind,
     files: Mapping[str, int],
     *,
+    own: bool = False,
     group: int | None = None,
     positions: int = 0,
 ) -> frozenset[str]:
     """The files that tensors of the graph lie in, all of them among `files`, by size in bytes.
 
-    `content` has at most MAX_GRAPH_BYTES; `files` are named as the graph names them. group: values
-    of a four-bit matrix that share a scale. positions: rows that a rotation's tables have at least.
-    Raises GraphRefusedError.
+    `content` has at most MAX_GRAPH_BYTES; `files` are named as the graph names them. own: it may
+    have operators of ONNX Runtime's own. group: values of a four-bit matrix that share a scale.
+    positions: rows that a rotation's tables have at least. Raises GraphRefusedError.
     """
     try:
         found = read_onnx(content)
     except OnnxFileError as error:
         got = f"is not an ONNX graph as stc writes them ({error})"
         raise GraphRefusedError(got, "a graph of stc-export") from error
-    if strange := sorted({node.operator for node in found.nodes} - OPERATORS[kind]):
+    if strange := sorted({node.operator for node in found.nodes} - (EXTENDED if own else PORTABLE)):
         names = ", ".join(f"{domain or 'ai.onnx'}.{name}" for domain, name in strange[:3])
-        raise GraphRefusedError(f"has operators {names}", f"those of stc-export's {kind}")
+        raise GraphRefusedError(f"has operators {names}", "those of stc-export's graphs")
     if len(found.nodes) > MAX_NODES:
         raise GraphRefusedError(f"has {len(found.nodes):,} nodes", f"at most {MAX_NODES}")
     places = frozenset(_places(found.tensors, len(content), files))

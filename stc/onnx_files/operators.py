@@ -5,12 +5,9 @@ None of them has subgraphs, loops or state, and none makes a tensor of a size th
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from stc.onnx_files.onnx_file import Operator
-
-GraphKind = Literal["graphs", "fused_graphs", "int4_graphs"]
-"""A manifest's fields that list graphs."""
 
 PORTABLE_OPS: Final = frozenset(
     """
@@ -35,12 +32,7 @@ OWN_ATTRIBUTES: Final[dict[str, dict[str, Any]]] = {
 INT4_SIZES: Final = ("K", "N", "block_size")
 """The others of INT4_PRODUCT: fan-in, fan-out and values that share a scale."""
 
-_PORTABLE: frozenset[Operator] = frozenset(("", name) for name in PORTABLE_OPS)
-_FUSED: frozenset[Operator] = _PORTABLE | {(RUNTIME_DOMAIN, KEY_ROTATION)}
-
-OPERATORS: Final[dict[GraphKind, frozenset[Operator]]] = {
-    "graphs": _PORTABLE,
-    "fused_graphs": _FUSED,
-    "int4_graphs": _FUSED | {(RUNTIME_DOMAIN, INT4_PRODUCT)},
-}
-"""What graphs of a kind may have."""
+PORTABLE: Final[frozenset[Operator]] = frozenset(("", name) for name in PORTABLE_OPS)
+"""What a bundle's own graphs may have."""
+EXTENDED: Final = PORTABLE | {(RUNTIME_DOMAIN, name) for name in OWN_ATTRIBUTES}
+"""What graphs of a variant may have."""

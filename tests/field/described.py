@@ -20,9 +20,10 @@ from stc.manifest import (
     DefaultSettings,
     GraphEntry,
     Manifest,
+    Variant,
 )
 from stc.method.graphs import vision_ports
-from stc.ports import GraphPorts, fused_ports, language_ports
+from stc.ports import GraphPorts, language_ports
 from stc.settings import PRESETS
 from tests.test_conformity import LANGUAGE
 from tests.tiny_bundle import SPEC, provenance
@@ -54,7 +55,12 @@ def write_described(path: Path) -> dict[str, Any]:
                 vision=SPEC,
                 language=language,
                 graphs=entries(vision | language_ports(language, "fp32")),
-                fused_graphs=entries(fused_ports(language, "fp32"), "_fused"),
+                variants={
+                    "fused": Variant(
+                        graphs=entries(language_ports(language, "fp32"), "_fused"),
+                        default=True,
+                    )
+                },
                 files=tuple(file_entry(writer.root, file) for file in (WEIGHTS, LANGUAGE_WEIGHTS)),
                 settings=DefaultSettings(**vars(PRESETS["off"])),
                 provenance=provenance(),

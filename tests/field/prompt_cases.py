@@ -37,7 +37,7 @@ def spec(vocabulary: int = MADE.vocabulary + 40, video: int = VIDEO) -> Language
         head_width=16,
         mlp_width=32,
         vocabulary=vocabulary,
-        most_positions=4096,
+        max_positions=4096,
         rotary_base=10_000.0,
         rms_norm_eps=1e-6,
         activation="silu",

@@ -22,11 +22,15 @@ def resign(bundle: Path) -> None:
     edit_manifest(bundle, lambda document: resign_as(bundle, document))
 
 
+def listed(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of all files in the manifest `document`."""
+    kinds = [document["graphs"], *(one["graphs"] for one in document["variants"].values())]
+    return [*(graph["file"] for kind in kinds for graph in kind.values()), *document["files"]]
+
+
 def resign_as(root: Path, document: dict[str, Any]) -> None:
     """The manifest `document` has the digests and sizes of the files below `root`."""
-    kinds = ("graphs", "fused_graphs", "int4_graphs")
-    graphs = [graph["file"] for kind in kinds for graph in document[kind].values()]
-    for entry in [*graphs, *document["files"]]:
+    for entry in listed(document):
         content = (root / entry["path"]).read_bytes()
         entry["sha256"] = hashlib.sha256(content).hexdigest()
         entry["size_bytes"] = len(content)

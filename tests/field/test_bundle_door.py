@@ -19,7 +19,7 @@ from stc.bundles.writer import BundleWriter
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import BundleError, StcError
 from stc.manifest import Manifest
-from tests.field.resigned import edit_manifest, resign, resign_as
+from tests.field.resigned import edit_manifest, listed, resign, resign_as
 from tests.tiny_bundle import write_bundle
 
 onnx = pytest.importorskip("onnx")
@@ -199,13 +199,11 @@ def test_graphs_of_a_bundle_that_was_replaced_are_loaded_as_they_were(demo: Path
     opened = Bundle.open(demo)
     with BundleWriter(demo, force=True) as writer:
         (writer.root / "graphs").mkdir()
-        listed = json.loads((demo / "manifest.json").read_text())
-        kinds = ("graphs", "fused_graphs", "int4_graphs")
-        files = [graph["file"] for kind in kinds for graph in listed[kind].values()]
-        for file in [*files, *listed["files"]]:
+        document = json.loads((demo / "manifest.json").read_text())
+        for file in listed(document):
             (writer.root / file["path"]).write_bytes(b"of another model")
-        resign_as(writer.root, listed)
-        writer.finish(Manifest.model_validate(listed))
+        resign_as(writer.root, document)
+        writer.finish(Manifest.model_validate(document))
     assert (demo / "graphs" / "weights.bin").read_bytes() == b"of another model"
     for name in opened.manifest.graphs:
         OnnxRuntimeBackend(opened).load(name)

@@ -265,7 +265,7 @@ def test_the_decoder_is_the_one_that_transformers_reads(
     torch.testing.assert_close(rotary.inv_freq, spec.rotary_base**-half)
     assert rotary.attention_scaling == 1.0
     assert (spec.query_heads, spec.key_heads) == (2, text.num_key_value_heads)
-    assert (spec.rms_norm_eps, spec.most_positions) == (
+    assert (spec.rms_norm_eps, spec.max_positions) == (
         text.rms_norm_eps,
         text.max_position_embeddings,
     )

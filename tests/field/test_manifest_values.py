@@ -67,7 +67,7 @@ VALUES: list[tuple[str, object]] = [
     ("vision.rescale_factor", 1e30),
     ("language.blocks", 10**9),
     ("language.vocabulary", HUGE),
-    ("language.most_positions", 10**30),
+    ("language.max_positions", 10**30),
     ("language.head_width", 7),
     ("language.key_heads", 3),
     ("language.rotary_base", 1e300),
@@ -79,8 +79,13 @@ VALUES: list[tuple[str, object]] = [
     ("language.stop_token_ids", [-1]),
     ("language.stop_token_ids", [7, 9]),
     ("language.stop_token_ids", [7] * 100_000),
-    ("int4_group", 7),
-    ("int4_group", 0),
+    ("variants.fused.options", {"group": 7}),
+    ("variants.fused.options", {"groups": 32}),
+    ("variants.fused.base", "fused"),
+    ("variants.fused.graphs", {}),
+    ("variants.fused.backends", []),
+    ("variants.fused.backends", ["tensorrt"]),
+    ("variants.fused.weights", "x" * 100_000),
     ("settings.budget", 10**5),
     ("settings.budget", HUGE),
     ("settings.reference_interval", HUGE),
@@ -203,7 +208,7 @@ def test_whatever_stands_in_a_field_a_bundle_opens_or_is_refused(
     manifest = opened.manifest
     assert manifest.default_settings.kept(manifest.vision.pooled) <= manifest.vision.pooled
     assert manifest.language is None or manifest.language.video_token_id < 10**7
-    assert export_again(bundle, manifest.provenance)
+    assert opened.export_again()
 
 
 @pytest.mark.parametrize("checkpoint", ["x", "llava-ov-", " a", "ä ö", "-- --force", "'", "$(x)"])
@@ -212,7 +217,8 @@ def test_a_bundle_of_any_making_says_how_to_export_it_again(
     checkpoint: str, weights: Any, tmp_path: Path
 ) -> None:
     """A name that no release had: the command is told, quoted, and nothing fails over it."""
-    line = export_again(tmp_path, provenance("llava-ov", checkpoint, weights))
+    made = provenance("llava-ov", checkpoint, weights)
+    line = export_again(tmp_path, {"provenance": made.model_dump()})
     assert line.startswith("export again with: stc-export --model llava-ov ")
 
 
@@ -228,7 +234,7 @@ ODD: dict[str, dict[str, dict[str, object]]] = {
     "longest interval": {
         "settings": {"reference_interval": 10**6, "recompute_ratio": 1e-300, "budget": 0}
     },
-    "one position": {"language": {"most_positions": 1}},
+    "one position": {"language": {"max_positions": 1}},
     "no stop token": {"language": {"stop_token_ids": [], "video_token_id": 0}},
     "outermost pixels": {
         "vision": {"image_mean": [-1e4, 0, 1e4], "image_std": [1e4, 1, 1], "rescale_factor": 1e-9}

@@ -27,13 +27,9 @@ from tests.device_cases import SETTINGS as DEVICE_SETTINGS
 from tests.device_cases import Rig, assert_equal, numpy_graphs, oracle_session
 from tests.device_cases import frames as device_frames
 from tests.fake_tensorrt import FakeTensorRt
-<<<<<<< HEAD
 from tests.kept_tokens import POOLED
 from tests.language_cases import language_case
-=======
-from tests.language_cases import POOLED, language_case
 from tests.oracle_backend import OracleBackend
->>>>>>> h/cutsB
 from tests.session_case import SETTINGS, WEIGHTS
 from tests.vision_cases import Exported, moving_frames, numpy_weights, oracle_tower
 

@@ -28,13 +28,9 @@ from stc.settings import PRESETS
 from tests.device_cases import SETTINGS as DEVICE_SETTINGS
 from tests.device_cases import Rig, oracle_session
 from tests.device_cases import frames as device_frames
-<<<<<<< HEAD
 from tests.kept_tokens import POOLED
 from tests.language_cases import language_case
-=======
-from tests.language_cases import POOLED, language_case
 from tests.oracle_backend import OracleBackend
->>>>>>> h/cutsB
 from tests.session_case import SETTINGS, WEIGHTS, assert_equal, pushed
 from tests.vision_cases import Exported, moving_frames, numpy_weights
 

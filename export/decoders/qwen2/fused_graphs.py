@@ -18,7 +18,7 @@ from stc.export.decoders.qwen2.key_rotation import (
     rotation_tables,
 )
 from stc.export.graphs.check import GraphCheck
-from stc.export.graphs.vision import GraphWriter
+from stc.export.graphs.vision import FUSED, GraphWriter
 from stc.manifest import LanguageSpec
 
 
@@ -39,4 +39,5 @@ class FusedWriter:
             for table, values in rotation_tables(self._spec).items():
                 self._writer.weights.add(table, values)
         keys = {**keys, COSINES: COSINES, SINES: SINES}
-        return self._writer.write_fused(name, ATTEND_CONTRACT, self._template, keys)
+        spans = {parameter: self._writer.weights.span(key) for parameter, key in keys.items()}
+        return self._writer.finish(name, ATTEND_CONTRACT, self._template, spans, FUSED)

@@ -25,7 +25,7 @@ _FIRST, _ZERO = "rotary.first_axis", "rotary.zero"
 def table_rows(spec: LanguageSpec) -> int:
     """Rows of the tables: a context has more rows than the model positions where some are empty,
     and the operator wants one for each."""
-    return spec.most_positions + spec.most_positions // 4
+    return spec.max_positions + spec.max_positions // 4
 
 
 def rotation_tables(spec: LanguageSpec) -> dict[str, NDArray[np.floating]]:

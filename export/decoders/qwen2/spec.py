@@ -77,7 +77,7 @@ def language_spec(config: Described, generation: Described) -> LanguageSpec:
             head_width=head_width,
             mlp_width=text.intermediate_size,
             vocabulary=text.vocab_size,
-            most_positions=text.max_position_embeddings,
+            max_positions=text.max_position_embeddings,
             rotary_base=rotary["rope_theta"],
             rms_norm_eps=text.rms_norm_eps,
             activation=text.hidden_act,

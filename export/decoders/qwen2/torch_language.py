@@ -108,7 +108,7 @@ def _config(spec: LanguageSpec) -> Qwen2Config:
         num_attention_heads=spec.query_heads,
         num_key_value_heads=spec.key_heads,
         head_dim=spec.head_width,
-        max_position_embeddings=spec.most_positions,
+        max_position_embeddings=spec.max_positions,
         rms_norm_eps=spec.rms_norm_eps,
         hidden_act=spec.activation,
         rope_parameters={"rope_type": "default", "rope_theta": spec.rotary_base},
