@@ -25,7 +25,7 @@ from pydantic import (
 from stc.settings import Settings
 from stc.shell.ranges import shown
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MANIFEST = "manifest.json"
 GRAPHS = "graphs"
 WEIGHTS = f"{GRAPHS}/weights.bin"
@@ -93,11 +93,51 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Grid(_Entry):
+    """How the tokens of a frame lie on it.
+
+    First the prefix tokens, such as a class token, which lie nowhere; then one per patch, row by
+    row. Pooling leaves out the prefix and makes a smaller grid of the rest.
+    """
+
+    rows: _Side
+    columns: _Side
+    prefix_tokens: int = Field(0, ge=0, le=1024)
+    pooled_rows: _Side
+    pooled_columns: _Side
+
+    @model_validator(mode="after")
+    def _fits(self) -> Grid:
+        if self.pooled_rows > self.rows or self.pooled_columns > self.columns:
+            raise ValueError(
+                f"{self.pooled_rows} x {self.pooled_columns} tokens pooled from "
+                f"{self.rows} x {self.columns}"
+            )
+        return self
+
+    @property
+    def patches(self) -> int:
+        """T without the prefix tokens."""
+        return self.rows * self.columns
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.prefix_tokens + self.patches
+
+    @property
+    def pooled(self) -> int:
+        """n."""
+        return self.pooled_rows * self.pooled_columns
+
+
 class VisionSpec(_Entry):
     """Geometry and preprocessing of a vision tower with its projector and pooling."""
 
-    image_size: _Side = Field(description="side of the square input, px")
+    image_height: _Side = Field(description="of the input, px")
+    image_width: _Side = Field(description="of the input, px")
     patch_size: _Side = Field(description="side of a patch, px")
+    grid: Grid
     width: _Width = Field(description="C")
     heads: _Heads = Field(description="H")
     mlp_width: _Width = Field(description="width of a block's MLP")
@@ -115,8 +155,12 @@ class VisionSpec(_Entry):
     def _fits(self) -> VisionSpec:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
-        if self.image_size < self.patch_size:
-            raise ValueError(f"image of {self.image_size} px, patch of {self.patch_size} px")
+        rows, columns = self.grid.rows, self.grid.columns
+        if max(self.covered) > 1:
+            raise ValueError(
+                f"{rows} x {columns} patches of {self.patch_size} px, image of "
+                f"{self.image_height} x {self.image_width} px"
+            )
         if self.tokens > MAX_TOKENS:
             raise ValueError(f"{self.tokens} tokens per frame, at most {MAX_TOKENS}")
         if max(self._values) > MAX_VALUES:
@@ -139,19 +183,20 @@ class VisionSpec(_Entry):
         return self.heads * self.tokens**2, 3 * self.blocks * self.tokens * self.width
 
     @property
-    def side(self) -> int:
-        """Tokens along one side of the frame."""
-        return self.image_size // self.patch_size
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """The shape of a frame's pixel values: 3, Hpx, Wpx."""
+        return 3, self.image_height, self.image_width
 
     @property
-    def covered(self) -> float:
-        """Share of the input's side that whole patches cover; the rest is cut off."""
-        return self.side * self.patch_size / self.image_size
+    def covered(self) -> tuple[float, float]:
+        """Shares of the input's height and width that patches cover; the rest is cut off."""
+        down, across = self.grid.rows * self.patch_size, self.grid.columns * self.patch_size
+        return down / self.image_height, across / self.image_width
 
     @property
     def tokens(self) -> int:
-        """T."""
-        return self.side**2
+        """T, the prefix tokens among them."""
+        return self.grid.tokens
 
     @property
     def head_width(self) -> int:
@@ -159,14 +204,9 @@ class VisionSpec(_Entry):
         return self.width // self.heads
 
     @property
-    def pooled_side(self) -> int:
-        """Tokens along one side after pooling: half of `side`, rounded up."""
-        return -(-self.side // 2)
-
-    @property
     def pooled(self) -> int:
         """n."""
-        return self.pooled_side**2
+        return self.grid.pooled
 
 
 class LanguageSpec(_Entry):
@@ -281,7 +321,7 @@ class DefaultSettings(_Entry):
 class Manifest(_Entry):
     """Everything a runtime needs to know of a bundle."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     vision: VisionSpec
     language: LanguageSpec | None = Field(None, description="None: the bundle has no language side")
     graphs: _Graphs

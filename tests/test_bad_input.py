@@ -336,7 +336,7 @@ def _whole(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "spoil", "message"),
     [
-        (_newer, None, "has schema version 2, expected at most 1"),
+        (_newer, None, "has schema version 3, expected at most 2"),
         (_leaving, None, "'../weights.bin' is no path inside the bundle"),
         (_whole, lambda root: (root / MANIFEST).unlink(), "is not a bundle"),
         (_whole, lambda root: (root / WEIGHTS).unlink(), "weights.bin: is missing"),

@@ -184,13 +184,20 @@ def test_file_listed_twice_otherwise_is_refused(bundle: Path) -> None:
 
 def test_newer_schema_is_refused_before_anything_else(bundle: Path) -> None:
     def change(document: dict[str, Any]) -> None:
-        document.update(schema_version=2, vision="of another kind", unheard_of=1)
+        document.update(schema_version=3, vision="of another kind", unheard_of=1)
 
     edit(bundle, change)
     (bundle / "config.json").unlink()
     line = refusal(bundle)
-    assert "has schema version 2, expected at most 1 by stc " in line
+    assert "has schema version 3, expected at most 2 by stc " in line
     assert f"; upgrade stc, or {EXPORT_AGAIN} {bundle} --force" in line
+
+
+def test_older_schema_is_refused_with_the_command_that_makes_it_anew(bundle: Path) -> None:
+    edit(bundle, lambda document: document.update(schema_version=1))
+    line = refusal(bundle)
+    assert "manifest.json: schema_version: " in line
+    assert f"; {EXPORT_AGAIN} {bundle} --force" in line
 
 
 def test_newer_schema_without_a_known_provenance_is_refused_too(bundle: Path) -> None:
@@ -340,10 +347,23 @@ def test_hash_reads_beyond_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sha256(tmp_path / "abc") == whole
 
 
+GRID = SPEC.grid.model_dump()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("heads", 3, "no multiple of 3 heads"), ("image_size", 3, "image of 3 px, patch of 4 px")],
+    [
+        ("heads", 3, "no multiple of 3 heads"),
+        ("image_width", 19, "5 x 5 patches of 4 px, image of 20 x 19 px"),
+        ("patch_size", 5, "5 x 5 patches of 5 px, image of 20 x 20 px"),
+        (
+            "grid",
+            {**GRID, "rows": 6},
+            "6 x 5 patches of 4 px, image of 20 x 20 px",
+        ),
+        ("grid", {**GRID, "pooled_columns": 6}, "3 x 6 tokens pooled from 5 x 5"),
+    ],
 )
-def test_geometry_that_does_not_fit_is_refused(field: str, value: int, message: str) -> None:
+def test_geometry_that_does_not_fit_is_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VisionSpec.model_validate({**SPEC.model_dump(), field: value})

@@ -261,7 +261,7 @@ FAMILY = {
     "export/towers/siglip/tower.py": "its modules, by graph",
     "engines/oracle_backend.py": "the numpy oracle",
     "stc/method/cacher.py": "the numpy oracle",
-    "export/towers/siglip/reference.py": "the PyTorch reference",
+    "export/models/reference.py": "the PyTorch reference",
 }
 BOTH = (r"keys_graph|KEYS_CONTRACT|\bKeys\b|\"keys\"", r"update_graph|UPDATE_CONTRACT|\bUpdate\b")
 

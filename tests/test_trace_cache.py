@@ -17,7 +17,8 @@ from stc.contracts import ATTEND_CONTRACT, Contract
 from stc.export.decoders.qwen2.modules import Attend
 from stc.export.graphs import trace as graph
 from stc.export.graphs.trace import FreeAxis, trace
-from stc.export.towers.siglip.modules import Keys, Norm, Update
+from stc.export.layers import Norm
+from stc.export.towers.siglip.modules import Keys, Update
 from stc.method.graphs import KEYS_CONTRACT, UPDATE_CONTRACT
 from tests import trace_cache
 from tests.language_cases import language_case

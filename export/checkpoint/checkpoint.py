@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from torch import Tensor
 
@@ -25,8 +24,10 @@ from stc.export.checkpoint.tensor_account import (
 from stc.export.companions import CONFIG, Companions, read_companions
 from stc.export.decoders.qwen2.spec import described_language
 from stc.export.decoders.qwen2.weights import PARTS, CheckpointLanguage, checkpoint_language
-from stc.export.towers.siglip.spec import described_spec, parse_config
-from stc.export.towers.siglip.tensor_shapes import Shapes, projector_shapes, vision_shapes
+from stc.export.layers import Shapes
+from stc.export.models.llava_onevision import described_spec, parse_config, projector_shapes
+from stc.export.towers.part import TowerPart
+from stc.export.towers.siglip.tower import SIGLIP
 from stc.manifest import VisionSpec
 
 VISION_PREFIXES = (
@@ -40,29 +41,6 @@ PROJECTOR_PREFIXES = ("multi_modal_projector.", "model.multi_modal_projector.")
 of either."""
 
 
-class VisionWeights(Protocol):
-    """What an export reads: a checkpoint, or weights made up on demand."""
-
-    @property
-    def name(self) -> str:
-        """What the weights are called; no path of this machine."""
-
-    @property
-    def spec(self) -> VisionSpec:
-        """Geometry and preprocessing."""
-
-    def vision(self, name: str) -> Tensor:
-        """The tensor `name` below the vision model, such as `encoder.layers.0.mlp.fc1.weight`,
-        as float32 and finite."""
-
-    def projector(self, name: str) -> Tensor:
-        """The tensor `name` below the projector, such as `linear_1.weight`, as float32 and
-        finite."""
-
-    def companions(self) -> dict[str, bytes]:
-        """The files that accompany the graphs in a bundle, by name."""
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint directory whose files were found whole; satisfies VisionWeights."""
@@ -74,6 +52,7 @@ class Checkpoint:
     shards: Shards
     vision_prefix: str
     projector_prefix: str
+    tower: TowerPart = SIGLIP
 
     def tensor(self, name: str) -> Tensor:
         """The tensor `name`, as the files name it, read now, as float32.
@@ -124,7 +103,7 @@ def open_checkpoint(id_or_dir: str) -> Checkpoint:
         files=files,
         spec=spec,
         shards=shards,
-        vision_prefix=_checked_prefix(shards, VISION_PREFIXES, vision_shapes(spec)),
+        vision_prefix=_checked_prefix(shards, VISION_PREFIXES, SIGLIP.shapes(spec)),
         projector_prefix=_checked_prefix(shards, PROJECTOR_PREFIXES, projector_shapes(spec)),
     )
     _check_left_over(checkpoint)
@@ -162,8 +141,8 @@ def _check_left_over(checkpoint: Checkpoint) -> None:
     """
     shards, prefix, spec = checkpoint.shards, checkpoint.vision_prefix, checkpoint.spec
     layers = parse_config(checkpoint.files.described(CONFIG)).vision_config.num_hidden_layers
-    within = vision_shapes(spec.model_copy(update={"blocks": layers}))
-    longer = vision_shapes(spec.model_copy(update={"blocks": layers + 1}))
+    within = checkpoint.tower.shapes(spec.model_copy(update={"blocks": layers}))
+    longer = checkpoint.tower.shapes(spec.model_copy(update={"blocks": layers + 1}))
     whole = all(prefix + name in shards.tensors for name in longer)
     tower = {prefix + name for name in (longer if whole else within)}
     tower |= {

@@ -113,7 +113,7 @@ def test_a_folder_with_a_manifest_of_something_else_is_no_bundle(
     assert "holds files and is no bundle, --force would delete them" in refusal(place)
 
 
-@pytest.mark.parametrize("schema", [0, 2, 99])
+@pytest.mark.parametrize("schema", [0, 1, 99])
 def test_a_bundle_of_another_stc_is_replaced(place: Path, schema: int) -> None:
     """`export again with --force` is what a bundle of another schema is refused with: it works."""
     edit_manifest(

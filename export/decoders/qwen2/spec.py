@@ -16,7 +16,7 @@ from stc.errors import CheckpointError
 from stc.export.checkpoint.config_values import OTHER_MODEL
 from stc.export.checkpoint.json_object import FETCH, Described
 from stc.export.companions import CONFIG, GENERATION, Companions, read_companions
-from stc.export.towers.siglip.spec import parse_config
+from stc.export.models.llava_onevision import parse_config
 from stc.manifest import LanguageSpec
 
 DECODER_TYPE = "qwen2"

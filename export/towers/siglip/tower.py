@@ -1,4 +1,4 @@
-"""A checkpoint's tower as the modules of `stc.export.towers.siglip.modules`, one block at a time.
+"""SigLIP's vision tower as a part: its settings, tensors, modules and reference.
 
 Says which Hugging Face tensor fills which parameter; the same names are the keys under which
 tensors are stored once in the bundle's weights file.
@@ -6,23 +6,20 @@ tensors are stored once in the bundle's weights file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from stc.export.checkpoint.checkpoint import VisionWeights
-from stc.export.towers.siglip.modules import Embed, Keys, Project, Select, Update
-from stc.export.towers.siglip.prune_module import Prune
-from stc.method.graphs import EMBED, PROJECT, PRUNERS, SELECT
-from stc.settings import SCORINGS
-
-M = TypeVar("M", bound=nn.Module)
+from stc.export.layers import Shapes, fill, linear_shapes
+from stc.export.towers.part import VisionWeights
+from stc.export.towers.siglip.modules import Embed, Keys, Update
+from stc.export.towers.siglip.reference import SiglipReference
+from stc.manifest import VisionSpec
+from stc.method.graphs import EMBED, kind_of
 
 BLOCK = "encoder.layers.{block}"
-MODULES = {"keys": Keys, "update": Update}
+MODULES = {EMBED: Embed, "keys": Keys, "update": Update}
 LAYERS = {
     "keys": {"norm1": "layer_norm1", "key": "self_attn.k_proj"},
     "update": {
@@ -43,45 +40,49 @@ EMBED_TENSORS = {
 }
 
 
-@dataclass(frozen=True)
-class Tower:
-    """Makes the filled modules of a checkpoint; holds no weights itself."""
+class Siglip:
+    """SigLIP as `stc.export.towers.part.TowerPart` has it."""
 
-    weights: VisionWeights
-    dtype: torch.dtype = torch.float32
+    def shapes(self, spec: VisionSpec) -> Shapes:
+        """Every tensor of the embedding and of the L blocks that run.
 
-    def module(self, graph: str, count: int = 0) -> nn.Module:
-        """The module of `graph`, filled; `count` is the M of `select` and the k of a pruner."""
-        spec, dtype = self.weights.spec, self.dtype
+        The head and the norm behind the last block are not among them: LLaVA-OneVision takes its
+        features before that norm.
+        """
+        width, patch = spec.width, spec.patch_size
+        shapes: Shapes = {
+            "embeddings.patch_embedding.weight": (width, 3, patch, patch),
+            "embeddings.patch_embedding.bias": (width,),
+            "embeddings.position_embedding.weight": (spec.tokens, width),
+        }
+        for block in range(spec.blocks):
+            prefix = f"encoder.layers.{block}"
+            for norm in ("layer_norm1", "layer_norm2"):
+                shapes[f"{prefix}.{norm}.weight"] = (width,)
+                shapes[f"{prefix}.{norm}.bias"] = (width,)
+            for linear in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                shapes |= linear_shapes(f"{prefix}.self_attn.{linear}", width, width)
+            shapes |= linear_shapes(f"{prefix}.mlp.fc1", width, spec.mlp_width)
+            shapes |= linear_shapes(f"{prefix}.mlp.fc2", spec.mlp_width, width)
+        return shapes
+
+    def module(self, weights: VisionWeights, graph: str, dtype: torch.dtype) -> nn.Module:
+        """The module of `graph`, filled."""
+        kind, _ = kind_of(graph)
+        module: nn.Module = MODULES[kind](weights.spec, dtype)
+        return fill(module, self.stored_as(graph), weights.vision)
+
+    def stored_as(self, graph: str) -> dict[str, str]:
+        """The tensor of each parameter of a graph's module."""
         kind, block = kind_of(graph)
-        if graph in PRUNERS:
-            return Prune(SCORINGS[PRUNERS.index(graph)], count)
-        if graph == SELECT:
-            return Select(count)
-        if graph == PROJECT:
-            project = Project(spec, dtype)
-            names = {name: name for name, _ in project.named_parameters() if name != "pooling"}
-            return fill(project, names, self.weights.projector)
-        if graph == EMBED:
-            return fill(Embed(spec, dtype), EMBED_TENSORS, self.weights.vision)
-        module = MODULES[kind](spec, dtype)
-        return fill(module, _layers(LAYERS[kind], block), self.weights.vision)
+        return EMBED_TENSORS if graph == EMBED else _layers(LAYERS[kind], block)
+
+    def reference(self, weights: VisionWeights) -> SiglipReference:
+        """transformers' own tower."""
+        return SiglipReference(weights)
 
 
-def stored_as(graph: str, module: nn.Module) -> dict[str, str]:
-    """The key under which each parameter of a graph's module stands in the weights file."""
-    kind, block = kind_of(graph)
-    if kind in LAYERS:
-        return _layers(LAYERS[kind], block)
-    if graph == EMBED:
-        return EMBED_TENSORS
-    return {name: f"projector.{name}" for name, _ in module.named_parameters()}
-
-
-def kind_of(graph: str) -> tuple[str, int]:
-    """What structure `graph` has, which all blocks share, and its block, 0 without one."""
-    kind, _, block = graph.rpartition("_")
-    return (kind, int(block)) if block.isdecimal() else (graph, 0)
+SIGLIP = Siglip()
 
 
 def _layers(layers: Mapping[str, str], block: int) -> dict[str, str]:
@@ -91,14 +92,3 @@ def _layers(layers: Mapping[str, str], block: int) -> dict[str, str]:
         for ours, theirs in layers.items()
         for kind in ("weight", "bias")
     }
-
-
-def fill(module: M, names: Mapping[str, str], load: Callable[[str], Tensor]) -> M:
-    """`module` with every parameter of `names` loaded; linear weights are transposed."""
-    for name, parameter in module.named_parameters():
-        if name not in names:
-            continue
-        tensor = load(names[name])
-        linear = tensor.ndim == 2 and name.endswith(".weight")
-        parameter.data.copy_(tensor.T if linear else tensor)
-    return module.eval()

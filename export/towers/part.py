@@ -1,0 +1,90 @@
+"""What a vision tower brings to an export, however its matrices are joined and called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stc.export.layers import Shapes
+from stc.manifest import VisionSpec
+
+
+class VisionWeights(Protocol):
+    """What an export reads: a checkpoint, or weights made up on demand."""
+
+    @property
+    def name(self) -> str:
+        """What the weights are called; no path of this machine."""
+
+    @property
+    def spec(self) -> VisionSpec:
+        """Geometry and preprocessing."""
+
+    @property
+    def tower(self) -> TowerPart:
+        """The kind of tower that `vision` has the tensors of."""
+
+    def vision(self, name: str) -> Tensor:
+        """The tensor `name` below the vision model, such as `encoder.layers.0.mlp.fc1.weight`,
+        as float32 and finite."""
+
+    def projector(self, name: str) -> Tensor:
+        """The tensor `name` below the projector, such as `linear_1.weight`, as float32 and
+        finite."""
+
+    def companions(self) -> dict[str, bytes]:
+        """The files that accompany the graphs in a bundle, by name."""
+
+
+class TowerPart(Protocol):
+    """A kind of tower; `stc.export.towers.siglip.tower` is one."""
+
+    def shapes(self, spec: VisionSpec) -> Shapes:
+        """Every tensor that `VisionWeights.vision` is asked for."""
+
+    def module(self, weights: VisionWeights, graph: str, dtype: torch.dtype) -> nn.Module:
+        """The module of `embed`, or of a block's `keys` or `update`, filled; its parameters have
+        `dtype`, but for those of norms."""
+
+    def stored_as(self, graph: str) -> dict[str, str]:
+        """The key under which each parameter of that module stands in the weights file; where two
+        have the same key, they are the same."""
+
+    def reference(self, weights: VisionWeights) -> TowerReference:
+        """The tower as its authors wrote it, float32, whole in memory."""
+
+
+class TowerReference(Protocol):
+    """A tower in PyTorch, written without a look at its `TowerPart.module`."""
+
+    @property
+    def layers(self) -> Sequence[TowerLayer]:
+        """Its L blocks."""
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values [3, Hpx, Wpx] -> hidden [T, C]."""
+
+
+class TowerLayer(Protocol):
+    """One block of a `TowerReference`, whole and in the steps that the method takes apart.
+
+    hidden and normed [tokens, C], key and value [H, tokens, d].
+    """
+
+    def dense(self, hidden: Tensor) -> Tensor:
+        """The block's output."""
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What keys, values and queries are computed from."""
+
+    def key(self, normed: Tensor) -> Tensor:
+        """Keys."""
+
+    def value(self, normed: Tensor) -> Tensor:
+        """Values."""
+
+    def residual(self, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What the block adds to the rows `hidden`, which attend to all of `key` and `value`."""
