@@ -109,26 +109,14 @@ class Grid(_Entry):
     @model_validator(mode="after")
     def _fits(self) -> Grid:
         if self.pooled_rows > self.rows or self.pooled_columns > self.columns:
-            raise ValueError(
-                f"{self.pooled_rows} x {self.pooled_columns} tokens pooled from "
-                f"{self.rows} x {self.columns}"
-            )
+            pooled = f"{self.pooled_rows} x {self.pooled_columns}"
+            raise ValueError(f"{pooled} tokens pooled from {self.rows} x {self.columns}")
         return self
 
     @property
     def patches(self) -> int:
         """T without the prefix tokens."""
         return self.rows * self.columns
-
-    @property
-    def tokens(self) -> int:
-        """T."""
-        return self.prefix_tokens + self.patches
-
-    @property
-    def pooled(self) -> int:
-        """n."""
-        return self.pooled_rows * self.pooled_columns
 
 
 class VisionSpec(_Entry):
@@ -155,12 +143,10 @@ class VisionSpec(_Entry):
     def _fits(self) -> VisionSpec:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
-        rows, columns = self.grid.rows, self.grid.columns
         if max(self.covered) > 1:
-            raise ValueError(
-                f"{rows} x {columns} patches of {self.patch_size} px, image of "
-                f"{self.image_height} x {self.image_width} px"
-            )
+            patches = f"{self.grid.rows} x {self.grid.columns} patches of {self.patch_size} px"
+            image = f"image of {self.image_height} x {self.image_width} px"
+            raise ValueError(f"{patches}, {image}")
         if self.tokens > MAX_TOKENS:
             raise ValueError(f"{self.tokens} tokens per frame, at most {MAX_TOKENS}")
         if max(self._values) > MAX_VALUES:
@@ -196,7 +182,7 @@ class VisionSpec(_Entry):
     @property
     def tokens(self) -> int:
         """T, the prefix tokens among them."""
-        return self.grid.tokens
+        return self.grid.prefix_tokens + self.grid.patches
 
     @property
     def head_width(self) -> int:
@@ -206,7 +192,7 @@ class VisionSpec(_Entry):
     @property
     def pooled(self) -> int:
         """n."""
-        return self.grid.pooled
+        return self.grid.pooled_rows * self.grid.pooled_columns
 
 
 class LanguageSpec(_Entry):

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +25,9 @@ from stc.export.layers import (
     split_heads,
 )
 from stc.export.made_up.synthetic import seeded
-from stc.export.models.llava_onevision import halved, projector_shapes
+from stc.export.models.llava_onevision import projector_shapes
 from stc.export.towers.part import TowerPart, VisionWeights
-from stc.manifest import VisionSpec
+from stc.manifest import Grid, VisionSpec
 from stc.method.graphs import EMBED, kind_of
 from stc.method.weights import (
     Affine as OracleAffine,
@@ -47,7 +46,7 @@ SPEC = VisionSpec(
     image_height=43,
     image_width=56,
     patch_size=8,
-    grid=halved(5, 7, prefix_tokens=1),
+    grid=Grid(rows=5, columns=7, prefix_tokens=1, pooled_rows=3, pooled_columns=4),
     width=24,
     heads=3,
     mlp_width=40,
@@ -184,66 +183,52 @@ class Reference:
     def __init__(self, weights: VisionWeights) -> None:
         spec = weights.spec
         self._embed = {name: weights.vision(key) for name, key in EMBED_TENSORS.items()}
-        self._patch = spec.patch_size
-        self.layers = []
-        for block in range(spec.blocks):
-            layer = nn.TransformerEncoderLayer(
-                spec.width,
-                spec.heads,
-                spec.mlp_width,
-                activation="gelu",
-                layer_norm_eps=spec.layer_norm_eps,
-                batch_first=True,
-                norm_first=True,
-            )
-            load_parameters(layer, partial(self._tensor, weights, block))
-            self.layers.append(ReferenceLayer(layer, spec.heads, spec.head_width))
+        self._patch, self._heads = spec.patch_size, (spec.heads, spec.head_width)
+        self.layers: Sequence[Any] = [self._layer(weights, block) for block in range(spec.blocks)]
 
     @staticmethod
-    def _tensor(weights: VisionWeights, block: int, name: str) -> Tensor:
-        return weights.vision(f"layers.{block}.{name}")
+    def _layer(weights: VisionWeights, block: int) -> nn.Module:
+        spec = weights.spec
+        layer = nn.TransformerEncoderLayer(
+            spec.width,
+            spec.heads,
+            spec.mlp_width,
+            activation="gelu",
+            layer_norm_eps=spec.layer_norm_eps,
+            batch_first=True,
+            norm_first=True,
+        )
+        load_parameters(layer, lambda name: weights.vision(f"layers.{block}.{name}"))
+        return layer
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         columns = F.unfold(pixel_values[None], self._patch, stride=self._patch)[0].T
         patches = F.linear(columns, self._embed["weight"].flatten(1), self._embed["bias"])
         return torch.cat([self._embed["class_token"], patches]) + self._embed["position"]
 
+    def dense(self, layer: Any, hidden: Tensor) -> Any:
+        return layer(hidden[None])[0]
 
-@dataclass(frozen=True)
-class ReferenceLayer:
-    """A layer of torch's; a TowerLayer."""
+    def normed(self, layer: Any, hidden: Tensor) -> Any:
+        return layer.norm1(hidden)
 
-    layer: nn.TransformerEncoderLayer
-    heads: int
-    head_width: int
+    def key(self, layer: Any, normed: Tensor) -> Tensor:
+        return self._part(layer, normed, 1)
 
-    def dense(self, hidden: Tensor) -> Tensor:
-        output: Tensor = self.layer(hidden[None])[0]
-        return output
+    def value(self, layer: Any, normed: Tensor) -> Tensor:
+        return self._part(layer, normed, 2)
 
-    def normed(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = self.layer.norm1(hidden)
-        return normed
+    def residual(
+        self, layer: Any, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor
+    ) -> Any:
+        attended = F.scaled_dot_product_attention(self._part(layer, normed, 0), key, value)
+        attention = layer.self_attn.out_proj(attended.transpose(0, 1).reshape(hidden.shape))
+        return attention + layer.linear2(F.gelu(layer.linear1(layer.norm2(hidden + attention))))
 
-    def key(self, normed: Tensor) -> Tensor:
-        return self._heads(normed, 1)
-
-    def value(self, normed: Tensor) -> Tensor:
-        return self._heads(normed, 2)
-
-    def residual(self, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        attended = F.scaled_dot_product_attention(self._heads(normed, 0), key, value)
-        merged = attended.transpose(0, 1).reshape(hidden.shape)
-        attention = self.layer.self_attn.out_proj(merged)
-        mlp = self.layer.linear2(F.gelu(self.layer.linear1(self.layer.norm2(hidden + attention))))
-        residual: Tensor = attention + mlp
-        return residual
-
-    def _heads(self, normed: Tensor, part: int) -> Tensor:
-        attention = self.layer.self_attn
-        of = slice(part * normed.shape[1], (part + 1) * normed.shape[1])
-        joined = F.linear(normed, attention.in_proj_weight[of], attention.in_proj_bias[of])
-        return split_heads(joined, self.heads, self.head_width)
+    def _part(self, layer: Any, normed: Tensor, part: int) -> Tensor:
+        matrix = layer.self_attn.in_proj_weight.chunk(3)[part]
+        bias = layer.self_attn.in_proj_bias.chunk(3)[part]
+        return split_heads(F.linear(normed, matrix, bias), *self._heads)
 
 
 TOWER = ClassTokenTower()

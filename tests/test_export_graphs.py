@@ -29,8 +29,7 @@ from stc.export.graphs.trace import IR_VERSION, OPSET, bind, trace
 from stc.export.graphs.weights_file import Span
 from stc.export.made_up.synthetic import RandomCheckpoint
 from stc.export.models.llava_onevision import VisionModel, projector_shapes
-from stc.export.towers.siglip.modules import Keys, Update
-from stc.export.towers.siglip.tower import SIGLIP
+from stc.export.towers.siglip.tower import SIGLIP, Keys, Update
 from stc.manifest import WEIGHTS
 from stc.method.graphs import keys_graph, prune_graph, update_graph, vision_graphs
 from stc.onnx_files.operators import PORTABLE_OPS

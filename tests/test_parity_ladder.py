@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stc import contracts
 from stc.contracts import COUNT, FRAME_MEAN, HISTORY_COUNT, HISTORY_MEAN, KEPT_INDICES, TOKENS
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
-from stc.export.graphs.choices import Prune
+from stc.export.choices import Prune
 from stc.export.graphs.vision import GraphWriter
 from stc.export.graphs.weights_file import WeightsFile
 from stc.export.models.reference import TorchVision

@@ -20,9 +20,10 @@ from transformers import (
 
 from stc.errors import CheckpointError
 from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.companions import read_companions
 from stc.export.made_up.demo import write_demo_checkpoint
 from stc.export.made_up.synthetic import SIZES, Size, random_checkpoint, vision_tensor
-from stc.export.models.llava_onevision import projector_shapes, read_spec
+from stc.export.models.llava_onevision import described_spec, projector_shapes
 from stc.export.towers.siglip.tower import SIGLIP
 from stc.manifest import VisionSpec
 from tests.squares import square
@@ -142,7 +143,7 @@ def test_companions_of_random_weights_describe_them(tmp_path: Path) -> None:
     checkpoint = random_checkpoint()
     for name, content in checkpoint.companions().items():
         (tmp_path / name).write_bytes(content)
-    assert read_spec(tmp_path) == checkpoint.spec
+    assert described_spec(read_companions(tmp_path)) == checkpoint.spec
 
 
 def test_activations_stay_small_and_tokens_apart_through_26_blocks_in_float16() -> None:

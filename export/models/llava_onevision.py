@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from reprlib import repr as short
 from textwrap import shorten
 from typing import Any
@@ -22,8 +21,8 @@ from transformers import LlavaOnevisionConfig
 from stc.errors import CheckpointError
 from stc.export.checkpoint.config_values import OTHER_MODEL, check_config
 from stc.export.checkpoint.json_object import FETCH, Described
-from stc.export.companions import CONFIG, Companions, read_companions
-from stc.export.graphs.choices import Prune, Select
+from stc.export.choices import Prune, Select
+from stc.export.companions import CONFIG, Companions
 from stc.export.layers import ACTIVATIONS, Affine, Shapes, fill, linear_shapes
 from stc.export.towers.part import VisionWeights
 from stc.export.towers.siglip.frame_preparation import prepared, video_preprocessing
@@ -93,17 +92,6 @@ def pooling_matrix(grid: Grid) -> Tensor:
     return F.pad(matrix, (grid.prefix_tokens, 0)).contiguous()
 
 
-def halved(rows: int, columns: int, prefix_tokens: int = 0) -> Grid:
-    """The grid of `rows` x `columns` patches, pooled to half of either, rounded up."""
-    return Grid(
-        rows=rows,
-        columns=columns,
-        prefix_tokens=prefix_tokens,
-        pooled_rows=-(-rows // 2),
-        pooled_columns=-(-columns // 2),
-    )
-
-
 def projector_shapes(spec: VisionSpec) -> Shapes:
     """Every tensor of the projector."""
     language, bias = spec.language_width, spec.projector_bias
@@ -112,17 +100,11 @@ def projector_shapes(spec: VisionSpec) -> Shapes:
     )
 
 
-def read_spec(directory: Path) -> VisionSpec:
-    """The vision geometry and video preprocessing of the checkpoint in `directory`.
-
-    Raises CheckpointError when its files are missing, damaged, or describe a model this export
-    cannot represent.
-    """
-    return described_spec(read_companions(directory))
-
-
 def described_spec(companions: Companions) -> VisionSpec:
-    """The vision geometry and video preprocessing of `companions`; raises as `read_spec`."""
+    """The vision geometry and video preprocessing that a checkpoint's `companions` describe.
+
+    Raises CheckpointError when they are damaged, or of a model this export cannot represent.
+    """
     return vision_spec(companions.described(CONFIG), video_preprocessing(companions))
 
 
@@ -180,11 +162,12 @@ def _geometry(config: Described) -> dict[str, Any]:
             got = f"activation {short(activation)}"
             raise CheckpointError(subject, got, " or ".join(ACTIVATIONS), OTHER_MODEL)
     side = vision.image_size // vision.patch_size
+    half = -(-side // 2)
     return {
         "image_height": vision.image_size,
         "image_width": vision.image_size,
         "patch_size": vision.patch_size,
-        "grid": halved(side, side),
+        "grid": {"rows": side, "columns": side, "pooled_rows": half, "pooled_columns": half},
         "width": vision.hidden_size,
         "heads": vision.num_attention_heads,
         "mlp_width": vision.intermediate_size,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,7 @@ from stc.method.cacher import ALWAYS
 from stc.settings import Selection
 
 
-@dataclass(frozen=True)
-class BlockReference:
+class BlockReference(NamedTuple):
     """One block's references: key, value [H, T, d]; residual [T, C]."""
 
     key: Tensor
@@ -65,19 +64,20 @@ class TorchVision:
         """hidden [T, C] after the last layer as the tower itself computes it, nothing kept."""
         hidden = self._tower.embed(torch.from_numpy(pixel_values))
         for layer in self._tower.layers:
-            hidden = layer.dense(hidden)
+            hidden = self._tower.dense(layer, hidden)
         return _numpy(hidden)
 
     @torch.inference_mode()
     def reference(self, pixel_values: NDArray[np.float32]) -> TorchFrame:
         """The frame in full; the references are its own from now on."""
-        hidden = self._tower.embed(torch.from_numpy(pixel_values))
+        tower = self._tower
+        hidden = tower.embed(torch.from_numpy(pixel_values))
         everything = np.arange(self.spec.tokens)
         self._references = []
-        for layer in self._tower.layers:
-            normed = layer.normed(hidden)
-            key, value = layer.key(normed), layer.value(normed)
-            residual = layer.residual(hidden, normed, key, value)
+        for layer in tower.layers:
+            normed = tower.normed(layer, hidden)
+            key, value = tower.key(layer, normed), tower.value(layer, normed)
+            residual = tower.residual(layer, hidden, normed, key, value)
             self._references.append(BlockReference(key, value, residual))
             hidden = hidden + residual
         return TorchFrame(_numpy(hidden), [everything] * self.spec.blocks, [])
@@ -95,14 +95,14 @@ class TorchVision:
         `forced` gives the indices of every block instead of the blocks' own selection; scores
         are computed all the same.
         """
-        hidden = self._tower.embed(torch.from_numpy(pixel_values))
+        tower = self._tower
+        hidden = tower.embed(torch.from_numpy(pixel_values))
         chosen: list[Tensor] = []
         scores: list[Tensor] = []
-        for block, (layer, reference) in enumerate(
-            zip(self._tower.layers, self._references, strict=True)
-        ):
-            normed = layer.normed(hidden)
-            key = layer.key(normed)
+        for block, layer in enumerate(tower.layers):
+            reference = self._references[block]
+            normed = tower.normed(layer, hidden)
+            key = tower.key(layer, normed)
             if selection == "layerwise" or not chosen:
                 flat, ref_flat = (
                     of.transpose(0, 1).reshape(hidden.shape) for of in (key, reference.key)
@@ -117,9 +117,9 @@ class TorchVision:
                 chosen[-1] = torch.from_numpy(forced[block])
             rows = chosen[-1]
             value = reference.value.clone()
-            value[:, rows] = layer.value(normed[rows])
+            value[:, rows] = tower.value(layer, normed[rows])
             residual = reference.residual.clone()
-            residual[rows] = layer.residual(hidden[rows], normed[rows], key, value)
+            residual[rows] = tower.residual(layer, hidden[rows], normed[rows], key, value)
             hidden = hidden + residual
         return TorchFrame(
             _numpy(hidden), [_numpy(rows) for rows in chosen], [_numpy(s) for s in scores]
@@ -136,7 +136,7 @@ class TorchVision:
             size=(grid.pooled_rows, grid.pooled_columns),
             mode="bilinear",
         )
-        return _numpy(pooled.permute(0, 2, 3, 1).reshape(grid.pooled, -1))
+        return _numpy(pooled.permute(0, 2, 3, 1).reshape(self.spec.pooled, -1))
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

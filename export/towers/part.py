@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ class VisionWeights(Protocol):
         """The kind of tower that `vision` has the tensors of."""
 
     def vision(self, name: str) -> Tensor:
-        """The tensor `name` below the vision model, such as `encoder.layers.0.mlp.fc1.weight`,
-        as float32 and finite."""
+        """The tensor `name` below the vision model, one of `tower.shapes`, as float32 and
+        finite."""
 
     def projector(self, name: str) -> Tensor:
         """The tensor `name` below the projector, such as `linear_1.weight`, as float32 and
@@ -43,48 +43,41 @@ class TowerPart(Protocol):
     """A kind of tower; `stc.export.towers.siglip.tower` is one."""
 
     def shapes(self, spec: VisionSpec) -> Shapes:
-        """Every tensor that `VisionWeights.vision` is asked for."""
+        """Every tensor that the graphs are filled from."""
 
     def module(self, weights: VisionWeights, graph: str, dtype: torch.dtype) -> nn.Module:
-        """The module of `embed`, or of a block's `keys` or `update`, filled; its parameters have
-        `dtype`, but for those of norms."""
+        """The module of `embed`, or of a block's `keys` or `update`, filled; norms are float32
+        whatever `dtype`."""
 
     def stored_as(self, graph: str) -> dict[str, str]:
-        """The key under which each parameter of that module stands in the weights file; where two
-        have the same key, they are the same."""
+        """The key under which each parameter of that module stands in the weights file; what has
+        one key is one tensor."""
 
     def reference(self, weights: VisionWeights) -> TowerReference:
         """The tower as its authors wrote it, float32, whole in memory."""
 
 
 class TowerReference(Protocol):
-    """A tower in PyTorch, written without a look at its `TowerPart.module`."""
+    """A tower in PyTorch, written without a look at its `TowerPart.module`.
 
-    @property
-    def layers(self) -> Sequence[TowerLayer]:
-        """Its L blocks."""
-
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values [3, Hpx, Wpx] -> hidden [T, C]."""
-
-
-class TowerLayer(Protocol):
-    """One block of a `TowerReference`, whole and in the steps that the method takes apart.
-
-    hidden and normed [tokens, C], key and value [H, tokens, d].
+    embed: pixel_values [3, Hpx, Wpx] -> hidden [T, C]. dense: a layer's output. The other methods
+    are a layer's steps: `normed` is what keys, values and queries are computed from, and `residual`
+    what the layer adds to the rows `hidden`, which attend to all of `key` and `value`. hidden and
+    normed [tokens, C], key and value [H, tokens, d].
     """
 
-    def dense(self, hidden: Tensor) -> Tensor:
-        """The block's output."""
+    layers: Sequence[Any]
 
-    def normed(self, hidden: Tensor) -> Tensor:
-        """What keys, values and queries are computed from."""
+    def embed(self, pixel_values: Tensor) -> Tensor: ...
 
-    def key(self, normed: Tensor) -> Tensor:
-        """Keys."""
+    def dense(self, layer: Any, hidden: Tensor) -> Tensor: ...
 
-    def value(self, normed: Tensor) -> Tensor:
-        """Values."""
+    def normed(self, layer: Any, hidden: Tensor) -> Tensor: ...
 
-    def residual(self, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What the block adds to the rows `hidden`, which attend to all of `key` and `value`."""
+    def key(self, layer: Any, normed: Tensor) -> Tensor: ...
+
+    def value(self, layer: Any, normed: Tensor) -> Tensor: ...
+
+    def residual(
+        self, layer: Any, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor: ...

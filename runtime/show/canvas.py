@@ -7,7 +7,7 @@ from PIL import Image
 from stc.manifest import Grid
 from stc.runtime.report import FrameReport
 from stc.runtime.show.legend import LEAST_WIDTH, Legend
-from stc.runtime.show.marks import WHOLE, TokenMarks
+from stc.runtime.show.marks import TokenMarks
 from stc.runtime.video.source.frame import Frame
 
 _LEAST_PX = 480  # of the shorter side: below it the marks and letters cannot be told apart
@@ -22,7 +22,7 @@ class Canvas:
     `covered` are those of `TokenMarks`.
     """
 
-    def __init__(self, frame: Frame, grid: Grid, covered: tuple[float, float] = WHOLE) -> None:
+    def __init__(self, frame: Frame, grid: Grid, covered: tuple[float, float]) -> None:
         height, width = frame.rgb.shape[:2]
         scale = min(max(1.0, _LEAST_PX / min(width, height)), _MAX_PX / max(width, height))
         self._picture_px = (max(1, round(scale * width)), max(1, round(scale * height)))
@@ -30,7 +30,8 @@ class Canvas:
         self.width_px = _even(max(self._picture_px[0], LEAST_WIDTH * text_px))
         self._left = (self.width_px - self._picture_px[0]) // 2
         self._marks = TokenMarks(*self._picture_px, grid, covered)
-        self._legend = Legend(self.width_px, text_px, grid.tokens, grid.pooled)
+        pooled = grid.pooled_rows * grid.pooled_columns
+        self._legend = Legend(self.width_px, text_px, grid.prefix_tokens + grid.patches, pooled)
         self.height_px = _even(self._picture_px[1] + self._legend.height_px)
 
     def draw(self, frame: Frame, report: FrameReport) -> Image.Image:

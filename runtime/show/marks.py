@@ -19,9 +19,6 @@ KEPT_RGB = (86, 180, 233)
 FILL = 84
 """Opacity, of 255, of a recomputed token's cell."""
 
-WHOLE = (1.0, 1.0)
-"""Shares of a picture that patches fill."""
-
 _EDGE = 255
 _TINT = 26
 _SUPERSAMPLING = 4
@@ -36,7 +33,7 @@ class TokenMarks:
     """
 
     def __init__(
-        self, width_px: int, height_px: int, grid: Grid, covered: tuple[float, float] = WHOLE
+        self, width_px: int, height_px: int, grid: Grid, covered: tuple[float, float] = (1.0, 1.0)
     ) -> None:
         down, across = covered
         self._prefix_tokens = grid.prefix_tokens
@@ -58,11 +55,12 @@ class TokenMarks:
             alpha = np.full((picture.height, picture.width), _TINT, np.uint8)
             alpha[~_eroded(np.ones_like(alpha, dtype=bool), 2 * self._line_px)] = _EDGE
         else:
-            cells = _spread(report.recomputed, self._prefix_tokens, self._rows, self._columns)
+            patches = report.recomputed - self._prefix_tokens
+            cells = _spread(patches, self._rows, self._columns)
             contour = cells & ~_eroded(cells, self._line_px)
             alpha = np.where(contour, np.uint8(_EDGE), cells * np.uint8(FILL))
         picture.paste(RECOMPUTED_RGB, mask=Image.fromarray(alpha))
-        kept = _spread(report.kept, 0, self._pooled_rows, self._pooled_columns)
+        kept = _spread(report.kept, self._pooled_rows, self._pooled_columns)
         picture.paste(self._dots, mask=Image.fromarray(self._dots_alpha * kept))
 
     def _dot_layer(self, width_px: int, height_px: int) -> tuple[Image.Image, NDArray[np.uint8]]:
@@ -103,13 +101,11 @@ def dot_mark(radius_px: float) -> tuple[Image.Image, Image.Image]:
     )
 
 
-def marked(
-    indices: NDArray[np.int64], prefix_tokens: int, rows: int, columns: int
-) -> NDArray[np.bool_]:
-    """Bool [rows, columns]: True at the cells of the tokens `indices`."""
-    tokens = np.zeros(prefix_tokens + rows * columns, dtype=bool)
-    tokens[indices] = True
-    return tokens[prefix_tokens:].reshape(rows, columns)
+def marked(indices: NDArray[np.int64], rows: int, columns: int) -> NDArray[np.bool_]:
+    """Bool [rows, columns]: True at the cells `indices`; those below 0 lie nowhere."""
+    cells = np.zeros(rows * columns, dtype=bool)
+    cells[indices[indices >= 0]] = True
+    return cells.reshape(rows, columns)
 
 
 def _cell_sizes(length_px: int, side: int, covered: float) -> NDArray[np.int64]:
@@ -120,13 +116,10 @@ def _cell_sizes(length_px: int, side: int, covered: float) -> NDArray[np.int64]:
 
 
 def _spread(
-    indices: NDArray[np.int64],
-    prefix_tokens: int,
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
+    indices: NDArray[np.int64], rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Bool [height_px, width_px]: True under the cells of `indices`."""
-    cells = np.pad(marked(indices, prefix_tokens, len(rows) - 1, len(columns) - 1), (0, 1))
+    cells = np.pad(marked(indices, len(rows) - 1, len(columns) - 1), (0, 1))
     return np.repeat(np.repeat(cells, columns, axis=1), rows, axis=0)
 
 

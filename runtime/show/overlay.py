@@ -245,6 +245,6 @@ def _concentration(report: FrameReport, grid: Grid) -> float:
     """Neighbouring pairs per recomputed token: near 2 for one solid patch, 0 when scattered."""
     from stc.runtime.show.marks import marked
 
-    cells = marked(report.recomputed, grid.prefix_tokens, grid.rows, grid.columns)
+    cells = marked(report.recomputed - grid.prefix_tokens, grid.rows, grid.columns)
     pairs = np.sum(cells[1:] & cells[:-1]) + np.sum(cells[:, 1:] & cells[:, :-1])
     return float(pairs) / max(1, len(report.recomputed))

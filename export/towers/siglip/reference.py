@@ -1,12 +1,12 @@
 """SigLIP on transformers' own modules: what its graphs are compared with.
 
-Written against transformers' layers, not against `modules` beside it, so that parity with it
-says something about both. Attention is torch's fused one, as transformers runs it by default.
+Written against transformers' layers, not against `tower` beside it, so that parity with it says
+something about both. Attention is torch's fused one, as transformers runs it by default.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class SiglipReference:
 
     def __init__(self, weights: VisionWeights) -> None:
         spec = weights.spec
+        self._heads = spec.heads, spec.head_width
         config = SiglipVisionConfig(
             hidden_size=spec.width,
             intermediate_size=spec.mlp_width,
@@ -41,49 +42,27 @@ class SiglipReference:
         model.embeddings.register_buffer("position_ids", places, False)
         load_parameters(model, weights.vision)
         self._embeddings = model.embeddings
-        self.layers = [
-            SiglipLayer(layer, spec.heads, spec.head_width) for layer in model.encoder.layers
-        ]
+        self.layers: Sequence[Any] = list(model.encoder.layers)
 
-    def embed(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values [3, Hpx, Wpx] -> hidden [T, C]."""
-        hidden: Tensor = self._embeddings(pixel_values.unsqueeze(0))[0]
-        return hidden
+    def embed(self, pixel_values: Tensor) -> Any:
+        return self._embeddings(pixel_values.unsqueeze(0))[0]
 
+    def dense(self, layer: Any, hidden: Tensor) -> Any:
+        return layer(hidden.unsqueeze(0), None)[0]
 
-@dataclass(frozen=True)
-class SiglipLayer:
-    """A layer of transformers'; a TowerLayer."""
+    def normed(self, layer: Any, hidden: Tensor) -> Any:
+        return layer.layer_norm1(hidden)
 
-    layer: Any
-    heads: int
-    head_width: int
+    def key(self, layer: Any, normed: Tensor) -> Tensor:
+        return split_heads(layer.self_attn.k_proj(normed), *self._heads)
 
-    def dense(self, hidden: Tensor) -> Tensor:
-        """The block's output."""
-        output: Tensor = self.layer(hidden.unsqueeze(0), None)[0]
-        return output
+    def value(self, layer: Any, normed: Tensor) -> Tensor:
+        return split_heads(layer.self_attn.v_proj(normed), *self._heads)
 
-    def normed(self, hidden: Tensor) -> Tensor:
-        """What keys, values and queries are computed from."""
-        normed: Tensor = self.layer.layer_norm1(hidden)
-        return normed
-
-    def key(self, normed: Tensor) -> Tensor:
-        """Keys."""
-        return self._heads(self.layer.self_attn.k_proj(normed))
-
-    def value(self, normed: Tensor) -> Tensor:
-        """Values."""
-        return self._heads(self.layer.self_attn.v_proj(normed))
-
-    def residual(self, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What the block adds to the rows `hidden`."""
-        query = self._heads(self.layer.self_attn.q_proj(normed))
+    def residual(
+        self, layer: Any, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor
+    ) -> Any:
+        query = split_heads(layer.self_attn.q_proj(normed), *self._heads)
         attended = F.scaled_dot_product_attention(query[None], key[None], value[None])[0]
-        attention = self.layer.self_attn.out_proj(attended.transpose(0, 1).reshape(hidden.shape))
-        residual: Tensor = attention + self.layer.mlp(self.layer.layer_norm2(hidden + attention))
-        return residual
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return split_heads(x, self.heads, self.head_width)
+        attention = layer.self_attn.out_proj(attended.transpose(0, 1).reshape(hidden.shape))
+        return attention + layer.mlp(layer.layer_norm2(hidden + attention))
