@@ -17,7 +17,7 @@ from stc.bundles.bundle import file_entry
 from stc.bundles.writer import BundleWriter
 from stc.contracts import Contract, language_graphs
 from stc.errors import CheckpointError, LanguageError
-from stc.export.checkpoint.checkpoint import Checkpoint, VisionWeights
+from stc.export.checkpoint.checkpoint import Checkpoint
 from stc.export.checkpoint.pretrained import Pretrained
 from stc.export.decoders.qwen2.decoder import Decoder
 from stc.export.decoders.qwen2.weights import LanguageWeights
@@ -27,7 +27,8 @@ from stc.export.graphs.trace import OPSET, FreeAxis
 from stc.export.graphs.vision import FUSED, INT4, GraphWriter, Tick, graph_file, write_graphs
 from stc.export.graphs.weights_file import WeightsFile
 from stc.export.graphs.written_graphs import WrittenGraphs
-from stc.export.towers.siglip.tower import Tower
+from stc.export.models.llava_onevision import VisionModel
+from stc.export.towers.part import VisionWeights
 from stc.export.whole_model import check_whole_model
 from stc.manifest import (
     GRAPHS,
@@ -90,7 +91,6 @@ def export_bundle(
         # Before the graphs, which take minutes: what transformers cannot load is told at once.
         whole = Pretrained(weights) if isinstance(weights, Checkpoint) else None
         (root / GRAPHS).mkdir()
-        tower = Tower(weights, DTYPES[precision])
         with WeightsFile(root / WEIGHTS) as weights_file:
             graph_writer = GraphWriter(
                 folder=root / GRAPHS,
@@ -99,7 +99,7 @@ def export_bundle(
                 free=(FreeAxis("M", weights.spec.tokens),),
                 tick=tick,
             )
-            write_graphs(graph_writer, tower, settings)
+            write_graphs(graph_writer, VisionModel(weights, DTYPES[precision]), settings)
         stored = [WEIGHTS]
         entries = _entries(root, vision_ports(weights.spec, precision))
         variants: dict[str, Variant] = {}

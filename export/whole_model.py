@@ -86,8 +86,7 @@ def check_whole_model(
     """
     judge = _Judge(graphs.precision, pretrained)
     random = np.random.default_rng(0)
-    side = vision.image_size
-    rgb = random.integers(0, 256, (side, side, 3), np.uint8)
+    rgb = random.integers(0, 256, (vision.image_height, vision.image_width, 3), np.uint8)
     pixels, expected_pixels = _pixel_values(vision, rgb), pretrained.pixel_values(rgb)
     judge.pixels(expected_pixels, pixels)
     tokens = visual_tokens(graphs, vision, pixels)

@@ -100,11 +100,39 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Grid(_Entry):
+    """How the tokens of a frame lie on it.
+
+    First the prefix tokens, such as a class token, which lie nowhere; then one per patch, row by
+    row. Pooling leaves out the prefix and makes a smaller grid of the rest.
+    """
+
+    rows: _Side
+    columns: _Side
+    prefix_tokens: int = Field(0, ge=0, le=1024)
+    pooled_rows: _Side
+    pooled_columns: _Side
+
+    @model_validator(mode="after")
+    def _fits(self) -> Grid:
+        if self.pooled_rows > self.rows or self.pooled_columns > self.columns:
+            pooled = f"{self.pooled_rows} x {self.pooled_columns}"
+            raise ValueError(f"{pooled} tokens pooled from {self.rows} x {self.columns}")
+        return self
+
+    @property
+    def patches(self) -> int:
+        """T without the prefix tokens."""
+        return self.rows * self.columns
+
+
 class VisionSpec(_Entry):
     """Geometry and preprocessing of a vision tower with its projector and pooling."""
 
-    image_size: _Side = Field(description="side of the square input, px")
+    image_height: _Side = Field(description="of the input, px")
+    image_width: _Side = Field(description="of the input, px")
     patch_size: _Side = Field(description="side of a patch, px")
+    grid: Grid
     width: _Width = Field(description="C")
     heads: _Heads = Field(description="H")
     mlp_width: _Width = Field(description="width of a block's MLP")
@@ -122,8 +150,10 @@ class VisionSpec(_Entry):
     def _fits(self) -> VisionSpec:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
-        if self.image_size < self.patch_size:
-            raise ValueError(f"image of {self.image_size} px, patch of {self.patch_size} px")
+        if max(self.covered) > 1:
+            patches = f"{self.grid.rows} x {self.grid.columns} patches of {self.patch_size} px"
+            image = f"image of {self.image_height} x {self.image_width} px"
+            raise ValueError(f"{patches}, {image}")
         if self.tokens > MAX_TOKENS:
             raise ValueError(f"{self.tokens} tokens per frame, at most {MAX_TOKENS}")
         if max(self._values) > MAX_VALUES:
@@ -146,19 +176,20 @@ class VisionSpec(_Entry):
         return self.heads * self.tokens**2, 3 * self.blocks * self.tokens * self.width
 
     @property
-    def side(self) -> int:
-        """Tokens along one side of the frame."""
-        return self.image_size // self.patch_size
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """The shape of a frame's pixel values: 3, Hpx, Wpx."""
+        return 3, self.image_height, self.image_width
 
     @property
-    def covered(self) -> float:
-        """Share of the input's side that whole patches cover; the rest is cut off."""
-        return self.side * self.patch_size / self.image_size
+    def covered(self) -> tuple[float, float]:
+        """Shares of the input's height and width that patches cover; the rest is cut off."""
+        down, across = self.grid.rows * self.patch_size, self.grid.columns * self.patch_size
+        return down / self.image_height, across / self.image_width
 
     @property
     def tokens(self) -> int:
-        """T."""
-        return self.side**2
+        """T, the prefix tokens among them."""
+        return self.grid.prefix_tokens + self.grid.patches
 
     @property
     def head_width(self) -> int:
@@ -166,14 +197,9 @@ class VisionSpec(_Entry):
         return self.width // self.heads
 
     @property
-    def pooled_side(self) -> int:
-        """Tokens along one side after pooling: half of `side`, rounded up."""
-        return -(-self.side // 2)
-
-    @property
     def pooled(self) -> int:
         """n."""
-        return self.pooled_side**2
+        return self.grid.pooled_rows * self.grid.pooled_columns
 
 
 class LanguageSpec(_Entry):

@@ -29,6 +29,7 @@ from stc.settings import Settings
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import VERSION, FakeTensorRt, Plan
 from tests.oracle_backend import OracleBackend
+from tests.oracle_weights import projector_weights, tower_weights
 from tests.tiny_bundle import SPEC as TINY
 from tests.tiny_bundle import provenance
 
@@ -62,12 +63,12 @@ def weights(seed: int = 0) -> tuple[TowerWeights, ProjectorWeights]:
         for norm in ("layer_norm1", "layer_norm2"):
             tensors[f"{prefix}{norm}.weight"] = 1 + tensor(SPEC.width)
             tensors[f"{prefix}{norm}.bias"] = tensor(SPEC.width)
-    tower = TowerWeights.from_tensors(tensors, heads=SPEC.heads, blocks=SPEC.blocks)
+    tower = tower_weights(tensors, heads=SPEC.heads, blocks=SPEC.blocks)
     projector = {
         "linear_1.weight": tensor(SPEC.language_width, SPEC.width),
         "linear_2.weight": tensor(SPEC.language_width, SPEC.language_width),
     }
-    return tower, ProjectorWeights.from_tensors(projector)
+    return tower, projector_weights(projector, SPEC.grid)
 
 
 def manifest() -> Manifest:

@@ -17,7 +17,7 @@ from stc.bundles.bundle import Bundle
 from stc.contracts import INDICES, KEPT_INDICES
 from stc.engines.engine import Engine, Tensor
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
-from stc.export.checkpoint.checkpoint import VisionWeights
+from stc.export.towers.part import VisionWeights
 from stc.method import pruner
 from stc.method.difference import selection_gap
 from stc.method.graphs import PRUNE_CONTRACT, SELECT, SELECT_CONTRACT, prune_graph

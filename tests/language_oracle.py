@@ -1,4 +1,4 @@
-"""The language graphs in numpy: an independent witness, and a decoder for tests that need no export.
+"""The language graphs in numpy: an independent witness, and a decoder without an export.
 
 Written from the contracts of `stc.contracts` and from Qwen2's layers as Hugging Face names their
 tensors; matrices keep that orientation, [fan_out, fan_in]. Everything is float32.

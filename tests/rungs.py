@@ -9,10 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from stc.engines.engine import Engine
-from stc.export.checkpoint.checkpoint import VisionWeights
 from stc.export.graphs.torch_graphs import TorchGraphs
-from stc.export.towers.siglip.reference import TorchVision
-from stc.export.towers.siglip.tower import Tower
+from stc.export.models.llava_onevision import VisionModel
+from stc.export.models.reference import TorchVision
+from stc.export.towers.part import VisionWeights
 from stc.method.graphs import vision_graphs
 from stc.runtime.sides.tower_stream import TowerStream
 from stc.runtime.vision.tower import VisionTower
@@ -79,7 +79,7 @@ def through_transformers(weights: Any) -> Stream:
 
 def torch_graphs(weights: VisionWeights) -> TorchGraphs:
     """The modules that are exported, float32."""
-    return TorchGraphs(vision_graphs(weights.spec.blocks), Tower(weights).module)
+    return TorchGraphs(vision_graphs(weights.spec.blocks), VisionModel(weights).module)
 
 
 class TorchBackend(OracleBackend):

@@ -377,10 +377,23 @@ def test_hash_reads_beyond_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sha256(tmp_path / "abc") == whole
 
 
+GRID = SPEC.grid.model_dump()
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("heads", 3, "no multiple of 3 heads"), ("image_size", 3, "image of 3 px, patch of 4 px")],
+    [
+        ("heads", 3, "no multiple of 3 heads"),
+        ("image_width", 19, "5 x 5 patches of 4 px, image of 20 x 19 px"),
+        ("patch_size", 5, "5 x 5 patches of 5 px, image of 20 x 20 px"),
+        (
+            "grid",
+            {**GRID, "rows": 6},
+            "6 x 5 patches of 4 px, image of 20 x 20 px",
+        ),
+        ("grid", {**GRID, "pooled_columns": 6}, "3 x 6 tokens pooled from 5 x 5"),
+    ],
 )
-def test_geometry_that_does_not_fit_is_refused(field: str, value: int, message: str) -> None:
+def test_geometry_that_does_not_fit_is_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VisionSpec.model_validate({**SPEC.model_dump(), field: value})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stc.contracts import Contract
+from stc.manifest import Grid
 from stc.method import cacher
 from stc.method.cacher import pooling_matrix
 from stc.method.graphs import (
@@ -25,6 +27,8 @@ from stc.method.graphs import (
 from stc.method.weights import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
 from stc.settings import Selection, Settings
 from tests.oracle_backend import BlockReference, blank_reference, forward
+from tests.oracle_weights import projector_weights, tower_weights
+from tests.squares import square_grid
 
 Array = NDArray[Any]
 
@@ -34,7 +38,7 @@ RELATIVE = 1e-4
 
 def tower_of(path: Path, dtype: type[np.floating] = np.float32) -> TowerWeights:
     with np.load(path) as golden:
-        return TowerWeights.from_tensors(
+        return tower_weights(
             golden,
             heads=int(golden["num_heads"]),
             blocks=int(golden["num_layers"]),
@@ -62,7 +66,7 @@ def random_projector(width: int = 6, language: int = 10) -> ProjectorWeights:
     rng = np.random.default_rng(0)
     first = Affine(rng.normal(size=(language, width)), rng.normal(size=language))
     second = Affine(rng.normal(size=(language, language)), rng.normal(size=language))
-    return ProjectorWeights(first, second)
+    return ProjectorWeights(first, second, Grid(rows=7, columns=7, pooled_rows=4, pooled_columns=4))
 
 
 def test_both_golden_files_are_there() -> None:
@@ -192,11 +196,12 @@ def test_functions_keep_the_graphs_contracts(frames: Array, dtype: type[np.float
     block = weights.blocks[0]
     tokens, width = weights.embed.position.shape
     projector = random_projector(width, 10)
-    projector = ProjectorWeights.from_tensors(
+    projector = projector_weights(
         {
             "linear_1.weight": projector.linear_1.weight,
             "linear_2.weight": projector.linear_2.weight,
         },
+        square_grid(math.isqrt(tokens)),
         dtype=dtype,
     )
     sizes = {"T": tokens, "C": width, "H": 2, "d": width // 2, "M": 6, "n": 9, "D": 10}
@@ -219,23 +224,31 @@ def test_functions_keep_the_graphs_contracts(frames: Array, dtype: type[np.float
     check(PROJECT_CONTRACT, cacher.project(projector, hidden))
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 13, 24, 27, 28])
-def test_pooling_matrix_equals_torchs_interpolate(side: int) -> None:
+GRIDS = [
+    *map(square_grid, (1, 2, 3, 5, 8, 13, 24, 27, 28)),
+    Grid(rows=5, columns=7, prefix_tokens=1, pooled_rows=3, pooled_columns=4),
+    Grid(rows=9, columns=4, prefix_tokens=5, pooled_rows=2, pooled_columns=4),
+]
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_pooling_matrix_equals_torchs_interpolate(grid: Grid) -> None:
     torch = pytest.importorskip("torch")
-    pooled = -(-side // 2)
-    identity = torch.eye(side * side).reshape(side * side, 1, side, side)
+    identity = torch.eye(grid.patches).reshape(-1, 1, grid.rows, grid.columns)
+    size = (grid.pooled_rows, grid.pooled_columns)
     expected = torch.nn.functional.interpolate(
-        identity, size=(pooled, pooled), mode="bilinear", align_corners=False
+        identity, size=size, mode="bilinear", align_corners=False
     )
-    matrix = pooling_matrix(side)
+    matrix = pooling_matrix(grid)
     assert matrix.dtype == np.float32
-    expected = expected.reshape(side * side, -1).T.numpy()
-    np.testing.assert_allclose(matrix, expected, rtol=0, atol=1e-6)
+    assert not matrix[:, : grid.prefix_tokens].any()
+    expected = expected.reshape(grid.patches, -1).T.numpy()
+    np.testing.assert_allclose(matrix[:, grid.prefix_tokens :], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("side", [1, 4, 27])
-def test_pooling_keeps_a_constant_frame(side: int) -> None:
-    np.testing.assert_allclose(pooling_matrix(side).sum(axis=1), 1.0, atol=1e-6)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_pooling_keeps_a_constant_frame(grid: Grid) -> None:
+    np.testing.assert_allclose(pooling_matrix(grid).sum(axis=1), 1.0, atol=1e-6)
 
 
 def test_project_equals_torchs_projector_and_interpolate() -> None:
@@ -259,7 +272,7 @@ def test_embed_cuts_off_what_does_not_fill_a_patch() -> None:
     rng = np.random.default_rng(3)
     pixels = rng.normal(size=(3, 11, 11))
     weights = EmbedWeights(
-        rng.normal(size=(5, 3, 4, 4)), rng.normal(size=5), rng.normal(size=(4, 5))
+        rng.normal(size=(5, 3, 4, 4)), rng.normal(size=5), rng.normal(size=(4, 5)), np.empty((0, 5))
     )
     patches = torch.nn.functional.conv2d(
         *map(torch.from_numpy, (pixels[None], weights.patch, weights.bias)), stride=4

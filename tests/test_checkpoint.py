@@ -13,7 +13,8 @@ from safetensors import safe_open
 
 from stc.export.checkpoint import shards
 from stc.export.checkpoint.checkpoint import open_checkpoint
-from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
+from stc.export.models.llava_onevision import projector_shapes
+from stc.export.towers.siglip.tower import SIGLIP
 from tests.tiny_checkpoint import (
     BLOCKS,
     FC1,
@@ -53,7 +54,7 @@ def test_every_vision_and_projector_tensor_is_transformers(
     state = model.state_dict()
     vision, projector = "model.vision_tower.", "model.multi_modal_projector."
     expected = {name for name in state if name.startswith((vision, projector))}
-    for name in vision_shapes(checkpoint.spec):
+    for name in SIGLIP.shapes(checkpoint.spec):
         assert torch.equal(checkpoint.vision(name), state[vision + name]), name
         expected.remove(vision + name)
     for name in projector_shapes(checkpoint.spec):
@@ -119,7 +120,7 @@ def test_the_spec_is_what_the_files_say(directory: Path) -> None:
     )
     change_json(directory / "config.json", vision_config__layer_norm_eps=1e-3)
     spec = open_checkpoint(str(directory)).spec
-    assert (spec.image_size, spec.patch_size, spec.tokens, spec.pooled) == (16, 4, 16, 4)
+    assert (*spec.pixel_shape, spec.patch_size, spec.tokens, spec.pooled) == (3, 16, 16, 4, 16, 4)
     assert (spec.width, spec.heads, spec.mlp_width, spec.blocks) == (24, 2, 40, BLOCKS)
     assert (spec.activation, spec.projector_activation) == ("gelu_pytorch_tanh", "gelu")
     assert (spec.language_width, spec.projector_bias) == (20, True)

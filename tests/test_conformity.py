@@ -52,8 +52,12 @@ def _heads(document: dict[str, Any]) -> None:
     document["vision"]["heads"] *= 2
 
 
-def _image_size(document: dict[str, Any]) -> None:
-    document["vision"]["image_size"] += 4
+def _picture(document: dict[str, Any]) -> None:
+    document["vision"]["image_width"] += 4
+
+
+def _grid(document: dict[str, Any]) -> None:
+    document["vision"]["grid"]["prefix_tokens"] = 1
 
 
 def _precision(document: dict[str, Any]) -> None:
@@ -91,9 +95,10 @@ def _unlisted(document: dict[str, Any]) -> None:
             "hidden [25, 32] float32, ref_key [4, 25, 8] float32 by its spec",
         ),
         (
-            _image_size,
-            "embed has inputs pixel_values [3, 20, 20] float32, expected pixel_values [3, 24, 24]",
+            _picture,
+            "embed has inputs pixel_values [3, 20, 20] float32, expected pixel_values [3, 20, 24]",
         ),
+        (_grid, "embed has outputs hidden [25, 32] float32, expected hidden [26, 32] float32"),
         (_precision, "expected pixel_values [3, 20, 20] float16 by its spec"),
         (_fewer, "graphs has no prune_gaussian, expected the 8 graphs of its spec"),
         (_more, "graphs has keys_01, expected only the 8 graphs of its spec"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from stc.export.checkpoint.checkpoint import open_checkpoint
-from stc.export.towers.siglip.reference import TorchVision
+from stc.export.models.reference import TorchVision
 from stc.method.difference import difference
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.vision.preprocess import Preprocessor

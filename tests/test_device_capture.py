@@ -111,7 +111,7 @@ def test_a_graph_is_not_replayed_on_a_closed_tensor(rig: Rig) -> None:
 
 @pytest.mark.parametrize("closed", [PIXEL_VALUES, HIDDEN])
 def test_a_graph_of_an_engine_is_not_replayed_on_a_closed_tensor(rig: Rig, closed: str) -> None:
-    pixels = rig.backend.to_device(np.zeros((3, SPEC.image_size, SPEC.image_size), np.float32))
+    pixels = rig.backend.to_device(np.zeros(SPEC.pixel_shape, np.float32))
     hidden = rig.backend.empty((SPEC.tokens, SPEC.width), np.float32)
 
     def body() -> None:

@@ -28,9 +28,8 @@ from stc.export.graphs.check import GraphCheck
 from stc.export.graphs.trace import IR_VERSION, OPSET, bind, trace
 from stc.export.graphs.weights_file import Span
 from stc.export.made_up.synthetic import RandomCheckpoint
-from stc.export.towers.siglip.modules import Keys, Update
-from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
-from stc.export.towers.siglip.tower import Tower
+from stc.export.models.llava_onevision import VisionModel, projector_shapes
+from stc.export.towers.siglip.tower import SIGLIP, Keys, Update
 from stc.manifest import WEIGHTS
 from stc.method.graphs import keys_graph, prune_graph, update_graph, vision_graphs
 from stc.onnx_files.operators import PORTABLE_OPS
@@ -153,13 +152,13 @@ def sizes_of(bundle: Bundle, graph: str) -> dict[str, int]:
     sizes = {
         "1": 1,
         "3": 3,
-        "Hpx": spec.image_size,
-        "Wpx": spec.image_size,
-        "T": (spec.image_size // spec.patch_size) ** 2,
+        "Hpx": spec.image_height,
+        "Wpx": spec.image_width,
+        "T": (spec.image_height // spec.patch_size) ** 2,
         "C": spec.width,
         "H": spec.heads,
         "d": spec.width // spec.heads,
-        "n": ((spec.image_size // spec.patch_size + 1) // 2) ** 2,
+        "n": ((spec.image_height // spec.patch_size + 1) // 2) ** 2,
         "D": spec.language_width,
         "P": memory.get(graph, 0),
     }
@@ -203,7 +202,7 @@ def test_every_parameter_is_stored_once_and_graphs_hold_none(bundle: Bundle) -> 
     assert ends[-1] == size
 
     itemsize = {"fp32": 4, "fp16": 2}[bundle.manifest.provenance.precision]
-    shapes = {**vision_shapes(spec), **projector_shapes(spec)}
+    shapes = {**SIGLIP.shapes(spec), **projector_shapes(spec)}
     elements = sum(int(np.prod(shape)) for shape in shapes.values())
     norms = sum(int(np.prod(shape)) for name, shape in shapes.items() if "layer_norm" in name)
     pooling = spec.pooled * spec.tokens
@@ -214,7 +213,7 @@ def test_every_parameter_is_stored_once_and_graphs_hold_none(bundle: Bundle) -> 
 
 def test_the_weights_file_is_hardly_larger_than_the_parameters(demo_bundle: Path) -> None:
     spec = Bundle.open(demo_bundle).manifest.vision
-    shapes = {**vision_shapes(spec), **projector_shapes(spec)}
+    shapes = {**SIGLIP.shapes(spec), **projector_shapes(spec)}
     parameters_bytes = 4 * sum(int(np.prod(shape)) for shape in shapes.values())
     assert (demo_bundle / WEIGHTS).stat().st_size <= 1.05 * parameters_bytes
 
@@ -240,7 +239,7 @@ def test_tracing_merges_no_parameters_of_equal_values(checkpoint_bundle: Exporte
     model = onnx.load(
         graph_file(checkpoint_bundle.bundle, update_graph(1)), load_external_data=False
     )
-    module = Tower(checkpoint_bundle.weights).module(update_graph(1))
+    module = VisionModel(checkpoint_bundle.weights).module(update_graph(1))
     found = spans(model)
     assert found.keys() == {name for name, _ in module.named_parameters()}
     assert len(set(found.values())) == len(found)
@@ -286,7 +285,7 @@ def test_large_values_may_differ_from_pytorch_by_their_own_rounding(
     ref_key = torch.randn(spec.heads, spec.tokens, spec.head_width, generator=random)
     path, contract = graph_file(checkpoint_bundle.bundle, name), vision_graphs(1)[name]
     GraphCheck(path, contract, "fp32").compare(
-        Tower(checkpoint_bundle.weights).module(name), (hidden, ref_key)
+        VisionModel(checkpoint_bundle.weights).module(name), (hidden, ref_key)
     )
 
 

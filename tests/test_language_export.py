@@ -20,10 +20,9 @@ from stc.export.decoders.qwen2.decoder import Decoder
 from stc.export.decoders.qwen2.modules import Attend
 from stc.export.decoders.qwen2.spec import described_language
 from stc.export.decoders.qwen2.torch_language import TorchLanguage
-from stc.export.decoders.qwen2.weights import EMBED, HEAD, whole_table
+from stc.export.decoders.qwen2.weights import EMBED, HEAD, language_shapes, whole_table
 from stc.export.graphs.check import GraphCheck
 from stc.export.made_up.synthetic import random_checkpoint
-from stc.export.towers.siglip.tensor_shapes import language_shapes
 from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, WEIGHTS
 from tests.graph_files import graph_file
 from tests.kept_tokens import WIDTH

@@ -26,8 +26,10 @@ from stc.runtime.show.marks import KEPT_RGB, RECOMPUTED_RGB, TokenMarks
 from stc.runtime.show.overlay import OverlayWriter
 from stc.runtime.video.source.frame import Frame
 from tests.frame_reports import difference_reports, frame_report, video_frames
+from tests.squares import square_grid
 
 SIDE, POOLED_SIDE = 27, 14
+GRID = square_grid(SIDE)
 GREY = 110
 
 
@@ -67,7 +69,7 @@ def test_exactly_the_marked_cells_change(
     kept = np.sort(picked.draw(_indices(pooled_side, pooled_side**2)))
     picture = Image.new("RGB", (width, height), (GREY, GREY, GREY))
     report = frame_report(1, recomputed=recomputed, kept=kept)
-    TokenMarks(width, height, side, pooled_side).draw(picture, report)
+    TokenMarks(width, height, square_grid(side)).draw(picture, report)
     changed = (np.asarray(picture) != GREY).any(axis=-1)
     in_recomputed = np.isin(_cell_of_pixel(height, width, side), recomputed)
     in_kept = np.isin(_cell_of_pixel(height, width, pooled_side), kept)
@@ -84,7 +86,7 @@ def test_exactly_the_marked_cells_change(
 def test_pixels_under_no_token_stay_unmarked() -> None:
     picture = Image.new("RGB", (384, 384), (GREY, GREY, GREY))
     report = frame_report(1, recomputed=np.arange(SIDE**2), kept=np.arange(POOLED_SIDE**2))
-    TokenMarks(384, 384, SIDE, POOLED_SIDE, covered=378 / 384).draw(picture, report)
+    TokenMarks(384, 384, GRID, covered=(378 / 384, 378 / 384)).draw(picture, report)
     changed = (np.asarray(picture) != GREY).any(axis=-1)
     assert changed[:378, :378].all()
     assert not changed[378:].any()
@@ -94,7 +96,7 @@ def test_pixels_under_no_token_stay_unmarked() -> None:
 def test_a_reference_frame_is_bordered_and_lightly_tinted() -> None:
     picture = Image.new("RGB", (640, 480), (GREY, GREY, GREY))
     report = frame_report(0, "reference", kept=np.array([0]))
-    TokenMarks(640, 480, SIDE, POOLED_SIDE).draw(picture, report)
+    TokenMarks(640, 480, GRID).draw(picture, report)
     pixels = np.asarray(picture).astype(int)
     for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
         assert (edge == RECOMPUTED_RGB).all()
@@ -108,7 +110,7 @@ def test_the_written_video_shows_the_marks_of_each_frame(tmp_path: Path) -> None
     frames = video_frames("street.mp4", 6)
     reports = list(difference_reports(frames))
     path, rate = tmp_path / "overlay.mp4", 1 / (frames[1].time_s - frames[0].time_s)
-    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
+    with OverlayWriter(path, GRID) as writer:
         for frame, report in zip(frames, reports, strict=True):
             writer.add(frame, report)
     with av.open(path) as container:
@@ -166,7 +168,7 @@ def test_any_size_becomes_even_and_legible(
     tmp_path: Path, width: int, height: int, picture_px: tuple[int, int]
 ) -> None:
     path = tmp_path / "overlay.mp4"
-    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
+    with OverlayWriter(path, GRID) as writer:
         writer.add(_grey_frame(0, width, height), frame_report(0))
     (picture,) = _decoded(path)
     shown_height, shown_width = picture.shape[:2]
@@ -180,7 +182,7 @@ def test_any_size_becomes_even_and_legible(
 
 def test_the_legend_does_not_cover_the_picture(tmp_path: Path) -> None:
     path = tmp_path / "overlay.mp4"
-    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
+    with OverlayWriter(path, GRID) as writer:
         writer.add(_grey_frame(0, 640, 480), frame_report(0, recomputed=np.array([0])))
     (picture,) = _decoded(path)
     assert np.abs(picture[400:478].astype(int) - GREY).max() < 12
@@ -188,7 +190,7 @@ def test_the_legend_does_not_cover_the_picture(tmp_path: Path) -> None:
 
 def test_a_change_of_size_midway_is_stretched_to_the_first(tmp_path: Path) -> None:
     path = tmp_path / "overlay.mp4"
-    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
+    with OverlayWriter(path, GRID) as writer:
         for index, size in enumerate([(640, 480), (320, 200), (801, 333)]):
             writer.add(_grey_frame(index, *size), frame_report(index, recomputed=np.array([728])))
     pictures = _decoded(path)
@@ -199,7 +201,7 @@ def test_a_change_of_size_midway_is_stretched_to_the_first(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", ["a.mov", "a.mkv", "A.MP4"])
 def test_other_containers_are_written_too(tmp_path: Path, name: str) -> None:
-    with OverlayWriter(tmp_path / name, SIDE, POOLED_SIDE) as writer:
+    with OverlayWriter(tmp_path / name, GRID) as writer:
         writer.add(_grey_frame(0, 640, 480), frame_report(0))
     assert len(_decoded(tmp_path / name)) == 1
 
@@ -216,7 +218,7 @@ def test_without_libx264_the_video_is_mpeg4(
 
     monkeypatch.setattr(av, "Codec", without_x264)
     path = tmp_path / "overlay.mp4"
-    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
+    with OverlayWriter(path, GRID) as writer:
         for index in range(3):
             writer.add(_grey_frame(index, 640, 480), frame_report(index, recomputed=np.array([0])))
     with av.open(path) as container:
@@ -241,7 +243,7 @@ def test_a_path_that_cannot_be_a_video_is_refused_before_the_first_frame(
     (tmp_path / "folder.mp4").mkdir()
     with (
         pytest.raises(VideoError, match=says) as caught,
-        OverlayWriter(tmp_path / name, SIDE, POOLED_SIDE),
+        OverlayWriter(tmp_path / name, GRID),
     ):
         pytest.fail("the body ran")
     assert "\n" not in str(caught.value)
@@ -249,7 +251,7 @@ def test_a_path_that_cannot_be_a_video_is_refused_before_the_first_frame(
 
 def test_every_frame_is_shown_at_its_own_time(tmp_path: Path) -> None:
     path, times_s = tmp_path / "overlay.mp4", (30.0, 30.04, 31.5, 31.5, 31.4, 34.0)
-    with OverlayWriter(path, SIDE, POOLED_SIDE) as writer:
+    with OverlayWriter(path, GRID) as writer:
         for index, time_s in enumerate(times_s):
             frame = replace(_grey_frame(index, 64, 48), time_s=time_s)
             writer.add(frame, frame_report(index))
@@ -264,7 +266,7 @@ def test_a_failed_frame_ends_the_video_though_the_body_goes_on(tmp_path: Path) -
     (frame,) = video_frames("street.mp4", 1)
     with (
         pytest.raises(VideoError, match="cannot be written"),
-        OverlayWriter(path, SIDE, POOLED_SIDE) as writer,
+        OverlayWriter(path, GRID) as writer,
         _largest_file(0),
         pytest.raises(VideoError),
     ):
@@ -291,7 +293,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_video(tmp_path: Path, size_b
     with (
         _largest_file(size_bytes),
         pytest.raises(VideoError, match=r"cannot be written \(File too large\)"),
-        OverlayWriter(path, SIDE, POOLED_SIDE) as writer,
+        OverlayWriter(path, GRID) as writer,
     ):
         writer.add(_grey_frame(0, 640, 480), frame_report(0))
     assert path.read_bytes() == b"old"
@@ -305,7 +307,7 @@ def test_an_exception_passes_through_and_leaves_nothing(
 ) -> None:
     with (
         pytest.raises(interruption, match="mine"),
-        OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE) as writer,
+        OverlayWriter(tmp_path / "overlay.mp4", GRID) as writer,
     ):
         for index in range(added):
             writer.add(_grey_frame(index, 640, 480), frame_report(index))
@@ -316,7 +318,7 @@ def test_an_exception_passes_through_and_leaves_nothing(
 def test_no_frame_is_no_video(tmp_path: Path) -> None:
     with (
         pytest.raises(VideoError, match="no frame to write"),
-        OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE),
+        OverlayWriter(tmp_path / "overlay.mp4", GRID),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -325,7 +327,7 @@ def test_no_frame_is_no_video(tmp_path: Path) -> None:
 def test_the_still_is_the_reuse_frame_with_the_most_connected_tokens(tmp_path: Path) -> None:
     grid = np.arange(SIDE**2).reshape(SIDE, SIDE)
     patch, scattered = grid[3:9, 3:9].ravel(), grid[::5, ::5].ravel()
-    with OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE) as writer:
+    with OverlayWriter(tmp_path / "overlay.mp4", GRID) as writer:
         writer.add(_grey_frame(0, 640, 480), frame_report(0, "reference"))
         for index, recomputed in enumerate([scattered, patch, scattered], 1):
             writer.add(_grey_frame(index, 640, 480), frame_report(index, recomputed=recomputed))
@@ -341,7 +343,7 @@ def test_the_still_is_the_reuse_frame_with_the_most_connected_tokens(tmp_path: P
 
 
 def test_the_still_of_a_dense_run_is_its_last_frame(tmp_path: Path) -> None:
-    with OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE) as writer:
+    with OverlayWriter(tmp_path / "overlay.mp4", GRID) as writer:
         with pytest.raises(VideoError, match="no frame to save"):
             writer.save_still(tmp_path / "still.png")
         for index in range(2):
@@ -360,7 +362,7 @@ def test_a_missing_library_is_named_with_its_pip_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(VideoError, match=r"not found; pip install 'stc\[video\]'"):
-        OverlayWriter(tmp_path / "overlay.mp4", SIDE, POOLED_SIDE)
+        OverlayWriter(tmp_path / "overlay.mp4", GRID)
 
 
 def test_displays_import_without_video_libraries() -> None:

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from stc import contracts
 from stc.contracts import COUNT, FRAME_MEAN, HISTORY_COUNT, HISTORY_MEAN, KEPT_INDICES, TOKENS
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
+from stc.export.choices import Prune
 from stc.export.graphs.vision import GraphWriter
 from stc.export.graphs.weights_file import WeightsFile
-from stc.export.towers.siglip.prune_module import Prune
-from stc.export.towers.siglip.reference import TorchVision
+from stc.export.models.reference import TorchVision
 from stc.method import pruner
 from stc.method.difference import difference
 from stc.method.graphs import PRUNE_CONTRACT, prune_graph, vision_graphs
@@ -206,7 +206,7 @@ def test_every_rung_selects_as_the_oracle_does(rung: str, exported: Exporting) -
     one = exported("so400m heads")
     spec, (weights, _) = one.weights.spec, numpy_weights(one.weights)
     random = np.random.default_rng(0)
-    still = random.normal(size=(3, spec.image_size, spec.image_size))
+    still = random.normal(size=spec.pixel_shape)
     # All of the picture changes: where only a part does, every block selects that part.
     frames = [(still + 0.5 * random.normal(size=still.shape)).astype(np.float32) for _ in "1234"]
     references = forward(weights, frames[0]).references

@@ -27,13 +27,13 @@ from stc.manifest import (
     VisionSpec,
 )
 from stc.settings import PRESETS
+from tests.squares import square
 from tests.test_build_plan import BUCKETS
 from tests.test_build_plan import manifest as build_manifest
 from tests.tiny_bundle import provenance
 
 SO400M = VisionSpec(
-    image_size=384,
-    patch_size=14,
+    **square(image_size=384, patch_size=14),
     width=1152,
     heads=16,
     mlp_width=4304,

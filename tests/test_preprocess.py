@@ -14,6 +14,7 @@ from stc.errors import VideoError
 from stc.manifest import VisionSpec
 from stc.runtime.video.open import open_video
 from stc.runtime.vision.preprocess import Preprocessor
+from tests.squares import square
 
 STREET = Path(__file__).parent / "data" / "street.mp4"
 
@@ -28,8 +29,7 @@ def spec(
 ) -> VisionSpec:
     mean, std = normalisation
     return VisionSpec(
-        image_size=image_size,
-        patch_size=14,
+        **square(image_size, patch_size=14),
         width=8,
         heads=2,
         mlp_width=16,
@@ -46,7 +46,7 @@ def spec(
 
 def by_transformers(rgb: NDArray[np.uint8], spec: VisionSpec) -> NDArray[np.float32]:
     processor = SiglipImageProcessorPil(
-        size={"height": spec.image_size, "width": spec.image_size},
+        size={"height": spec.image_height, "width": spec.image_width},
         image_mean=list(spec.image_mean),
         image_std=list(spec.image_std),
         rescale_factor=spec.rescale_factor,

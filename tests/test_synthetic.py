@@ -23,9 +23,10 @@ from stc.export.checkpoint.checkpoint import open_checkpoint
 from stc.export.companions import read_companions
 from stc.export.made_up.demo import write_demo_checkpoint
 from stc.export.made_up.synthetic import SIZES, Size, random_checkpoint, vision_tensor
-from stc.export.towers.siglip.spec import described_spec
-from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
+from stc.export.models.llava_onevision import described_spec, projector_shapes
+from stc.export.towers.siglip.tower import SIGLIP
 from stc.manifest import VisionSpec
+from tests.squares import square
 
 PATCH = 8
 
@@ -48,7 +49,7 @@ def load(directory: Path) -> tuple[Any, dict[str, Any]]:
 def tower(spec: VisionSpec) -> Any:
     """transformers' tower with the made-up weights of seed 0."""
     config = SiglipVisionConfig(
-        image_size=spec.image_size,
+        image_size=spec.image_height,
         patch_size=spec.patch_size,
         hidden_size=spec.width,
         num_attention_heads=spec.heads,
@@ -57,7 +58,7 @@ def tower(spec: VisionSpec) -> Any:
         vision_use_head=False,
     )
     model = SiglipVisionModel(config)
-    weights = {name: vision_tensor(spec, 0, name) for name in vision_shapes(spec)}
+    weights = {name: vision_tensor(spec, 0, name) for name in SIGLIP.shapes(spec)}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert unexpected == []
     assert all("post_layernorm" in name for name in missing)
@@ -118,7 +119,7 @@ def test_random_weights_follow_from_seed_and_name() -> None:
 def test_random_tensors_have_the_shapes_a_checkpoint_must_have() -> None:
     checkpoint = random_checkpoint()
     spec = checkpoint.spec.model_copy(update={"blocks": 1})
-    for name, shape in vision_shapes(spec).items():
+    for name, shape in SIGLIP.shapes(spec).items():
         tensor = checkpoint.vision(name)
         assert (tuple(tensor.shape), tensor.dtype) == (shape, torch.float32), name
         assert tensor.std() > 0, name
@@ -148,7 +149,7 @@ def test_companions_of_random_weights_describe_them(tmp_path: Path) -> None:
 def test_activations_stay_small_and_tokens_apart_through_26_blocks_in_float16() -> None:
     frames, _, _ = scene()
     spec = random_checkpoint().spec.model_copy(
-        update={"image_size": 112, "patch_size": PATCH, "width": 96, "heads": 2, "mlp_width": 384}
+        update={**square(112, PATCH), "width": 96, "heads": 2, "mlp_width": 384}
     )
     assert spec.blocks == 26
     with torch.no_grad():
@@ -169,7 +170,7 @@ def test_transformers_loads_the_demo_whole(demo: Path) -> None:
     assert not any(loading.values())
     checkpoint = open_checkpoint(str(demo))
     state = model.state_dict()
-    for name in vision_shapes(checkpoint.spec):
+    for name in SIGLIP.shapes(checkpoint.spec):
         assert torch.equal(checkpoint.vision(name), state[f"model.vision_tower.{name}"]), name
     for name in projector_shapes(checkpoint.spec):
         expected = state[f"model.multi_modal_projector.{name}"]
@@ -180,7 +181,14 @@ def test_the_demo_has_the_geometry_it_promises(demo: Path) -> None:
     checkpoint = open_checkpoint(str(demo))
     spec = checkpoint.spec
     assert checkpoint.name == "demo"
-    assert (spec.image_size, spec.patch_size, spec.tokens, spec.pooled) == (112, 8, 196, 49)
+    assert (*spec.pixel_shape, spec.patch_size, spec.tokens, spec.pooled) == (
+        3,
+        112,
+        112,
+        8,
+        196,
+        49,
+    )
     assert (spec.width, spec.heads, spec.head_width) == (192, 3, 64)
     assert (spec.mlp_width, spec.blocks, spec.language_width) == (768, 6, 128)
     assert spec.activation == "gelu_pytorch_tanh"

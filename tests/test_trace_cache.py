@@ -17,7 +17,8 @@ from stc.contracts import ATTEND_CONTRACT, Contract
 from stc.export.decoders.qwen2.modules import Attend
 from stc.export.graphs import trace as graph
 from stc.export.graphs.trace import FreeAxis, trace
-from stc.export.towers.siglip.modules import Keys, Norm, Update
+from stc.export.layers import Norm
+from stc.export.towers.siglip.tower import Keys, Update
 from stc.method.graphs import KEYS_CONTRACT, UPDATE_CONTRACT
 from tests import trace_cache
 from tests.language_cases import language_case
@@ -32,7 +33,7 @@ EXAMPLE = (torch.zeros(SPEC.tokens, SPEC.width), torch.ones(SPEC.heads, SPEC.tok
 OTHER = """
 import sys, torch
 from stc.method.graphs import UPDATE_CONTRACT
-from stc.export.towers.siglip.modules import Update
+from stc.export.towers.siglip.tower import Update
 from stc.manifest import VisionSpec
 from tests.trace_cache import key
 module = Update(VisionSpec.model_validate_json(sys.argv[1]), torch.float32)

@@ -18,10 +18,10 @@ from stc.manifest import (
 )
 from stc.method.graphs import vision_graphs, vision_ports
 from stc.settings import PRESETS
+from tests.squares import square
 
 SPEC = VisionSpec(
-    image_size=20,
-    patch_size=4,
+    **square(image_size=20, patch_size=4),
     width=32,
     heads=2,
     mlp_width=64,

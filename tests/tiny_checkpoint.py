@@ -20,7 +20,8 @@ from transformers import (
 from stc.errors import CheckpointError
 from stc.export.checkpoint.checkpoint import open_checkpoint
 from stc.export.made_up.synthetic import preprocessing
-from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
+from stc.export.models.llava_onevision import projector_shapes
+from stc.export.towers.siglip.tower import SIGLIP
 
 Layout = Literal["4.x", "5.x", "5.x sharded", "state dict", "4.x state dict"]
 LAYOUTS: tuple[Layout, ...] = ("4.x", "5.x", "5.x sharded", "state dict", "4.x state dict")
@@ -113,7 +114,7 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 def read_all(id_or_dir: object) -> None:
     """Opens a checkpoint and reads every tensor of its vision tower and projector."""
     checkpoint = open_checkpoint(str(id_or_dir))
-    for name in vision_shapes(checkpoint.spec):
+    for name in SIGLIP.shapes(checkpoint.spec):
         checkpoint.vision(name)
     for name in projector_shapes(checkpoint.spec):
         checkpoint.projector(name)

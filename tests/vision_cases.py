@@ -15,17 +15,21 @@ from torch import Tensor
 from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.export.bundle_export import export_bundle
-from stc.export.checkpoint.checkpoint import VisionWeights
 from stc.export.made_up.synthetic import RandomCheckpoint, seeded
-from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
+from stc.export.models.llava_onevision import projector_shapes
+from stc.export.towers.part import TowerPart, VisionWeights
+from stc.export.towers.siglip.tower import SIGLIP
 from stc.manifest import Precision, VisionSpec
 from stc.method.weights import ProjectorWeights, TowerWeights
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.oracle_backend import OracleBackend
+from tests.oracle_weights import projector_weights, tower_weights
+from tests.squares import square
 
 DATA = Path(__file__).parent / "data"
+SIZES = {"image_size": 12, "patch_size": 4}
 GOLDEN = tuple(sorted(path.stem for path in DATA.glob("cacher_*.npz")))
 """Cases whose frames and outcomes stand in the golden file of the same name."""
 
@@ -37,6 +41,7 @@ class GoldenWeights:
     name: str
     spec: VisionSpec
     tensors: dict[str, NDArray[np.float32]]
+    tower: TowerPart = SIGLIP
 
     def vision(self, name: str) -> Tensor:
         return torch.from_numpy(self.tensors[name].copy())
@@ -51,7 +56,7 @@ class GoldenWeights:
 def golden_weights(name: str) -> GoldenWeights:
     """The weights of golden file `name`."""
     with np.load(DATA / f"{name}.npz") as golden:
-        sizes = {key: int(golden[key]) for key in ("image_size", "patch_size")}
+        sizes = {key: int(golden[key]) for key in SIZES}
         spec = made_up_spec(
             **sizes,
             width=int(golden["hidden_size"]),
@@ -64,11 +69,14 @@ def golden_weights(name: str) -> GoldenWeights:
 
 
 def made_up_spec(**fields: Any) -> VisionSpec:
-    """A spec of two blocks, 9 tokens and two heads, but for `fields`."""
+    """A spec of two blocks, 9 tokens and two heads, but for `fields`.
+
+    `image_size` and `patch_size` are those of a square input.
+    """
+    sizes = {name: fields.pop(name, size) for name, size in SIZES.items()}
     return VisionSpec(
         **{
-            "image_size": 12,
-            "patch_size": 4,
+            **square(**sizes),
             "width": 16,
             "heads": 2,
             "mlp_width": 24,
@@ -163,15 +171,16 @@ def oracle_tower(weights: VisionWeights) -> VisionTower:
 def numpy_weights(weights: VisionWeights) -> tuple[TowerWeights, ProjectorWeights]:
     """`weights` as the oracle reads them, float32."""
     spec = weights.spec
-    tower = TowerWeights.from_tensors(
-        {name: weights.vision(name).numpy() for name in vision_shapes(spec)},
+    tower = tower_weights(
+        {name: weights.vision(name).numpy() for name in SIGLIP.shapes(spec)},
         heads=spec.heads,
         blocks=spec.blocks,
         activation=spec.activation,
         eps=spec.layer_norm_eps,
     )
-    projector = ProjectorWeights.from_tensors(
+    projector = projector_weights(
         {name: weights.projector(name).numpy() for name in projector_shapes(spec)},
+        spec.grid,
         activation=spec.projector_activation,
     )
     return tower, projector

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import urlparse
 
 from huggingface_hub import constants, snapshot_download
@@ -32,8 +31,10 @@ from stc.export.checkpoint.shards import (
 from stc.export.companions import CONFIG, FETCH, Companions, read_companions
 from stc.export.decoders.qwen2.spec import described_language
 from stc.export.decoders.qwen2.weights import PARTS, CheckpointLanguage, checkpoint_language
-from stc.export.towers.siglip.spec import described_spec, parse_config
-from stc.export.towers.siglip.tensor_shapes import Shapes, projector_shapes, vision_shapes
+from stc.export.layers import Shapes
+from stc.export.models.llava_onevision import described_spec, parse_config, projector_shapes
+from stc.export.towers.part import TowerPart
+from stc.export.towers.siglip.tower import SIGLIP
 from stc.manifest import VisionSpec
 
 VISION_PREFIXES = (
@@ -52,29 +53,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 BY_HAND = "download the checkpoint on a connected machine and pass its directory"
 
 
-class VisionWeights(Protocol):
-    """What an export reads: a checkpoint, or weights made up on demand."""
-
-    @property
-    def name(self) -> str:
-        """What the weights are called; no path of this machine."""
-
-    @property
-    def spec(self) -> VisionSpec:
-        """Geometry and preprocessing."""
-
-    def vision(self, name: str) -> Tensor:
-        """The tensor `name` below the vision model, such as `encoder.layers.0.mlp.fc1.weight`,
-        as float32 and finite."""
-
-    def projector(self, name: str) -> Tensor:
-        """The tensor `name` below the projector, such as `linear_1.weight`, as float32 and
-        finite."""
-
-    def companions(self) -> dict[str, bytes]:
-        """The files that accompany the graphs in a bundle, by name."""
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint directory whose files were found whole; satisfies VisionWeights."""
@@ -86,6 +64,7 @@ class Checkpoint:
     shards: Shards
     vision_prefix: str
     projector_prefix: str
+    tower: TowerPart = SIGLIP
 
     def vision(self, name: str) -> Tensor:
         """The tensor `name` below the vision model, read now; see `Shards.load`."""
@@ -129,7 +108,7 @@ def open_checkpoint(id_or_dir: str) -> Checkpoint:
         files=files,
         spec=spec,
         shards=shards,
-        vision_prefix=_checked_prefix(shards, VISION_PREFIXES, vision_shapes(spec)),
+        vision_prefix=_checked_prefix(shards, VISION_PREFIXES, SIGLIP.shapes(spec)),
         projector_prefix=_checked_prefix(shards, PROJECTOR_PREFIXES, projector_shapes(spec)),
     )
     _check_left_over(checkpoint)
@@ -167,8 +146,8 @@ def _check_left_over(checkpoint: Checkpoint) -> None:
     """
     shards, prefix, spec = checkpoint.shards, checkpoint.vision_prefix, checkpoint.spec
     layers = parse_config(checkpoint.files.described(CONFIG)).vision_config.num_hidden_layers
-    within = vision_shapes(spec.model_copy(update={"blocks": layers}))
-    longer = vision_shapes(spec.model_copy(update={"blocks": layers + 1}))
+    within = checkpoint.tower.shapes(spec.model_copy(update={"blocks": layers}))
+    longer = checkpoint.tower.shapes(spec.model_copy(update={"blocks": layers + 1}))
     whole = all(prefix + name in shards.tensors for name in longer)
     tower = {prefix + name for name in (longer if whole else within)}
     tower |= {

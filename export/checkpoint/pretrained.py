@@ -7,7 +7,6 @@ mapped from their files, in the dtype they have there (`compute_in_float32`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,8 +28,6 @@ from transformers.utils import logging
 from stc.errors import CheckpointError, guarded
 from stc.export.checkpoint.checkpoint import Checkpoint
 from stc.export.checkpoint.shards import DTYPES
-from stc.export.towers.siglip.tensor_shapes import vision_shapes
-from stc.manifest import VisionSpec
 from stc.method.difference import difference, rounded_otherwise
 
 STORED: dict[str, torch.dtype] = {"F16": torch.float16, "BF16": torch.bfloat16}
@@ -63,7 +60,7 @@ class Pretrained:
             self._frames = LlavaOnevisionVideoProcessor.from_pretrained(
                 self._directory, local_files_only=True
             )
-        missing = sorted(name for name in info["missing_keys"] if _runs(checkpoint.spec, name))
+        missing = sorted(name for name in info["missing_keys"] if _runs(checkpoint, name))
         self.missing: tuple[str, ...] = tuple(missing)
         self._model: Any = model.eval()
         compute_in_float32(self._model)
@@ -96,10 +93,10 @@ class Pretrained:
 
         Newer transformers append a row `image_newline` to a video; it is left out.
         """
-        vision = self._model.config.vision_config
-        pooled = math.ceil(vision.image_size // vision.patch_size / 2) ** 2
         features = self._model.get_video_features(torch.from_numpy(pixel_values)[None, None])
-        return _numpy(features.pooler_output[0, :pooled])
+        tokens = features.pooler_output[0]
+        newline = torch.equal(tokens[-1], self._model.model.image_newline.to(tokens))
+        return _numpy(tokens[:-1] if newline else tokens)
 
     def tokens_move(self, pixel_values: NDArray[np.float32], rounding: float) -> float:
         """Relative L2 by which `visual_tokens` move when every pixel value is rounded otherwise."""
@@ -179,10 +176,10 @@ def _loading(directory: Path) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _runs(spec: VisionSpec, name: str) -> bool:
+def _runs(checkpoint: Checkpoint, name: str) -> bool:
     """Whether what is compared depends on the model's tensor `name`."""
     if "vision_tower." in name:
-        return name.endswith(tuple(vision_shapes(spec)))
+        return name.endswith(tuple(checkpoint.tower.shapes(checkpoint.spec)))
     return not name.endswith("image_newline")
 
 

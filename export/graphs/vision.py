@@ -23,11 +23,11 @@ from stc.export.graphs.torch_graphs import TorchGraphs
 from stc.export.graphs.trace import FreeAxis, bind, free_count, trace
 from stc.export.graphs.weights_file import Span, WeightsFile
 from stc.export.graphs.written_graphs import WrittenGraphs
-from stc.export.towers.siglip.tower import Tower, kind_of, stored_as
+from stc.export.models.llava_onevision import VisionModel
 from stc.manifest import Precision, VisionSpec
 from stc.method.difference import judged
 from stc.method.family import changed_frames, check_program, history_of, prune_program
-from stc.method.graphs import vision_graphs
+from stc.method.graphs import kind_of, vision_graphs
 from stc.program import Arrays, Call, run_paired
 from stc.settings import SCORINGS, Settings
 
@@ -113,12 +113,12 @@ def graph_file(name: str, variant: str = "") -> str:
     return f"{name}_{variant}.onnx" if variant else f"{name}.onnx"
 
 
-def write_graphs(writer: GraphWriter, tower: Tower, settings: Settings) -> None:
-    """Every graph of the tower stands in the writer's folder and equals torch.
+def write_graphs(writer: GraphWriter, model: VisionModel, settings: Settings) -> None:
+    """Every vision graph of the model stands in the writer's folder and equals torch.
 
     Raises ExportError naming graph, output and difference.
     """
-    spec, precision = tower.weights.spec, writer.precision
+    spec, precision = model.weights.spec, writer.precision
     contracts = vision_graphs(spec.blocks)
     # The first count of each is the default in its graph.
     recomputed = dict.fromkeys((settings.recomputed(spec.tokens), 1, spec.tokens))
@@ -131,13 +131,13 @@ def write_graphs(writer: GraphWriter, tower: Tower, settings: Settings) -> None:
         if graph in written.checks:
             return
         kind, _ = kind_of(graph)
-        keys = stored_as(graph, module)
+        keys = model.stored_as(graph, module)
         written.checks[graph] = writer.write(
             graph, module, contracts[graph], inputs, kind=kind, keys=keys, count=count or None
         )
 
     half = precision == "fp16"
-    torch_graphs = TorchGraphs(contracts, tower.module, half=half, made=write)
+    torch_graphs = TorchGraphs(contracts, model.module, half=half, made=write)
 
     def judge(call: Call, inputs: Arrays, expected: Arrays, got: Arrays) -> None:
         for one in judged(call.graph, inputs, expected, got):

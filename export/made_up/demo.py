@@ -29,8 +29,8 @@ from stc.export.made_up.synthetic import (
     to_json,
     vision_tensor,
 )
-from stc.export.towers.siglip.spec import vision_spec
-from stc.export.towers.siglip.tensor_shapes import vision_shapes
+from stc.export.models.llava_onevision import vision_spec
+from stc.export.towers.siglip.tower import SIGLIP
 
 IMAGE_SIZE = 112
 """Side of the square input, px."""
@@ -229,7 +229,7 @@ def _tensors(config: LlavaOnevisionConfig, seed: int) -> dict[str, Tensor]:
         part, _, name = full_name.removeprefix("model.").partition(".")
         name = name.removeprefix("vision_model.")
         if part == "vision_tower":
-            made = name in vision_shapes(spec)
+            made = name in SIGLIP.shapes(spec)
             tensor = vision_tensor(spec, seed, name) if made else seeded(seed, name, shape)
             tensors[VISION_PREFIXES[0] + name] = tensor
         elif part == "multi_modal_projector":

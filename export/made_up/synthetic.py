@@ -25,9 +25,11 @@ from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
 from stc.errors import CheckpointError
 from stc.export.companions import CONFIG, PREPROCESSOR, VIDEO_PREPROCESSOR, Described
 from stc.export.decoders.qwen2.spec import language_spec
-from stc.export.decoders.qwen2.weights import EMBED, ROWS
-from stc.export.towers.siglip.spec import vision_spec
-from stc.export.towers.siglip.tensor_shapes import language_shapes, projector_shapes, vision_shapes
+from stc.export.decoders.qwen2.weights import EMBED, ROWS, language_shapes
+from stc.export.layers import Shapes
+from stc.export.models.llava_onevision import projector_shapes, vision_spec
+from stc.export.towers.part import TowerPart
+from stc.export.towers.siglip.tower import SIGLIP
 from stc.manifest import LanguageSpec, VisionSpec
 
 Size = Literal["llava-ov-0.5b", "llava-ov-7b"]
@@ -93,6 +95,7 @@ class RandomCheckpoint:
     seed: int
     files: dict[str, bytes]
     decoder: LanguageSpec | None = None
+    tower: TowerPart = SIGLIP
 
     def vision(self, name: str) -> Tensor:
         """The tensor `name` below the vision model, float32.
@@ -156,7 +159,7 @@ def random_checkpoint(size: Size = "llava-ov-0.5b", seed: int = 0) -> RandomChec
 
 def vision_tensor(spec: VisionSpec, seed: int, name: str) -> Tensor:
     """The tensor `name` below the vision model that follows from `seed`, float32."""
-    shape = _shape(vision_shapes(spec), name)
+    shape = _shape(SIGLIP.shapes(spec), name)
     if name == "embeddings.patch_embedding.weight":
         return _filters(spec, seed, name)
     if name == "embeddings.position_embedding.weight":
@@ -185,7 +188,7 @@ def seeded(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:
     return centre + SPREAD * _normal(seed, name, shape)
 
 
-def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
     if name not in shapes:
         raise CheckpointError(name, "no such tensor in this geometry", fix="use its names")
     return shapes[name]
@@ -220,9 +223,9 @@ def _positions(spec: VisionSpec, seed: int, name: str) -> Tensor:
     generator = _generator(seed, name)
     cycles = POSITION_CYCLES * generator.standard_normal((2, spec.width))
     phase = generator.uniform(0, 2 * math.pi, spec.width)
-    steps = np.arange(spec.side) / spec.side
-    rows = steps[:, None, None] * cycles[0] + steps[None, :, None] * cycles[1]
-    waves = math.sqrt(2) * np.cos(2 * math.pi * rows + phase)
+    down, across = (np.arange(count) / count for count in (spec.grid.rows, spec.grid.columns))
+    places = down[:, None, None] * cycles[0] + across[None, :, None] * cycles[1]
+    waves = math.sqrt(2) * np.cos(2 * math.pi * places + phase)
     return torch.from_numpy(waves.reshape(spec.tokens, spec.width).astype(np.float32))
 
 

@@ -191,7 +191,7 @@ def _overlay(
         yield None
         return
     with ExitStack() as stack:
-        yield stack.enter_context(OverlayWriter(path, spec.side, spec.pooled_side, spec.covered))
+        yield stack.enter_context(OverlayWriter(path, spec.grid, spec.covered))
         try:
             stack.close()
         except VideoError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from PIL import Image
 
+from stc.manifest import Grid
 from stc.runtime.report import FrameReport
 from stc.runtime.show.legend import LEAST_WIDTH, Legend
 from stc.runtime.show.marks import TokenMarks
@@ -17,19 +18,20 @@ _GROUND_RGB = (0, 0, 0)
 class Canvas:
     """Draws frames of one stream, all on pictures of the same even size.
 
-    `frame` is the stream's first: it sets the size for all, scaled up where it is small. `side`,
-    `pooled_side` and `covered` are those of `TokenMarks`.
+    `frame` is the stream's first: it sets the size for all, scaled up where it is small. `grid` and
+    `covered` are those of `TokenMarks`.
     """
 
-    def __init__(self, frame: Frame, side: int, pooled_side: int, covered: float = 1.0) -> None:
+    def __init__(self, frame: Frame, grid: Grid, covered: tuple[float, float]) -> None:
         height, width = frame.rgb.shape[:2]
         scale = min(max(1.0, _LEAST_PX / min(width, height)), _MAX_PX / max(width, height))
         self._picture_px = (max(1, round(scale * width)), max(1, round(scale * height)))
         text_px = min(36, max(16, round(min(self._picture_px) / 30)))
         self.width_px = _even(max(self._picture_px[0], LEAST_WIDTH * text_px))
         self._left = (self.width_px - self._picture_px[0]) // 2
-        self._marks = TokenMarks(*self._picture_px, side, pooled_side, covered)
-        self._legend = Legend(self.width_px, text_px, side**2, pooled_side**2)
+        self._marks = TokenMarks(*self._picture_px, grid, covered)
+        pooled = grid.pooled_rows * grid.pooled_columns
+        self._legend = Legend(self.width_px, text_px, grid.prefix_tokens + grid.patches, pooled)
         self.height_px = _even(self._picture_px[1] + self._legend.height_px)
 
     def draw(self, frame: Frame, report: FrameReport) -> Image.Image:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from stc.manifest import Grid
 from stc.runtime.report import FrameReport
 
 RECOMPUTED_RGB = (255, 176, 0)
@@ -26,20 +27,20 @@ _SUPERSAMPLING = 4
 class TokenMarks:
     """Draws a report's marks on pictures of `width_px` x `height_px`.
 
-    A picture holds side x side tokens before pooling and pooled_side x pooled_side after it.
-    `covered` is the share of its width and height under the tokens: the patch convolution leaves
-    out what does not fill a patch (378 of 384 px for so400m).
+    `covered` are the shares of a picture's height and width under the patches of `grid`: the patch
+    convolution leaves out what does not fill a patch (378 of 384 px for so400m). Prefix tokens lie
+    nowhere and have no mark.
     """
 
     def __init__(
-        self, width_px: int, height_px: int, side: int, pooled_side: int, covered: float = 1.0
+        self, width_px: int, height_px: int, grid: Grid, covered: tuple[float, float] = (1.0, 1.0)
     ) -> None:
-        self._side = side
-        self._pooled_side = pooled_side
-        self._columns = _cell_sizes(width_px, side, covered)
-        self._rows = _cell_sizes(height_px, side, covered)
-        self._pooled_columns = _cell_sizes(width_px, pooled_side, covered)
-        self._pooled_rows = _cell_sizes(height_px, pooled_side, covered)
+        down, across = covered
+        self._prefix_tokens = grid.prefix_tokens
+        self._columns = _cell_sizes(width_px, grid.columns, across)
+        self._rows = _cell_sizes(height_px, grid.rows, down)
+        self._pooled_columns = _cell_sizes(width_px, grid.pooled_columns, across)
+        self._pooled_rows = _cell_sizes(height_px, grid.pooled_rows, down)
         self._line_px = max(2, round(min(width_px, height_px) / 300))
         self._dots, self._dots_alpha = self._dot_layer(width_px, height_px)
 
@@ -54,11 +55,12 @@ class TokenMarks:
             alpha = np.full((picture.height, picture.width), _TINT, np.uint8)
             alpha[~_eroded(np.ones_like(alpha, dtype=bool), 2 * self._line_px)] = _EDGE
         else:
-            cells = _spread(report.recomputed, self._side, self._rows, self._columns)
+            patches = report.recomputed - self._prefix_tokens
+            cells = _spread(patches, self._rows, self._columns)
             contour = cells & ~_eroded(cells, self._line_px)
             alpha = np.where(contour, np.uint8(_EDGE), cells * np.uint8(FILL))
         picture.paste(RECOMPUTED_RGB, mask=Image.fromarray(alpha))
-        kept = _spread(report.kept, self._pooled_side, self._pooled_rows, self._pooled_columns)
+        kept = _spread(report.kept, self._pooled_rows, self._pooled_columns)
         picture.paste(self._dots, mask=Image.fromarray(self._dots_alpha * kept))
 
     def _dot_layer(self, width_px: int, height_px: int) -> tuple[Image.Image, NDArray[np.uint8]]:
@@ -70,8 +72,8 @@ class TokenMarks:
         dot, dot_alpha = dot_mark(radius_px)
         tops = np.cumsum(self._pooled_rows) - self._pooled_rows / 2
         lefts = np.cumsum(self._pooled_columns) - self._pooled_columns / 2
-        for top in tops[: self._pooled_side]:
-            for left in lefts[: self._pooled_side]:
+        for top in tops[:-1]:
+            for left in lefts[:-1]:
                 corner = (round(left - dot.width / 2), round(top - dot.height / 2))
                 colours.paste(dot, corner)
                 alpha.paste(dot_alpha, corner)
@@ -99,6 +101,13 @@ def dot_mark(radius_px: float) -> tuple[Image.Image, Image.Image]:
     )
 
 
+def marked(indices: NDArray[np.int64], rows: int, columns: int) -> NDArray[np.bool_]:
+    """Bool [rows, columns]: True at the cells `indices`; those below 0 lie nowhere."""
+    cells = np.zeros(rows * columns, dtype=bool)
+    cells[indices[indices >= 0]] = True
+    return cells.reshape(rows, columns)
+
+
 def _cell_sizes(length_px: int, side: int, covered: float) -> NDArray[np.int64]:
     """Pixels of each of the `side` cells along one axis, then of the rest under no token."""
     # A pixel belongs to the cell its middle lies in.
@@ -107,13 +116,11 @@ def _cell_sizes(length_px: int, side: int, covered: float) -> NDArray[np.int64]:
 
 
 def _spread(
-    indices: NDArray[np.int64], side: int, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    indices: NDArray[np.int64], rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Bool [height_px, width_px]: True under the cells of `indices`."""
-    cells = np.zeros(side * side, dtype=bool)
-    cells[indices] = True
-    grid = np.pad(cells.reshape(side, side), (0, 1))
-    return np.repeat(np.repeat(grid, columns, axis=1), rows, axis=0)
+    cells = np.pad(marked(indices, len(rows) - 1, len(columns) - 1), (0, 1))
+    return np.repeat(np.repeat(cells, columns, axis=1), rows, axis=0)
 
 
 def _eroded(mask: NDArray[np.bool_], margin_px: int) -> NDArray[np.bool_]:

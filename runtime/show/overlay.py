@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import numpy as np
 
 from stc.errors import VideoError
+from stc.manifest import Grid
 from stc.runtime.output.whole_file import whole_file
 from stc.runtime.report import FrameReport
 from stc.runtime.video.decoding.libraries import require_av, require_pillow
@@ -42,15 +43,17 @@ class OverlayWriter:
     """Writes a video of the frames it is given, marked with what their reports say.
 
     `path` ends in .mp4, .mov or .mkv. It appears, whole, when the `with` block ends well; when
-    the block, or an `add` in it, raises, whatever stood there before stays untouched. `side` and
-    `pooled_side` are the model's tokens along one side, `covered` the share of that side they see.
+    the block, or an `add` in it, raises, whatever stood there before stays untouched. `grid` is the
+    model's, `covered` the shares of height and width that its patches see.
     Size and scale follow the first frame; every frame is shown at its own time after that one.
 
     Raises VideoError when PyAV or Pillow is missing, the ending is unknown, the path cannot be
     written, the disk is full, or no frame was added.
     """
 
-    def __init__(self, path: Path | str, side: int, pooled_side: int, covered: float = 1.0) -> None:
+    def __init__(
+        self, path: Path | str, grid: Grid, covered: tuple[float, float] = (1.0, 1.0)
+    ) -> None:
         require_av()
         require_pillow()
         self._path = Path(path)
@@ -58,8 +61,7 @@ class OverlayWriter:
             raise VideoError(
                 self._path, f"unknown ending {self._path.suffix!r}", " or ".join(_FORMATS)
             )
-        self._side = side
-        self._geometry = (side, pooled_side, covered)
+        self._grid, self._covered = grid, covered
         self._still: Image | None = None
         self._still_concentration = -1.0
 
@@ -126,7 +128,7 @@ class OverlayWriter:
         from stc.runtime.show.canvas import Canvas
 
         if self._canvas is None:
-            self._canvas = Canvas(frame, *self._geometry)
+            self._canvas = Canvas(frame, self._grid, self._covered)
             self._stream = self._add_stream(self._canvas)
             self._start_s = frame.time_s
         picture = self._canvas.draw(frame, report)
@@ -186,7 +188,7 @@ class OverlayWriter:
             if self._still_concentration < 0:
                 self._still = picture
             return
-        concentration = _concentration(report, self._side)
+        concentration = _concentration(report, self._grid)
         if concentration > self._still_concentration:
             self._still, self._still_concentration = picture, concentration
 
@@ -239,10 +241,10 @@ class _UnfailingFile:
         return 0 if self._failure else self._file.tell()
 
 
-def _concentration(report: FrameReport, side: int) -> float:
+def _concentration(report: FrameReport, grid: Grid) -> float:
     """Neighbouring pairs per recomputed token: near 2 for one solid patch, 0 when scattered."""
-    cells = np.zeros(side * side, dtype=bool)
-    cells[report.recomputed] = True
-    grid = cells.reshape(side, side)
-    pairs = np.sum(grid[1:] & grid[:-1]) + np.sum(grid[:, 1:] & grid[:, :-1])
+    from stc.runtime.show.marks import marked
+
+    cells = marked(report.recomputed - grid.prefix_tokens, grid.rows, grid.columns)
+    pairs = np.sum(cells[1:] & cells[:-1]) + np.sum(cells[:, 1:] & cells[:, :-1])
     return float(pairs) / max(1, len(report.recomputed))

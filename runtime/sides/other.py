@@ -18,7 +18,7 @@ Pixels = NDArray[np.float32]
 
 
 class OtherFrame(Protocol):
-    """See `stc.export.towers.siglip.reference.TorchFrame`."""
+    """See `stc.export.models.reference.TorchFrame`."""
 
     @property
     def hidden(self) -> NDArray[Any]: ...

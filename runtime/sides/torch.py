@@ -46,10 +46,10 @@ def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchSide]:
     """
     with _weights(bundle, checkpoint) as weights:
         from stc.export.graphs.torch_graphs import TorchGraphs
-        from stc.export.towers.siglip.reference import TorchVision
-        from stc.export.towers.siglip.tower import Tower
+        from stc.export.models.llava_onevision import VisionModel
+        from stc.export.models.reference import TorchVision
 
-        graphs = TorchGraphs(vision_graphs(weights.spec.blocks), Tower(weights).module)
+        graphs = TorchGraphs(vision_graphs(weights.spec.blocks), VisionModel(weights).module)
         yield TorchSide(graphs, TorchVision(weights))
 
 

@@ -84,7 +84,7 @@ class StreamSession:
         self.kept = settings.kept(spec.pooled)
         self.frame_index = 0
         self._preprocess = Preprocessor(spec, dtype=tower.dtype)
-        self._pixels = np.empty((3, spec.image_size, spec.image_size), tower.dtype)
+        self._pixels = np.empty(spec.pixel_shape, tower.dtype)
         self._memory = PrunerMemory(
             settings.pruner, width=spec.language_width, window=settings.anchor_window
         )

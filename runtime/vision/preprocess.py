@@ -16,7 +16,7 @@ _LEVELS = 256
 class Preprocessor:
     """Turns pictures into pixel values, as Hugging Face's processors do for a video frame.
 
-    Resized to image_size x image_size whatever the aspect (bicubic, antialiased, rounded to 8
+    Resized to the input's height and width whatever the aspect (bicubic, antialiased, rounded to 8
     bits), then (level * rescale_factor - mean) / std for each channel. Equal to the bit, in
     float32, to transformers' Pillow-backed processors; its torchvision-backed ones round 0.4% of
     the resized levels differently, by 1 of 255.
@@ -28,7 +28,7 @@ class Preprocessor:
 
     def __init__(self, spec: VisionSpec, *, dtype: DTypeLike = np.float32) -> None:
         require_pillow()
-        self._side_px = spec.image_size
+        self._shape = spec.pixel_shape
         self._values = _values_of_levels(spec).astype(dtype)
 
     def __call__(
@@ -45,10 +45,10 @@ class Preprocessor:
         from PIL import Image
 
         _check(rgb)
-        size = (self._side_px, self._side_px)
-        resized = Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC)
-        levels = np.asarray(resized)
-        pixel_values = np.empty((3, *size), self._values.dtype) if out is None else out
+        _, height_px, width_px = self._shape
+        size = (width_px, height_px)
+        levels = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
+        pixel_values = np.empty(self._shape, self._values.dtype) if out is None else out
         for channel in range(3):
             # A table look-up is exact in both dtypes and needs no pass per operation; "clip"
             # lets numpy write straight into the output, levels being always in range.

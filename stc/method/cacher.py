@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stc.manifest import Grid
 from stc.method.weights import (
     ACTIVATIONS,
     BlockWeights,
@@ -24,28 +25,41 @@ Array = NDArray[Any]
 Indices = NDArray[np.int64]
 
 COSINE_EPS = 1e-8
+ALWAYS = -2.0
+"""Score of a prefix token, below every cosine: it is always among the lowest, and so recomputed.
+
+What a class token is made of does not change from frame to frame; ranked by its key, it would be
+recomputed in no block, and speak of the reference frame.
+"""
 
 
 def embed(weights: EmbedWeights, pixel_values: Array) -> Array:
-    """pixel_values [3, Hpx, Wpx] -> hidden [T, C]; what does not fill a patch is cut off."""
+    """pixel_values [3, Hpx, Wpx] -> hidden [T, C]: the prefix, then the patches row by row.
+
+    What does not fill a patch is cut off.
+    """
     width, channels, patch, _ = weights.patch.shape
     rows, columns = (size // patch for size in pixel_values.shape[1:])
     pixels = pixel_values[:, : rows * patch, : columns * patch].astype(weights.patch.dtype)
     patches = pixels.reshape(channels, rows, patch, columns, patch).transpose(1, 3, 0, 2, 4)
     flat = patches.reshape(rows * columns, channels * patch * patch)
-    hidden: Array = flat @ weights.patch.reshape(width, -1).T + weights.bias + weights.position
+    embedded = flat @ weights.patch.reshape(width, -1).T + weights.bias
+    hidden: Array = np.concatenate([weights.prefix, embedded]) + weights.position
     return hidden
 
 
 def keys(weights: BlockWeights, hidden: Array, ref_key: Array) -> tuple[Array, Array]:
     """hidden [T, C], ref_key [H, T, d] -> key [H, T, d], score float32 [T].
 
-    The score is the cosine of a token's key to its reference, over all of C.
+    The score is the cosine of a token's key to its reference, over all of C; of a prefix token
+    ALWAYS.
     """
     key = split_heads(weights.key(weights.norm1(hidden)), weights.heads)
     dot = (key * ref_key).sum(axis=(0, 2))
     length = np.sqrt((key * key).sum(axis=(0, 2))) * np.sqrt((ref_key * ref_key).sum(axis=(0, 2)))
-    return key, (dot / np.maximum(length, COSINE_EPS)).astype(np.float32)
+    score = (dot / np.maximum(length, COSINE_EPS)).astype(np.float32)
+    score[: weights.prefix_tokens] = ALWAYS
+    return key, score
 
 
 def select(score: Array, count: int) -> Indices:
@@ -87,30 +101,34 @@ def update(
 
 
 def project(weights: ProjectorWeights, hidden: Array) -> Array:
-    """hidden [T, C] -> tokens [n, D]: the two-layer projector on all T, then bilinear pooling.
-
-    T must be a square.
-    """
+    """hidden [T, C] -> tokens [n, D]: the two-layer projector on all T, then bilinear pooling."""
     activation = ACTIVATIONS[weights.activation]
     projected = weights.linear_2(activation(weights.linear_1(hidden)))
-    pooling = pooling_matrix(round(len(hidden) ** 0.5)).astype(projected.dtype)
-    tokens: Array = pooling @ projected
+    tokens: Array = pooling_matrix(weights.grid).astype(projected.dtype) @ projected
     return tokens
 
 
-def pooling_matrix(side: int) -> NDArray[np.float32]:
-    """Bilinear resize (align_corners False) of side x side to half of it, rounded up: [n, T]."""
-    pooled = -(-side // 2)
+def pooling_matrix(grid: Grid) -> NDArray[np.float32]:
+    """Bilinear resize (align_corners False) of the patches to the pooled grid: [n, T].
+
+    The columns of prefix tokens are 0.
+    """
+    rows = _resize_matrix(grid.rows, grid.pooled_rows)
+    columns = _resize_matrix(grid.columns, grid.pooled_columns)
+    return np.pad(np.kron(rows, columns), ((0, 0), (grid.prefix_tokens, 0)))
+
+
+def _resize_matrix(side: int, pooled: int) -> NDArray[np.float32]:
+    """Linear resize along one axis: [pooled, side]."""
     # torch's interpolate rounds the step and the place to float32, and nothing between them.
     step = float(np.float32(side / pooled))
     place = np.maximum((np.arange(pooled) + 0.5) * step - 0.5, 0).astype(np.float32)
     lower = place.astype(np.int64)
     upper = np.minimum(lower + 1, side - 1)
     share = place - lower.astype(np.float32)
-    axis = np.zeros((pooled, side), np.float32)
-    np.add.at(axis, (np.arange(pooled), lower), 1 - share)
-    np.add.at(axis, (np.arange(pooled), upper), share)
-    matrix: NDArray[np.float32] = np.kron(axis, axis)
+    matrix = np.zeros((pooled, side), np.float32)
+    np.add.at(matrix, (np.arange(pooled), lower), 1 - share)
+    np.add.at(matrix, (np.arange(pooled), upper), share)
     return matrix
 
 

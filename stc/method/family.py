@@ -157,16 +157,16 @@ CHANGED_PIXELS = "changed_pixels"
 def changed_frames(spec: VisionSpec, seed: int = 0) -> Arrays:
     """Inputs of `check_program`: noise, and the same with its upper half changed; float32."""
     random = np.random.default_rng(seed)
-    side = spec.image_size
-    first = random.uniform(-1, 1, (3, side, side)).astype(np.float32)
+    first = random.uniform(-1, 1, spec.pixel_shape).astype(np.float32)
     second = first.copy()
-    second[:, : side // 2] = random.uniform(-1, 1, (3, side // 2, side))
+    upper = second[:, : spec.image_height // 2]
+    upper[:] = random.uniform(-1, 1, upper.shape)
     return {PIXEL_VALUES: first, CHANGED_PIXELS: second}
 
 
 def macs(spec: VisionSpec, program: Program) -> int:
     """Multiply-accumulates of the tower's graphs in `program`: the floor under every latency."""
-    one = {EMBED: spec.tokens * spec.width * 3 * spec.patch_size**2}
+    one = {EMBED: spec.grid.patches * spec.width * 3 * spec.patch_size**2}
     total = 0
     for call in program.calls:
         if call.stage != VISION or call.graph == SELECT:
@@ -245,8 +245,7 @@ class _Writer:
         self.calls.append(Call(graph, reads, writes, stage, sizes))
 
     def embed(self, frame: _Frame) -> None:
-        side = self.spec.image_size
-        pixels = self.buffer(frame.pixels, (3, side, side), role="input")
+        pixels = self.buffer(frame.pixels, self.spec.pixel_shape, role="input")
         frame.hidden = self.buffer(frame.other_hidden(), self.rows)
         self.call(VISION, EMBED, {PIXEL_VALUES: pixels}, {HIDDEN: frame.hidden})
 

@@ -56,6 +56,12 @@ PRUNERS = tuple(map(prune_graph, SCORINGS))
 """Graphs of which a stream runs one or none."""
 
 
+def kind_of(graph: str) -> tuple[str, int]:
+    """What structure `graph` has, which all blocks share, and its block, 0 without one."""
+    kind, _, block = graph.rpartition("_")
+    return (kind, int(block)) if block.isdecimal() else (graph, 0)
+
+
 _HIDDEN = ("T", "C")
 _HEADS = ("H", "T", "d")
 _COUNT = Port(COUNT, ("1",), "int64")
@@ -131,8 +137,8 @@ def _sizes(spec: VisionSpec) -> dict[str, int]:
     return {
         "1": 1,
         "3": 3,
-        "Hpx": spec.image_size,
-        "Wpx": spec.image_size,
+        "Hpx": spec.image_height,
+        "Wpx": spec.image_width,
         "T": spec.tokens,
         "C": spec.width,
         "H": spec.heads,

@@ -1,4 +1,4 @@
-"""A vision tower's weights in numpy, by their Hugging Face names, with the layers they fill.
+"""A vision tower's weights in numpy, with the layers they fill.
 
 Matrices keep Hugging Face's orientation, [fan_out, fan_in].
 """
@@ -6,12 +6,14 @@ Matrices keep Hugging Face's orientation, [fan_out, fan_in].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
+
+from stc.manifest import Grid
 
 Array = NDArray[Any]
 
@@ -68,16 +70,18 @@ class Norm:
 
 @dataclass(frozen=True)
 class EmbedWeights:
-    """patch [C, 3, p, p], bias [C], position [T, C]."""
+    """patch [C, 3, p, p], bias [C], position [T, C]; prefix [T - patches, C]: the prefix tokens."""
 
     patch: Array
     bias: Array
     position: Array
+    prefix: Array
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockWeights:
-    """One block: its layers, H heads, and its MLP's activation (a name in ACTIVATIONS)."""
+    """One block: its layers, H heads, its MLP's activation (a name in ACTIVATIONS), and how many
+    of the tokens it scores are prefix tokens."""
 
     heads: int
     activation: str
@@ -89,6 +93,7 @@ class BlockWeights:
     norm2: Norm
     fc1: Affine
     fc2: Affine
+    prefix_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,89 +103,13 @@ class TowerWeights:
     embed: EmbedWeights
     blocks: tuple[BlockWeights, ...]
 
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Array],
-        *,
-        heads: int,
-        blocks: int,
-        activation: str = "gelu_pytorch_tanh",
-        eps: float = 1e-6,
-        prefix: str = "",
-        dtype: DTypeLike = np.float32,
-    ) -> TowerWeights:
-        """The first `blocks` blocks of a SiglipVisionModel.
-
-        `prefix` stands before every Hugging Face name in `tensors`. Raises KeyError for a
-        missing tensor.
-        """
-        tower = _Tensors(tensors, prefix, dtype)
-
-        def block(number: int) -> BlockWeights:
-            layers = _Tensors(tensors, f"{prefix}encoder.layers.{number}.", dtype)
-            return BlockWeights(
-                heads=heads,
-                activation=activation,
-                norm1=layers.norm("layer_norm1", eps),
-                query=layers.affine("self_attn.q_proj"),
-                key=layers.affine("self_attn.k_proj"),
-                value=layers.affine("self_attn.v_proj"),
-                out=layers.affine("self_attn.out_proj"),
-                norm2=layers.norm("layer_norm2", eps),
-                fc1=layers.affine("mlp.fc1"),
-                fc2=layers.affine("mlp.fc2"),
-            )
-
-        return cls(
-            EmbedWeights(
-                tower["embeddings.patch_embedding.weight"],
-                tower["embeddings.patch_embedding.bias"],
-                tower["embeddings.position_embedding.weight"],
-            ),
-            tuple(map(block, range(blocks))),
-        )
-
 
 @dataclass(frozen=True)
 class ProjectorWeights:
-    """The two layers between tower and language model, and the activation between them."""
+    """The two layers between tower and language model, the activation between them, and the grid
+    that is pooled after them."""
 
     linear_1: Affine
     linear_2: Affine
+    grid: Grid
     activation: str = "gelu"
-
-    @classmethod
-    def from_tensors(
-        cls,
-        tensors: Mapping[str, Array],
-        *,
-        activation: str = "gelu",
-        prefix: str = "",
-        dtype: DTypeLike = np.float32,
-    ) -> ProjectorWeights:
-        """A LLaVA projector's weights; biases are optional.
-
-        Raises KeyError for a missing weight.
-        """
-        layers = _Tensors(tensors, prefix, dtype)
-        return cls(layers.affine("linear_1"), layers.affine("linear_2"), activation)
-
-
-@dataclass(frozen=True)
-class _Tensors:
-    """Tensors under `prefix`, in `dtype`."""
-
-    tensors: Mapping[str, Array]
-    prefix: str
-    dtype: DTypeLike
-
-    def __getitem__(self, name: str) -> Array:
-        return self.tensors[self.prefix + name].astype(self.dtype)
-
-    def affine(self, layer: str) -> Affine:
-        has_bias = f"{self.prefix}{layer}.bias" in self.tensors
-        return Affine(self[f"{layer}.weight"], self[f"{layer}.bias"] if has_bias else None)
-
-    def norm(self, layer: str, eps: float) -> Norm:
-        return Norm(self[f"{layer}.weight"], self[f"{layer}.bias"], eps)

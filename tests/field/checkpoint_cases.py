@@ -16,8 +16,9 @@ from transformers import LlavaOnevisionForConditionalGeneration
 
 from stc.errors import CheckpointError
 from stc.export.checkpoint.checkpoint import open_checkpoint
-from stc.export.decoders.qwen2.weights import EMBED, HEAD
-from stc.export.towers.siglip.tensor_shapes import language_shapes, projector_shapes, vision_shapes
+from stc.export.decoders.qwen2.weights import EMBED, HEAD, language_shapes
+from stc.export.models.llava_onevision import projector_shapes
+from stc.export.towers.siglip.tower import SIGLIP
 from tests.tiny_checkpoint import tiny_model, write_checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -85,7 +86,7 @@ def assert_read_alike(directory: Path) -> None:
     state = read_by_transformers(directory).state_dict()
     checkpoint = open_checkpoint(str(directory))
     language = checkpoint.language()
-    for name in vision_shapes(checkpoint.spec):
+    for name in SIGLIP.shapes(checkpoint.spec):
         assert torch.equal(checkpoint.vision(name), state[f"model.vision_tower.{name}"]), name
     for name in projector_shapes(checkpoint.spec):
         theirs = state[f"model.multi_modal_projector.{name}"]

@@ -23,6 +23,7 @@ from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import doctor as doctor_command
 from stc.runtime.commands import run as run_command
 from tests.field.described import Place, before_long, places, spoilt, write_described
+from tests.squares import square
 from tests.tiny_bundle import provenance
 
 VIDEO = Path(__file__).parents[1] / "data" / "street.mp4"
@@ -50,13 +51,24 @@ def refusal(bundle: Path, content: object) -> str:
     return line
 
 
+def square_fields(image_size: int, patch_size: int) -> dict[str, Any]:
+    """`square` as JSON has it."""
+    fields = square(image_size, patch_size)
+    return {**fields, "grid": fields["grid"].model_dump()}
+
+
 VALUES: list[tuple[str, object]] = [
-    *((f"vision.{field}", HUGE) for field in ("image_size", "width", "mlp_width", "blocks")),
-    *((f"vision.{field}", 10**9) for field in ("image_size", "width", "heads", "blocks")),
+    *((f"vision.{field}", HUGE) for field in ("image_height", "width", "mlp_width", "blocks")),
+    *((f"vision.{field}", 10**9) for field in ("image_width", "width", "heads", "blocks")),
     ("vision.blocks", True),
     ("vision.blocks", 1.0),
     ("vision.blocks", "1"),
     ("vision.patch_size", 1e300),
+    ("vision.grid.rows", HUGE),
+    ("vision.grid.columns", 0),
+    ("vision.grid.prefix_tokens", -1),
+    ("vision.grid.prefix_tokens", 10**9),
+    ("vision.grid.pooled_rows", 10**9),
     ("vision.language_width", 10**9),
     ("vision.layer_norm_eps", 1e9),
     ("vision.activation", "sigmoid"),
@@ -126,13 +138,13 @@ def test_a_value_no_model_has_is_refused_on_opening(
 @pytest.mark.parametrize(
     "fields",
     [
-        {"image_size": 8192, "patch_size": 8},
-        {"width": 65_536, "heads": 1024, "image_size": 512},
-        {"blocks": 256, "width": 65_536, "image_size": 512},
+        square_fields(8192, 8),
+        {"width": 65_536, "heads": 1024, **square_fields(512, 4)},
+        {"blocks": 256, "width": 65_536, **square_fields(512, 4)},
     ],
 )
 def test_numbers_that_only_together_are_too_large_are_refused(
-    described: tuple[Path, dict[str, Any]], fields: dict[str, int]
+    described: tuple[Path, dict[str, Any]], fields: dict[str, Any]
 ) -> None:
     """Each in its range, together 16 GiB of one buffer: BundleError about the vision tower."""
     bundle, document = described

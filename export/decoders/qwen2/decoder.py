@@ -12,7 +12,7 @@ import torch
 
 from stc.export.decoders.qwen2.modules import Attend, QueryKeyValue, RmsNorm
 from stc.export.decoders.qwen2.weights import LanguageWeights
-from stc.export.towers.siglip.tower import fill
+from stc.export.layers import fill
 
 NORM = "norm.weight"
 

@@ -1,8 +1,8 @@
 """The language graphs as torch modules: one module per contract of `stc.contracts`, no batch axis.
 
-Matrices are stored pre-transposed, as in `stc.export.towers.siglip.modules`; only the embedding
-keeps its rows, since the head may share them. Norms, rotary, scores, softmax and logits are float32
-whatever the network's dtype.
+Matrices are stored pre-transposed, as in `stc.export.layers`; only the embedding keeps its rows,
+since the head may share them. Norms, rotary, scores, softmax and logits are float32 whatever the
+network's dtype.
 
 Knows nothing of checkpoints, ONNX or files.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stc.export.towers.siglip.modules import Affine, split_heads
+from stc.export.layers import Affine, split_heads
 from stc.manifest import LanguageSpec
 
 HIDDEN_SCORE = -1e9

@@ -20,7 +20,7 @@ from stc.export.companions import (
     Companions,
     Described,
 )
-from stc.export.towers.siglip.spec import parse_config
+from stc.export.models.llava_onevision import parse_config
 from stc.manifest import LanguageSpec
 
 DECODER_TYPE = "qwen2"

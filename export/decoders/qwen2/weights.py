@@ -16,7 +16,7 @@ from torch import Tensor
 from stc.errors import CheckpointError
 from stc.export.checkpoint.shards import DECODER_UNUSED, Shards, check_left_over
 from stc.export.companions import FETCH
-from stc.export.towers.siglip.tensor_shapes import Shapes, language_shapes
+from stc.export.layers import Shapes, linear_shapes
 from stc.manifest import LanguageSpec
 
 EMBED = "embed_tokens.weight"
@@ -32,6 +32,25 @@ FIRST = "norm.weight"
 
 ROWS = 8192
 """Rows of a table read at once."""
+
+
+def language_shapes(spec: LanguageSpec) -> Shapes:
+    """Every tensor of the decoder but its two tables of V rows, embedding and head."""
+    query, key = spec.query_heads * spec.head_width, spec.key_heads * spec.head_width
+    shapes: Shapes = {}
+    for block in range(spec.blocks):
+        prefix = f"layers.{block}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{prefix}.{norm}.weight"] = (spec.width,)
+        for linear, width in (("q_proj", query), ("k_proj", key), ("v_proj", key)):
+            shapes |= linear_shapes(f"{prefix}.self_attn.{linear}", spec.width, width)
+        shapes |= linear_shapes(f"{prefix}.self_attn.o_proj", query, spec.width, bias=False)
+        for linear in ("gate_proj", "up_proj"):
+            shapes |= linear_shapes(
+                f"{prefix}.mlp.{linear}", spec.width, spec.mlp_width, bias=False
+            )
+        shapes |= linear_shapes(f"{prefix}.mlp.down_proj", spec.mlp_width, spec.width, bias=False)
+    return shapes | {"norm.weight": (spec.width,)}
 
 
 class LanguageWeights(Protocol):

@@ -1,20 +1,25 @@
-"""The vision geometry a checkpoint's JSON files describe.
+"""LLaVA-OneVision: a tower, a projector of two layers, bilinear pooling to half of each side.
 
-Reads what transformers 4.x and 5.x write; values a file leaves out are transformers' own
-defaults. Knows nothing of weights.
+Reads the vision geometry from a checkpoint's JSON files as transformers 4.x and 5.x write them;
+values a file leaves out are transformers' own defaults.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import dataclass
 from reprlib import repr as short
 from textwrap import shorten
 from typing import Any
 
+import torch
 from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import LlavaOnevisionConfig
 
 from stc.errors import CheckpointError
+from stc.export.choices import Prune, Select
 from stc.export.companions import (
     CONFIG,
     FETCH,
@@ -23,12 +28,81 @@ from stc.export.companions import (
     Described,
     check_config,
 )
+from stc.export.layers import ACTIVATIONS, Affine, Shapes, fill, linear_shapes
+from stc.export.towers.part import VisionWeights
 from stc.export.towers.siglip.frame_preparation import prepared, video_preprocessing
-from stc.export.towers.siglip.modules import ACTIVATIONS
-from stc.manifest import VisionSpec
+from stc.manifest import Grid, VisionSpec
+from stc.method.graphs import PROJECT, PRUNERS, SELECT
+from stc.settings import SCORINGS
 
 MODEL_TYPE = "llava_onevision"
 TOWER_TYPE = "siglip_vision_model"
+
+
+@dataclass(frozen=True)
+class VisionModel:
+    """Makes the filled modules of all vision graphs; holds no weights itself."""
+
+    weights: VisionWeights
+    dtype: torch.dtype = torch.float32
+
+    def module(self, graph: str, count: int = 0) -> nn.Module:
+        """The module of `graph`, filled; `count` is the M of `select` and the k of a pruner."""
+        if graph in PRUNERS:
+            return Prune(SCORINGS[PRUNERS.index(graph)], count)
+        if graph == SELECT:
+            return Select(count)
+        if graph == PROJECT:
+            names = {name: name for name in projector_shapes(self.weights.spec)}
+            return fill(Project(self.weights.spec, self.dtype), names, self.weights.projector)
+        return self.weights.tower.module(self.weights, graph, self.dtype)
+
+    def stored_as(self, graph: str, module: nn.Module) -> dict[str, str]:
+        """The key under which each parameter of a graph's module stands in the weights file."""
+        if graph in (PROJECT, SELECT, *PRUNERS):
+            return {name: f"projector.{name}" for name, _ in module.named_parameters()}
+        return self.weights.tower.stored_as(graph)
+
+
+class Project(nn.Module):
+    """hidden [T, C] -> tokens [n, D]: projector, then bilinear pooling of the patches.
+
+    The pooling's weights sum to 1 for every token, so it commutes with the projector's second
+    matrix; it stands before it, where it has n tokens to multiply instead of T.
+    """
+
+    def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.projector_activation]
+        self.linear_1 = Affine(spec.width, spec.language_width, dtype, bias=spec.projector_bias)
+        self.linear_2 = Affine(
+            spec.language_width, spec.language_width, dtype, bias=spec.projector_bias
+        )
+        self.pooling = nn.Parameter(pooling_matrix(spec.grid).to(dtype), requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        tokens: Tensor = self.linear_2(self.pooling @ self.activation(self.linear_1(hidden)))
+        return tokens
+
+
+def pooling_matrix(grid: Grid) -> Tensor:
+    """Bilinear resize (align_corners False) of the patches to the pooled grid: float32 [n, T].
+
+    The columns of prefix tokens are 0, so that nothing of them is left.
+    """
+    identity = torch.eye(grid.patches).reshape(-1, 1, grid.rows, grid.columns)
+    size = (grid.pooled_rows, grid.pooled_columns)
+    pooled = F.interpolate(identity, size=size, mode="bilinear")
+    matrix = pooled.reshape(grid.patches, -1).transpose(0, 1)
+    return F.pad(matrix, (grid.prefix_tokens, 0)).contiguous()
+
+
+def projector_shapes(spec: VisionSpec) -> Shapes:
+    """Every tensor of the projector."""
+    language, bias = spec.language_width, spec.projector_bias
+    return linear_shapes("linear_1", spec.width, language, bias=bias) | linear_shapes(
+        "linear_2", language, language, bias=bias
+    )
 
 
 def described_spec(companions: Companions) -> VisionSpec:
@@ -45,7 +119,7 @@ def vision_spec(config: Described, preprocessing: Described) -> VisionSpec:
     Raises CheckpointError about either.
     """
     geometry = _geometry(config)
-    frames = prepared(preprocessing, geometry["image_size"])
+    frames = prepared(preprocessing, geometry["image_height"])
     try:
         return VisionSpec(**geometry, **frames)
     except ValidationError as error:
@@ -92,9 +166,13 @@ def _geometry(config: Described) -> dict[str, Any]:
         if activation not in ACTIVATIONS:
             got = f"activation {short(activation)}"
             raise CheckpointError(subject, got, " or ".join(ACTIVATIONS), OTHER_MODEL)
+    side = vision.image_size // vision.patch_size
+    half = -(-side // 2)
     return {
-        "image_size": vision.image_size,
+        "image_height": vision.image_size,
+        "image_width": vision.image_size,
         "patch_size": vision.patch_size,
+        "grid": {"rows": side, "columns": side, "pooled_rows": half, "pooled_columns": half},
         "width": vision.hidden_size,
         "heads": vision.num_attention_heads,
         "mlp_width": vision.intermediate_size,

@@ -1,13 +1,27 @@
-"""The graph `prune` as a torch module, for every scoring; `stc.method.pruner` is its oracle."""
+"""The graphs that choose tokens as torch modules: `select`, and `prune` for every scoring.
+
+They are the method's own, whatever tower the tokens come from.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from stc.export.towers.siglip.modules import ascending
 from stc.method.pruner import BANDWIDTHS, LENGTH_EPS
 from stc.settings import Scoring
+
+
+class Select(nn.Module):
+    """score float32 [T] -> indices int64 [M], the M lowest, ascending."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, score: Tensor) -> Tensor:
+        lowest = torch.topk(score, self.count, largest=False, sorted=True).indices
+        return ascending(lowest, self.count)
 
 
 class Prune(nn.Module):
@@ -71,3 +85,8 @@ def kernel(tokens: Tensor, anchor: Tensor) -> Tensor:
 def unit_rows(x: Tensor) -> Tensor:
     """`x` scaled to length 1 along its last axis."""
     return x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=LENGTH_EPS)
+
+
+def ascending(indices: Tensor, count: int) -> Tensor:
+    """`indices` sorted, through a float32 TopK: TensorRT has no integer one."""
+    return torch.topk(indices.float(), count, largest=False, sorted=True).values.long()

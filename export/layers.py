@@ -1,0 +1,132 @@
+"""Layers that the graphs of several parts are made of, and how they are filled.
+
+Weights are stored as the graphs store them: matrices pre-transposed, so that `x @ weight + bias`
+exports to one MatMul and one Add under the parameter's own name. A module's parameters have the
+network's dtype; norms, softmax and cosine always compute in float32.
+
+Knows nothing of checkpoints, ONNX or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stc.method.cacher import ALWAYS, COSINE_EPS
+
+M = TypeVar("M", bound=nn.Module)
+
+Shapes = dict[str, tuple[int, ...]]
+"""Tensors by name."""
+
+
+class Norm(nn.Module):
+    """LayerNorm in float32 whatever the input's dtype; weight and bias are always present, and
+    float32 themselves, so that no cast stands between them and the operator."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = empty(width, dtype=torch.float32)
+        self.bias = empty(width, dtype=torch.float32)
+        self.width = width
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = F.layer_norm(x.float(), (self.width,), self.weight, self.bias, self.eps)
+        return normed.to(x.dtype)
+
+
+class Affine(nn.Module):
+    """`x @ weight + bias`, weight [fan_in, fan_out]."""
+
+    def __init__(self, fan_in: int, fan_out: int, dtype: torch.dtype, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = empty(fan_in, fan_out, dtype=dtype)
+        self.bias = empty(fan_out, dtype=dtype) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        product = x @ self.weight
+        return product if self.bias is None else product + self.bias
+
+
+def split_heads(x: Tensor, heads: int, head_width: int) -> Tensor:
+    """[tokens, C] -> [H, tokens, d]."""
+    return x.reshape(-1, heads, head_width).transpose(0, 1)
+
+
+def likeness(key: Tensor, ref_key: Tensor, prefix_tokens: int) -> Tensor:
+    """Cosine over all of C, from [H, T, d] caches, ALWAYS for prefix tokens: float32 [T]."""
+    a, b = key.float(), ref_key.float()
+    dot = (a * b).sum(2).sum(0)
+    lengths = (a * a).sum(2).sum(0) * (b * b).sum(2).sum(0)
+    score = dot / lengths.sqrt().clamp(min=COSINE_EPS)
+    if not prefix_tokens:
+        return score
+    _, patches = torch.split(score, [prefix_tokens, len(score) - prefix_tokens])
+    return torch.cat([torch.full((prefix_tokens,), ALWAYS), patches])
+
+
+def softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last axis in float32, given back in the input's dtype."""
+    return torch.softmax(scores.float(), dim=-1).to(scores.dtype)
+
+
+def replace_rows(cache: Tensor, indices: Tensor, fresh: Tensor) -> Tensor:
+    """`cache` [H, T, d] with the rows of `indices` [M] replaced by `fresh` [H, M, d], as whole rows
+    of [H*T, d]: a scatter along the leading axis moves rows of d, not single elements."""
+    heads, tokens, head_width = cache.shape
+    first = torch.arange(heads, device=indices.device).unsqueeze(1) * tokens
+    rows = (first + indices.unsqueeze(0)).reshape(-1)
+    flat = cache.reshape(heads * tokens, head_width)
+    merged = flat.index_copy(0, rows, fresh.reshape(-1, head_width))
+    return merged.reshape(heads, tokens, head_width)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh form of gelu."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu_new": gelu_tanh,
+    "gelu": F.gelu,
+}
+"""Activations by their Hugging Face name."""
+
+
+def empty(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    """A parameter to be filled."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
+
+
+def fill(module: M, names: Mapping[str, str], load: Callable[[str], Tensor]) -> M:
+    """`module` with every parameter of `names` loaded; linear weights are transposed."""
+    for name, parameter in module.named_parameters():
+        if name not in names:
+            continue
+        tensor = load(names[name])
+        linear = tensor.ndim == 2 and name.endswith(".weight")
+        parameter.data.copy_(tensor.T if linear else tensor)
+    return module.eval()
+
+
+def linear_shapes(name: str, fan_in: int, fan_out: int, *, bias: bool = True) -> Shapes:
+    """The tensors of the linear layer `name` in a file."""
+    shapes: Shapes = {f"{name}.weight": (fan_out, fan_in)}
+    if bias:
+        shapes[f"{name}.bias"] = (fan_out,)
+    return shapes
+
+
+def load_parameters(module: nn.Module, load: Callable[[str], Tensor]) -> None:
+    """`module`, made without memory, has every parameter by its own name, and is not trained."""
+    for name, _ in list(module.named_parameters()):
+        owner_name, _, leaf = name.rpartition(".")
+        parameter = nn.Parameter(load(name), requires_grad=False)
+        setattr(module.get_submodule(owner_name), leaf, parameter)
+    module.eval()
