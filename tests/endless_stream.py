@@ -21,8 +21,8 @@ from pathlib import Path
 
 from stc.bundles.bundle import Bundle
 from stc.runtime.answers.conversation import Conversation
-from stc.runtime.answers.open_language import open_stream_language
 from stc.runtime.answers.questions import Questions
+from stc.runtime.answers.stream_language import open_stream_language
 from stc.runtime.figures.metrics import StreamMetrics
 from stc.runtime.figures.savings import compare_with_dense
 from stc.runtime.memory import settings as memory_settings

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from stc.errors import SettingsError
-from stc.runtime.answers.chat import SIGN, Chat
+from stc.runtime.answers.questions import SIGN, Chat
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.stream import run as stream_run
 from stc.runtime.video.source.frame import Frame

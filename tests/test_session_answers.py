@@ -8,7 +8,7 @@ import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import LanguageError
-from stc.runtime.answers.open_language import open_stream_language
+from stc.runtime.answers.stream_language import open_stream_language
 from stc.runtime.memory.settings import POLICIES, MemorySettings, Policy
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.frame import Frame

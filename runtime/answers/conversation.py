@@ -13,8 +13,7 @@ from typing import IO, Any
 
 from stc.errors import StcError
 from stc.runtime.answers.answer import Answer
-from stc.runtime.answers.chat import Chat
-from stc.runtime.answers.questions import Questions
+from stc.runtime.answers.questions import Chat, Questions
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.memory.reservoir import Reservoir
 from stc.runtime.report import FrameReport, Prefill

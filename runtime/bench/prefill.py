@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from stc.errors import SettingsError
 from stc.runtime.bench.bench import PAUSE_S
+from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import LanguageModel
-from stc.runtime.language.plain_rows import PlainRows
 from stc.runtime.sides.torch import TorchDecoder
 
 QUESTION = 16

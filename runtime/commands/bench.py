@@ -27,7 +27,7 @@ from stc.engines.library.plan import context_rows
 from stc.engines.tensorrt.captured import CapturedRunner
 from stc.errors import SettingsError
 from stc.manifest import MAX_POSITIONS
-from stc.runtime.answers.open_language import open_model
+from stc.runtime.answers.stream_language import open_model
 from stc.runtime.bench.bench import Bench
 from stc.runtime.bench.prefill import PrefillBench
 from stc.runtime.figures.gpu_facts import gpu_facts

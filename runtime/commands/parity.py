@@ -30,7 +30,7 @@ from stc.errors import EngineError, LanguageError, SettingsError, VideoError
 from stc.manifest import Manifest
 from stc.method.graphs import vision_graphs
 from stc.prompts.prompt import Prompt
-from stc.runtime.answers.open_language import open_model
+from stc.runtime.answers.stream_language import open_model
 from stc.runtime.bench.latency import ENOUGH, measure_latency
 from stc.runtime.figures.machine import machine_facts
 from stc.runtime.language.model import LanguageModel

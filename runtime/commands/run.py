@@ -22,9 +22,8 @@ from stc.bundles.bundle import Bundle
 from stc.errors import DeviceError, SettingsError, StcError, VideoError
 from stc.manifest import VisionSpec
 from stc.runtime.answers import questions
-from stc.runtime.answers.chat import HINT, Chat
 from stc.runtime.answers.conversation import Conversation
-from stc.runtime.answers.questions import Questions
+from stc.runtime.answers.questions import HINT, Chat, Questions
 from stc.runtime.figures.savings import compare_with_dense
 from stc.runtime.memory import settings as memory_settings
 from stc.runtime.memory.settings import MemorySettings

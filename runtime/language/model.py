@@ -30,8 +30,7 @@ from stc.engines.engine import Backend, Engine, Tensor
 from stc.errors import NonFiniteError
 from stc.manifest import LanguageSpec, Precision
 from stc.precision import NETWORK_DTYPES
-from stc.runtime.language.call_outputs import CallOutputs, SpareOutputs
-from stc.runtime.language.kv_buckets import KvBuckets
+from stc.runtime.language.kv_buckets import CallOutputs, KvBuckets, SpareOutputs
 
 if TYPE_CHECKING:
     from stc.runtime.language.kv_rows import KvRows
@@ -57,13 +56,7 @@ class _Piece:
 
 
 class LanguageModel:
-    """The engines of one decoder.
-
-    Where calls have static sizes they write into buffers that live on: memory made and given back
-    in every call would make a GPU wait. No two calls use one at the same time.
-
-    Raises EngineError when a graph cannot be loaded.
-    """
+    """The engines of one decoder. Raises EngineError when a graph cannot be loaded."""
 
     def __init__(
         self,

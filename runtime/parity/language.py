@@ -29,8 +29,8 @@ from stc.contracts import (
 from stc.engines.engine import Engine
 from stc.manifest import Precision
 from stc.program import Arrays, Side
+from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import EMPTY, LanguageModel
-from stc.runtime.language.plain_rows import PlainRows
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.sides.other import WholeDecoder
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from stc.bundles.bundle import Bundle
 from stc.engines.side import EngineSide
 from stc.program import Side
-from stc.runtime.answers.open_language import open_model
+from stc.runtime.answers.stream_language import open_model
+from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import LanguageModel
-from stc.runtime.language.plain_rows import PlainRows
 from stc.runtime.sides.tower_stream import TowerStream
 from stc.runtime.stream.opening import open_backend, open_tower
 from stc.settings import Settings

@@ -17,8 +17,7 @@ from stc.engines.library.library import libraries_of
 from stc.engines.library.plan import context_rows
 from stc.errors import SettingsError
 from stc.runtime.answers.answer import Answer
-from stc.runtime.answers.open_language import open_stream_language
-from stc.runtime.answers.stream_language import MAX_NEW_TOKENS
+from stc.runtime.answers.stream_language import MAX_NEW_TOKENS, open_stream_language
 from stc.runtime.language.sampling import GREEDY, Sampling
 from stc.runtime.memory.settings import MemorySettings, Policy
 from stc.runtime.report import FrameReport

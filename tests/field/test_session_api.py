@@ -16,8 +16,7 @@ from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.engines.oracle_backend import OracleBackend
 from stc.errors import EngineError, LanguageError, SettingsError, StcError, VideoError
 from stc.method.graphs import SELECT, prune_graph, vision_graphs
-from stc.runtime.answers.open_language import open_stream_language
-from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.answers.stream_language import StreamLanguage, open_stream_language
 from stc.runtime.language.sampling import Sampling
 from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.stream.session import StreamSession

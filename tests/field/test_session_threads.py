@@ -19,7 +19,7 @@ from stc.engines.runner import Ran
 from stc.errors import EngineError
 from stc.method.graphs import EMBED
 from stc.runtime.answers.answer import Answer
-from stc.runtime.answers.open_language import open_model, open_stream_language
+from stc.runtime.answers.stream_language import open_model, open_stream_language
 from stc.runtime.language.sampling import GREEDY, Sampler
 from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.report import FrameReport

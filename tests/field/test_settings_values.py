@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stc.errors import SettingsError
-from stc.runtime.answers.questions import Question, Questions
+from stc.runtime.answers.questions import Questions
 from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.commands import run as run_command
@@ -45,7 +45,6 @@ REALS: list[tuple[Made, str]] = [
     (Sampling, "temperature"),
     (Sampling, "top_p"),
     *((Reconnection, field) for field in ("first_wait_s", "longest_wait_s", "give_up_s")),
-    (lambda at_s: Question("What?", at_s), "at_s"),
     (lambda fps: FrameSampler(fps, 0.0), "fps"),
 ]
 NO_NUMBERS: list[object] = ["1", "", [1], (1,), {}, 1j, b"1", ..., np.ones(2)]
