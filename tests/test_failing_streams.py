@@ -16,11 +16,11 @@ from stc.errors import DeviceError, EngineError, StcError, VideoError
 from stc.runtime.commands import run as run_command
 from stc.runtime.report import FrameReport
 from stc.runtime.show.overlay import OverlayWriter
+from stc.runtime.stream.run import TakenFrames
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.file import VideoFile
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.video.source.source import VideoSource
-from stc.runtime.video.taken_frames import TakenFrames
 from tests.as_user import CLIP, frames_of, standing, start
 from tests.clips import numbered, numbered_clip, write_clip
 from tests.rtsp_camera import RtspCamera

@@ -19,8 +19,8 @@ from stc.errors import SettingsError
 from stc.runtime.commands import run as run_command
 from stc.runtime.memory.host_pages import SpillFile, page_cap
 from stc.runtime.memory.rekv import Representatives, best, page_shape
-from stc.runtime.memory.resident import rss_bytes
 from tests.as_user import CLIP
+from tests.endless_stream import rss_bytes
 from tests.kept_tokens import POOLED, frames
 from tests.language_cases import language_case
 from tests.language_reference import ReferenceRekv

@@ -366,7 +366,7 @@ def test_a_missing_library_is_named_with_its_pip_line(
 def test_displays_import_without_video_libraries() -> None:
     program = (
         "import sys; sys.modules['av'] = sys.modules['PIL'] = None\n"
-        "import stc.runtime.show.overlay, stc.runtime.show.live_table, stc.runtime.show.summary\n"
-        "import stc.runtime.output.run_document"
+        "import stc.runtime.show.overlay, stc.runtime.show.live_table\n"
+        "import stc.runtime.stream.run"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)

@@ -30,9 +30,8 @@ from stc.method import cacher, pruner
 from stc.method.difference import difference
 from stc.method.graphs import PRUNE_CONTRACT, prune_graph, vision_graphs
 from stc.method.pruner import PrunerMemory
-from stc.runtime.parity.graphs import compare_graphs
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.parity.streams import compare_streams
+from stc.runtime.parity.vision import compare_graphs, compare_streams
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.vision.preprocess import Preprocessor

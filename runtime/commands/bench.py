@@ -30,11 +30,8 @@ from stc.manifest import MAX_POSITIONS
 from stc.runtime.answers.stream_language import open_model
 from stc.runtime.bench.bench import Bench
 from stc.runtime.bench.prefill import PrefillBench
-from stc.runtime.figures.gpu_facts import gpu_facts
-from stc.runtime.figures.machine import machine_facts
-from stc.runtime.memory.resident import peak_rss_bytes
-from stc.runtime.output.document_output import document_output
-from stc.runtime.output.output_paths import refuse_shared_paths
+from stc.runtime.figures.machine import gpu_facts, machine_facts, peak_rss_bytes
+from stc.runtime.output import document_output, refuse_shared_paths
 from stc.runtime.sides.torch import torch_language_side, torch_side
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
@@ -138,7 +135,7 @@ def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         if "int4" in against:
             int4 = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
         if "torch" in against:
-            torch = stack.enter_context(torch_language_side(bundle, flags.checkpoint)).decoder
+            torch = stack.enter_context(torch_language_side(bundle, flags.checkpoint))[1]
         bench = PrefillBench(model, pooled, chosen.kept(pooled), context, torch, int4)
         for _ in range(WARM_UP):
             bench.measure()
@@ -180,12 +177,13 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     frames = cycle(shown)
     warming = session.runner.warm_up_runs * chosen.reference_interval
     with _progress() as progress:
-        bench.warm_up(progress.track(islice(frames, warming), warming, description="Warming up"))
+        for frame in progress.track(islice(frames, warming), warming, description="Warming up"):
+            session.push(frame)
     rss = peak_rss_bytes()
     with ExitStack() as stack:
         stream = None
         if flags.against:
-            stream = stack.enter_context(torch_side(bundle, flags.checkpoint)).stream
+            stream = stack.enter_context(torch_side(bundle, flags.checkpoint))[1]
             for frame in islice(frames, chosen.reference_interval):
                 bench.measure(frame, stream)
             bench = Bench(session)

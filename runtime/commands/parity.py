@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,23 +29,25 @@ from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError, LanguageError, SettingsError, VideoError
 from stc.manifest import Manifest
 from stc.method.graphs import vision_graphs
+from stc.program import Side
 from stc.prompts.prompt import Prompt
 from stc.runtime.answers.stream_language import open_model
-from stc.runtime.bench.latency import ENOUGH, measure_latency
+from stc.runtime.bench.bench import ENOUGH, measure_latency
 from stc.runtime.figures.machine import machine_facts
 from stc.runtime.language.model import LanguageModel
-from stc.runtime.output.document_output import document_output
-from stc.runtime.output.output_paths import refuse_shared_paths
-from stc.runtime.parity.captured import captured_frames, compare_captured
-from stc.runtime.parity.graphs import compare_graphs
+from stc.runtime.output import document_output, refuse_shared_paths
 from stc.runtime.parity.language import compare_language, language_steps
-from stc.runtime.parity.report import ParityReport
-from stc.runtime.parity.streams import compare_streams
-from stc.runtime.parity.table import parity_console, print_parity
+from stc.runtime.parity.report import ParityReport, parity_console, print_parity
+from stc.runtime.parity.vision import (
+    captured_frames,
+    compare_captured,
+    compare_graphs,
+    compare_streams,
+)
 from stc.runtime.parity.whole import compare_whole_answer, compare_whole_vision, whole_steps
 from stc.runtime.sides.choice import PYTORCH, Against, language_side, other_side, vision_side
-from stc.runtime.sides.onnx import OnnxSide
-from stc.runtime.sides.torch import TorchSide, whole_model
+from stc.runtime.sides.torch import whole_model
+from stc.runtime.sides.tower_stream import TowerStream
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.frame import Frame
@@ -57,6 +59,9 @@ from stc.shell import command
 from stc.shell.command import Console, stdout_outlived
 from stc.shell.flags import whole_flag
 from stc.shell.progress import Progress
+
+if TYPE_CHECKING:
+    from stc.runtime.sides.torch import TorchVision
 
 MODES = 3
 """dense, layerwise, shared."""
@@ -120,10 +125,10 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     against = other_side(flags.checkpoint, on_device=on_device)
     console = Console(stderr=True)
     with (
-        vision_side(bundle, flags.checkpoint, against, chosen) as other,
+        vision_side(bundle, flags.checkpoint, against, chosen) as (graphs, stream),
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
-        captured, latency = _compare_vision(tower, other, frames, chosen, report, progress)
+        captured, latency = _compare_vision(tower, graphs, stream, frames, chosen, report, progress)
     model: LanguageModel | None = None
     if with_language:
         model = open_model(bundle, tower.backend)
@@ -175,7 +180,8 @@ def _refuse_idle_flags(
 
 def _compare_vision(
     tower: VisionTower,
-    other: TorchSide | OnnxSide,
+    graphs: Side,
+    stream: TorchVision | TowerStream,
     frames: list[Frame],
     chosen: Settings,
     report: ParityReport,
@@ -190,8 +196,8 @@ def _compare_vision(
     def tick() -> None:
         progress.advance(task)
 
-    compare_graphs(tower, other.graphs, (pixels[0], pixels[1]), chosen, report, tick)
-    compare_streams(tower, other.stream, pixels, chosen, report, tick)
+    compare_graphs(tower, graphs, (pixels[0], pixels[1]), chosen, report, tick)
+    compare_streams(tower, stream, pixels, chosen, report, tick)
     captured: set[str] = set()
     if isinstance(tower.backend, TensorRtBackend):
         progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
@@ -201,7 +207,7 @@ def _compare_vision(
         bench = measure_latency(
             session,
             frames,
-            other.stream if isinstance(other, TorchSide) else None,
+            None if isinstance(stream, TowerStream) else stream,
             lambda measured: progress.update(measuring, completed=measured),
         )
     return captured, bench.figures()
@@ -225,7 +231,7 @@ def _compare_language(
     if flags.int4:
         four_bits = open_model(bundle, opening.open_backend(bundle, flags.device, int4=True))
     with (
-        language_side(bundle, flags.checkpoint, against) as other,
+        language_side(bundle, flags.checkpoint, against) as (graphs, decoder),
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("comparing language", total=language_steps(model.spec.blocks))
@@ -233,9 +239,7 @@ def _compare_language(
         def tick() -> None:
             progress.advance(task)
 
-        compare_language(
-            model, other.graphs, other.decoder, video, report, tick, four_bits=four_bits
-        )
+        compare_language(model, graphs, decoder, video, report, tick, four_bits=four_bits)
 
 
 def _compare_whole(

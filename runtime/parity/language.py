@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,10 @@ from stc.program import Arrays, Side
 from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import EMPTY, LanguageModel
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.sides.other import WholeDecoder
+from stc.runtime.sides.choice import OnnxDecoder
+
+if TYPE_CHECKING:
+    from stc.runtime.sides.torch import TorchLanguage
 
 PROMPT = 24
 """Text tokens before the answer."""
@@ -60,7 +63,7 @@ def language_steps(blocks: int) -> int:
 def compare_language(
     model: LanguageModel,
     graphs: Side,
-    decoder: WholeDecoder,
+    decoder: TorchLanguage | OnnxDecoder,
     video: NDArray[Any],
     report: ParityReport,
     tick: Callable[[], None],

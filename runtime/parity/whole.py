@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,14 @@ from stc.prompts.prompt import Prompt
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.parity.language import answer_logits, compare_answer
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.sides.other import WholeModel
 from stc.runtime.sides.tower_stream import TowerStream
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
+
+if TYPE_CHECKING:
+    from stc.runtime.sides.torch import Pretrained
 
 WHERE = "whole model"
 FRAMES = 2
@@ -46,7 +48,7 @@ def whole_steps(frames: int, *, with_language: bool) -> int:
 def compare_whole_vision(
     tower: VisionTower,
     frames: Sequence[Frame],
-    whole: WholeModel,
+    whole: Pretrained,
     report: ParityReport,
     tick: Callable[[], None],
 ) -> tuple[Array, Array]:
@@ -71,7 +73,7 @@ def compare_whole_answer(
     model: LanguageModel,
     prompt: Prompt | None,
     tokens: tuple[Array, Array],
-    whole: WholeModel,
+    whole: Pretrained,
     report: ParityReport,
     tick: Callable[[], None],
 ) -> None:

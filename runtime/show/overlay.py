@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import numpy as np
 
 from stc.errors import VideoError
-from stc.runtime.output.whole_file import whole_file
+from stc.runtime.output import whole_file
 from stc.runtime.report import FrameReport
 from stc.runtime.video.decoding.libraries import require_av, require_pillow
 from stc.runtime.video.source.frame import Frame

@@ -7,25 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from stc.bundles.bundle import Bundle
 from stc.errors import CheckpointError, StcError
 from stc.method.graphs import vision_graphs
 from stc.program import Side
-from stc.runtime.sides.other import OtherStream, WholeDecoder, WholeModel
 
-
-@dataclass(frozen=True)
-class TorchSide:
-    """PyTorch with a bundle's weights: single graphs, and whole streams."""
-
-    graphs: Side
-    stream: OtherStream
+if TYPE_CHECKING:
+    from stc.export.checkpoint.pretrained import Pretrained as Pretrained
+    from stc.export.decoders.qwen2.torch_language import TorchLanguage as TorchLanguage
+    from stc.export.towers.siglip.reference import TorchFrame as TorchFrame
+    from stc.export.towers.siglip.reference import TorchVision as TorchVision
 
 
 def torch_is_installed() -> bool:
@@ -38,8 +31,10 @@ def torch_is_installed() -> bool:
 
 
 @contextmanager
-def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchSide]:
-    """PyTorch with the weights `bundle` was made of; `checkpoint` says where a real one lies.
+def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[tuple[Side, TorchVision]]:
+    """PyTorch with the weights `bundle` was made of, as single graphs and as whole streams.
+
+    `checkpoint` says where a real one lies.
 
     Raises CheckpointError when the checkpoint is needed and not given, or is another model;
     StcError when the export extra is not installed.
@@ -50,30 +45,17 @@ def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchSide]:
         from stc.export.towers.siglip.tower import Tower
 
         graphs = TorchGraphs(vision_graphs(weights.spec.blocks), Tower(weights).module)
-        yield TorchSide(graphs, TorchVision(weights))
-
-
-class TorchDecoder(WholeDecoder, Protocol):
-    """See `stc.export.decoders.qwen2.torch_language.TorchLanguage`."""
-
-    def forget(self, kept: int) -> None: ...
-
-    def prefill(self, hidden: NDArray[np.float32]) -> None: ...
-
-    def decode(self, token: int) -> NDArray[np.float32]: ...
-
-
-@dataclass(frozen=True)
-class TorchLanguageSide:
-    """PyTorch with a bundle's decoder: single graphs, and the whole of it."""
-
-    graphs: Side
-    decoder: TorchDecoder
+        yield graphs, TorchVision(weights)
 
 
 @contextmanager
-def torch_language_side(bundle: Bundle, checkpoint: str | None) -> Iterator[TorchLanguageSide]:
-    """PyTorch with the decoder `bundle` was made of; raises as `torch_side`."""
+def torch_language_side(
+    bundle: Bundle, checkpoint: str | None
+) -> Iterator[tuple[Side, TorchLanguage]]:
+    """PyTorch with the decoder `bundle` was made of, as single graphs and whole.
+
+    Raises as `torch_side`.
+    """
     with _weights(bundle, checkpoint) as weights:
         from stc.export.decoders.qwen2.torch_language import TorchLanguage, language_graphs_in_torch
 
@@ -85,11 +67,11 @@ def torch_language_side(bundle: Bundle, checkpoint: str | None) -> Iterator[Torc
                 bundle.manifest.provenance.checkpoint,
                 "pass the checkpoint it was exported from",
             )
-        yield TorchLanguageSide(language_graphs_in_torch(language), TorchLanguage(language))
+        yield language_graphs_in_torch(language), TorchLanguage(language)
 
 
 @contextmanager
-def whole_model(bundle: Bundle, checkpoint: str | None) -> Iterator[WholeModel | None]:
+def whole_model(bundle: Bundle, checkpoint: str | None) -> Iterator[Pretrained | None]:
     """The checkpoint `bundle` was made of as transformers itself loads it; None where its weights
     are made up and lie in no checkpoint. Raises as `torch_side`, and CheckpointError when
     transformers cannot load it.

@@ -14,10 +14,11 @@ from stc.engines.eager import EagerRunner
 from stc.engines.engine import Tensor
 from stc.method.family import frame_program, indices_of
 from stc.method.graphs import PROJECT
-from stc.runtime.sides.other import Pixels
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import KEEP_ALL, SELECTIONS, Selection, Settings
 
+Pixels = NDArray[np.float32]
+"""pixel_values [3, Hpx, Wpx]."""
 Forced = Sequence[NDArray[np.int64]]
 """The indices that every block recomputes, instead of those it would select."""
 
@@ -43,7 +44,7 @@ class TowerFrame:
 
 
 class TowerStream:
-    """A stream through `tower` that keeps every token; an OtherStream.
+    """A stream through `tower` that keeps every token; it does what TorchVision does.
 
     Its reuse frames recompute as many tokens as `settings` say, whatever they are asked for.
     """

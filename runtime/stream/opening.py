@@ -111,18 +111,11 @@ def open_backend(
         return open_tensorrt(bundle, flavour, _say, context=context, streams=streams)
     fix = "install it with: pip install onnxruntime, or use --backend tensorrt"
     optional.load("onnxruntime", "onnxruntime", subject="ONNX Runtime", fix=fix)
-    from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
+    from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, share_threads
 
     if owns_process:
         share_threads()
     return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu", int4=int4)
-
-
-def share_threads() -> None:
-    """ONNX Runtime's sessions of this process share one pool of threads."""
-    from stc.engines import onnxruntime_backend
-
-    onnxruntime_backend.share_threads()
 
 
 def frames(video: str | None, count: int) -> list[Frame]:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from itertools import count
+from typing import Any, Literal
 
 from stc.errors import EngineError, StcError, VideoError
 from stc.runtime.answers.conversation import Conversation
-from stc.runtime.figures.metrics import StreamMetrics, StreamSummary
+from stc.runtime.figures.machine import machine_facts
+from stc.runtime.figures.metrics import DenseComparison, StreamMetrics, StreamSummary
 from stc.runtime.show.live_table import LiveTable
 from stc.runtime.show.overlay import OverlayWriter
 from stc.runtime.stream.dense_run import DenseRun
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.video.source.source import VideoSource
-from stc.runtime.video.taken_frames import EndedBy, TakenFrames
+from stc.settings import Settings
 from stc.shell import command
 
 PIECES = 4
 """Pieces of an answer between two frames of a live source, which does not wait."""
 TYPED_S = 0.1
 """Seconds after which a question that was typed is noticed, though no frame came."""
+EndedBy = Literal["end", "frames", "interrupt", "loss", "error"]
+"""The source's end, as many frames as were asked for, a signal, a lost source, a failing engine."""
 
 
 class StreamRun:
@@ -87,10 +92,10 @@ class StreamRun:
 
     def summary(self) -> StreamSummary:
         """The stream's figures so far."""
-        conversation = self._conversation
-        return self._metrics.summary(
+        prefill_ms = 0.0 if self._conversation is None else self._conversation.prefill_ms
+        return replace(
+            self._metrics.summary(prefill_ms),
             wall_s=self._wall_s,
-            prefill_ms=conversation.prefill_ms if conversation is not None else 0.0,
             broken_frames=self._source.broken,
             dropped_frames=self._source.dropped,
             reconnects=self._source.reconnects,
@@ -136,3 +141,73 @@ class StreamRun:
             for _ in range(PIECES) if self._source.is_live else count():
                 if not self._conversation.advance():
                     return
+
+
+class TakenFrames(Iterator[Frame]):
+    """The frames of `source`, `most` of them at most; all when None.
+
+    A source that cannot be read on after its first frame, or ends before it should, ends them as
+    its end would, so that what was computed is kept, and `loss` says why.
+
+    ended_by: what ended the frames.
+    """
+
+    def __init__(self, source: VideoSource, most: int | None) -> None:
+        self.ended_by: EndedBy = "end"
+        self.loss: VideoError | None = None
+        self._source = source
+        self._most = most
+        self._taken = 0
+
+    @property
+    def expected(self) -> int | None:
+        """How many there will be, estimated; None when nothing tells."""
+        numbers = (self._source.frames_expected, self._most)
+        return min((number for number in numbers if number is not None), default=None)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether `next` need not wait; see VideoSource."""
+        return self._taken == self._most or self._source.wait(timeout_s)
+
+    def __next__(self) -> Frame:
+        if self._taken == self._most:
+            self.ended_by = "frames"
+            raise StopIteration
+        try:
+            frame = next(self._source)
+        except StopIteration:
+            self._lost(self._source.loss)
+            raise
+        except VideoError as error:
+            if not self._taken:
+                raise
+            self._lost(error)
+            raise StopIteration from error
+        self._taken += 1
+        return frame
+
+    def _lost(self, error: VideoError | None) -> None:
+        if error is not None:
+            self.ended_by, self.loss = "loss", error
+
+
+def run_document(
+    summary: StreamSummary,
+    *,
+    settings: Settings,
+    bundle: str,
+    ended_by: EndedBy = "end",
+    comparison: DenseComparison | None = None,
+) -> dict[str, Any]:
+    """`summary` with all it takes to judge or repeat it, as dicts, lists and finite numbers.
+
+    `bundle` names the model.
+    """
+    return {
+        "bundle": bundle,
+        "settings": asdict(settings),
+        "ended_by": ended_by,
+        "summary": summary.to_json(),
+        "against_dense": asdict(comparison) if comparison else None,
+        "machine": machine_facts(),
+    }

@@ -23,7 +23,7 @@ from stc.runtime.memory.settings import MemorySettings, Policy
 from stc.runtime.report import FrameReport
 from stc.runtime.stream.opening import BACKENDS, BackendName, check_device, open_backend
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.flags import open_named
+from stc.runtime.video.open import open_video
 from stc.runtime.video.source.frame import LAST_INDEX, Frame
 from stc.runtime.video.source.source import RtspTransport, VideoSource
 from stc.runtime.vision.tower import VisionTower
@@ -83,7 +83,7 @@ class Stream:
         """
         if frames is not None:
             frames = whole("--frames", frames, least=1, most=LAST_INDEX)
-        with open_named(
+        with open_video(
             str(source),
             fps=fps,
             live=live,

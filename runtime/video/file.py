@@ -16,10 +16,11 @@ from stc.runtime.video.clock import (
     LONGEST_PAUSE_S,
     Clock,
     Foreseen,
+    FrameSampler,
+    expected_frames,
 )
 from stc.runtime.video.decoding.declared_size import is_cut_off
 from stc.runtime.video.decoding.decoder import Decoder
-from stc.runtime.video.sampler import FrameSampler, expected_frames
 from stc.runtime.video.source.awaited import Awaited
 from stc.runtime.video.source.errors import reason
 from stc.runtime.video.source.frame import Frame

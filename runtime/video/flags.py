@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 
-from stc.errors import SettingsError
 from stc.runtime.video.open import open_video
 from stc.runtime.video.source.frame import LAST_INDEX
 from stc.runtime.video.source.source import (
     RTSP_TRANSPORTS,
-    Dialling,
     Reconnection,
-    RtspTransport,
     VideoSource,
 )
 from stc.shell.flags import number_flag, whole_flag
-from stc.shell.ranges import real
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,34 +56,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_source(flags: argparse.Namespace) -> VideoSource:
-    """The source the flags name, opened.
-
-    Raises SettingsError and VideoError as `open_named`.
-    """
+    """The source the flags name, opened; raises as `open_video`."""
     names = ("fps", "live", "give_up_s", "rtsp_transport", "probe_s")
-    return open_named(flags.video, **{name: getattr(flags, name) for name in names})
-
-
-def open_named(
-    video: str,
-    *,
-    fps: float | None,
-    live: bool,
-    give_up_s: float | None,
-    rtsp_transport: RtspTransport | None,
-    probe_s: float | None,
-) -> VideoSource:
-    """The source `video`, opened as the flags of these names say.
-
-    Raises SettingsError for a value out of range or without effect, VideoError as `open_video`.
-    """
-    reconnection = None
-    if give_up_s is not None:
-        real("--give-up-s", give_up_s, "more than 0 seconds", above=0, most=math.inf)
-        reconnection = Reconnection(give_up_s=give_up_s)
-    dialling = Dialling(rtsp_transport=rtsp_transport, probe_s=probe_s)
-    source = open_video(video, fps=fps, reconnection=reconnection, live=live, dialling=dialling)
-    if reconnection is not None and not source.is_live:
-        source.close()
-        raise SettingsError("--give-up-s", "requires a live --video: a file is not lost")
-    return source
+    return open_video(flags.video, **{name: getattr(flags, name) for name in names})

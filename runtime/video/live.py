@@ -14,9 +14,8 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from stc.errors import VideoError
-from stc.runtime.video.clock import Clock
+from stc.runtime.video.clock import Clock, FrameSampler
 from stc.runtime.video.decoding.decoder import Decoder
-from stc.runtime.video.sampler import FrameSampler
 from stc.runtime.video.source.awaited import awaited
 from stc.runtime.video.source.errors import reason, unreadable
 from stc.runtime.video.source.frame import Frame

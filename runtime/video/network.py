@@ -13,7 +13,7 @@ from av.error import FFmpegError
 from stc.errors import VideoError
 from stc.runtime.video.causes import cause_of, connected, without_video
 from stc.runtime.video.source.address import RTSP_SCHEMES, Address
-from stc.runtime.video.source.source import Dialling
+from stc.runtime.video.source.source import RtspTransport
 
 TIMEOUTS_S = (10.0, 10.0)
 """How long a server may stay silent when asked for a stream, and between two packets."""
@@ -49,14 +49,16 @@ class NetworkOpener:
     opened holds no video that can be decoded.
     """
 
-    def __init__(self, address: Address, name: str, dialling: Dialling) -> None:
+    def __init__(
+        self, address: Address, name: str, transport: RtspTransport | None, probe_s: float | None
+    ) -> None:
         self._address = address
         self._name = name
-        self._probe_s = dialling.probe_s or PROBE_S
-        self._asked_transport = dialling.rtsp_transport
+        self._probe_s = probe_s or PROBE_S
+        self._asked_transport = transport
         self._transports: tuple[dict[str, str], ...] = ({},)
         if address.scheme in RTSP_SCHEMES:
-            self._transports = _TRANSPORTS[dialling.rtsp_transport or "auto"]
+            self._transports = _TRANSPORTS[transport or "auto"]
         if address.scheme == "rtsps":
             self._transports = _TRANSPORTS["tcp"]
         self._called = False

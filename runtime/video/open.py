@@ -5,10 +5,12 @@ Needs no PyAV to be imported; only `open_video` does.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +18,9 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from stc.errors import SettingsError, VideoError
+from stc.runtime.video.clock import FrameSampler
 from stc.runtime.video.decoding.declared_size import is_cut_off
 from stc.runtime.video.decoding.libraries import require_av
-from stc.runtime.video.sampler import FrameSampler
 from stc.runtime.video.source.address import (
     HTTP_SCHEMES,
     LIVE_SCHEMES,
@@ -29,11 +31,18 @@ from stc.runtime.video.source.address import (
     without_credentials,
 )
 from stc.runtime.video.source.awaited import awaited
-from stc.runtime.video.source.source import Dialling, Reconnection, VideoSource
+from stc.runtime.video.source.source import (
+    RTSP_TRANSPORTS,
+    Reconnection,
+    RtspTransport,
+    VideoSource,
+)
+from stc.shell.ranges import one_of, real
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
+LONGEST_PROBE_S = 60.0
 FILE_SCHEMES = (*HTTP_SCHEMES, "file")
 
 _CAMERA = re.compile(r"/dev/(video\d+|v4l/.+)")
@@ -43,9 +52,11 @@ def open_video(
     source: str,
     *,
     fps: float | None = None,
-    reconnection: Reconnection | None = None,
     live: bool = False,
-    dialling: Dialling | None = None,
+    give_up_s: float | None = None,
+    rtsp_transport: RtspTransport | None = None,
+    probe_s: float | None = None,
+    reconnection: Reconnection | None = None,
 ) -> VideoSource:
     """`source` opened; close it, or use it in a `with`.
 
@@ -54,18 +65,28 @@ def open_video(
         newest frame wins.
     fps: frames sampled per second by presentation time: for each k/fps the first frame not
         earlier; None for every frame.
-    reconnection: how long a lost live source is waited for; None for Reconnection().
     live: an http(s):// address is a camera, and live as those above.
-    dialling: how a live address is opened; None for Dialling().
+    give_up_s: how long a lost live source is waited for; None for that of `reconnection`.
+    rtsp_transport: what an RTSP camera sends over; auto, as None, tries TCP, then UDP.
+    probe_s: seconds of a live stream that libav looks at before its first frame, None for PROBE_S.
+        Where they tell no size of the picture, it looks again for the 5 s it takes by itself.
 
     User name and password in an address may hold any character.
 
-    Raises SettingsError when fps is not a positive finite number, or `live` or `dialling` say
-    something that this source has no use for; VideoError when PyAV is not installed, or the
-    source cannot be opened or has no video.
+    Raises SettingsError for a value out of range, or that this source has no use for; VideoError
+    when PyAV is not installed, or the source cannot be opened or has no video.
     """
-    # Checked before anything is opened, so that a wrong rate leaves nothing to close.
+    # Checked before anything is opened, so that a wrong value leaves nothing to close.
     FrameSampler(fps, 0.0)
+    reconnection = reconnection or Reconnection()
+    if give_up_s is not None:
+        give_up_s = real("--give-up-s", give_up_s, "more than 0 seconds", above=0, most=math.inf)
+        reconnection = replace(reconnection, give_up_s=give_up_s)
+    if rtsp_transport is not None:
+        one_of("--rtsp-transport", rtsp_transport, RTSP_TRANSPORTS)
+    if probe_s is not None:
+        expected = f"more than 0, at most {LONGEST_PROBE_S:g} seconds"
+        probe_s = real("--probe-s", probe_s, expected, above=0, most=LONGEST_PROBE_S)
     if not source:
         raise VideoError("--video", "got nothing", "a file, /dev/videoN or an rtsp:// address")
     require_av()
@@ -88,10 +109,19 @@ def open_video(
     if scheme not in (None, "file") and Address.of(source).port == 0:
         fix = "correct what stands behind the host, or escape the password in front of it"
         raise VideoError(without_credentials(source), "no such port", "1 to 65535", fix)
-    dialling = dialling or Dialling()
-    _check_use(dialling, scheme, live=live)
+    if rtsp_transport is not None and scheme not in RTSP_SCHEMES:
+        raise SettingsError("--rtsp-transport", "requires an rtsp:// --video", fix="leave it out")
+    if rtsp_transport == "udp" and scheme == "rtsps":
+        raise SettingsError("--rtsp-transport", "got udp", "tcp, which carries rtsps://")
+    if probe_s is not None and (scheme is None or not live):
+        raise SettingsError("--probe-s", "requires a live address as --video", fix="leave it out")
+    if give_up_s is not None and not live:
+        raise SettingsError("--give-up-s", "requires a live --video: a file is not lost")
     if live:
-        return _open_live(source, scheme, fps, reconnection or Reconnection(), dialling)
+        from stc.runtime.video.live import LiveVideo
+
+        opener = _opener(source, scheme, rtsp_transport, probe_s)
+        return LiveVideo(opener, source, fps=fps, reconnection=reconnection)
     if scheme in HTTP_SCHEMES:
         return _open_remote(source, fps)
     return _open_file(local_path(source), fps)
@@ -104,38 +134,19 @@ def local_path(source: str) -> str:
     return source
 
 
-def _check_use(dialling: Dialling, scheme: str | None, *, live: bool) -> None:
-    """Raises SettingsError for what `dialling` says and the source has no use for."""
-    transport = dialling.rtsp_transport
-    if transport is not None and scheme not in RTSP_SCHEMES:
-        raise SettingsError("--rtsp-transport", "requires an rtsp:// --video", fix="leave it out")
-    if transport == "udp" and scheme == "rtsps":
-        raise SettingsError("--rtsp-transport", "got udp", "tcp, which carries rtsps://")
-    if dialling.probe_s is not None and (scheme is None or not live):
-        raise SettingsError("--probe-s", "requires a live address as --video", fix="leave it out")
-
-
-def _open_live(
-    source: str,
-    scheme: str | None,
-    fps: float | None,
-    reconnection: Reconnection,
-    dialling: Dialling,
-) -> VideoSource:
+def _opener(
+    source: str, scheme: str | None, transport: RtspTransport | None, probe_s: float | None
+) -> Callable[[], InputContainer]:
+    """What opens the live `source`, again when it was lost."""
     import av
 
-    from stc.runtime.video.live import LiveVideo
     from stc.runtime.video.network import NetworkOpener
 
-    def camera() -> InputContainer:
-        return av.open(source, "r", format="v4l2")
-
-    opener: Callable[[], InputContainer] = camera
     if scheme is not None:
-        opener = NetworkOpener(Address.of(source), without_credentials(source), dialling)
-    else:
-        _check_camera(source)
-    return LiveVideo(opener, source, fps=fps, reconnection=reconnection)
+        name = without_credentials(source)
+        return NetworkOpener(Address.of(source), name, transport, probe_s)
+    _check_camera(source)
+    return lambda: av.open(source, "r", format="v4l2")
 
 
 def _open_file(path: str, fps: float | None) -> VideoSource:

@@ -22,7 +22,7 @@ from stc.runtime.video import flags as source_flags
 from stc.runtime.video import network as video_network
 from stc.runtime.video.decoding.decoder import Decoder
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.source import Dialling, Reconnection, VideoSource
+from stc.runtime.video.source.source import Reconnection, RtspTransport, VideoSource
 from tests.clips import number_of, numbered, numbered_clip, write_clip
 from tests.rtsp_camera import RtspCamera
 from tests.stream_server import pieces, silence, tcp_server, web_camera
@@ -90,23 +90,25 @@ def test_tcp_is_asked_for_first(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-def test_the_transport_asked_for_is_the_one_that_is_used(clip: Path, transport: str) -> None:
+def test_the_transport_asked_for_is_the_one_that_is_used(
+    clip: Path, transport: RtspTransport
+) -> None:
     """--rtsp-transport, as ffmpeg's -rtsp_transport."""
-    dialling = Dialling(rtsp_transport=transport)  # type: ignore[arg-type]
-    with RtspCamera(clip) as camera, open_video(camera.address, dialling=dialling) as video:
+    with RtspCamera(clip) as camera, open_video(camera.address, rtsp_transport=transport) as video:
         next(video)
         assert camera.asked == [transport]
 
 
 @pytest.mark.parametrize(("transport", "offered"), [("tcp", "udp"), ("udp", "tcp")])
-def test_a_transport_the_camera_refuses_is_named(clip: Path, transport: str, offered: str) -> None:
+def test_a_transport_the_camera_refuses_is_named(
+    clip: Path, transport: RtspTransport, offered: str
+) -> None:
     """--rtsp-transport udp of a camera that sends over TCP only, and the other way round."""
-    dialling = Dialling(rtsp_transport=transport)  # type: ignore[arg-type]
     with (
         RtspCamera(clip, transports=[offered]) as camera,
         pytest.raises(VideoError, match=f"does not send over {transport}; leave out --rtsp-transp"),
     ):
-        open_video(camera.address, dialling=dialling)
+        open_video(camera.address, rtsp_transport=transport)
 
 
 def test_a_server_that_is_not_done_with_the_viewer_before_is_asked_again(clip: Path) -> None:
@@ -146,10 +148,9 @@ def test_the_first_frame_does_not_wait_for_the_rate(
 
 def test_a_camera_whose_key_frame_is_late_is_looked_at_for_longer(h264: Path) -> None:
     """Long groups of pictures without parameters in the description: the size comes late."""
-    dialling = Dialling(probe_s=0.04)
     with (
         RtspCamera(h264, pace_s=0.02, first=1) as camera,
-        open_video(camera.address, reconnection=SOON, dialling=dialling) as video,
+        open_video(camera.address, reconnection=SOON, probe_s=0.04) as video,
     ):
         assert number_of(next(video).rgb) in range(20)
         # SlicedEmbedding at twice, and from then on for long enough at once.
@@ -231,6 +232,7 @@ def test_sound_alone_of_gstreamer_is_told_apart(gstreamer: str) -> None:
         (["--video", "rtsps://h/a", "--rtsp-transport", "udp"], "--rtsp-transport: got udp"),
         (["--video", "clip.mp4", "--probe-s", "2"], "--probe-s: requires a live address"),
         (["--video", "http://h/a", "--probe-s", "2"], "--probe-s: requires a live address"),
+        (["--video", "http://h/a", "--give-up-s", "2"], "--give-up-s: requires a live --video"),
         (["--video", "rtsp://h/a", "--probe-s", "0"], "--probe-s: got 0.0, expected more than 0"),
         (["--video", "rtsp://h/a", "--probe-s", "nan"], "--probe-s: got nan"),
         (["--video", "rtsp://h/a", "--probe-s", "1e9"], "--probe-s: got 1000000000.0"),
@@ -252,8 +254,8 @@ def source_of(*flags: str) -> VideoSource:
 
 def test_a_transport_there_is_none_of_is_refused() -> None:
     """--rtsp-transport http, which ffmpeg has and this has not."""
-    with pytest.raises(SettingsError, match="--rtsp-transport: got 'http', expected one of auto"):
-        Dialling(rtsp_transport="http")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="--rtsp-transport: got 'http', expected auto, tcp"):
+        open_video("rtsp://h/a", rtsp_transport="http")  # type: ignore[arg-type]
 
 
 def test_flags_of_a_network_camera_arrive(clip: Path, looked: list[dict[str, str]]) -> None:

@@ -8,18 +8,30 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
+from av.stream import Disposition
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from stc.errors import VideoError
 from stc.runtime.video.decoding.rgb_converter import RgbConverter
-from stc.runtime.video.decoding.streams import choose_stream
 
 LONGEST_DAMAGE = 16
 """Unreadable places in a row after which the rest of a container counts as lost."""
-
 USUAL_RATE = 25.0
 """Frames per second assumed of a source that declares none and stamps no frame."""
+
+_NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
+"""Pictures beside a film or music: covers, and those of chapters."""
+_BESIDE = (
+    Disposition.comment
+    | Disposition.hearing_impaired
+    | Disposition.visual_impaired
+    | Disposition.still_image
+    | Disposition.dependent
+)
+"""Streams that accompany the main one."""
+_KINDS = {"video": "a cover picture"}
 
 
 class Decoder:
@@ -114,3 +126,45 @@ class Decoder:
         elif self._container.duration:
             seconds = self._container.duration / av.time_base
         return round(seconds * self.rate) if seconds > 0 and self.rate else None
+
+
+def choose_stream(container: InputContainer, name: str) -> tuple[VideoStream, str | None]:
+    """The video stream a viewer would see, and one line about the choice, None without one.
+
+    Of those that can be decoded and are no mere covers: one whose size is known, that is no
+    accompaniment, marked as the default, the largest, the first; the earlier counts for more.
+
+    Raises VideoError when there is none.
+    """
+    if len(container.streams) == 0:
+        raise VideoError(
+            name,
+            "holds no streams; it was cut off, or never finished",
+            fix="copy or record it again",
+        )
+    streams = [s for s in container.streams.video if not s.disposition & _NO_VIDEO]
+    if not streams:
+        kinds = sorted({_KINDS.get(stream.type, stream.type) for stream in container.streams})
+        raise VideoError(
+            name, f"has no video, only {' and '.join(kinds)}", "a video stream", "name another file"
+        )
+    # PyAV knows no codec context, nor the size in it, where libav has no decoder.
+    decodable = [stream for stream in streams if stream.codec_context is not None]
+    if not decodable:
+        raise VideoError(
+            name,
+            "no decoder for its video codec",
+            "one PyAV has",
+            "write it again: ffmpeg -c:v libx264",
+        )
+    chosen = max(decodable, key=_rank)
+    if len(streams) == 1:
+        return chosen, None
+    size = f"{chosen.codec_context.width}x{chosen.codec_context.height}"
+    return chosen, f"{name}: {len(streams)} video streams; number {chosen.index}, {size}, is read"
+
+
+def _rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
+    area_px = stream.codec_context.width * stream.codec_context.height
+    kind = stream.disposition
+    return area_px > 0, not kind & _BESIDE, bool(kind & Disposition.default), area_px

@@ -2,75 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, Literal, TypeVar, get_args
 
-from stc.errors import SettingsError, VideoError
+from stc.errors import VideoError
 from stc.runtime.video.source.address import without_credentials as without_credentials
 from stc.runtime.video.source.frame import Frame
-from stc.shell.ranges import real
 
 RtspTransport = Literal["auto", "tcp", "udp"]
 RTSP_TRANSPORTS: tuple[RtspTransport, ...] = get_args(RtspTransport)
 
-LONGEST_PROBE_S = 60.0
-
 _Source = TypeVar("_Source", bound="VideoSource")
-
-LONGEST_WAIT_S = 86_400.0
-"""Between two attempts to open a lost source: a day."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconnection:
-    """How long a live source that was lost is waited for.
+    """How long a live source that was lost is waited for, in seconds.
 
     The waits between attempts start at `first_wait_s` and double up to `longest_wait_s`;
-    `give_up_s` after the last decoded frame the source ends with a VideoError.
-
-    All are seconds; `give_up_s` may be infinite. Raises SettingsError for a wait that is not
-    positive, or longer than LONGEST_WAIT_S.
+    `give_up_s`, which may be infinite, after the last decoded frame the source ends with a
+    VideoError.
     """
 
     first_wait_s: float = 0.5
     longest_wait_s: float = 8.0
     give_up_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name, wait_s in vars(self).items():
-            most, expected = math.inf, "more than 0 seconds"
-            if name != "give_up_s":
-                most, expected = LONGEST_WAIT_S, f"{expected}, at most {LONGEST_WAIT_S:g}"
-            seconds = real(f"Reconnection.{name}", wait_s, expected, above=0, most=most)
-            object.__setattr__(self, name, seconds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dialling:
-    """How a live network address is opened, each time; None leaves it to the runtime.
-
-    rtsp_transport: what an RTSP camera sends over; auto tries TCP, then UDP.
-    probe_s: seconds of a stream that libav looks at before its first frame. Where they tell no
-        size of the picture, it looks again for the 5 s it takes by itself.
-
-    Raises SettingsError for a value out of range.
-    """
-
-    rtsp_transport: RtspTransport | None = None
-    probe_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.rtsp_transport not in (None, *RTSP_TRANSPORTS):
-            expected = f"one of {', '.join(RTSP_TRANSPORTS)}"
-            raise SettingsError("--rtsp-transport", f"got {self.rtsp_transport!r}", expected)
-        if self.probe_s is not None:
-            expected = f"more than 0, at most {LONGEST_PROBE_S:g} seconds"
-            seconds = real("--probe-s", self.probe_s, expected, above=0, most=LONGEST_PROBE_S)
-            object.__setattr__(self, "probe_s", seconds)
 
 
 class VideoSource(ABC, Iterator[Frame]):
