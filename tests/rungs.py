@@ -15,7 +15,7 @@ from stc.export.graphs.torch_graphs import TorchGraphs
 from stc.export.towers.siglip.reference import TorchVision
 from stc.export.towers.siglip.tower import Tower
 from stc.method.graphs import vision_graphs
-from stc.runtime.sides.tower_stream import TowerStream
+from stc.runtime.sides import TowerStream
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.vision_cases import Exported, numpy_weights

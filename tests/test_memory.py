@@ -204,7 +204,7 @@ def test_all_answers_when_it_is_full(prefill_every: int) -> None:
     answer = language.ask(QUESTION, 80)
     list(answer)
     assert len(answer.token_ids) == 80
-    told += language.flush()
+    told += language.prefilled()
     assert isinstance(told.error, LanguageError)
     assert told.frames + told.left_out == 100
     assert told.frames * POOLED == memory.facts().tokens - len(prompt.before)

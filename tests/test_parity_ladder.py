@@ -189,8 +189,8 @@ def test_every_graph_and_every_stream_equals_pytorch(case: str, exported: Export
     settings = Settings(reference_interval=3, recompute_ratio=0.3, budget=3)
     report = ParityReport(precision)
     graphs, vision = torch_graphs(one.weights), TorchVision(one.weights)
-    compare_graphs(tower, graphs, (frames[0], frames[1]), settings, report, lambda: None)
-    compare_streams(tower, vision, frames, settings, report, lambda: None)
+    compare_graphs(tower, graphs, (frames[0], frames[1]), settings, report)
+    compare_streams(tower, vision, frames, settings, report)
 
     assert report.passed, [row for row in report.rows.values() if not row.passed]
     compared = {where for where, _ in report.rows}

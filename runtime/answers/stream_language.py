@@ -88,13 +88,6 @@ class StreamLanguage:
                     self._remember_next()
             return self.prefilled()
 
-    def flush(self) -> Prefill:
-        """Frames that wait are remembered now, unless for an answer; tells what `append` does."""
-        with self._lock:
-            if self._answer is None:
-                self._remember_waiting()
-            return self.prefilled()
-
     def prefilled(self) -> Prefill:
         """What has been remembered and left out since this was last told."""
         with self._lock:
@@ -231,17 +224,15 @@ class _Text:
         """Logits [V] after the text tokens `ids`, which follow those of earlier runs."""
         context, rows = self._context, self._context.rows
         places = context.start_row + self._count + np.arange(len(ids))
-        positions = context.start_position + self._count + np.arange(len(ids))
         rows.reserve(int(places[-1]) + 1)
         longer = rows.capacity - len(self._positions)
         self._positions = np.pad(self._positions, (0, longer), constant_values=EMPTY)
-        self._positions[places] = positions
+        self._positions[places] = context.start_position + self._count + np.arange(len(ids))
         # What is retrieved for the question serves its answer too.
         retrieve = context.retrieve if self._count == 0 else None
         try:
-            logits = self._model.logits(
-                self._model.embed(ids), positions, rows, places, self._positions, retrieve
-            )
+            hidden = self._model.embed(ids)
+            logits = self._model.logits(hidden, rows, places, self._positions, retrieve)
         except BaseException:
             rows.clear(places)
             raise

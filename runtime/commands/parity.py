@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,9 +46,15 @@ from stc.runtime.parity.vision import (
     compare_streams,
 )
 from stc.runtime.parity.whole import compare_whole_answer, compare_whole_vision, whole_steps
-from stc.runtime.sides.choice import PYTORCH, Against, language_side, other_side, vision_side
-from stc.runtime.sides.torch import whole_model
-from stc.runtime.sides.tower_stream import TowerStream
+from stc.runtime.sides import (
+    PYTORCH,
+    Against,
+    TowerStream,
+    language_side,
+    other_side,
+    vision_side,
+    whole_model,
+)
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.frame import Frame
@@ -61,7 +68,7 @@ from stc.shell.flags import whole_flag
 from stc.shell.progress import Progress
 
 if TYPE_CHECKING:
-    from stc.runtime.sides.torch import TorchVision
+    from stc.runtime.sides import TorchVision
 
 MODES = 3
 """dense, layerwise, shared."""
@@ -193,15 +200,13 @@ def _compare_vision(
     steps = len(vision_graphs(tower.spec.blocks)) + MODES * len(frames)
     task = progress.add_task("comparing", total=steps)
 
-    def tick() -> None:
-        progress.advance(task)
-
-    compare_graphs(tower, graphs, (pixels[0], pixels[1]), chosen, report, tick)
-    compare_streams(tower, stream, pixels, chosen, report, tick)
+    report.tick = partial(progress.advance, task)
+    compare_graphs(tower, graphs, (pixels[0], pixels[1]), chosen, report)
+    compare_streams(tower, stream, pixels, chosen, report)
     captured: set[str] = set()
     if isinstance(tower.backend, TensorRtBackend):
         progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
-        captured = compare_captured(tower, frames, chosen, report, tick)
+        captured = compare_captured(tower, frames, chosen, report)
     measuring = progress.add_task("measuring latency", total=ENOUGH)
     with closing(StreamSession(tower, chosen)) as session:
         bench = measure_latency(
@@ -235,11 +240,8 @@ def _compare_language(
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("comparing language", total=language_steps(model.spec.blocks))
-
-        def tick() -> None:
-            progress.advance(task)
-
-        compare_language(model, graphs, decoder, video, report, tick, four_bits=four_bits)
+        report.tick = partial(progress.advance, task)
+        compare_language(model, graphs, decoder, video, report, four_bits)
 
 
 def _compare_whole(
@@ -260,19 +262,16 @@ def _compare_whole(
             return "not compared with transformers: its weights are random, in no checkpoint"
         steps = whole_steps(len(frames), with_language=model is not None)
         task = progress.add_task("comparing whole model", total=steps)
-
-        def tick() -> None:
-            progress.advance(task)
-
+        report.tick = partial(progress.advance, task)
         found = ""
         if whole.missing:
             found = f"; transformers found no {whole.missing[0]} in the checkpoint and made one up"
-        tokens = compare_whole_vision(tower, frames, whole, report, tick)
+        tokens = compare_whole_vision(tower, frames, whole, report)
         if model is None:
             return f"its visual tokens compared with transformers'{found}"
         try:
             prompt, text = Prompt(bundle.companions(), model.spec, bundle.root), "a question"
         except LanguageError as error:
             prompt, text = None, f"noise for text ({error})"
-        compare_whole_answer(model, prompt, tokens, whole, report, tick)
+        compare_whole_answer(model, prompt, tokens, whole, report)
         return f"compared with transformers', from pictures to stop tokens, with {text}{found}"

@@ -31,10 +31,9 @@ from stc.runtime.output import STDOUT, document_output, refuse_shared_paths
 from stc.runtime.show.live_table import LiveTable, print_summary
 from stc.runtime.show.overlay import OverlayWriter
 from stc.runtime.stream import opening
-from stc.runtime.stream.dense_run import DenseRun
-from stc.runtime.stream.run import EndedBy, StreamRun, run_document
+from stc.runtime.stream.run import DenseRun, EndedBy, StreamRun, run_document
 from stc.runtime.stream.stream import open_stream
-from stc.runtime.video import flags as source_flags
+from stc.runtime.video import open as video
 from stc.shell import command
 from stc.shell.command import Console, stdout_outlived
 
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.Parser(prog="stc-run", description=__doc__)
     opening.add_flags(parser)
-    source_flags.add_flags(parser)
+    video.add_flags(parser)
     parser.add_argument(
         "--overlay",
         type=Path,
@@ -95,7 +94,7 @@ def _run(flags: argparse.Namespace) -> int:
     # The device is given back last: it takes time, and may fail.
     with _stdout_of(flags), ExitStack() as device, document_output(flags.json) as write:
         with ExitStack() as stack:
-            source = stack.enter_context(source_flags.open_source(flags))
+            source = stack.enter_context(video.open_source(flags))
             if source.notice is not None:
                 say(source.notice)
             overlay = stack.enter_context(_overlay(flags.overlay, spec, failures))

@@ -80,11 +80,6 @@ class KvRows:
             backend.write_rows(self.keys[block], start, key, first, count)
             backend.write_rows(self.values[block], start, value, first, count)
 
-    def put(self, block: int, start: int, key: Tensor, value: Tensor) -> None:
-        """The rows from `start` on hold `key` and `value` [G, m, e]."""
-        self.model.backend.write_rows(self.keys[block], start, key)
-        self.model.backend.write_rows(self.values[block], start, value)
-
     def copy(self, block: int, start: int, source: KvRows, first: int, count: int) -> None:
         """The rows from `start` on hold what the `count` rows of `source` from `first` on do."""
         backend = self.model.backend
@@ -134,12 +129,12 @@ class PlainRows:
     def remember(self, hidden: NDArray[Any], start: int) -> None:
         """The rows from `start` on hold the tokens `hidden` [m, D]."""
         places, positions = self._placed(len(hidden), start)
-        self.model.remember(hidden, places, self._rows, places, positions)
+        self.model.remember(hidden, self._rows, places, positions)
 
     def logits(self, hidden: NDArray[Any], start: int) -> NDArray[np.float32]:
         """float32 [V] after the last of the tokens `hidden`; otherwise as `remember`."""
         places, positions = self._placed(len(hidden), start)
-        return self.model.logits(hidden, places, self._rows, places, positions)
+        return self.model.logits(hidden, self._rows, places, positions)
 
     def _placed(self, count: int, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         positions = np.full(self._rows.capacity, EMPTY, np.int64)

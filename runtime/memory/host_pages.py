@@ -24,23 +24,16 @@ SEGMENT_BYTES = 64 << 20
 class HostPages:
     """At most `most` pages in host memory, older ones in `spill`, the oldest dropped.
 
-    dropped: pages gone for good.
+    spilled: pages in the spill file. dropped: pages gone for good.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        most: int,
-        spill: SpillFile | None = None,
-    ) -> None:
-        self._shape, self._dtype = shape, dtype
+    def __init__(self, most: int, spill: SpillFile | None = None) -> None:
         self._most = most
         self._spill = spill
-        self._free: list[int] = []
         self._told_full = False
+        self.spilled = 0
         self.dropped = 0
-        self._slots: deque[int] = deque()
+        self._left = 0  # pages that were in the spill file and no longer are
         self._held: deque[NDArray[Any]] = deque()
 
     def __len__(self) -> int:
@@ -56,16 +49,11 @@ class HostPages:
         """Bytes they take."""
         return sum(page.nbytes for page in self._held)
 
-    @property
-    def spilled(self) -> int:
-        """Pages in the spill file."""
-        return len(self._slots)
-
     def add(self, kv: NDArray[Any]) -> int:
         """A copy of the page `kv` is held as the newest; returns how many of the oldest pages
         were dropped for it."""
         before = self.dropped
-        room = self._make_room() if self.held == self._most else np.empty(self._shape, self._dtype)
+        room = self._make_room() if self.held == self._most else np.empty_like(kv)
         room[:] = kv
         self._held.append(room)
         return self.dropped - before
@@ -73,7 +61,7 @@ class HostPages:
     def read(self, number: int, block: int) -> NDArray[Any]:
         """Keys and values [2, G, k, e] of page `number`, the oldest left being 0."""
         if self._spill is not None and number < self.spilled:
-            return self._spill.read(self._slots[number], block)
+            return self._spill.read((self._left + number) % self._spill.slots, block)
         page: NDArray[Any] = self._held[number - self.spilled][block]
         return page
 
@@ -86,28 +74,20 @@ class HostPages:
 
     def _make_room(self) -> NDArray[Any]:
         """The memory of the oldest page held, which is in the spill file or dropped."""
-        oldest = self._held.popleft()
-        slot = self._slot()
-        if slot is None or self._spill is None:
+        oldest, spill = self._held.popleft(), self._spill
+        if spill is None:
             self.dropped += 1
-        else:
-            self._spill.write(slot, oldest)
-            self._slots.append(slot)
+            return oldest
+        # A file that cannot grow never will: from then on its slots are a ring.
+        if self.spilled == spill.slots and not spill.grow():
+            self.dropped += 1
+            if not self.spilled:
+                return oldest
+            self._left += 1
+            self.spilled -= 1
+        spill.write((self._left + self.spilled) % spill.slots, oldest)
+        self.spilled += 1
         return oldest
-
-    def _slot(self) -> int | None:
-        """A slot of the spill file to write to, that of its oldest page if need be."""
-        if self._spill is None:
-            return None
-        before = self._spill.slots
-        if not self._free and self._spill.grow():
-            self._free = list(range(self._spill.slots - 1, before - 1, -1))
-        if self._free:
-            return self._free.pop()
-        if not self._slots:
-            return None
-        self.dropped += 1
-        return self._slots.popleft()
 
 
 class SpillFile:

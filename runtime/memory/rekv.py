@@ -48,7 +48,7 @@ class RekvMemory(WindowMemory):
         spec = model.spec
         self.page = page
         self.top = top
-        self.host = HostPages(page_shape(model, page), model.dtype, cap.held, spill)
+        self.host = HostPages(cap.held, spill)
         self._window: deque[int] = deque()  # the first row of every page, oldest first
         # Of the pages of the host, then of those of the window.
         self._representatives = Representatives(
@@ -104,7 +104,7 @@ class RekvMemory(WindowMemory):
             self._answer_rows.copy(block, row, self.rows, first, self.page)
             return
         keys, values = map(self.model.backend.to_device, self.host.read(number, block))
-        self._answer_rows.put(block, row, keys, values)
+        self._answer_rows.write(block, row + np.arange(self.page), keys, values)
 
     def facts(self) -> MemoryFacts:
         return MemoryFacts(

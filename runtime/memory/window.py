@@ -8,6 +8,7 @@ of a question.
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,10 +76,8 @@ class WindowMemory:
         places = self.order.place(len(hidden))
         try:
             self.rows.fit(max(self.order.used, int(places.max()) + 1))
-            positions = self.order.with_next(places)
-            self.model.remember(
-                hidden, positions[places], self.rows, places, self._of_rows(positions)
-            )
+            positions = self._of_rows(self.order.with_next(places))
+            self.model.remember(hidden, self.rows, places, positions)
         except BaseException:
             self.rows.clear(places[places < self.rows.capacity])
             raise
@@ -230,8 +229,6 @@ class RowOrder:
 
     def with_next(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """`positions` as they will be once `places` are held."""
-        future = RowOrder(self.fixed, self.ring)
-        future.count, future._next = self.count, self._next
-        future._numbers = self._numbers.copy()
+        future = deepcopy(self)
         future.hold(places)
         return future.positions()

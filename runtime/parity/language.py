@@ -6,7 +6,6 @@ That is PyTorch's, or ONNX Runtime's on a device without PyTorch; arrays are com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,10 +31,10 @@ from stc.program import Arrays, Side
 from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import EMPTY, LanguageModel
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.sides.choice import OnnxDecoder
+from stc.runtime.sides import OnnxDecoder
 
 if TYPE_CHECKING:
-    from stc.runtime.sides.torch import TorchLanguage
+    from stc.runtime.sides import TorchLanguage
 
 PROMPT = 24
 """Text tokens before the answer."""
@@ -66,7 +65,6 @@ def compare_language(
     decoder: TorchLanguage | OnnxDecoder,
     video: NDArray[Any],
     report: ParityReport,
-    tick: Callable[[], None],
     four_bits: LanguageModel | None = None,
 ) -> None:
     """`report` has rows for every language graph, for logits and for a greedy answer.
@@ -76,7 +74,7 @@ def compare_language(
     `four_bits` makes of the same tokens is told and not judged.
     """
     ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, PROMPT)
-    _compare_graphs(model, graphs, report, tick)
+    _compare_graphs(model, graphs, report)
     room = (*model.buckets.contexts, model.spec.most_positions)[0] - PROMPT - ANSWER
     hidden = np.concatenate([video[:room].astype(np.float32), decoder.embed(ids)])
     expected = decoder.generate(hidden, ANSWER)
@@ -89,7 +87,7 @@ def compare_language(
         report.told(FOUR_BITS, LOGITS, float(np.abs(first - logits[0]).max()))
         report.told(FOUR_BITS, "KL", kl(first, logits[0]))
         report.told(FOUR_BITS, OTHERS, _others(expected, logits))
-    tick()
+    report.tick()
 
 
 def compare_answer(
@@ -132,12 +130,7 @@ def _compare_logits(
     report.figure(where, "top-1 gap", float(got.max() - got[expected.argmax()]), gap)
 
 
-def _compare_graphs(
-    model: LanguageModel,
-    graphs: Side,
-    report: ParityReport,
-    tick: Callable[[], None],
-) -> None:
+def _compare_graphs(model: LanguageModel, graphs: Side, report: ParityReport) -> None:
     """Every graph from equal inputs; the other side's outputs are the next graph's inputs.
 
     Of few tokens, one where the engines take any size, as in decoding, and of many.
@@ -154,7 +147,7 @@ def _compare_graphs(
             tensors[port.name] = backend.to_device(array.astype(model.dtype) if network else array)
         for name, value in engine(tensors).items():
             report.graph(engine.name, name, expected[name], backend.to_host(value))
-        tick()
+        report.tick()
         return expected
 
     chunks = model.buckets.chunks or (1, PROMPT)
@@ -191,7 +184,7 @@ def _compare_graphs(
     last = backend.to_device(hidden[-1:].astype(model.dtype))
     got = backend.to_host(model.head({HIDDEN: last})[LOGITS])
     _compare_logits(report, model.head.name, expected[0], got[0])
-    tick()
+    report.tick()
 
 
 def answer_logits(

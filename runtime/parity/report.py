@@ -14,7 +14,7 @@ from rich.table import Table
 from stc.manifest import Precision
 from stc.method.difference import Difference, difference
 from stc.method.whole_model import whole_limit
-from stc.runtime.sides.choice import PYTORCH, Against
+from stc.runtime.sides import PYTORCH, Against
 from stc.shell.command import Console
 
 LOG_WIDTH = 200
@@ -57,10 +57,14 @@ class Row:
 
 @dataclass
 class ParityReport:
-    """Rows in the order they were compared; the worst figure stands for repeated comparisons."""
+    """Rows in the order they were compared; the worst figure stands for repeated comparisons.
+
+    tick: called after each of the steps that whoever compares counts.
+    """
 
     precision: Precision
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    tick: Callable[[], None] = lambda: None
 
     @property
     def passed(self) -> bool:

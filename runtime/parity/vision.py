@@ -7,7 +7,7 @@ arithmetic and not luck.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import cycle, islice
@@ -25,14 +25,14 @@ from stc.method.graphs import vision_ports
 from stc.method.judging import judged
 from stc.program import Arrays, Call, Side, run_paired
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.sides.tower_stream import Pixels, TowerFrame, TowerStream
+from stc.runtime.sides import Pixels, TowerFrame, TowerStream
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SELECTIONS, Settings
 
 if TYPE_CHECKING:
-    from stc.runtime.sides.torch import TorchVision
+    from stc.runtime.sides import TorchVision
 
 
 def compare_streams(
@@ -41,7 +41,6 @@ def compare_streams(
     frames: Sequence[Pixels],
     settings: Settings,
     report: ParityReport,
-    tick: Callable[[], None],
 ) -> None:
     """`report` has rows for dense, layerwise and shared, the worst over `frames`."""
     recomputed = settings.recomputed(tower.spec.tokens)
@@ -50,7 +49,7 @@ def compare_streams(
     def compare(mode: str, found: TowerFrame, expected: NDArray[Any]) -> None:
         report.chain(mode, HIDDEN, expected, found.hidden)
         report.chain(mode, TOKENS, other.project(expected), found.tokens)
-        tick()
+        report.tick()
 
     for pixels in frames:
         compare("dense", stream.reference(pixels), other.dense(pixels))
@@ -72,7 +71,6 @@ def compare_graphs(
     frames: tuple[Pixels, Pixels],
     settings: Settings,
     report: ParityReport,
-    tick: Callable[[], None],
 ) -> None:
     """Every graph has its rows in `report`, on a reference frame and a reuse frame.
 
@@ -92,7 +90,7 @@ def compare_graphs(
 
     first, second = frames
     inputs: dict[str, NDArray[Any]] = {PIXEL_VALUES: first, CHANGED_PIXELS: second}
-    run_paired(program, other, ours, inputs, judge, ended=lambda _: tick())
+    run_paired(program, other, ours, inputs, judge, ended=lambda _: report.tick())
 
 
 def captured_frames(settings: Settings) -> int:
@@ -101,11 +99,7 @@ def captured_frames(settings: Settings) -> int:
 
 
 def compare_captured(
-    tower: VisionTower,
-    frames: Sequence[Frame],
-    settings: Settings,
-    report: ParityReport,
-    tick: Callable[[], None],
+    tower: VisionTower, frames: Sequence[Frame], settings: Settings, report: ParityReport
 ) -> set[str]:
     """`report` has rows for frames captured as CUDA graphs and run engine by engine, in turns.
 
@@ -125,6 +119,6 @@ def compare_captured(
                 for name in ("recomputed", "kept"):
                     ours, theirs = getattr(got, name), getattr(expected, name)
                     report.figure(mode, name, float(np.setxor1d(ours, theirs).size), 0.0)
-                tick()
+                report.tick()
             kinds &= captured.captured
     return kinds

@@ -6,7 +6,7 @@ other side is what transformers makes of the same files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,14 @@ from stc.prompts.prompt import Prompt
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.parity.language import answer_logits, compare_answer
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.sides.tower_stream import TowerStream
+from stc.runtime.sides import TowerStream
 from stc.runtime.video.source.frame import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 
 if TYPE_CHECKING:
-    from stc.runtime.sides.torch import Pretrained
+    from stc.runtime.sides import Pretrained
 
 WHERE = "whole model"
 FRAMES = 2
@@ -46,11 +46,7 @@ def whole_steps(frames: int, *, with_language: bool) -> int:
 
 
 def compare_whole_vision(
-    tower: VisionTower,
-    frames: Sequence[Frame],
-    whole: Pretrained,
-    report: ParityReport,
-    tick: Callable[[], None],
+    tower: VisionTower, frames: Sequence[Frame], whole: Pretrained, report: ParityReport
 ) -> tuple[Array, Array]:
     """`report` has rows for the pixel values and visual tokens of the first FRAMES frames.
 
@@ -65,7 +61,7 @@ def compare_whole_vision(
         got.append(stream.reference(pixels).tokens)
         expected.append(whole.visual_tokens(other))
         report.whole(WHERE, TOKENS, expected[-1], got[-1], partial(whole.tokens_move, other))
-        tick()
+        report.tick()
     return np.concatenate(expected), np.concatenate(got)
 
 
@@ -75,7 +71,6 @@ def compare_whole_answer(
     tokens: tuple[Array, Array],
     whole: Pretrained,
     report: ParityReport,
-    tick: Callable[[], None],
 ) -> None:
     """`report` has rows for the prompt, the logits and the stop tokens of a greedy answer.
 
@@ -102,7 +97,7 @@ def compare_whole_answer(
     for theirs_row, row in zip(expected, logits, strict=True):
         report.whole(WHERE, LOGITS, theirs_row, row, partial(whole.logits_move, given))
     compare_answer(report, WHERE, OTHERS, answer, logits)
-    tick()
+    report.tick()
 
 
 def _apart(expected: Array, got: Array) -> int:

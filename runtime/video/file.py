@@ -110,18 +110,12 @@ class VideoFile(VideoSource):
             return None
         came = f"{decoded} frames" if counted is None else f"{decoded} of {counted} frames"
         if is_cut_off(self._source):
-            return VideoError(
-                self.name,
-                f"ended early: {came}; the file is cut off",
-                fix="copy or record it again",
-            )
-        if self._decoder.gave_up and decoded:
-            return VideoError(
-                self.name,
-                f"ended early: {came}; what follows is unreadable",
-                fix="check the disk, or write it again with ffmpeg",
-            )
-        return None
+            why, fix = "the file is cut off", "copy or record it again"
+        elif self._decoder.gave_up and decoded:
+            why, fix = "what follows is unreadable", "check the disk, or write it again with ffmpeg"
+        else:
+            return None
+        return VideoError(self.name, f"ended early: {came}; {why}", fix=fix)
 
     def _stamps_s(self, pictures: Iterator[VideoFrame | None]) -> Iterator[float | None]:
         return (None if one is None else self._decoder.stamp_s(one) for one in pictures)

@@ -74,10 +74,19 @@ class NetworkOpener:
             address, transport = self._address, self._asked_transport
             silent_s = _silent_s(start_s)
             raise cause_of(address, self._name, error, silent_s, transport) from error
-        told = self._fault_of(container)
-        if told is not None:
-            raise VideoError(self._name, told[0], fix=told[1])
-        return container
+        if container.format.name == "tty":  # libav plays plain text as terminal recordings
+            told = "text, not a video", "name the address of the stream itself"
+        elif not container.streams.video:
+            kinds = {stream.type for stream in container.streams}
+            # Many cameras have room for one viewer, and this looks once more.
+            container.close()
+            told = without_video(self._address, kinds)
+        elif all(stream.codec_context is None for stream in container.streams.video):
+            told = "no decoder for its video codec", "set the camera to H.264 or H.265"
+        else:
+            return container
+        container.close()
+        raise VideoError(self._name, told[0], fix=told[1])
 
     def _open(self, start_s: float) -> InputContainer:
         container = self._dial()
@@ -108,22 +117,6 @@ class NetworkOpener:
                     return connected(self._address, other, TIMEOUTS_S)
             # What a server says to the usual transport tells most.
             raise
-
-    def _fault_of(self, container: InputContainer) -> tuple[str, str] | None:
-        """Why `container` holds no video that can be decoded, and the fix; it is closed then."""
-        if container.format.name == "tty":
-            # libav plays plain text as terminal recordings.
-            container.close()
-            return "text, not a video", "name the address of the stream itself"
-        if not container.streams.video:
-            kinds = {stream.type for stream in container.streams}
-            # Many cameras have room for one viewer, and this looks once more.
-            container.close()
-            return without_video(self._address, kinds)
-        if all(stream.codec_context is None for stream in container.streams.video):
-            container.close()
-            return "no decoder for its video codec", "set the camera to H.264 or H.265"
-        return None
 
 
 def open_remote(address: Address, name: str) -> InputContainer:

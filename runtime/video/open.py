@@ -1,16 +1,16 @@
-"""Opening a video: files, cameras and streams by the name a user gives.
+"""Opening a video: files, cameras and streams by the name a user gives, and the flags for it.
 
 Needs no PyAV to be imported; only `open_video` does.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,12 +31,9 @@ from stc.runtime.video.source.address import (
     without_credentials,
 )
 from stc.runtime.video.source.awaited import awaited
-from stc.runtime.video.source.source import (
-    RTSP_TRANSPORTS,
-    Reconnection,
-    RtspTransport,
-    VideoSource,
-)
+from stc.runtime.video.source.frame import LAST_INDEX
+from stc.runtime.video.source.source import GIVE_UP_S, RTSP_TRANSPORTS, RtspTransport, VideoSource
+from stc.shell.flags import number_flag, whole_flag
 from stc.shell.ranges import one_of, real
 
 if TYPE_CHECKING:
@@ -56,7 +53,6 @@ def open_video(
     give_up_s: float | None = None,
     rtsp_transport: RtspTransport | None = None,
     probe_s: float | None = None,
-    reconnection: Reconnection | None = None,
 ) -> VideoSource:
     """`source` opened; close it, or use it in a `with`.
 
@@ -66,7 +62,7 @@ def open_video(
     fps: frames sampled per second by presentation time: for each k/fps the first frame not
         earlier; None for every frame.
     live: an http(s):// address is a camera, and live as those above.
-    give_up_s: how long a lost live source is waited for; None for that of `reconnection`.
+    give_up_s: how long a lost live source is waited for, which may be infinite; None for GIVE_UP_S.
     rtsp_transport: what an RTSP camera sends over; auto, as None, tries TCP, then UDP.
     probe_s: seconds of a live stream that libav looks at before its first frame, None for PROBE_S.
         Where they tell no size of the picture, it looks again for the 5 s it takes by itself.
@@ -78,10 +74,8 @@ def open_video(
     """
     # Checked before anything is opened, so that a wrong value leaves nothing to close.
     FrameSampler(fps, 0.0)
-    reconnection = reconnection or Reconnection()
     if give_up_s is not None:
         give_up_s = real("--give-up-s", give_up_s, "more than 0 seconds", above=0, most=math.inf)
-        reconnection = replace(reconnection, give_up_s=give_up_s)
     if rtsp_transport is not None:
         one_of("--rtsp-transport", rtsp_transport, RTSP_TRANSPORTS)
     if probe_s is not None:
@@ -121,7 +115,7 @@ def open_video(
         from stc.runtime.video.live import LiveVideo
 
         opener = _opener(source, scheme, rtsp_transport, probe_s)
-        return LiveVideo(opener, source, fps=fps, reconnection=reconnection)
+        return LiveVideo(opener, source, fps=fps, give_up_s=give_up_s or GIVE_UP_S)
     if scheme in HTTP_SCHEMES:
         return _open_remote(source, fps)
     return _open_file(local_path(source), fps)
@@ -232,3 +226,28 @@ def _check_camera(path: str) -> None:
         found = sorted(str(device) for device in Path("/dev").glob("video*"))
         fix = f"cameras here: {', '.join(found)}" if found else "no camera is connected here"
         raise VideoError(path, "no such device", fix=fix)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a source; open it with `open_source`."""
+    add = parser.add_argument
+    addresses = "file, http(s), rtsp, rtmp, rtp, tcp, udp, srt"
+    source = f"file, /dev/videoN, or an address: {addresses}"
+    add("--video", required=True, metavar="SOURCE", help=source)
+    add("--fps", type=number_flag, metavar="F", help="frames sampled per second, default all")
+    most = whole_flag(1, LAST_INDEX)
+    add("--frames", type=most, metavar="N", help="stop after N frames, default none")
+    live = "the http(s) address is a camera: late frames are dropped"
+    add("--live", action="store_true", help=live)
+    lost = f"wait for a lost live source, default {GIVE_UP_S:g}; inf: for ever"
+    add("--give-up-s", type=number_flag, metavar="S", help=lost)
+    over = "what the camera sends over, default auto: TCP, and UDP if it refuses"
+    add("--rtsp-transport", choices=RTSP_TRANSPORTS, help=over)
+    probed = "look at S seconds of a live address before its first frame, default 0.5"
+    add("--probe-s", type=number_flag, metavar="S", help=probed)
+
+
+def open_source(flags: argparse.Namespace) -> VideoSource:
+    """The source the flags name, opened; raises as `open_video`."""
+    names = ("fps", "live", "give_up_s", "rtsp_transport", "probe_s")
+    return open_video(flags.video, **{name: getattr(flags, name) for name in names})

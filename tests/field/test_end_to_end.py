@@ -157,9 +157,9 @@ def parity_compares(case: LanguageCase, whole: Pretrained) -> ParityReport:
     report = ParityReport(manifest.provenance.precision)
     tower = VisionTower(OnnxRuntimeBackend(case.bundle), manifest.vision, report.precision)
     frames: list[Frame] = moving_frames(2)
-    tokens = compare_whole_vision(tower, frames, whole, report, lambda: None)
+    tokens = compare_whole_vision(tower, frames, whole, report)
     model, prompt = case.language(), case.prompt()
-    compare_whole_answer(model, prompt, tokens, whole, report, lambda: None)
+    compare_whole_answer(model, prompt, tokens, whole, report)
     assert {where for where, _ in report.rows} == {WHERE}
     return report
 

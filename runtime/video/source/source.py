@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from types import TracebackType
 from typing import ClassVar, Literal, TypeVar, get_args
 
 from stc.errors import VideoError
@@ -14,22 +12,10 @@ from stc.runtime.video.source.frame import Frame
 
 RtspTransport = Literal["auto", "tcp", "udp"]
 RTSP_TRANSPORTS: tuple[RtspTransport, ...] = get_args(RtspTransport)
+GIVE_UP_S = 60.0
+"""How long a live source that was lost is waited for, after the last frame that was decoded."""
 
 _Source = TypeVar("_Source", bound="VideoSource")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reconnection:
-    """How long a live source that was lost is waited for, in seconds.
-
-    The waits between attempts start at `first_wait_s` and double up to `longest_wait_s`;
-    `give_up_s`, which may be infinite, after the last decoded frame the source ends with a
-    VideoError.
-    """
-
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 8.0
-    give_up_s: float = 60.0
 
 
 class VideoSource(ABC, Iterator[Frame]):
@@ -83,10 +69,5 @@ class VideoSource(ABC, Iterator[Frame]):
     def __enter__(self: _Source) -> _Source:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
