@@ -44,15 +44,6 @@ Forced = Sequence[NDArray[np.int64]]
 """The indices that every block recomputes, instead of those it would select."""
 
 
-def torch_is_installed() -> bool:
-    """Whether the extra that holds PyTorch can be imported."""
-    try:
-        import stc.export.weights  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 @contextmanager
 def torch_side(bundle: Bundle, checkpoint: str | None) -> Iterator[tuple[Side, TorchVision]]:
     """PyTorch with the weights `bundle` was made of, as single graphs and as whole streams.
@@ -135,8 +126,11 @@ def _weights(bundle: Bundle, checkpoint: str | None) -> Iterator[Any]:
 
 def other_side(checkpoint: str | None, *, on_device: bool) -> Against:
     """PyTorch, unless engines are compared where there is none and no `checkpoint` asks for it."""
-    if on_device and checkpoint is None and not torch_is_installed():
-        return ONNX_RUNTIME
+    if on_device and checkpoint is None:
+        try:
+            import stc.export.weights  # noqa: F401
+        except ImportError:
+            return ONNX_RUNTIME
     return PYTORCH
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from stc.runtime.figures.metrics import (
+    CAPACITY,
     STRETCHES,
+    Reservoir,
     StreamMetrics,
     Trend,
     compare_with_dense,
     sparkline,
 )
-from stc.runtime.memory.reservoir import CAPACITY, Reservoir
 from stc.runtime.report import STAGES, FrameReport
 from tests.frame_reports import POOLED, TOKENS, difference_reports, frame_report, video_frames
 

@@ -15,7 +15,7 @@ from stc.errors import StcError
 from stc.runtime.answers.answer import Answer
 from stc.runtime.answers.questions import Chat, Questions
 from stc.runtime.answers.stream_language import StreamLanguage
-from stc.runtime.memory.reservoir import Reservoir
+from stc.runtime.figures.metrics import Reservoir
 from stc.runtime.report import FrameReport, Prefill
 from stc.shell import command
 from stc.shell.printable import printable

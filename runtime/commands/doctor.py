@@ -160,7 +160,6 @@ def diagnose(
 
 
 def _gpu() -> tuple[Finding, DeviceFacts | None]:
-    """The GPU as CUDA tells of it."""
     subject, needed = "GPU", "--backend tensorrt"
     try:
         device = device_facts(load_cuda())
@@ -204,7 +203,6 @@ def _flavour(flavour: Flavour, device: DeviceFacts | None) -> tuple[Finding, boo
 
 
 def _onnxruntime() -> tuple[Finding, bool]:
-    """ONNX Runtime, and whether it is there."""
     needed = "--backend onnxruntime, and accepting engines"
     fix = "pip install onnxruntime"
     try:
@@ -298,7 +296,6 @@ def _bundle(
 
 
 def _damage(error: BundleError, path: Path) -> Finding:
-    """What is wrong with the bundle at `path`."""
     fix = error.fix or "export it again with stc-export"
     found = error.got if str(error.subject) == str(path) else f"{error.subject}: {error.got}"
     return Finding("bundle", found, fix, "running it", vital=True)

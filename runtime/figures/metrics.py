@@ -5,17 +5,22 @@ Knows nothing of how the numbers are shown.
 
 from __future__ import annotations
 
+import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from stc.method.family import FrameKind
-from stc.runtime.memory.reservoir import Reservoir
 from stc.runtime.report import STAGES, FrameReport
 
-_TOTAL = "total"
-
+CAPACITY = 4096
+"""Values of a series up to which quantiles are exact."""
 STRETCHES = 60
+"""Stretches of a series that a trend tells apart at most."""
+_TOTAL = "total"
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 Basis = Literal["dense run", "reference frames"]
@@ -23,7 +28,7 @@ Basis = Literal["dense run", "reference frames"]
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Times in milliseconds; p50 and p95 are exact up to 4096 frames and sampled beyond."""
+    """Times in milliseconds; p50 and p95 are exact up to CAPACITY frames and sampled beyond."""
 
     mean_ms: float
     p50_ms: float
@@ -136,8 +141,6 @@ class StreamMetrics:
 
 
 class _KindMetrics:
-    """Adds up the frames of one kind."""
-
     def __init__(self) -> None:
         self.recomputed = 0
         self.kept = 0
@@ -290,3 +293,38 @@ def _per_frame(timings: list[tuple[int, Timing]]) -> float:
 
 def _saving(here: float, dense: float) -> float:
     return 1.0 - here / dense if dense else 0.0
+
+
+class Reservoir:
+    """A uniform sample of the values added so far, and their exact count, sum and maximum.
+
+    Holds every value up to CAPACITY of them, so until then quantiles are exact; afterwards each
+    value is in the sample with the same probability (Vitter's algorithm R). The same series
+    gives the same sample.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self.greatest = 0.0
+        self._sample = array("d")
+        self._random = random.Random(0)
+
+    def add(self, value: float) -> None:
+        """`value` (not negative) is part of the series."""
+        self.count += 1
+        self.total += value
+        self.greatest = max(self.greatest, value)
+        if len(self._sample) < CAPACITY:
+            self._sample.append(value)
+        elif (place := self._random.randrange(self.count)) < CAPACITY:
+            self._sample[place] = value
+
+    @property
+    def mean(self) -> float:
+        """Exact mean; 0 of an empty series."""
+        return self.total / self.count if self.count else 0.0
+
+    def quantile(self, share: float) -> float:
+        """The value below which `share` (0..1) of the series lies; 0 of an empty series."""
+        return float(np.quantile(np.asarray(self._sample), share)) if self._sample else 0.0

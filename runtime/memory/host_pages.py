@@ -132,7 +132,8 @@ class SpillFile:
             return False
         length = pages * self.page_bytes
         # A mapping starts where a page of memory does.
-        start = len(self._segments) * _rounded_up(self._per_segment * self.page_bytes)
+        granules = -(-self._per_segment * self.page_bytes // mmap.ALLOCATIONGRANULARITY)
+        start = len(self._segments) * granules * mmap.ALLOCATIONGRANULARITY
         try:
             os.posix_fallocate(self._file.fileno(), start, length)
             segment = mmap.mmap(self._file.fileno(), length, offset=start)
@@ -171,10 +172,6 @@ class SpillFile:
         whole = start // mmap.PAGESIZE * mmap.PAGESIZE
         length = start + self.page_bytes - whole
         self._segments[segment].madvise(mmap.MADV_DONTNEED, whole, length)
-
-
-def _rounded_up(size: int) -> int:
-    return -(-size // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
 
 
 class PageCap(NamedTuple):

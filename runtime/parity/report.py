@@ -93,8 +93,7 @@ class ParityReport:
 
     def selection(self, where: str, tensor: str, gap: float) -> None:
         """Judge a choice of tokens by its gap (`stc.method.difference.selection_gap`)."""
-        limit = self._tolerance.score_gap
-        self._add(Row(where, tensor, gap, math.nan, math.nan, limit, gap <= limit))
+        self.figure(where, tensor, gap, self._tolerance.score_gap)
 
     def figure(self, where: str, tensor: str, value: float, limit: float) -> None:
         """Judge any one figure by its own limit."""
@@ -123,10 +122,9 @@ class ParityReport:
             self._add(Row(where, f"{tensor} {got.shape}", math.inf, math.inf, 0.0, limit, False))
             return
         found: Difference = difference(expected, got)
-        close = found.relative_l2 <= limit and found.min_cosine >= self._tolerance.min_cosine
         # A row of scores is one direction, however its entries scatter.
-        if expected.ndim == 1:
-            close = found.relative_l2 <= limit
+        aligned = expected.ndim == 1 or found.min_cosine >= self._tolerance.min_cosine
+        close = found.relative_l2 <= limit and aligned
         self._add(
             Row(where, tensor, found.max_abs, found.relative_l2, found.min_cosine, limit, close)
         )

@@ -8,7 +8,7 @@ arithmetic and not luck.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import replace
 from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
@@ -109,10 +109,10 @@ def compare_captured(
     kinds: set[str] = {"reference", "reuse"}
     for selection in SELECTIONS:
         chosen, mode = replace(settings, selection=selection), f"captured {selection}"
-        with ExitStack() as open_sessions:
-            captured, plain = (StreamSession(tower, chosen, captured=way) for way in (True, False))
-            open_sessions.callback(captured.close)
-            open_sessions.callback(plain.close)
+        with (
+            closing(StreamSession(tower, chosen)) as captured,
+            closing(StreamSession(tower, chosen, captured=False)) as plain,
+        ):
             for frame in islice(cycle(frames), captured_frames(settings)):
                 got, expected = captured.push(frame), plain.push(frame)
                 report.chain(mode, TOKENS, expected.tokens, got.tokens)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import cast
 
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.format import Flags
-from av.video.frame import VideoFrame
 
 from stc.errors import VideoError
+from stc.runtime.video.causes import reason
 from stc.runtime.video.clock import (
     LONGEST_PAUSE_OF_RESTARTING_S,
     LONGEST_PAUSE_S,
@@ -21,10 +21,8 @@ from stc.runtime.video.clock import (
 )
 from stc.runtime.video.decoding.declared_size import is_cut_off
 from stc.runtime.video.decoding.decoder import Decoder
-from stc.runtime.video.source.awaited import Awaited
-from stc.runtime.video.source.errors import reason
 from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import VideoSource
+from stc.runtime.video.source.source import Awaited, VideoSource
 
 SPARSE = 4
 """Decoded frames per sampled frame from which on decoding may be what takes the time."""
@@ -79,8 +77,9 @@ class VideoFile(VideoSource):
                     self.broken += 1
                     continue
                 decoded += 1
-                following = self._stamps_s(pictures.coming())
-                time_s = self._clock.time_s(self._decoder.stamp_s(picture), following)
+                stamp_s = self._decoder.stamp_s
+                following = (None if one is None else stamp_s(one) for one in pictures.coming())
+                time_s = self._clock.time_s(stamp_s(picture), following)
                 if self._sampler.takes(time_s):
                     rgb = self._decoder.rgb(picture)
                     yield Frame(index=sampled, time_s=time_s, rgb=rgb)
@@ -116,6 +115,3 @@ class VideoFile(VideoSource):
         else:
             return None
         return VideoError(self.name, f"ended early: {came}; {why}", fix=fix)
-
-    def _stamps_s(self, pictures: Iterator[VideoFrame | None]) -> Iterator[float | None]:
-        return (None if one is None else self._decoder.stamp_s(one) for one in pictures)

@@ -14,12 +14,11 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from stc.errors import VideoError
+from stc.runtime.video.causes import reason, unreadable
 from stc.runtime.video.clock import Clock, FrameSampler
 from stc.runtime.video.decoding.decoder import Decoder
-from stc.runtime.video.source.awaited import awaited
-from stc.runtime.video.source.errors import reason, unreadable
 from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import VideoSource
+from stc.runtime.video.source.source import VideoSource, awaited
 
 CLOSE_WAIT_S = 2.0
 """How long `close` waits for a reader that is blocked inside libav."""
@@ -142,17 +141,14 @@ class LiveVideo(VideoSource):
 
     def _wait_for_newest(self) -> _Picture | None:
         """The newest frame, taken out; None when none came in time."""
-        while not self._closed.is_set():
-            if self._newest is not None:
-                newest, self._newest = self._newest, None
-                return newest
-            if self._failure is not None:
-                raise self._failure
-            left_s = self._left_s
-            if left_s <= 0:
-                return None
-            self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
-        raise StopIteration
+        while not self._due():
+            self._changed.wait(min(self._left_s, threading.TIMEOUT_MAX))
+        if self._closed.is_set():
+            raise StopIteration
+        if self._newest is None and self._failure is not None:
+            raise self._failure
+        newest, self._newest = self._newest, None
+        return newest
 
     def _follow(self, decoder: Decoder | None) -> None:
         """The thread: read until closed, and open again what was lost."""

@@ -30,9 +30,14 @@ from stc.runtime.video.source.address import (
     scheme_of,
     without_credentials,
 )
-from stc.runtime.video.source.awaited import awaited
 from stc.runtime.video.source.frame import LAST_INDEX
-from stc.runtime.video.source.source import GIVE_UP_S, RTSP_TRANSPORTS, RtspTransport, VideoSource
+from stc.runtime.video.source.source import (
+    GIVE_UP_S,
+    RTSP_TRANSPORTS,
+    RtspTransport,
+    VideoSource,
+    awaited,
+)
 from stc.shell.flags import number_flag, whole_flag
 from stc.shell.ranges import one_of, real
 
@@ -161,8 +166,8 @@ def _read_file(path: str, fps: float | None) -> VideoSource:
     import av
     from av.error import FFmpegError
 
+    from stc.runtime.video.causes import unreadable
     from stc.runtime.video.file import VideoFile
-    from stc.runtime.video.source.errors import unreadable
 
     _check_path(path)
     # The prefix keeps libav from reading "12:30.mp4" as an address of scheme 12.
