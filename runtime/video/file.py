@@ -43,6 +43,9 @@ class VideoFile(VideoSource):
         self, container: InputContainer, source: str, *, fps: float | None, waits: bool = False
     ) -> None:
         super().__init__(source)
+        if container.format.name == "tty":  # libav plays plain text as a terminal recording
+            container.close()
+            raise VideoError(self.name, "a text file", "a video", "name the file of the video")
         self._decoder = Decoder(container, self.name)
         self._source = source
         restarting = container.format.flags & cast(int, Flags.ts_discont.value)

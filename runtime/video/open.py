@@ -81,8 +81,6 @@ def open_video(
     FrameSampler(fps, 0.0)
     if give_up_s is not None:
         give_up_s = real("--give-up-s", give_up_s, "more than 0 seconds", above=0, most=math.inf)
-    if rtsp_transport is not None:
-        one_of("--rtsp-transport", rtsp_transport, RTSP_TRANSPORTS)
     if probe_s is not None:
         expected = f"more than 0, at most {LONGEST_PROBE_S:g} seconds"
         probe_s = real("--probe-s", probe_s, expected, above=0, most=LONGEST_PROBE_S)
@@ -108,10 +106,7 @@ def open_video(
     if scheme not in (None, "file") and Address.of(source).port == 0:
         fix = "correct what stands behind the host, or escape the password in front of it"
         raise VideoError(without_credentials(source), "no such port", "1 to 65535", fix)
-    if rtsp_transport is not None and scheme not in RTSP_SCHEMES:
-        raise SettingsError("--rtsp-transport", "requires an rtsp:// --video", fix="leave it out")
-    if rtsp_transport == "udp" and scheme == "rtsps":
-        raise SettingsError("--rtsp-transport", "got udp", "tcp, which carries rtsps://")
+    _check_transport(rtsp_transport, scheme)
     if probe_s is not None and (scheme is None or not live):
         raise SettingsError("--probe-s", "requires a live address as --video", fix="leave it out")
     if give_up_s is not None and not live:
@@ -131,6 +126,16 @@ def local_path(source: str) -> str:
     if source.lower().startswith("file://"):
         return url2pathname(urlsplit(source).path)
     return source
+
+
+def _check_transport(transport: RtspTransport | None, scheme: str | None) -> None:
+    if transport is None:
+        return
+    one_of("--rtsp-transport", transport, RTSP_TRANSPORTS)
+    if scheme not in RTSP_SCHEMES:
+        raise SettingsError("--rtsp-transport", "requires an rtsp:// --video", fix="leave it out")
+    if transport == "udp" and scheme == "rtsps":
+        raise SettingsError("--rtsp-transport", "got udp", "tcp, which carries rtsps://")
 
 
 def _opener(
@@ -178,7 +183,6 @@ def _read_file(path: str, fps: float | None) -> VideoSource:
         container = awaited(opener) if waits else opener()
     except FFmpegError as error:
         raise unreadable(without_credentials(path), error) from error
-    _refuse_text(container, path)
     return VideoFile(container, path, fps=fps, waits=waits)
 
 
@@ -187,19 +191,7 @@ def _open_remote(source: str, fps: float | None) -> VideoSource:
     from stc.runtime.video.network import open_remote
 
     container = awaited(partial(open_remote, Address.of(source), without_credentials(source)))
-    _refuse_text(container, source)
     return VideoFile(container, source, fps=fps, waits=True)
-
-
-def _refuse_text(container: InputContainer, source: str) -> None:
-    """Raises VideoError, with `container` closed, when it is plain text.
-
-    libav plays that as a terminal recording.
-    """
-    if container.format.name == "tty":
-        container.close()
-        name = without_credentials(source)
-        raise VideoError(name, "a text file", "a video", "name the file of the video")
 
 
 def _check_path(path: str) -> None:
