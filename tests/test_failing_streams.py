@@ -21,8 +21,7 @@ from stc.runtime.show.overlay import OverlayWriter
 from stc.runtime.stream.run import StreamRun
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.file import VideoFile
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import VideoSource
+from stc.runtime.video.source.source import Frame, VideoSource
 from stc.shell.command import Console
 from tests.as_user import CLIP, frames_of, standing, start
 from tests.clips import numbered, numbered_clip, write_clip

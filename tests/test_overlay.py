@@ -24,7 +24,7 @@ from stc.errors import VideoError
 from stc.runtime.report import FrameReport
 from stc.runtime.show.marks import KEPT_RGB, RECOMPUTED_RGB, TokenMarks
 from stc.runtime.show.overlay import OverlayWriter
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from tests.frame_reports import difference_reports, frame_report, video_frames
 
 SIDE, POOLED_SIDE = 27, 14

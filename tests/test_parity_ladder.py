@@ -33,7 +33,7 @@ from stc.method.pruner import PrunerMemory
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.parity.vision import compare_graphs, compare_streams
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import KEEP_ALL, SCORINGS, SELECTIONS, Selection, Settings

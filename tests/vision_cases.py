@@ -21,7 +21,7 @@ from stc.export.made_up.synthetic import RandomCheckpoint, seeded
 from stc.export.towers.siglip.tensor_shapes import projector_shapes, vision_shapes
 from stc.manifest import Precision, VisionSpec
 from stc.method.weights import ProjectorWeights, TowerWeights
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from stc.method.family import FrameKind, frame_program, macs
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 
 if TYPE_CHECKING:

@@ -57,8 +57,7 @@ from stc.runtime.sides import (
 )
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import without_credentials
+from stc.runtime.video.source.source import Frame, without_credentials
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SELECTIONS, Settings

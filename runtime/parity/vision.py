@@ -27,7 +27,7 @@ from stc.program import Arrays, Call, Side, run_paired
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.sides import Pixels, TowerFrame, TowerStream
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SELECTIONS, Settings
 

@@ -20,7 +20,7 @@ from stc.runtime.language.model import LanguageModel
 from stc.runtime.parity.language import answer_logits, compare_answer
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.sides import TowerStream
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings

@@ -17,7 +17,7 @@ from stc.engines.engine import Backend
 from stc.engines.library.flavour import FLAVOURS
 from stc.errors import SettingsError
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.shell.printable import one_line
 from stc.shell.ranges import one_of

@@ -21,8 +21,7 @@ from stc.runtime.report import FrameReport
 from stc.runtime.show.live_table import LiveTable
 from stc.runtime.show.overlay import OverlayWriter
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import VideoSource
+from stc.runtime.video.source.source import Frame, VideoSource
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS, Settings
 from stc.shell import command

@@ -34,7 +34,7 @@ from stc.runtime.answers.answer import Answer
 from stc.runtime.answers.stream_language import MAX_NEW_TOKENS, StreamLanguage
 from stc.runtime.language.sampling import GREEDY, Sampling
 from stc.runtime.report import STAGES, FrameReport
-from stc.runtime.video.source.frame import Frame, check_frame
+from stc.runtime.video.source.source import Frame, check_frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings

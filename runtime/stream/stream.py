@@ -24,8 +24,7 @@ from stc.runtime.report import FrameReport
 from stc.runtime.stream.opening import BACKENDS, BackendName, check_device, open_backend
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.frame import LAST_INDEX, Frame
-from stc.runtime.video.source.source import RtspTransport, VideoSource
+from stc.runtime.video.source.source import LAST_INDEX, Frame, RtspTransport, VideoSource
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Scoring, Selection, Settings, choose
 from stc.shell.ranges import flag_of, one_of, whole

@@ -21,8 +21,7 @@ from stc.runtime.video.clock import (
 )
 from stc.runtime.video.decoding.declared_size import is_cut_off
 from stc.runtime.video.decoding.decoder import Decoder
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import Awaited, VideoSource
+from stc.runtime.video.source.source import Awaited, Frame, VideoSource
 
 SPARSE = 4
 """Decoded frames per sampled frame from which on decoding may be what takes the time."""

@@ -17,8 +17,7 @@ from stc.errors import VideoError
 from stc.runtime.video.causes import reason, unreadable
 from stc.runtime.video.clock import Clock, FrameSampler
 from stc.runtime.video.decoding.decoder import Decoder
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import VideoSource, awaited
+from stc.runtime.video.source.source import Frame, VideoSource, awaited
 
 CLOSE_WAIT_S = 2.0
 """How long `close` waits for a reader that is blocked inside libav."""

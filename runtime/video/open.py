@@ -30,9 +30,9 @@ from stc.runtime.video.source.address import (
     scheme_of,
     without_credentials,
 )
-from stc.runtime.video.source.frame import LAST_INDEX
 from stc.runtime.video.source.source import (
     GIVE_UP_S,
+    LAST_INDEX,
     RTSP_TRANSPORTS,
     RtspTransport,
     VideoSource,

@@ -20,7 +20,7 @@ from stc.runtime.answers.stream_language import StreamLanguage, open_stream_lang
 from stc.runtime.language.sampling import Sampling
 from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS, SCORINGS, Settings
 from tests.device_cases import SETTINGS as DEVICE_SETTINGS

@@ -24,7 +24,7 @@ from stc.runtime.language.sampling import GREEDY, Sampler
 from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.report import FrameReport
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
 from tests.device_cases import SETTINGS as DEVICE_SETTINGS

@@ -1,4 +1,4 @@
-"""A video source: what files and cameras have in common, and waits that Ctrl-C ends."""
+"""Frames and their source: what files and cameras have in common, and waits that Ctrl-C ends."""
 
 from __future__ import annotations
 
@@ -6,21 +6,59 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import ClassVar, Generic, Literal, TypeVar, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stc.errors import VideoError
 from stc.runtime.video.source.address import without_credentials as without_credentials
-from stc.runtime.video.source.frame import Frame
+from stc.shell.ranges import real, shown, whole
 
 RtspTransport = Literal["auto", "tcp", "udp"]
 RTSP_TRANSPORTS: tuple[RtspTransport, ...] = get_args(RtspTransport)
 GIVE_UP_S = 60.0
 """How long a live source that was lost is waited for, after the last frame that was decoded."""
 
+LAST_INDEX = 2**53
+"""Of a frame: what every reader of JSON still reads."""
+
 _Source = TypeVar("_Source", bound="VideoSource")
 _Value = TypeVar("_Value")
 _Outcome = tuple[list[_Value], BaseException | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One decoded frame.
+
+    index: number of the sampled frame in its source, from 0.
+    time_s: presentation time in seconds from the source's first frame.
+    rgb: uint8 [height_px, width_px, 3].
+    """
+
+    index: int
+    time_s: float
+    rgb: NDArray[np.uint8]
+
+
+def check_frame(frame: object) -> None:
+    """`frame` is a Frame with a place and a time. Its pixels are for the preprocessor to judge.
+
+    Raises VideoError unless it is.
+    """
+    if not isinstance(frame, Frame):
+        raise VideoError(
+            "frame",
+            f"got {shown(frame)} of type {type(frame).__name__}",
+            "a stc.runtime.Frame",
+            "make one with Frame(index=0, time_s=0.0, rgb=picture)",
+        )
+    whole("frame.index", frame.index, least=0, most=LAST_INDEX, error=VideoError)
+    expected = "a finite number of seconds, 0 or more"
+    real("frame.time_s", frame.time_s, expected, least=0.0, error=VideoError)
 
 
 class VideoSource(ABC, Iterator[Frame]):
