@@ -75,12 +75,7 @@ def torch_language_side(
 
         language = weights.language()
         if language is None or language.spec != bundle.manifest.language:
-            raise CheckpointError(
-                weights.name,
-                "another decoder than the bundle's",
-                bundle.manifest.provenance.checkpoint,
-                "pass the checkpoint it was exported from",
-            )
+            raise _another("decoder", weights, bundle)
         yield language_graphs_in_torch(language), TorchLanguage(language)
 
 
@@ -115,13 +110,14 @@ def _weights(bundle: Bundle, checkpoint: str | None) -> Iterator[Any]:
     kind = "checkpoint" if checkpoint is not None else provenance.weights
     with open_weights(kind, checkpoint or provenance.checkpoint) as weights:
         if weights.spec != bundle.manifest.vision:
-            raise CheckpointError(
-                weights.name,
-                "another model than the bundle's",
-                provenance.checkpoint,
-                "pass the checkpoint it was exported from",
-            )
+            raise _another("model", weights, bundle)
         yield weights
+
+
+def _another(what: str, weights: Any, bundle: Bundle) -> CheckpointError:
+    expected = bundle.manifest.provenance.checkpoint
+    fix = "pass the checkpoint it was exported from"
+    return CheckpointError(weights.name, f"another {what} than the bundle's", expected, fix)
 
 
 def other_side(checkpoint: str | None, *, on_device: bool) -> Against:

@@ -148,12 +148,9 @@ class Conversation:
             self._end()
             raise
 
+    @command.uninterrupted()
     def _end(self, error: StcError | None = None) -> None:
         """The answer, or what was given of it before `error`, is in the records."""
-        with command.uninterrupted():
-            self._close_record(error)
-
-    def _close_record(self, error: StcError | None) -> None:
         if self._answer is not None:
             given = self._answer.to_json()
             if given["answer_tokens"]:

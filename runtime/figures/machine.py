@@ -49,10 +49,8 @@ def machine_facts() -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     versions = {}
     for name in _DISTRIBUTIONS:
-        try:
+        with suppress(metadata.PackageNotFoundError):  # what is not installed took no part
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # what is not installed took no part
     return versions
 
 

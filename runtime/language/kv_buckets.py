@@ -98,10 +98,7 @@ class SpareOutputs:
         """Where a call of `size` tokens writes, nobody else's until `keep`."""
         if size not in self._spare:
             return CallOutputs()
-        try:
-            return self._spare[size].pop()
-        except IndexError:
-            return self._made(size)
+        return self._spare[size].pop() if self._spare[size] else self._made(size)
 
     def keep(self, size: int, outputs: CallOutputs) -> None:
         """Later calls of `size` tokens may write where `outputs` are."""

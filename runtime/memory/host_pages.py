@@ -65,12 +65,12 @@ class HostPages:
         page: NDArray[Any] = self._held[number - self.spilled][block]
         return page
 
-    def notice(self) -> str:
-        """That the spill file is full, the first time after it happened; else ""."""
+    def notices(self) -> list[str]:
+        """That the spill file is full, the first time after it happened."""
         if self._spill is None or not self._spill.full or self._told_full:
-            return ""
+            return []
         self._told_full = True
-        return self._spill.full
+        return [self._spill.full]
 
     def _make_room(self) -> NDArray[Any]:
         """The memory of the oldest page held, which is in the spill file or dropped."""

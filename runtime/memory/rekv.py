@@ -56,13 +56,12 @@ class RekvMemory(WindowMemory):
         )
         self._answer_rows = KvRows(model, spec.most_positions)
 
-    def remember(self, hidden: NDArray[Any]) -> None:
+    def remember(self, hidden: NDArray[Any]) -> NDArray[np.int64]:
         prompt = self.order.fixed - self.order.count
         if prompt > 0:
             if len(hidden) != prompt:
                 raise ValueError(f"{len(hidden)} tokens, prompt of {prompt}")
-            super().remember(hidden)
-            return
+            return super().remember(hidden)
         if len(hidden) % self.page:
             raise ValueError(f"{len(hidden)} tokens, pages of {self.page}")
         self._admit(len(hidden))
@@ -70,12 +69,11 @@ class RekvMemory(WindowMemory):
         while len(self._window) + pages > self.order.ring // self.page:
             dropped = self.host.add(self._kv(self._window.popleft()))
             self._representatives.drop(dropped)
-        first, start = self.order.fixed, self.order.next_row
-        super().remember(hidden)
-        for number in range(pages):
-            row = first + (start - first + number * self.page) % self.order.ring
+        rows = super().remember(hidden)
+        for row in rows[:: self.page].tolist():
             self._window.append(row)
             self._representatives.add(self._representative(row))
+        return rows
 
     def context(self, count: int) -> Context:
         fixed = self.order.fixed
@@ -118,8 +116,7 @@ class RekvMemory(WindowMemory):
         )
 
     def notices(self) -> list[str]:
-        notice = self.host.notice()
-        return [notice] if notice else []
+        return self.host.notices()
 
     def _kv(self, start: int) -> NDArray[Any]:
         """The page at row `start`: [blocks, 2, G, k, e]."""

@@ -66,8 +66,8 @@ class WindowMemory:
         self.order = RowOrder(fixed, window)
         self.rows = KvRows(model, model.spec.most_positions)
 
-    def remember(self, hidden: NDArray[Any]) -> None:
-        """The tokens `hidden` [m, D] follow what was remembered before.
+    def remember(self, hidden: NDArray[Any]) -> NDArray[np.int64]:
+        """The tokens `hidden` [m, D] follow what was remembered before, in the rows returned.
 
         Raises LanguageError when they cannot be held, EngineError or NonFiniteError when the
         model fails; then they are not remembered, and everything that still is stays usable.
@@ -82,6 +82,7 @@ class WindowMemory:
             self.rows.clear(places[places < self.rows.capacity])
             raise
         self.order.hold(places)
+        return places
 
     def context(self, count: int) -> Context:
         """The context of a question whose own tokens and answer take `count` rows at most.
@@ -187,11 +188,6 @@ class RowOrder:
         """Rows that hold a token, or have held one: no row from here on does."""
         held = np.flatnonzero(self._numbers != EMPTY)
         return int(held[-1]) + 1 if len(held) else 0
-
-    @property
-    def next_row(self) -> int:
-        """The row of the next token once the first rows are filled."""
-        return self.fixed + self._next
 
     @property
     def held(self) -> int:
