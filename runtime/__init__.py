@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from stc.runtime.memory.settings import MemorySettings
     from stc.runtime.report import FrameReport
     from stc.runtime.stream.stream import Stream, open
-    from stc.runtime.video.source.frame import Frame
-    from stc.runtime.video.source.source import VideoSource
+    from stc.runtime.video.source.source import Frame, VideoSource
     from stc.settings import Settings
 
 __all__ = [

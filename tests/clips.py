@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 
 Picture = NDArray[np.uint8]
 

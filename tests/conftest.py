@@ -205,9 +205,9 @@ def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 @pytest.fixture(autouse=True)
 def threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command run in this process does not take its threads, which could not be taken back."""
-    from stc.runtime.stream import opening
+    from stc.engines import onnxruntime_backend
 
-    monkeypatch.setattr(opening, "share_threads", lambda: None)
+    monkeypatch.setattr(onnxruntime_backend, "share_threads", lambda: None)
 
 
 @pytest.fixture(autouse=True)

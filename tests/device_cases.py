@@ -23,7 +23,7 @@ from stc.method.graphs import vision_graphs, vision_ports
 from stc.method.weights import ProjectorWeights, TowerWeights
 from stc.runtime.report import FrameReport
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.fake_cuda import FakeCuda

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import statistics
 import time
 from array import array
@@ -21,21 +22,25 @@ from pathlib import Path
 
 from stc.bundles.bundle import Bundle
 from stc.runtime.answers.conversation import Conversation
-from stc.runtime.answers.open_language import open_stream_language
 from stc.runtime.answers.questions import Questions
-from stc.runtime.figures.metrics import StreamMetrics
-from stc.runtime.figures.savings import compare_with_dense
+from stc.runtime.answers.stream_language import open_stream_language
+from stc.runtime.figures.metrics import StreamMetrics, compare_with_dense
 from stc.runtime.memory import settings as memory_settings
-from stc.runtime.memory.resident import rss_bytes
-from stc.runtime.output.run_document import run_document
 from stc.runtime.show.live_table import LiveTable
 from stc.runtime.stream import opening
+from stc.runtime.stream.run import run_document
 from stc.runtime.stream.session import StreamSession
 
 STREET = Path(__file__).parent / "data" / "street.mp4"
 PARTS = 8
 ANSWER = 2
 """Text tokens of an answer."""
+
+
+def rss_bytes() -> int:
+    """Resident memory of this process now."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def main() -> None:

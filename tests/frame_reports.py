@@ -13,7 +13,7 @@ from PIL import Image
 
 from stc.method.family import FrameKind
 from stc.runtime.report import STAGES, FrameReport
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 
 DATA = Path(__file__).parent / "data"
 TOKENS = 27**2

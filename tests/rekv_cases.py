@@ -9,9 +9,8 @@ import numpy as np
 
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.language.model import LanguageModel
-from stc.runtime.memory.page_cap import PageCap
+from stc.runtime.memory.host_pages import PageCap, SpillFile
 from stc.runtime.memory.rekv import RekvMemory, page_shape
-from stc.runtime.memory.spill_file import SpillFile
 from tests.kept_tokens import POOLED
 
 if TYPE_CHECKING:
@@ -30,22 +29,10 @@ def rekv_stream(
 ) -> tuple[StreamLanguage, RekvMemory]:
     """A stream and its memory: `window` pages on the device, `held` on the host, then `spill`."""
     prompt = case.prompt()
-    cap = cap_of(model, window, held, 1000 if spill is not None else 0)
+    cap = PageCap(window, held, 1000 if spill is not None else 0)
     fixed = len(prompt.before)
     memory = RekvMemory(model, fixed=fixed, page=POOLED, top=top, cap=cap, spill=spill)
     return StreamLanguage(model, memory, prompt), memory
-
-
-def cap_of(model: LanguageModel, window: int, held: int, spilled: int = 0) -> PageCap:
-    """So many pages of POOLED tokens."""
-    spec = model.spec
-    return PageCap(
-        window=window,
-        held=held,
-        spilled=spilled,
-        page_bytes=int(np.prod(page_shape(model, POOLED))) * 4,
-        representative_bytes=spec.blocks * spec.key_heads * spec.head_width * 4,
-    )
 
 
 def spill_of(model: LanguageModel, folder: Path) -> SpillFile:

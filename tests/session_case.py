@@ -6,7 +6,7 @@ import numpy as np
 
 from stc.runtime.report import FrameReport
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.vision_cases import made_up

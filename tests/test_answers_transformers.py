@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.runtime.language.kv_buckets import KvBuckets
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS

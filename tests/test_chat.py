@@ -19,11 +19,10 @@ from typing import Any
 import pytest
 
 from stc.errors import SettingsError
-from stc.runtime.answers.chat import SIGN, Chat
+from stc.runtime.answers.questions import SIGN, Chat
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.stream import run as stream_run
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import VideoSource
+from stc.runtime.video.source.source import Frame, VideoSource
 from tests.as_user import ROOT
 from tests.language_cases import language_case
 from tests.test_run_questions import QUESTION, VIDEO, run

@@ -28,7 +28,7 @@ from stc.engines.library.library import CHAIN_COSINE, library_of
 from stc.engines.library.targets import TARGETS, Flavour, Target
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
-from stc.runtime.answers.open_language import open_stream_language
+from stc.runtime.answers.stream_language import open_stream_language
 from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import run as run_command
 from stc.runtime.memory.settings import MemorySettings, Policy

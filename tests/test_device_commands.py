@@ -19,7 +19,7 @@ from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
 from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import run as run_command
-from stc.runtime.figures.gpu_facts import gpu_facts
+from stc.runtime.figures.machine import gpu_facts
 from stc.runtime.stream.opening import open_tower
 from tests.device_cases import Rig, write_device_bundle
 

@@ -14,9 +14,8 @@ from stc.bundles.bundle import Bundle
 from stc.engines.gpu.cuda import DeviceFacts
 from stc.errors import DeviceError
 from stc.method.graphs import prune_graph
-from stc.runtime.commands import checks as doctor
-from stc.runtime.commands import doctor as doctor_command
-from stc.runtime.commands.checks import Finding, diagnose
+from stc.runtime.commands import doctor
+from stc.runtime.commands.doctor import Finding, diagnose
 from tests.test_open_tensorrt import STRAYS, build
 from tests.tiny_bundle import write_bundle
 
@@ -216,7 +215,7 @@ def test_a_damaged_bundle_is_a_finding_and_no_failure(machine: Machine, tmp_path
 def test_the_command_prints_lines_and_ends_in_one_when_nothing_can_run(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert doctor_command.main([]) == 1
+    assert doctor.main([]) == 1
     printed = capsys.readouterr().out
     assert "to fix  onnxruntime: Python package onnxruntime not found\n" in printed
     assert "fix: pip install onnxruntime" in printed
@@ -226,7 +225,7 @@ def test_the_command_prints_lines_and_ends_in_one_when_nothing_can_run(
 def test_the_command_prints_json(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     machine.install("onnxruntime", "1.31.1", get_available_providers=list)
     machine.install_video()
-    assert doctor_command.main(["--json"]) == 0
+    assert doctor.main(["--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["backends"] == ["onnxruntime"]
     assert {"subject", "found", "fix", "needed_for", "vital"} == set(document["findings"][0])

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 
 import stc.runtime as stc
-from stc.engines import open_tensorrt
+from stc.engines import onnxruntime_backend, open_tensorrt
 from stc.runtime.commands import run as run_command
-from stc.runtime.stream import opening
 from tests.as_user import CLIP
 from tests.clips import numbered_clip
 from tests.device_cases import Rig, write_device_bundle
@@ -368,6 +367,6 @@ def test_threads_are_shared_only_when_asked(
     demo_bundle: Path, monkeypatch: pytest.MonkeyPatch, owns_process: bool
 ) -> None:
     shared: list[bool] = []
-    monkeypatch.setattr(opening, "share_threads", lambda: shared.append(True))
+    monkeypatch.setattr(onnxruntime_backend, "share_threads", lambda: shared.append(True))
     stc.open(demo_bundle, language=False, owns_process=owns_process).close()
     assert shared == [True] * owns_process

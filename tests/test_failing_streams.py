@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import signal
@@ -15,14 +16,17 @@ import pytest
 from stc.errors import DeviceError, EngineError, StcError, VideoError
 from stc.runtime.commands import run as run_command
 from stc.runtime.report import FrameReport
+from stc.runtime.show.live_table import LiveTable
 from stc.runtime.show.overlay import OverlayWriter
+from stc.runtime.stream.run import StreamRun
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.file import VideoFile
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import VideoSource
-from stc.runtime.video.taken_frames import TakenFrames
+from stc.runtime.video.source.source import Frame, VideoSource
+from stc.shell.command import Console
 from tests.as_user import CLIP, frames_of, standing, start
 from tests.clips import numbered, numbered_clip, write_clip
+from tests.device_cases import oracle_session
+from tests.frame_reports import POOLED, TOKENS
 from tests.rtsp_camera import RtspCamera
 from tests.vision_cases import moving_frames
 
@@ -57,25 +61,36 @@ def test_what_ended_the_frames_is_told() -> None:
         (VideoError("recorded", "is gone"), 2, "frames", 2),
     ]
     for end, most, ended_by, count in cases:
-        frames = TakenFrames(Recorded(end), most)
-        assert len(list(frames)) == count
-        assert frames.ended_by == ended_by
-        assert frames.loss is (end if ended_by == "loss" else None)
-        assert list(frames) == []
+        run = taken(Recorded(end), most)
+        assert run.summary().frames == count
+        assert run.ended_by == ended_by
+        assert run.failure is (end if ended_by == "loss" else None)
+
+
+def taken(source: VideoSource, most: int | None) -> StreamRun:
+    """A run that has taken its frames."""
+    run = run_of(source, most)
+    with LiveTable(TOKENS, POOLED, console=Console(file=io.StringIO())) as table:
+        run.take(table)
+    return run
+
+
+def run_of(source: VideoSource, most: int | None) -> StreamRun:
+    return StreamRun(source, oracle_session(), print, most=most)
 
 
 def test_a_source_without_a_first_frame_is_an_error() -> None:
     with pytest.raises(VideoError, match="is gone"):
-        next(TakenFrames(Recorded(VideoError("recorded", "is gone"), frames=0), None))
+        taken(Recorded(VideoError("recorded", "is gone"), frames=0), None)
 
 
 def test_the_nearer_end_is_expected() -> None:
     source = Recorded(StopIteration())
-    assert TakenFrames(source, None).expected is None
-    assert TakenFrames(source, 5).expected == 5
+    assert run_of(source, None).expected is None
+    assert run_of(source, 5).expected == 5
     source.frames_expected = 3
-    assert TakenFrames(source, 5).expected == 3
-    assert TakenFrames(source, 2).expected == 2
+    assert run_of(source, 5).expected == 3
+    assert run_of(source, 2).expected == 2
 
 
 DISK = VideoError("clip.mp4", "cannot be read on", fix="check the disk")

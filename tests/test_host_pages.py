@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 
 from stc.errors import SettingsError
 from stc.runtime.commands import run as run_command
-from stc.runtime.memory.page_cap import page_cap
-from stc.runtime.memory.representatives import Representatives, best
-from stc.runtime.memory.resident import rss_bytes
-from stc.runtime.memory.spill_file import SpillFile
+from stc.runtime.memory.host_pages import SpillFile, page_cap
+from stc.runtime.memory.rekv import Representatives, best, page_shape
 from tests.as_user import CLIP
-from tests.kept_tokens import frames
+from tests.endless_stream import rss_bytes
+from tests.kept_tokens import POOLED, frames
 from tests.language_cases import language_case
 from tests.language_reference import ReferenceRekv
-from tests.rekv_cases import cap_of, rekv_stream, spill_of
+from tests.rekv_cases import rekv_stream, spill_of
 
 QUESTION = "How many objects are moving?"
 TOKENS = 12
@@ -49,8 +48,9 @@ def test_host_memory_is_bounded_and_drops_the_oldest() -> None:
     facts = memory.facts()
     assert (facts.host_pages, facts.spilled_pages, facts.dropped_pages) == (5, 0, 13)
     # Room for every representative is made at once: there are few.
-    cap = cap_of(model, 2, 5)
-    assert facts.host_bytes == 5 * cap.page_bytes + 7 * cap.representative_bytes
+    representative_bytes = model.spec.blocks * model.spec.key_heads * model.spec.head_width * 4
+    page_bytes = int(np.prod(page_shape(model, POOLED))) * 4
+    assert facts.host_bytes == 5 * page_bytes + 7 * representative_bytes
     reference = ReferenceRekv(case.model, case.prompt().before, window=2, top=100)
     for tokens in video:
         reference.frame(tokens)
@@ -62,7 +62,7 @@ def test_host_memory_is_bounded_and_drops_the_oldest() -> None:
 
 
 def test_spilled_pages_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stc.runtime.memory.spill_file.SEGMENT_BYTES", 1)  # a segment per page
+    monkeypatch.setattr("stc.runtime.memory.host_pages.SEGMENT_BYTES", 1)  # a segment per page
     case = language_case()
     model = case.language()
     spill = spill_of(model, tmp_path)
@@ -92,7 +92,7 @@ def test_a_full_disk_stops_the_spilling_and_not_the_stream(
         os.truncate(_, start + length)
 
     monkeypatch.setattr(os, "posix_fallocate", allocate)
-    monkeypatch.setattr("stc.runtime.memory.spill_file.SEGMENT_BYTES", 1)
+    monkeypatch.setattr("stc.runtime.memory.host_pages.SEGMENT_BYTES", 1)
     case = language_case()
     model = case.language()
     spill = spill_of(model, tmp_path)
@@ -120,7 +120,7 @@ def test_a_run_goes_on_when_its_disk_is_full(
     monkeypatch: pytest.MonkeyPatch,
     run_main: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    monkeypatch.setattr("stc.runtime.memory.spill_file.SEGMENT_BYTES", 400_000)
+    monkeypatch.setattr("stc.runtime.memory.host_pages.SEGMENT_BYTES", 400_000)
     memory = ["--memory", "rekv", "--window", "280", "--host-memory-mb", "1", "--spill", full_disk]
     flags = ["--video", CLIP, *memory, "--ask", QUESTION, "--max-new-tokens", "3", "--json", "-"]
     done = run_main(run_command.main, demo_bundle, *flags)
@@ -144,13 +144,13 @@ def test_a_spill_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> Non
 def test_a_cap_counts_what_pages_are_found_by_wherever_they_are() -> None:
     sizes = {"window": 10, "page_bytes": 1000, "representative_bytes": 10}
     alone = page_cap(20_300, spill_bytes=0, **sizes)
-    assert (alone.held, alone.spilled, alone.pages) == (20, 0, 30)
+    assert alone == (10, 20, 0)
     spilling = page_cap(20_300, spill_bytes=100_000, **sizes)
-    assert (spilling.held, spilling.spilled) == (19, 100)
+    assert spilling == (10, 19, 100)
     # However large the file, half of the memory is left for pages.
     assert page_cap(20_300, spill_bytes=10**9, **sizes).spilled == 1010
     for cap, most in ((alone, 20_300), (spilling, 20_300)):
-        assert cap.held * cap.page_bytes + cap.pages * cap.representative_bytes <= most
+        assert cap.held * 1000 + sum(cap) * 10 <= most
 
 
 def test_host_memory_below_one_page_is_refused() -> None:

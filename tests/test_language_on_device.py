@@ -18,11 +18,10 @@ from stc.bundles.bundle import Bundle
 from stc.engines.engine import Engine, Tensor
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.prompts.prompt import Prompt
-from stc.runtime.answers.open_language import open_model
-from stc.runtime.answers.stream_language import StreamLanguage
-from stc.runtime.language.call_outputs import MAX_SPARE
+from stc.runtime.answers.stream_language import StreamLanguage, open_model
+from stc.runtime.language.kv_buckets import MAX_SPARE
+from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import LanguageModel
-from stc.runtime.language.plain_rows import PlainRows
 from stc.runtime.memory.settings import MemorySettings, Policy
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession

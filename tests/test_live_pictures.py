@@ -19,12 +19,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from stc.runtime.commands import run as run_command
+from stc.runtime.video import live as video_live
 from stc.runtime.video import open as video
 from stc.runtime.video.decoding.decoder import Decoder
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.source import Reconnection
 from tests.clips import number_of, numbered, numbered_clip, write_clip
 from tests.test_video_live import LONG_S, Openings, live
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost source is opened again at once."""
+    monkeypatch.setattr(video_live, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(video_live, "LONGEST_WAIT_S", 0.04)
+
 
 # Conversion.
 
@@ -122,10 +130,11 @@ def test_a_camera_is_opened_as_v4l2(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(video, "_check_camera", lambda path: None)
     monkeypatch.setattr(av, "open", stub)
+    monkeypatch.setattr(video_live, "FIRST_WAIT_S", LONG_S)
     link = tmp_path / "front_cam"  # as a udev rule makes one in /dev
     link.symlink_to("/dev/video0")
     for camera in ("/dev/video0", "/dev/v4l/by-id/usb-camera", str(link)):
-        with open_video(camera, reconnection=Reconnection(first_wait_s=LONG_S)) as source:
+        with open_video(camera) as source:
             assert source.is_live
             next(source)
         assert opened.pop() == (camera, "r", {"format": "v4l2"})

@@ -7,9 +7,9 @@ import re
 from contextlib import ExitStack
 
 import pytest
-from rich.console import Console
 
 from stc.runtime.show.live_table import ROWS, LiveTable
+from stc.shell.command import Console
 from tests.frame_reports import POOLED, TOKENS, difference_reports, frame_report, video_frames
 
 

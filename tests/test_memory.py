@@ -17,14 +17,13 @@ from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.language.kv_buckets import MAX_TOKENS, KvBuckets
 from stc.runtime.language.kv_rows import runs
 from stc.runtime.language.model import LanguageModel
-from stc.runtime.language.row_order import RowOrder
+from stc.runtime.memory.host_pages import PageCap
 from stc.runtime.memory.rekv import RekvMemory
 from stc.runtime.memory.settings import MemorySettings
-from stc.runtime.memory.window import AllMemory, Memory, WindowMemory
+from stc.runtime.memory.window import AllMemory, RowOrder, WindowMemory
 from stc.runtime.report import Prefill
 from tests.kept_tokens import POOLED, frames
 from tests.language_oracle import numpy_case
-from tests.rekv_cases import cap_of
 
 QUESTION = "How many objects are moving?"
 TOKENS = 12
@@ -205,15 +204,15 @@ def test_all_answers_when_it_is_full(prefill_every: int) -> None:
     answer = language.ask(QUESTION, 80)
     list(answer)
     assert len(answer.token_ids) == 80
-    told += language.flush()
+    told += language.prefilled()
     assert isinstance(told.error, LanguageError)
     assert told.frames + told.left_out == 100
     assert told.frames * POOLED == memory.facts().tokens - len(prompt.before)
 
 
-def _memory(policy: str, model: LanguageModel, fixed: int, most: int = 1000) -> Memory:
+def _memory(policy: str, model: LanguageModel, fixed: int, most: int = 1000) -> WindowMemory:
     if policy == "rekv":
-        return RekvMemory(model, fixed=fixed, page=POOLED, top=4, cap=cap_of(model, 3, most))
+        return RekvMemory(model, fixed=fixed, page=POOLED, top=4, cap=PageCap(3, most, 0))
     return WindowMemory(model, fixed=fixed, window=3 * POOLED)
 
 

@@ -214,7 +214,7 @@ import numpy as np
 import onnxruntime
 from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, share_threads
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings

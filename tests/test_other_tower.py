@@ -23,13 +23,12 @@ from stc.export.models.reference import TorchVision
 from stc.manifest import Precision
 from stc.method.graphs import EMBED, vision_graphs
 from stc.runtime.commands import run as run_command
-from stc.runtime.parity.graphs import compare_graphs
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.parity.streams import compare_streams
+from stc.runtime.parity.vision import compare_graphs, compare_streams
 from stc.runtime.show.marks import KEPT_RGB, TokenMarks
-from stc.runtime.sides.tower_stream import TowerStream
+from stc.runtime.sides import TowerStream
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SCORINGS, SELECTIONS, Scoring, Selection, Settings
@@ -100,8 +99,8 @@ def test_every_graph_and_every_stream_equals_its_own_layers(
     tower, report = case.onnxruntime(), ParityReport(precision)
     frames = [Preprocessor(SPEC)(frame.rgb).astype(np.float32) for frame in moving_frames(5)]
     graphs = TorchGraphs(vision_graphs(SPEC.blocks), VisionModel(WEIGHTS).module)
-    compare_graphs(tower, graphs, (frames[0], frames[1]), SETTINGS, report, lambda: None)
-    compare_streams(tower, TorchVision(WEIGHTS), frames, SETTINGS, report, lambda: None)
+    compare_graphs(tower, graphs, (frames[0], frames[1]), SETTINGS, report)
+    compare_streams(tower, TorchVision(WEIGHTS), frames, SETTINGS, report)
     assert report.passed, [row for row in report.rows.values() if not row.passed]
     compared = {where for where, _ in report.rows}
     assert compared == vision_graphs(SPEC.blocks).keys() | {"dense", *SELECTIONS}

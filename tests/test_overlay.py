@@ -24,7 +24,7 @@ from stc.errors import VideoError
 from stc.runtime.report import FrameReport
 from stc.runtime.show.marks import KEPT_RGB, RECOMPUTED_RGB, TokenMarks
 from stc.runtime.show.overlay import OverlayWriter
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from tests.frame_reports import difference_reports, frame_report, video_frames
 from tests.squares import square_grid
 
@@ -368,7 +368,7 @@ def test_a_missing_library_is_named_with_its_pip_line(
 def test_displays_import_without_video_libraries() -> None:
     program = (
         "import sys; sys.modules['av'] = sys.modules['PIL'] = None\n"
-        "import stc.runtime.show.overlay, stc.runtime.show.live_table, stc.runtime.show.summary\n"
-        "import stc.runtime.output.run_document"
+        "import stc.runtime.show.overlay, stc.runtime.show.live_table\n"
+        "import stc.runtime.stream.run"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)

@@ -30,11 +30,10 @@ from stc.method import pruner
 from stc.method.difference import difference
 from stc.method.graphs import PRUNE_CONTRACT, prune_graph, vision_graphs
 from stc.method.pruner import PrunerMemory
-from stc.runtime.parity.graphs import compare_graphs
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.parity.streams import compare_streams
+from stc.runtime.parity.vision import compare_graphs, compare_streams
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import KEEP_ALL, SCORINGS, SELECTIONS, Selection, Settings
@@ -191,8 +190,8 @@ def test_every_graph_and_every_stream_equals_pytorch(case: str, exported: Export
     settings = Settings(reference_interval=3, recompute_ratio=0.3, budget=3)
     report = ParityReport(precision)
     graphs, vision = torch_graphs(one.weights), TorchVision(one.weights)
-    compare_graphs(tower, graphs, (frames[0], frames[1]), settings, report, lambda: None)
-    compare_streams(tower, vision, frames, settings, report, lambda: None)
+    compare_graphs(tower, graphs, (frames[0], frames[1]), settings, report)
+    compare_streams(tower, vision, frames, settings, report)
 
     assert report.passed, [row for row in report.rows.values() if not row.passed]
     compared = {where for where, _ in report.rows}

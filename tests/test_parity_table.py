@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from rich.text import Text
 
-from stc.runtime.bench.latency import ENOUGH, FEW, measure_latency
-from stc.runtime.output.document_output import document_output
+from stc.runtime.bench.bench import ENOUGH, FEW, measure_latency
+from stc.runtime.output import document_output
 from stc.runtime.parity.language import kl
-from stc.runtime.parity.report import ParityReport
-from stc.runtime.parity.table import parity_console, print_parity
+from stc.runtime.parity.report import ParityReport, parity_console, print_parity
 from stc.runtime.stream.session import StreamSession
 from stc.settings import Settings
 from stc.shell import command
@@ -104,7 +103,7 @@ def test_frames_enough_of_each_kind_are_measured_in_bounded_time(
     ticks: list[int] = []
     clock = (frame_s * frame for frame in count())
     bench = measure_latency(session, moving_frames(3), None, ticks.append, clock.__next__)
-    assert (len(bench.reference_ms), len(bench.reuse_ms)) == (references, reuses)
+    assert tuple(map(len, bench.tower_ms.values())) == (references, reuses)
     # The first interval does not count.
     assert session.frame_index == interval + references + reuses
     assert ticks == sorted(ticks)

@@ -8,10 +8,10 @@ import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import LanguageError
-from stc.runtime.answers.open_language import open_stream_language
+from stc.runtime.answers.stream_language import open_stream_language
 from stc.runtime.memory.settings import POLICIES, MemorySettings, Policy
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
 from tests.kept_tokens import POOLED

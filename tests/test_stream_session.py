@@ -14,7 +14,7 @@ from stc.errors import SettingsError
 from stc.method.pruner import PrunerMemory, prune
 from stc.runtime.report import STAGES, FrameReport
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SCORINGS, Scoring, Settings
 from tests.session_case import SETTINGS, WEIGHTS, assert_equal, pushed

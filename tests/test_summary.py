@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from stc.errors import SettingsError
-from stc.runtime.figures.metrics import StreamMetrics, StreamSummary
-from stc.runtime.figures.savings import compare_with_dense
-from stc.runtime.output.document_output import document_output
-from stc.runtime.output.run_document import run_document
-from stc.runtime.show.summary import print_summary
+from stc.runtime.figures.metrics import StreamMetrics, StreamSummary, compare_with_dense
+from stc.runtime.output import document_output
+from stc.runtime.show.live_table import print_summary
+from stc.runtime.stream.run import run_document
 from stc.settings import PRESETS, Settings
+from stc.shell.command import Console
 from tests.frame_reports import POOLED, TOKENS, frame_report
 
 
@@ -24,7 +24,7 @@ def _summary() -> StreamSummary:
     metrics.add(frame_report(0, "reference", stage_ms=(1.0, 40.0, 2.0, 0.5)))
     for index in (1, 2, 3):
         metrics.add(frame_report(index))
-    return metrics.summary(wall_s=2.0, dropped_frames=7, oldest_frame_ms=12.4)
+    return replace(metrics.summary(), wall_s=2.0, dropped_frames=7, oldest_frame_ms=12.4)
 
 
 def _printed(summary: StreamSummary, *, dense: bool, encoding: str = "utf-8") -> str:

@@ -16,10 +16,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stc.errors import SettingsError, VideoError
-from stc.runtime.video.clock import Clock
+from stc.runtime.video.clock import Clock, FrameSampler, expected_frames
 from stc.runtime.video.decoding.decoder import Decoder
 from stc.runtime.video.open import open_video
-from stc.runtime.video.sampler import FrameSampler, expected_frames
 from tests.clips import (
     number_of,
     numbered,

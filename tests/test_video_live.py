@@ -16,22 +16,27 @@ import pytest
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 
-from stc.errors import SettingsError, VideoError
+from stc.errors import VideoError
 from stc.runtime.video import live as video_live
 from stc.runtime.video.decoding.decoder import Decoder
 from stc.runtime.video.live import LiveVideo
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.source import Reconnection
 from tests.clips import damage, number_of, numbered, write_clip, write_sound
 from tests.rtsp_camera import RtspCamera
 
-SOON = Reconnection(first_wait_s=0.01, longest_wait_s=0.04, give_up_s=20.0)
 LONG_S = 20.0
 """More than anything here takes; reached only by a test that fails."""
 
 REFUSED = av.error.ConnectionRefusedError(111, "Connection refused")
 
 Step = Path | Exception
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost source is opened again at once."""
+    monkeypatch.setattr(video_live, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(video_live, "LONGEST_WAIT_S", 0.04)
 
 
 class Openings:
@@ -87,10 +92,10 @@ def live(
     opener: Callable[[], InputContainer],
     *,
     fps: float | None = None,
-    reconnection: Reconnection = SOON,
+    give_up_s: float = 20.0,
     now: Callable[[], float] = time.monotonic,
 ) -> LiveVideo:
-    return LiveVideo(opener, "rtsp://camera/street", fps=fps, reconnection=reconnection, now=now)
+    return LiveVideo(opener, "rtsp://camera/street", fps=fps, give_up_s=give_up_s, now=now)
 
 
 def in_real_time() -> Callable[[], float]:
@@ -123,8 +128,7 @@ def assert_released(video: LiveVideo, opened: list[InputContainer]) -> None:
 
 def test_whether_a_frame_is_there_can_be_asked_without_taking_it(tmp_path: Path) -> None:
     opener = Openings(clip(tmp_path, range(3)))
-    reconnection = Reconnection(first_wait_s=0.01, longest_wait_s=0.04, give_up_s=0.5)
-    with live(opener, reconnection=reconnection) as video:
+    with live(opener, give_up_s=0.5) as video:
         assert opener.exhausted.wait(LONG_S)
         assert video.wait(0.0)
         assert number_of(next(video).rgb) == 2
@@ -153,11 +157,13 @@ def test_a_slow_consumer_gets_the_newest_frame_and_the_others_are_counted(
     assert_released(video, opener.opened)
 
 
-def test_a_stream_begins_with_the_first_frame_that_is_taken(tmp_path: Path) -> None:
+def test_a_stream_begins_with_the_first_frame_that_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What came before, while a model was loaded, is neither dropped nor a part of its time."""
     tap = Tap(clip(tmp_path, range(20), "clip.ts"))
-    once = Reconnection(first_wait_s=LONG_S)
-    with live(lambda: open_tap(tap), reconnection=once, now=in_real_time()) as video:
+    monkeypatch.setattr(video_live, "FIRST_WAIT_S", LONG_S)
+    with live(lambda: open_tap(tap), now=in_real_time()) as video:
         assert tap.held.wait(LONG_S)
         frame = next(video)
         before = number_of(frame.rgb)
@@ -209,7 +215,7 @@ def test_a_lost_source_is_opened_again(tmp_path: Path) -> None:
     assert len(opener.opened) == 3
 
 
-def test_the_time_a_source_was_away_passes(tmp_path: Path) -> None:
+def test_the_time_a_source_was_away_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = clip(tmp_path, range(5))
     opener, taken = Openings(path, path), threading.Event()
 
@@ -218,7 +224,8 @@ def test_the_time_a_source_was_away_passes(tmp_path: Path) -> None:
             taken.wait(LONG_S)
         return opener()
 
-    with live(late, reconnection=Reconnection(first_wait_s=0.2)) as video:
+    monkeypatch.setattr(video_live, "FIRST_WAIT_S", 0.2)
+    with live(late) as video:
         start_s = time.monotonic()
         next(video)
         taken.set()
@@ -240,8 +247,7 @@ def test_waits_between_attempts_double_up_to_the_longest(tmp_path: Path) -> None
 
 def test_a_source_that_stays_away_is_given_up(tmp_path: Path) -> None:
     opener = Openings(clip(tmp_path, range(2)))
-    reconnection = Reconnection(first_wait_s=0.01, longest_wait_s=0.02, give_up_s=0.2)
-    with live(opener, reconnection=reconnection) as video:
+    with live(opener, give_up_s=0.2) as video:
         with pytest.raises(VideoError) as raised:
             list(video)
         assert str(raised.value) == (
@@ -256,7 +262,7 @@ def test_a_source_that_falls_silent_is_given_up(
 ) -> None:
     monkeypatch.setattr(video_live, "CLOSE_WAIT_S", 0.05)
     tap = Tap(clip(tmp_path, range(20), "clip.ts"))
-    video = live(lambda: open_tap(tap), reconnection=Reconnection(give_up_s=0.2))
+    video = live(lambda: open_tap(tap), give_up_s=0.2)
     with pytest.raises(VideoError, match=r"no frame for 0\.2 s \(no frame came\)"):
         list(video)
     tap.flow.set()
@@ -269,17 +275,9 @@ def open_tap(tap: Tap) -> InputContainer:
     return av.open(tap, "r", format="mpegts", options={"probesize": "1000"}, buffer_size=188)
 
 
-def test_the_wait_for_a_lost_source_is_a_setting() -> None:
-    assert vars(Reconnection()) == {"first_wait_s": 0.5, "longest_wait_s": 8.0, "give_up_s": 60.0}
-    for name in vars(Reconnection()):
-        with pytest.raises(SettingsError, match=name):
-            Reconnection(**{name: 0.0})
-
-
 def test_a_lost_source_may_be_waited_for_without_end(tmp_path: Path) -> None:
     opener = Openings(clip(tmp_path, range(2)), REFUSED, clip(tmp_path, range(2, 4), "later.mkv"))
-    reconnection = Reconnection(first_wait_s=0.05, give_up_s=math.inf)
-    with live(opener, reconnection=reconnection) as video:
+    with live(opener, give_up_s=math.inf) as video:
         while number_of(next(video).rgb) != 3:
             pass
 
@@ -294,17 +292,23 @@ def test_a_mistake_in_the_thread_reaches_the_consumer(tmp_path: Path) -> None:
 # Closing.
 
 
-def test_closing_does_not_wait_for_the_next_attempt(tmp_path: Path) -> None:
+def test_closing_does_not_wait_for_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opener = Openings(clip(tmp_path, range(2)))
-    with live(opener, reconnection=Reconnection(first_wait_s=LONG_S)) as video:
+    monkeypatch.setattr(video_live, "FIRST_WAIT_S", LONG_S)
+    with live(opener) as video:
         next(video)
     assert_released(video, opener.opened)
     assert list(video) == []
 
 
-def test_closing_from_elsewhere_ends_the_wait_for_a_frame(tmp_path: Path) -> None:
+def test_closing_from_elsewhere_ends_the_wait_for_a_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opener = Openings(clip(tmp_path, range(2)))
-    with live(opener, reconnection=Reconnection(first_wait_s=LONG_S)) as video:
+    monkeypatch.setattr(video_live, "FIRST_WAIT_S", LONG_S)
+    with live(opener) as video:
         closer = threading.Timer(0.05, video.close)
         closer.start()
         assert len(list(video)) <= 2
@@ -355,7 +359,7 @@ def test_a_live_source_of_sound_alone_is_refused_and_released(tmp_path: Path) ->
 
 def test_an_rtsp_camera_is_read_over_tcp_and_read_again_after_it_hung_up(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "clip.mp4", map(numbered, range(20)))
-    with RtspCamera(path) as camera, open_video(camera.address, reconnection=SOON) as video:
+    with RtspCamera(path) as camera, open_video(camera.address) as video:
         frames = [next(video) for _ in range(5)]
         camera.hang_up()
         while video.reconnects == 0:
@@ -370,7 +374,7 @@ def test_an_rtsp_camera_is_read_over_tcp_and_read_again_after_it_hung_up(tmp_pat
     assert {number_of(frame.rgb) for frame in frames} <= set(range(20))
 
 
-def test_a_stream_on_a_socket_is_live(tmp_path: Path) -> None:
+def test_a_stream_on_a_socket_is_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = clip(tmp_path, range(20))
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -382,7 +386,8 @@ def test_a_stream_on_a_socket_is_live(tmp_path: Path) -> None:
         sender = threading.Thread(target=send)
         sender.start()
         address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        with open_video(address, reconnection=Reconnection(first_wait_s=LONG_S)) as video:
+        monkeypatch.setattr(video_live, "FIRST_WAIT_S", LONG_S)
+        with open_video(address) as video:
             assert video.is_live
             frames = [next(video)]
             while number_of(frames[-1].rgb) != 19:

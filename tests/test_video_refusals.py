@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from stc.errors import SettingsError, StcError, VideoError
+from stc.runtime.video.causes import reason, unreadable
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.errors import reason, unreadable
 from stc.runtime.video.source.source import without_credentials
 from tests.clips import (
     add_cover,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stc.runtime.output.whole_file import whole_file
+from stc.runtime.output import whole_file
 
 
 def test_the_file_appears_only_when_the_body_ends(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from stc.export.towers.part import TowerPart, VisionWeights
 from stc.export.towers.siglip.tower import SIGLIP
 from stc.manifest import Precision, VisionSpec
 from stc.method.weights import ProjectorWeights, TowerWeights
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.oracle_backend import OracleBackend

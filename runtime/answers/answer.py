@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,19 +20,11 @@ question was asked; because the video could wait no longer; because the model fa
 Logits = NDArray[np.float32]
 
 
-@dataclass
-class AnswerTimes:
-    """first_ms: from the question to its first token. decode_ms: what `decodes` more took."""
-
-    first_ms: float = 0.0
-    decode_ms: float = 0.0
-    decodes: int = 0
-
-
 class Answer(Iterator[str]):
     """Yields the text of an answer, piece by piece.
 
     logits: float32 [V], what the next token is, or the last was, chosen by.
+    first_ms: from the question to its first token. decode_ms: what `decodes` more took.
 
     Each step takes the memory as it was when the question was asked. It may be left at any time:
     `cancel` gives back what it holds, and so does the end of the iteration. Threads that iterate
@@ -59,7 +50,8 @@ class Answer(Iterator[str]):
         self.text = ""
         self.token_ids: list[int] = []
         self.stopped: Stop = ""
-        self.times = AnswerTimes()
+        self.first_ms = self.decode_ms = 0.0
+        self.decodes = 0
         self.logits = logits
         self._decode = decode
         self._release = release
@@ -100,8 +92,7 @@ class Answer(Iterator[str]):
     @property
     def tokens_per_s(self) -> float | None:
         """Rate of the tokens after the first; None when there were none."""
-        times = self.times
-        return times.decodes / times.decode_ms * 1e3 if times.decodes else None
+        return self.decodes / self.decode_ms * 1e3 if self.decodes else None
 
     def to_json(self) -> dict[str, Any]:
         """The answer so far and what it cost, of dicts, strings and finite numbers."""
@@ -111,7 +102,7 @@ class Answer(Iterator[str]):
             "stopped": self.stopped,
             "prompt_tokens": self.prompt_tokens,
             "answer_tokens": len(self.token_ids),
-            "first_token_ms": self.times.first_ms,
+            "first_token_ms": self.first_ms,
             "tokens_per_s": self.tokens_per_s,
         }
 
@@ -127,11 +118,11 @@ class Answer(Iterator[str]):
             if logits is None:  # ended by another thread
                 return ""
             self.logits = logits
-            self.times.decode_ms += (time.perf_counter() - start) * 1e3
-            self.times.decodes += 1
+            self.decode_ms += (time.perf_counter() - start) * 1e3
+            self.decodes += 1
         token = self._sampler(self.logits)
         if not self.token_ids:
-            self.times.first_ms = (time.perf_counter() - self._asked_at) * 1e3
+            self.first_ms = (time.perf_counter() - self._asked_at) * 1e3
         if token in self._stop_token_ids:
             self.end("stop token")
             return self._text_stream.finish()

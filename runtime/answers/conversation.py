@@ -13,10 +13,9 @@ from typing import IO, Any
 
 from stc.errors import StcError, printable
 from stc.runtime.answers.answer import Answer
-from stc.runtime.answers.chat import Chat
-from stc.runtime.answers.questions import Questions
+from stc.runtime.answers.questions import Chat, Questions
 from stc.runtime.answers.stream_language import StreamLanguage
-from stc.runtime.memory.reservoir import Reservoir
+from stc.runtime.figures.metrics import Reservoir
 from stc.runtime.report import FrameReport, Prefill
 from stc.shell import command
 
@@ -148,12 +147,9 @@ class Conversation:
             self._end()
             raise
 
+    @command.uninterrupted()
     def _end(self, error: StcError | None = None) -> None:
         """The answer, or what was given of it before `error`, is in the records."""
-        with command.uninterrupted():
-            self._close_record(error)
-
-    def _close_record(self, error: StcError | None) -> None:
         if self._answer is not None:
             given = self._answer.to_json()
             if given["answer_tokens"]:

@@ -1,32 +1,32 @@
-"""Questions of a run: what is asked when, as a command line has it."""
+"""Questions of a run: given as flags, or typed at a terminal while it runs."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import queue
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO
 
 from stc.errors import SettingsError
 from stc.runtime.answers.stream_language import MAX_NEW_TOKENS
 from stc.runtime.language.sampling import GREEDY, Sampling
-from stc.shell.ranges import MAX_COUNT, flag_of, number_flag, real, whole, whole_flag
+from stc.shell.ranges import MAX_COUNT, flag_of, number_flag, whole, whole_flag
+
+HINT = "ask a question and press Enter; Ctrl-D ends the questions, Ctrl-C the stream"
+SIGN = "? "
+"""Shown where a question can be typed."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """`text`, to be asked when the stream reaches `at_s` seconds; at its end when None.
-
-    Raises SettingsError for a time that no stream reaches.
-    """
+    """`text`, to be asked when the stream reaches `at_s` seconds; at its end when None."""
 
     text: str
     at_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.at_s is not None:
-            at_s = real(
-                "Question.at_s", self.at_s, "a finite number of seconds, 0 or more", least=0
-            )
-            object.__setattr__(self, "at_s", at_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,31 +47,20 @@ class Questions:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `Questions`; read them with `from_flags`."""
-    group = parser.add_argument_group("questions")
-    group.add_argument(
-        "--ask", action="append", default=[], metavar="TEXT", help="question at the end; repeatable"
-    )
-    group.add_argument(
+    add = parser.add_argument_group("questions").add_argument
+    add("--ask", action="append", metavar="TEXT", help="question at the end; repeatable")
+    add(
         "--ask-at",
         action="append",
-        default=[],
         metavar="SECONDS:TEXT",
         help="question when the stream gets there; repeatable",
     )
-    group.add_argument(
-        "--chat", action="store_true", help="ask at a prompt while the stream runs and after it"
-    )
-    group.add_argument(
-        "--max-new-tokens",
-        type=whole_flag(),
-        metavar="N",
-        help=f"text tokens of an answer at most, default {MAX_NEW_TOKENS}",
-    )
-    group.add_argument("--temperature", type=number_flag, metavar="T", help="default 0: greedy")
-    group.add_argument(
-        "--top-p", type=number_flag, metavar="P", help="default 1: no token left out"
-    )
-    group.add_argument("--seed", type=whole_flag(), metavar="N", help="of the draws, default 0")
+    add("--chat", action="store_true", help="ask at a prompt while the stream runs and after it")
+    most = f"text tokens of an answer at most, default {MAX_NEW_TOKENS}"
+    add("--max-new-tokens", type=whole_flag(), metavar="N", help=most)
+    add("--temperature", type=number_flag, metavar="T", help="default 0: greedy")
+    add("--top-p", type=number_flag, metavar="P", help="default 1: no token left out")
+    add("--seed", type=whole_flag(), metavar="N", help="of the draws, default 0")
 
 
 def from_flags(flags: argparse.Namespace) -> Questions:
@@ -79,7 +68,7 @@ def from_flags(flags: argparse.Namespace) -> Questions:
 
     Raises SettingsError for a flag out of range, or without anything that it could act on.
     """
-    timed = sorted((_timed(text) for text in flags.ask_at), key=lambda one: one.at_s or 0.0)
+    timed = sorted((_timed(text) for text in flags.ask_at or ()), key=lambda one: one.at_s or 0.0)
     drawing = {
         name: value
         for name in ("temperature", "top_p", "seed")
@@ -90,7 +79,7 @@ def from_flags(flags: argparse.Namespace) -> Questions:
         if name in drawing and not sampling.temperature:
             raise SettingsError(flag_of(name), "requires --temperature above 0")
     most = MAX_NEW_TOKENS if flags.max_new_tokens is None else flags.max_new_tokens
-    asked = (*timed, *(Question(text) for text in flags.ask))
+    asked = (*timed, *(Question(text) for text in flags.ask or ()))
     return Questions(asked=asked, most=most, sampling=sampling)
 
 
@@ -107,3 +96,56 @@ def _timed(text: str) -> Question:
     if not colon or not 0.0 <= at_s < float("inf"):
         raise SettingsError("--ask-at", f"got {text!r}", "SECONDS:TEXT, such as 12.5:What is it?")
     return Question(question, at_s)
+
+
+class Chat:
+    """The lines a user types, without waiting for them; the sign to type goes to `shown`, stderr.
+
+    Raises SettingsError when `typed`, stdin, is not a terminal.
+    """
+
+    def __init__(self, typed: IO[str] | None = None, shown: IO[str] | None = None) -> None:
+        given: IO[str] | None = typed or sys.stdin  # None when it was closed
+        if given is None or not given.isatty():
+            raise SettingsError("--chat", "stdin is no terminal", fix="use --ask TEXT")
+        if isinstance(given, io.TextIOWrapper):
+            # A letter in another encoding than the terminal's is no reason to stop listening.
+            given.reconfigure(errors="replace")
+        self._typed = given
+        self._shown = shown or sys.stderr
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._ended = False
+        # A daemon: nothing can end a read of a terminal that nobody types at.
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def invite(self) -> None:
+        """The sign to type is shown, unless the user has ended the conversation."""
+        if not self._ended:
+            self._shown.write(SIGN)
+            self._shown.flush()
+
+    def typed(self) -> str | None:
+        """The next question that was typed; None when there is none yet, or none will follow."""
+        return None if self._lines.empty() else self._next()
+
+    def rest(self) -> Iterator[str]:
+        """Every question until the user ends the conversation."""
+        while (line := self._next()) is not None:
+            yield line
+
+    def _next(self) -> str | None:
+        line = self._lines.get()
+        if line is None:
+            self._ended = True
+            self._lines.put(None)  # the end stays the end
+        return line
+
+    def _read(self) -> None:
+        try:
+            for line in self._typed:
+                if line.strip():
+                    self._lines.put(line.strip())
+        except OSError:
+            pass  # the terminal is gone, which ends the questions too
+        finally:
+            self._lines.put(None)

@@ -18,14 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.engines.engine import lock_of
+from stc import contracts
+from stc.bundles.bundle import Bundle, export_again
+from stc.engines.engine import Backend, lock_of
+from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import DeviceError, LanguageError, SettingsError, StcError
+from stc.manifest import LanguageSpec
 from stc.prompts.prompt import Prompt
 from stc.runtime.answers.answer import Answer, Logits
+from stc.runtime.language.kv_buckets import KvBuckets
 from stc.runtime.language.model import EMPTY, LanguageModel
 from stc.runtime.language.sampling import GREEDY, Sampler, Sampling
-from stc.runtime.memory.settings import MAX_TOGETHER
-from stc.runtime.memory.window import Context, Memory, MemoryFacts, refuse_long
+from stc.runtime.memory.settings import MAX_TOGETHER, MemorySettings
+from stc.runtime.memory.window import Context, MemoryFacts, WindowMemory, refuse_long
 from stc.runtime.report import Prefill
 from stc.shell.ranges import MAX_COUNT, shown, whole
 
@@ -45,7 +50,11 @@ class StreamLanguage:
     """
 
     def __init__(
-        self, model: LanguageModel, memory: Memory, prompt: Prompt | None, prefill_every: int = 1
+        self,
+        model: LanguageModel,
+        memory: WindowMemory,
+        prompt: Prompt | None,
+        prefill_every: int = 1,
     ) -> None:
         self.model = model
         self._memory = memory
@@ -77,13 +86,6 @@ class StreamLanguage:
                 calls = min(MAX_CALLS, len(self._waiting) // self.prefill_every)
                 for _ in range(calls):
                     self._remember_next()
-            return self.prefilled()
-
-    def flush(self) -> Prefill:
-        """Frames that wait are remembered now, unless for an answer; tells what `append` does."""
-        with self._lock:
-            if self._answer is None:
-                self._remember_waiting()
             return self.prefilled()
 
     def prefilled(self) -> Prefill:
@@ -222,19 +224,55 @@ class _Text:
         """Logits [V] after the text tokens `ids`, which follow those of earlier runs."""
         context, rows = self._context, self._context.rows
         places = context.start_row + self._count + np.arange(len(ids))
-        positions = context.start_position + self._count + np.arange(len(ids))
         rows.reserve(int(places[-1]) + 1)
         longer = rows.capacity - len(self._positions)
         self._positions = np.pad(self._positions, (0, longer), constant_values=EMPTY)
-        self._positions[places] = positions
+        self._positions[places] = context.start_position + self._count + np.arange(len(ids))
         # What is retrieved for the question serves its answer too.
         retrieve = context.retrieve if self._count == 0 else None
         try:
-            logits = self._model.logits(
-                self._model.embed(ids), positions, rows, places, self._positions, retrieve
-            )
+            hidden = self._model.embed(ids)
+            logits = self._model.logits(hidden, rows, places, self._positions, retrieve)
         except BaseException:
             rows.clear(places)
             raise
         self._count += len(ids)
         return logits
+
+
+def open_model(bundle: Bundle, backend: Backend) -> LanguageModel:
+    """The decoder of `bundle`; where engines have static sizes, its context is their longest.
+
+    Raises LanguageError when it was exported without one, EngineError when a graph cannot be
+    loaded.
+    """
+    spec, precision = _spec(bundle), bundle.manifest.provenance.precision
+    if not isinstance(backend, TensorRtBackend):
+        return LanguageModel(backend, spec, precision)
+    attend = contracts.attend_graph(0)
+    buckets = KvBuckets(backend.sizes(attend, "m"), backend.sizes(attend, "S"))
+    longest = min(spec.max_positions, buckets.contexts[-1])
+    spec = spec.model_copy(update={"max_positions": longest})
+    return LanguageModel(backend, spec, precision, buckets)
+
+
+def open_stream_language(
+    bundle: Bundle, backend: Backend, settings: MemorySettings, kept: int
+) -> StreamLanguage:
+    """The language side of one stream that keeps `kept` = k tokens per frame, able to answer.
+
+    Raises LanguageError when the bundle has no language side or no prompt of its own,
+    SettingsError when `settings` do not fit, EngineError when a graph cannot be loaded.
+    """
+    prompt = Prompt(bundle.companions(), _spec(bundle), bundle.root)
+    model = open_model(bundle, backend)
+    memory = settings.make(model, len(prompt.before), kept)
+    return StreamLanguage(model, memory, prompt, settings.prefill_every)
+
+
+def _spec(bundle: Bundle) -> LanguageSpec:
+    spec = bundle.manifest.language
+    if spec is None:
+        again = export_again(bundle.root, bundle.manifest.provenance)
+        raise LanguageError(bundle.root, "has no language side", fix=again)
+    return spec

@@ -10,50 +10,54 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stc.method.family import FrameKind, frame_program, macs
-from stc.runtime.sides.other import OtherStream
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
+
+if TYPE_CHECKING:
+    from stc.runtime.sides import TorchVision
 
 KINDS: tuple[FrameKind, ...] = ("reference", "reuse")
 PAUSE_S = 0.3
 """Between two runtimes: idle threads of one spin for a while and would slow the other down."""
+ENOUGH = 10
+"""Frames of each kind after which nothing more is measured."""
+FEW, FEW_AFTER_S = 3, 60.0
+"""Frames of each kind that do for a big model, after so many seconds."""
+ONE_AFTER_S = 180.0
+"""Seconds after which one of each kind has to do: reference frames may be far apart."""
+
+Times = dict[FrameKind, list[float]]
+"""Milliseconds of every frame of a kind."""
 
 
-@dataclass
 class Bench:
-    """The times of the frames it was given, pushed through `session`, in milliseconds."""
+    """The times of the frames it was given, pushed through `session`, in milliseconds.
 
-    session: StreamSession
-    reference_ms: list[float] = field(default_factory=list)
-    reuse_ms: list[float] = field(default_factory=list)
-    push_ms: dict[str, list[float]] = field(default_factory=lambda: {"reference": [], "reuse": []})
-    torch_reference_ms: list[float] = field(default_factory=list)
-    torch_reuse_ms: list[float] = field(default_factory=list)
-    engine_ms: float = 0.0
-    stage_ms: dict[str, float] = field(default_factory=dict)
+    tower_ms, push_ms, torch_ms: of every kind of frame, those of the tower alone, of whole pushes
+    and of PyTorch's tower.
+    """
 
-    def __post_init__(self) -> None:
-        self._preprocess = Preprocessor(self.session.tower.spec)
+    def __init__(self, session: StreamSession) -> None:
+        self.session = session
+        self.tower_ms: Times = {"reference": [], "reuse": []}
+        self.push_ms: Times = {"reference": [], "reuse": []}
+        self.torch_ms: Times = {"reference": [], "reuse": []}
+        self.engine_ms = 0.0
+        self.stage_ms: dict[str, float] = {}
+        self._preprocess = Preprocessor(session.tower.spec)
 
-    def warm_up(self, frames: Iterable[Frame]) -> None:
-        """Push `frames` unmeasured."""
-        for frame in frames:
-            self.session.push(frame)
-
-    def measure(self, frame: Frame, torch_stream: OtherStream | None) -> None:
+    def measure(self, frame: Frame, torch_stream: TorchVision | None) -> None:
         """Push `frame` through the tower, then through `torch_stream`, and take both times."""
         report = self.session.push(frame)
-        reference = report.kind == "reference"
-        times = self.reference_ms if reference else self.reuse_ms
-        times.append(report.stage_ms["vision"])
+        self.tower_ms[report.kind].append(report.stage_ms["vision"])
         self.push_ms[report.kind].append(report.total_ms)
         self.engine_ms += report.engine_ms
         for stage, ms in report.stage_ms.items():
@@ -63,12 +67,11 @@ class Bench:
         pixels = self._preprocess(frame.rgb)
         time.sleep(PAUSE_S)
         start = time.perf_counter()
-        if reference:
+        if report.kind == "reference":
             torch_stream.reference(pixels)
         else:
             torch_stream.reuse(pixels, self.session.recomputed, self.session.settings.selection)
-        torch_times = self.torch_reference_ms if reference else self.torch_reuse_ms
-        torch_times.append((time.perf_counter() - start) * 1e3)
+        self.torch_ms[report.kind].append((time.perf_counter() - start) * 1e3)
         time.sleep(PAUSE_S)
 
     def figures(self) -> dict[str, Any]:
@@ -79,7 +82,7 @@ class Bench:
         """
         spec, chosen = self.session.tower.spec, self.session.settings
         interval = chosen.reference_interval
-        reference, reuse = _p50(self.reference_ms), _p50(self.reuse_ms)
+        reference, reuse = (_p50(self.tower_ms[kind]) for kind in KINDS)
         every_push = [ms for times in self.push_ms.values() for ms in times]
         all_ms = sum(every_push)
         engines = _over(self.engine_ms, all_ms)
@@ -90,23 +93,14 @@ class Bench:
         floor = fewer / needed
         ratio = _over(reuse, reference)
         figures: dict[str, Any] = {
-            "frames": len(self.reference_ms) + len(self.reuse_ms),
-            "reference_frames": len(self.reference_ms),
-            "reuse_frames": len(self.reuse_ms),
-            "reference_ms_p50": reference,
-            "reference_ms_p95": _p95(self.reference_ms),
-            "reuse_ms_p50": reuse,
-            "reuse_ms_p95": _p95(self.reuse_ms),
+            "frames": len(every_push),
+            "reference_frames": len(self.tower_ms["reference"]),
+            "reuse_frames": len(self.tower_ms["reuse"]),
             "reuse_over_reference": ratio,
             "reuse_over_reference_floor": floor,
             "tower_saving": _saving(ratio, interval),
             "tower_saving_ceiling": _saving(floor, interval),
-            "push_ms_p50": _p50(every_push),
-            "push_ms_p95": _p95(every_push),
-            "push_reference_ms_p50": _p50(self.push_ms["reference"]),
-            "push_reference_ms_p95": _p95(self.push_ms["reference"]),
-            "push_reuse_ms_p50": _p50(self.push_ms["reuse"]),
-            "push_reuse_ms_p95": _p95(self.push_ms["reuse"]),
+            **_quantiles("push", every_push),
             "engine_share": engines,
             "stage_share": {stage: _over(ms, all_ms) for stage, ms in self.stage_ms.items()},
             "host_overhead_fraction": None if engines is None else 1.0 - engines,
@@ -114,16 +108,13 @@ class Bench:
             "reference_gflops": _over(2 * needed / 1e6, reference),
             "references_bytes": self.session.references_bytes,
         }
-        if self.torch_reference_ms:
-            torch_reference, torch_reuse = _p50(self.torch_reference_ms), _p50(self.torch_reuse_ms)
-            figures |= {
-                "torch_reference_ms_p50": torch_reference,
-                "torch_reference_ms_p95": _p95(self.torch_reference_ms),
-                "torch_reuse_ms_p50": torch_reuse,
-                "torch_reuse_ms_p95": _p95(self.torch_reuse_ms),
-                "speedup_reference": _over(torch_reference, reference),
-                "speedup_reuse": _over(torch_reuse, reuse),
-            }
+        for kind in KINDS:
+            figures |= _quantiles(kind, self.tower_ms[kind])
+            figures |= _quantiles(f"push_{kind}", self.push_ms[kind])
+            if self.torch_ms["reference"]:
+                torch_ms = self.torch_ms[kind]
+                figures |= _quantiles(f"torch_{kind}", torch_ms)
+                figures[f"speedup_{kind}"] = _over(_p50(torch_ms), _p50(self.tower_ms[kind]))
         return figures
 
 
@@ -131,8 +122,9 @@ def _p50(times: list[float]) -> float | None:
     return statistics.median(times) if times else None
 
 
-def _p95(times: list[float]) -> float | None:
-    return float(np.percentile(times, 95)) if times else None
+def _quantiles(name: str, times: list[float]) -> dict[str, float | None]:
+    p95 = float(np.percentile(times, 95)) if times else None
+    return {f"{name}_ms_p50": _p50(times), f"{name}_ms_p95": p95}
 
 
 def _over(numerator: float | None, denominator: float | None) -> float | None:
@@ -144,3 +136,33 @@ def _over(numerator: float | None, denominator: float | None) -> float | None:
 def _saving(ratio: float | None, interval: int) -> float | None:
     """Share of the tower's time saved against every-frame-dense at reference interval N."""
     return None if ratio is None else (1.0 - ratio) * (interval - 1) / interval
+
+
+def measure_latency(
+    session: StreamSession,
+    frames: Sequence[Frame],
+    torch_stream: TorchVision | None,
+    tick: Callable[[int], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Bench:
+    """The times of `frames`, in turns, behind a first interval that does not count.
+
+    `tick` is given the number of frames measured of the rarer kind.
+    """
+    shown, interval = cycle(frames), session.settings.reference_interval
+    # On a GPU until every frame is a replay, and an interval of those.
+    warm_up = session.runner.warm_up_runs
+    unmeasured = interval * (warm_up if warm_up == 1 else warm_up + 1)
+    warming = Bench(session)
+    for frame in islice(shown, unmeasured):
+        warming.measure(frame, torch_stream)
+    bench, start_s = Bench(session), clock()
+    while True:
+        bench.measure(next(shown), torch_stream)
+        kinds = [bench.tower_ms[kind] for kind in KINDS[:interval]]
+        measured, spent_s = min(map(len, kinds)), clock() - start_s
+        tick(measured)
+        if measured >= ENOUGH:
+            return bench
+        if (measured >= FEW and spent_s > FEW_AFTER_S) or (measured and spent_s > ONE_AFTER_S):
+            return bench

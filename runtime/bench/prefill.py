@@ -14,16 +14,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stc.errors import SettingsError
 from stc.runtime.bench.bench import PAUSE_S
+from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import LanguageModel
-from stc.runtime.language.plain_rows import PlainRows
-from stc.runtime.sides.torch import TorchDecoder
+
+if TYPE_CHECKING:
+    from stc.runtime.sides import TorchLanguage
 
 QUESTION = 16
 """Text tokens of the question whose first token is timed."""
@@ -72,7 +74,7 @@ class PrefillBench:
     pooled: int
     kept: int
     context: int
-    torch: TorchDecoder | None = None
+    torch: TorchLanguage | None = None
     others: Mapping[str, LanguageModel] = field(default_factory=dict)
     times: dict[str, list[float]] = field(default_factory=dict)
 
@@ -152,7 +154,7 @@ class PrefillBench:
             }
         return figures
 
-    def _measure_torch(self, torch: TorchDecoder) -> None:
+    def _measure_torch(self, torch: TorchLanguage) -> None:
         whole = self._frame.astype(np.float32)
         for name, frame in (("keep_all", whole), ("preset", whole[: self.kept])):
             self._time(f"torch_prefill_{name}", partial(torch.prefill, frame))

@@ -28,15 +28,12 @@ from stc.engines.library.plan import context_rows
 from stc.engines.tensorrt.captured import CapturedRunner
 from stc.errors import SettingsError
 from stc.manifest import MAX_POSITIONS, ON_REQUEST
-from stc.runtime.answers.open_language import open_model
+from stc.runtime.answers.stream_language import open_model
 from stc.runtime.bench.bench import Bench
 from stc.runtime.bench.prefill import PrefillBench
-from stc.runtime.figures.gpu_facts import gpu_facts
-from stc.runtime.figures.machine import machine_facts
-from stc.runtime.memory.resident import peak_rss_bytes
-from stc.runtime.output.document_output import document_output
-from stc.runtime.output.output_paths import refuse_shared_paths
-from stc.runtime.sides.torch import torch_language_side, torch_side
+from stc.runtime.figures.machine import gpu_facts, machine_facts, peak_rss_bytes
+from stc.runtime.output import document_output, refuse_shared_paths
+from stc.runtime.sides import torch_language_side, torch_side
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import without_credentials
@@ -139,7 +136,7 @@ def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     with ExitStack() as stack:
         torch = None
         if TORCH in (flags.against or ()):
-            torch = stack.enter_context(torch_language_side(bundle, flags.checkpoint)).decoder
+            torch = stack.enter_context(torch_language_side(bundle, flags.checkpoint))[1]
         bench = PrefillBench(model, pooled, chosen.kept(pooled), context, torch, models)
         for _ in range(WARM_UP):
             bench.measure()
@@ -186,12 +183,13 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     frames = cycle(shown)
     warming = session.runner.warm_up_runs * chosen.reference_interval
     with _progress() as progress:
-        bench.warm_up(progress.track(islice(frames, warming), warming, description="Warming up"))
+        for frame in progress.track(islice(frames, warming), warming, description="Warming up"):
+            session.push(frame)
     rss = peak_rss_bytes()
     with ExitStack() as stack:
         stream = None
         if flags.against:
-            stream = stack.enter_context(torch_side(bundle, flags.checkpoint)).stream
+            stream = stack.enter_context(torch_side(bundle, flags.checkpoint))[1]
             for frame in islice(frames, chosen.reference_interval):
                 bench.measure(frame, stream)
             bench = Bench(session)

@@ -18,7 +18,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,27 +30,34 @@ from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import LanguageError, SettingsError, VideoError
 from stc.manifest import Manifest
 from stc.method.graphs import vision_graphs
+from stc.program import Side
 from stc.prompts.prompt import Prompt
-from stc.runtime.answers.open_language import open_model
-from stc.runtime.bench.latency import ENOUGH, measure_latency
+from stc.runtime.answers.stream_language import open_model
+from stc.runtime.bench.bench import ENOUGH, measure_latency
 from stc.runtime.figures.machine import machine_facts
 from stc.runtime.language.model import LanguageModel
-from stc.runtime.output.document_output import document_output
-from stc.runtime.output.output_paths import refuse_shared_paths
-from stc.runtime.parity.captured import captured_frames, compare_captured
-from stc.runtime.parity.graphs import compare_graphs
+from stc.runtime.output import document_output, refuse_shared_paths
 from stc.runtime.parity.language import compare_language, language_steps
-from stc.runtime.parity.report import ParityReport
-from stc.runtime.parity.streams import compare_streams
-from stc.runtime.parity.table import parity_console, print_parity
+from stc.runtime.parity.report import ParityReport, parity_console, print_parity
+from stc.runtime.parity.vision import (
+    captured_frames,
+    compare_captured,
+    compare_graphs,
+    compare_streams,
+)
 from stc.runtime.parity.whole import compare_whole_answer, compare_whole_vision, whole_steps
-from stc.runtime.sides.choice import PYTORCH, Against, language_side, other_side, vision_side
-from stc.runtime.sides.onnx import OnnxSide
-from stc.runtime.sides.torch import TorchSide, whole_model
+from stc.runtime.sides import (
+    PYTORCH,
+    Against,
+    TowerStream,
+    language_side,
+    other_side,
+    vision_side,
+    whole_model,
+)
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import without_credentials
+from stc.runtime.video.source.source import Frame, without_credentials
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SELECTIONS, Settings
@@ -57,6 +65,9 @@ from stc.shell import command
 from stc.shell.command import Console, stdout_outlived
 from stc.shell.progress import Progress
 from stc.shell.ranges import whole_flag
+
+if TYPE_CHECKING:
+    from stc.runtime.sides import TorchVision
 
 MODES = 3
 """dense, layerwise, shared."""
@@ -125,10 +136,10 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     against = other_side(flags.checkpoint, on_device=on_device)
     console = Console(stderr=True)
     with (
-        vision_side(bundle, flags.checkpoint, against, chosen) as other,
+        vision_side(bundle, flags.checkpoint, against, chosen) as (graphs, stream),
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
-        captured, latency = _compare_vision(tower, other, frames, chosen, report, progress)
+        captured, latency = _compare_vision(tower, graphs, stream, frames, chosen, report, progress)
     model: LanguageModel | None = None
     if with_language:
         model = open_model(bundle, tower.backend)
@@ -177,7 +188,8 @@ def _refuse_idle_flags(
 
 def _compare_vision(
     tower: VisionTower,
-    other: TorchSide | OnnxSide,
+    graphs: Side,
+    stream: TorchVision | TowerStream,
     frames: list[Frame],
     chosen: Settings,
     report: ParityReport,
@@ -189,21 +201,19 @@ def _compare_vision(
     steps = len(vision_graphs(tower.spec.blocks)) + MODES * len(frames)
     task = progress.add_task("comparing", total=steps)
 
-    def tick() -> None:
-        progress.advance(task)
-
-    compare_graphs(tower, other.graphs, (pixels[0], pixels[1]), chosen, report, tick)
-    compare_streams(tower, other.stream, pixels, chosen, report, tick)
+    report.tick = partial(progress.advance, task)
+    compare_graphs(tower, graphs, (pixels[0], pixels[1]), chosen, report)
+    compare_streams(tower, stream, pixels, chosen, report)
     captured: set[str] = set()
     if isinstance(tower.backend, TensorRtBackend):
         progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
-        captured = compare_captured(tower, frames, chosen, report, tick)
+        captured = compare_captured(tower, frames, chosen, report)
     measuring = progress.add_task("measuring latency", total=ENOUGH)
     with closing(StreamSession(tower, chosen)) as session:
         bench = measure_latency(
             session,
             frames,
-            other.stream if isinstance(other, TorchSide) else None,
+            None if isinstance(stream, TowerStream) else stream,
             lambda measured: progress.update(measuring, completed=measured),
         )
     return captured, bench.figures()
@@ -225,15 +235,12 @@ def _compare_language(
     with closing(StreamSession(tower, chosen)) as session:
         video = np.concatenate([session.push(frame).tokens for frame in frames])
     with (
-        language_side(bundle, flags.checkpoint, against) as other,
+        language_side(bundle, flags.checkpoint, against) as (graphs, decoder),
         Progress(console=console, disable=not console.is_terminal) as progress,
     ):
         task = progress.add_task("comparing language", total=language_steps(model.spec.blocks))
-
-        def tick() -> None:
-            progress.advance(task)
-
-        compare_language(model, other.graphs, other.decoder, video, report, tick, others)
+        report.tick = partial(progress.advance, task)
+        compare_language(model, graphs, decoder, video, report, others)
 
 
 def _compare_whole(
@@ -254,19 +261,16 @@ def _compare_whole(
             return "not compared with transformers: its weights are random, in no checkpoint"
         steps = whole_steps(len(frames), with_language=model is not None)
         task = progress.add_task("comparing whole model", total=steps)
-
-        def tick() -> None:
-            progress.advance(task)
-
+        report.tick = partial(progress.advance, task)
         found = ""
         if whole.missing:
             found = f"; transformers found no {whole.missing[0]} in the checkpoint and made one up"
-        tokens = compare_whole_vision(tower, frames, whole, report, tick)
+        tokens = compare_whole_vision(tower, frames, whole, report)
         if model is None:
             return f"its visual tokens compared with transformers'{found}"
         try:
             prompt, text = Prompt(bundle.companions(), model.spec, bundle.root), "a question"
         except LanguageError as error:
             prompt, text = None, f"noise for text ({error})"
-        compare_whole_answer(model, prompt, tokens, whole, report, tick)
+        compare_whole_answer(model, prompt, tokens, whole, report)
         return f"compared with transformers', from pictures to stop tokens, with {text}{found}"

@@ -22,24 +22,18 @@ from stc.bundles.bundle import Bundle
 from stc.errors import DeviceError, SettingsError, StcError, VideoError
 from stc.manifest import VisionSpec
 from stc.runtime.answers import questions
-from stc.runtime.answers.chat import HINT, Chat
 from stc.runtime.answers.conversation import Conversation
-from stc.runtime.answers.questions import Questions
-from stc.runtime.figures.savings import compare_with_dense
+from stc.runtime.answers.questions import HINT, Chat, Questions
+from stc.runtime.figures.metrics import compare_with_dense
 from stc.runtime.memory import settings as memory_settings
 from stc.runtime.memory.settings import MemorySettings
-from stc.runtime.output.document_output import document_output
-from stc.runtime.output.output_paths import STDOUT, refuse_shared_paths
-from stc.runtime.output.run_document import run_document
-from stc.runtime.show.live_table import LiveTable
+from stc.runtime.output import STDOUT, document_output, refuse_shared_paths
+from stc.runtime.show.live_table import LiveTable, print_summary
 from stc.runtime.show.overlay import OverlayWriter
-from stc.runtime.show.summary import print_summary
 from stc.runtime.stream import opening
-from stc.runtime.stream.dense_run import DenseRun
-from stc.runtime.stream.run import StreamRun
+from stc.runtime.stream.run import DenseRun, EndedBy, StreamRun, run_document
 from stc.runtime.stream.stream import open_stream
-from stc.runtime.video import flags as source_flags
-from stc.runtime.video.taken_frames import EndedBy
+from stc.runtime.video import open as video
 from stc.shell import command
 from stc.shell.command import Console, stdout_outlived
 
@@ -60,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.Parser(prog="stc-run", description=__doc__)
     opening.add_flags(parser)
-    source_flags.add_flags(parser)
+    video.add_flags(parser)
     parser.add_argument(
         "--overlay",
         type=Path,
@@ -100,7 +94,7 @@ def _run(flags: argparse.Namespace) -> int:
     # The device is given back last: it takes time, and may fail.
     with _stdout_of(flags), ExitStack() as device, document_output(flags.json) as write:
         with ExitStack() as stack:
-            source = stack.enter_context(source_flags.open_source(flags))
+            source = stack.enter_context(video.open_source(flags))
             if source.notice is not None:
                 say(source.notice)
             overlay = stack.enter_context(_overlay(flags.overlay, spec, failures))
@@ -150,7 +144,7 @@ def _run(flags: argparse.Namespace) -> int:
         summary = stream.summary()
         comparison = compare_with_dense(summary, dense.summary() if dense else None)
         print_summary(console, summary, comparison)
-        told = [] if dense is None else [dense.fidelity.line()]
+        told = [] if dense is None else [dense.line()]
         told += [] if conversation is None else conversation.lines()
         for line in told:
             say(line)
@@ -161,7 +155,7 @@ def _run(flags: argparse.Namespace) -> int:
             ended_by=stream.ended_by,
             comparison=comparison,
         )
-        document["fidelity"] = None if dense is None else dense.fidelity.to_json()
+        document["fidelity"] = None if dense is None else dense.fidelity()
         document["language"] = None if conversation is None else conversation.to_json()
         try:
             write(document)

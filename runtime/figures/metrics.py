@@ -1,24 +1,34 @@
-"""Stream metrics: what a whole stream cost, in memory that does not grow with it.
+"""Stream metrics: what a whole stream cost, and would have cost dense, in bounded memory.
 
-Knows nothing of how the numbers are shown, nor of other runs (see `stc.runtime.figures.savings`).
+Knows nothing of how the numbers are shown.
 """
 
 from __future__ import annotations
 
+import random
+from array import array
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from stc.method.family import FrameKind
-from stc.runtime.figures.trend import Trend
-from stc.runtime.memory.reservoir import Reservoir
 from stc.runtime.report import STAGES, FrameReport
 
+CAPACITY = 4096
+"""Values of a series up to which quantiles are exact."""
+STRETCHES = 60
+"""Stretches of a series that a trend tells apart at most."""
 _TOTAL = "total"
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+Basis = Literal["dense run", "reference frames"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Times in milliseconds; p50 and p95 are exact up to 4096 frames and sampled beyond."""
+    """Times in milliseconds; p50 and p95 are exact up to CAPACITY frames and sampled beyond."""
 
     mean_ms: float
     p50_ms: float
@@ -64,11 +74,11 @@ class StreamSummary:
     tokens_kept: float
     host_overhead_fraction: float
     frames_per_second: float
-    wall_s: float | None
-    broken_frames: int
-    dropped_frames: int
-    reconnects: int
-    oldest_frame_ms: float
+    wall_s: float | None = None
+    broken_frames: int = 0
+    dropped_frames: int = 0
+    reconnects: int = 0
+    oldest_frame_ms: float = 0.0
     trend_ms: tuple[float, ...]
 
     def kinds(self) -> dict[FrameKind, KindSummary]:
@@ -108,17 +118,8 @@ class StreamMetrics:
         self._engine_ms += report.engine_ms
         self._trend.add(report.total_ms)
 
-    def summary(
-        self,
-        *,
-        wall_s: float | None = None,
-        prefill_ms: float = 0.0,
-        broken_frames: int = 0,
-        dropped_frames: int = 0,
-        reconnects: int = 0,
-        oldest_frame_ms: float = 0.0,
-    ) -> StreamSummary:
-        """The stream so far, with what only the caller knows of it."""
+    def summary(self, prefill_ms: float = 0.0) -> StreamSummary:
+        """The stream so far, of which prefill took `prefill_ms`; of the source it knows nothing."""
         reference, reuse = self._kinds["reference"], self._kinds["reuse"]
         frames = self.frames
         total_ms = reference.total_ms + reuse.total_ms
@@ -135,18 +136,11 @@ class StreamMetrics:
             tokens_kept=(reference.kept + reuse.kept) / max(1, frames),
             host_overhead_fraction=1.0 - self._engine_ms / total_ms if total_ms else 0.0,
             frames_per_second=1e3 * frames / computed_ms if computed_ms else 0.0,
-            wall_s=wall_s,
-            broken_frames=broken_frames,
-            dropped_frames=dropped_frames,
-            reconnects=reconnects,
-            oldest_frame_ms=oldest_frame_ms,
             trend_ms=self._trend.means(),
         )
 
 
 class _KindMetrics:
-    """Adds up the frames of one kind."""
-
     def __init__(self) -> None:
         self.recomputed = 0
         self.kept = 0
@@ -186,3 +180,151 @@ class _KindMetrics:
             tokens_recomputed=self.recomputed / self.frames,
             tokens_kept=self.kept / self.frames,
         )
+
+
+class Trend:
+    """Means over equal stretches of a series, at most STRETCHES of them.
+
+    When a series outgrows them, neighbours merge: stretches are 1, 2, 4, ... values long.
+    """
+
+    def __init__(self) -> None:
+        self._length = 1
+        self._sums: list[float] = []
+        self._in_last = 0
+
+    def add(self, value: float) -> None:
+        """`value` is the series' next."""
+        if self._sums and self._in_last < self._length:
+            self._sums[-1] += value
+            self._in_last += 1
+            return
+        if len(self._sums) == STRETCHES:
+            self._sums = [sum(self._sums[at : at + 2]) for at in range(0, STRETCHES, 2)]
+            self._length *= 2
+        self._sums.append(value)
+        self._in_last = 1
+
+    def means(self) -> tuple[float, ...]:
+        """Mean of every stretch, in order; the last may hold fewer values."""
+        if not self._sums:
+            return ()
+        whole = (total / self._length for total in self._sums[:-1])
+        return (*whole, self._sums[-1] / self._in_last)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """One block character per value, its height from 0 to the greatest value."""
+    greatest = max(values, default=0.0)
+    if greatest <= 0.0:
+        return _BLOCKS[0] * len(values)
+    top = len(_BLOCKS) - 1
+    return "".join(_BLOCKS[round(top * max(0.0, value) / greatest)] for value in values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseComparison:
+    """A stream against dense, per frame. A saving is 1 - here / dense, so less than 0 is a loss.
+
+    basis: what dense was measured on: a run of its own, or this run's reference frames, which are
+        the same graphs over all tokens. Both are the same runtime; nothing else is comparable.
+    vision_ms, push_ms: medians by kind of frame, weighted by how often the kind occurred: one
+        slow frame (warm-up, another process) does not decide.
+    prefill_tokens: visual tokens that reach the language model; prefill is linear in them.
+    """
+
+    basis: Basis
+    dense_vision_ms: float
+    vision_ms: float
+    vision_saving: float
+    dense_push_ms: float
+    push_ms: float
+    push_saving: float
+    dense_prefill_tokens: float
+    prefill_tokens: float
+    prefill_tokens_saving: float
+
+
+def compare_with_dense(
+    summary: StreamSummary, dense: StreamSummary | None = None
+) -> DenseComparison | None:
+    """`summary` against the run `dense`, or against its own reference frames.
+
+    A run's own reference frames say nothing of pruning, so there dense keeps all n tokens. None
+    when there is nothing to compare with: no frame, or no reference frame and no `dense`.
+    """
+    kinds = tuple(summary.kinds().values())
+    if dense is not None:
+        basis: Basis = "dense run"
+        dense_kinds = tuple(dense.kinds().values())
+        dense_tokens = dense.tokens_kept
+    else:
+        basis = "reference frames"
+        dense_kinds = (summary.reference,) if summary.reference else ()
+        dense_tokens = float(summary.pooled)
+    if not kinds or not dense_kinds:
+        return None
+    dense_vision_ms, vision_ms = (
+        _per_frame([(kind.frames, kind.stages["vision"]) for kind in run])
+        for run in (dense_kinds, kinds)
+    )
+    dense_push_ms, push_ms = (
+        _per_frame([(kind.frames, kind.total) for kind in run]) for run in (dense_kinds, kinds)
+    )
+    return DenseComparison(
+        basis=basis,
+        dense_vision_ms=dense_vision_ms,
+        vision_ms=vision_ms,
+        vision_saving=_saving(vision_ms, dense_vision_ms),
+        dense_push_ms=dense_push_ms,
+        push_ms=push_ms,
+        push_saving=_saving(push_ms, dense_push_ms),
+        dense_prefill_tokens=dense_tokens,
+        prefill_tokens=summary.tokens_kept,
+        prefill_tokens_saving=_saving(summary.tokens_kept, dense_tokens),
+    )
+
+
+def _per_frame(timings: list[tuple[int, Timing]]) -> float:
+    """Milliseconds, the medians weighted by how many frames they are of."""
+    total_ms = sum(frames * timing.p50_ms for frames, timing in timings)
+    return total_ms / sum(frames for frames, _ in timings)
+
+
+def _saving(here: float, dense: float) -> float:
+    return 1.0 - here / dense if dense else 0.0
+
+
+class Reservoir:
+    """A uniform sample of the values added so far, and their exact count, sum and maximum.
+
+    Holds every value up to CAPACITY of them, so until then quantiles are exact; afterwards each
+    value is in the sample with the same probability (Vitter's algorithm R). The same series
+    gives the same sample.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self.greatest = 0.0
+        self._sample = array("d")
+        self._random = random.Random(0)
+
+    def add(self, value: float) -> None:
+        """`value` (not negative) is part of the series."""
+        self.count += 1
+        self.total += value
+        self.greatest = max(self.greatest, value)
+        if len(self._sample) < CAPACITY:
+            self._sample.append(value)
+        elif (place := self._random.randrange(self.count)) < CAPACITY:
+            self._sample[place] = value
+
+    @property
+    def mean(self) -> float:
+        """Exact mean; 0 of an empty series."""
+        return self.total / self.count if self.count else 0.0
+
+    def quantile(self, share: float) -> float:
+        """The value below which `share` (0..1) of the series lies; 0 of an empty series."""
+        return float(np.quantile(np.asarray(self._sample), share)) if self._sample else 0.0

@@ -1,4 +1,4 @@
-"""The sizes at which the language graphs are called: tokens of a call, rows of a context.
+"""Calls of the language graphs: their sizes in tokens and rows, and where they write.
 
 A backend that takes any size (ONNX Runtime) needs none, only a bound: what a call takes grows with
 its tokens times the context. Engines of static shapes are built for a few, and calls are padded to
@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from stc.engines.engine import Backend, Tensor
 from stc.errors import LanguageError
+from stc.manifest import LanguageSpec
 
 MAX_TOKENS = 256
 """Tokens of a call at most: its attention scores take Q * m * S * 4 bytes."""
 LEAST_STEP = 256
 """Rows by which a context without buckets grows at least."""
+MAX_SPARE = 8
+"""Calls of one size whose outputs are kept for later ones; a long chunk makes more for itself."""
 
 
 @dataclass(frozen=True)
@@ -56,3 +63,53 @@ class KvBuckets:
             )
         step = max(LEAST_STEP, (1 << rows.bit_length()) // 16)
         return max(rows, min(-(-rows // step) * step, most))
+
+
+@dataclass(frozen=True)
+class CallOutputs:
+    """Where every block writes what it computes in one call; None: into tensors of its own.
+
+    Keys and values are copied into the rows at once. `hidden`: a block reads one and writes the
+    other.
+    """
+
+    query: Tensor = None
+    key: Tensor = None
+    value: Tensor = None
+    hidden: tuple[Tensor, Tensor] = (None, None)
+
+
+class SpareOutputs:
+    """The outputs of calls of `sizes` tokens that nobody writes to at the moment.
+
+    Memory made and given back in every call would make a GPU wait; these buffers live on. Of other
+    sizes, on a backend that takes any, nothing is worth keeping: there are too many.
+    """
+
+    def __init__(
+        self, backend: Backend, spec: LanguageSpec, dtype: np.dtype[Any], sizes: tuple[int, ...]
+    ) -> None:
+        self._backend = backend
+        self._spec = spec
+        self._dtype = dtype
+        self._spare: dict[int, list[CallOutputs]] = {size: [] for size in sizes}
+
+    def take(self, size: int) -> CallOutputs:
+        """Where a call of `size` tokens writes, nobody else's until `keep`."""
+        if size not in self._spare:
+            return CallOutputs()
+        return self._spare[size].pop() if self._spare[size] else self._made(size)
+
+    def keep(self, size: int, outputs: CallOutputs) -> None:
+        """Later calls of `size` tokens may write where `outputs` are."""
+        spare = self._spare.get(size)
+        if spare is not None and len(spare) < MAX_SPARE:
+            spare.append(outputs)
+
+    def _made(self, size: int) -> CallOutputs:
+        spec = self._spec
+        queries = (spec.query_heads, size, spec.head_width)
+        keys = (spec.key_heads, size, spec.head_width)
+        shapes = (queries, keys, keys, (size, spec.width), (size, spec.width))
+        query, key, value, *hidden = (self._backend.empty(one, self._dtype) for one in shapes)
+        return CallOutputs(query, key, value, (hidden[0], hidden[1]))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.engines.engine import Tensor
-from stc.runtime.language.model import LanguageModel
+from stc.runtime.language.model import EMPTY, LanguageModel
 
 SPARE = 512
 """Rows an ordinary question and its answer take, that need not be given back after them."""
@@ -80,11 +80,6 @@ class KvRows:
             backend.write_rows(self.keys[block], start, key, first, count)
             backend.write_rows(self.values[block], start, value, first, count)
 
-    def put(self, block: int, start: int, key: Tensor, value: Tensor) -> None:
-        """The rows from `start` on hold `key` and `value` [G, m, e]."""
-        self.model.backend.write_rows(self.keys[block], start, key)
-        self.model.backend.write_rows(self.values[block], start, value)
-
     def copy(self, block: int, start: int, source: KvRows, first: int, count: int) -> None:
         """The rows from `start` on hold what the `count` rows of `source` from `first` on do."""
         backend = self.model.backend
@@ -116,3 +111,32 @@ def runs(places: Places) -> Iterator[tuple[int, int, int]]:
     edges = [0, *breaks.tolist(), len(places)]
     for first, last in pairwise(edges):
         yield int(places[first]), first, last - first
+
+
+class PlainRows:
+    """At most `most` tokens of `model` in the order they came: token i in row i, at position i.
+
+    Tokens from `start` on replace those that stood there and behind.
+
+    Raises LanguageError when the engines allow fewer.
+    """
+
+    def __init__(self, model: LanguageModel, most: int) -> None:
+        self.model = model
+        self._rows = KvRows(model, model.spec.max_positions)
+        self._rows.reserve(most)
+
+    def remember(self, hidden: NDArray[Any], start: int) -> None:
+        """The rows from `start` on hold the tokens `hidden` [m, D]."""
+        places, positions = self._placed(len(hidden), start)
+        self.model.remember(hidden, self._rows, places, positions)
+
+    def logits(self, hidden: NDArray[Any], start: int) -> NDArray[np.float32]:
+        """float32 [V] after the last of the tokens `hidden`; otherwise as `remember`."""
+        places, positions = self._placed(len(hidden), start)
+        return self.model.logits(hidden, self._rows, places, positions)
+
+    def _placed(self, count: int, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        positions = np.full(self._rows.capacity, EMPTY, np.int64)
+        positions[: start + count] = np.arange(start + count)
+        return start + np.arange(count), positions

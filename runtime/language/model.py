@@ -30,8 +30,7 @@ from stc.engines.engine import Backend, Engine, Tensor
 from stc.errors import NonFiniteError
 from stc.manifest import LanguageSpec, Precision
 from stc.precision import NETWORK_DTYPES
-from stc.runtime.language.call_outputs import CallOutputs, SpareOutputs
-from stc.runtime.language.kv_buckets import KvBuckets
+from stc.runtime.language.kv_buckets import CallOutputs, KvBuckets, SpareOutputs
 
 if TYPE_CHECKING:
     from stc.runtime.language.kv_rows import KvRows
@@ -57,13 +56,7 @@ class _Piece:
 
 
 class LanguageModel:
-    """The engines of one decoder.
-
-    Where calls have static sizes they write into buffers that live on: memory made and given back
-    in every call would make a GPU wait. No two calls use one at the same time.
-
-    Raises EngineError when a graph cannot be loaded.
-    """
+    """The engines of one decoder. Raises EngineError when a graph cannot be loaded."""
 
     def __init__(
         self,
@@ -111,25 +104,23 @@ class LanguageModel:
     def remember(
         self,
         hidden: NDArray[Any],
-        positions: NDArray[np.int64],
         rows: KvRows,
         places: NDArray[np.int64],
         key_positions: NDArray[np.int64],
     ) -> None:
-        """The rows `places` hold keys and values of the tokens `hidden` [m, D] at `positions` [m].
+        """The rows `places` [m] hold keys and values of the tokens `hidden` [m, D].
 
-        `key_positions` [S] are those of all rows, the new ones included. The last block's attend
-        is not run: nobody reads what it computes.
+        `key_positions` [S] are those of all rows, the new ones included. The last block's attend is
+        not run: nobody reads what it computes.
 
         Raises NonFiniteError naming the graph that yields NaN or infinity; the rows may then hold
         some of it.
         """
-        self._run(hidden, positions, rows, places, key_positions, None, whole=False)
+        self._run(hidden, rows, places, key_positions, None, whole=False)
 
     def logits(
         self,
         hidden: NDArray[Any],
-        positions: NDArray[np.int64],
         rows: KvRows,
         places: NDArray[np.int64],
         key_positions: NDArray[np.int64],
@@ -139,7 +130,7 @@ class LanguageModel:
 
         `retrieve` may write rows of a block before it attends.
         """
-        last = self._run(hidden, positions, rows, places, key_positions, retrieve, whole=True)
+        last = self._run(hidden, rows, places, key_positions, retrieve, whole=True)
         assert last is not None
         logits: NDArray[np.float32] = self.backend.to_host(self.head({HIDDEN: last})[LOGITS])[0]
         if not np.isfinite(logits).all():
@@ -149,7 +140,6 @@ class LanguageModel:
     def _run(
         self,
         hidden: NDArray[Any],
-        positions: NDArray[np.int64],
         rows: KvRows,
         places: NDArray[np.int64],
         key_positions: NDArray[np.int64],
@@ -158,7 +148,7 @@ class LanguageModel:
         whole: bool,
     ) -> Tensor | None:
         """hidden [1, D] after the last token, on the device; None unless `whole`."""
-        seen = self.backend.to_device(key_positions)
+        seen, positions = self.backend.to_device(key_positions), key_positions[places]
         ends: list[NDArray[Any]] = []
         with self._pieces(hidden, positions) as pieces:
             for block in range(self.spec.blocks):

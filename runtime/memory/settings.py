@@ -14,10 +14,9 @@ from stc.engines.gpu.cuda import available_host_bytes
 from stc.errors import SettingsError
 from stc.manifest import MAX_POSITIONS
 from stc.runtime.language.model import LanguageModel
-from stc.runtime.memory.page_cap import page_cap
+from stc.runtime.memory.host_pages import SpillFile, page_cap
 from stc.runtime.memory.rekv import RekvMemory, page_shape
-from stc.runtime.memory.spill_file import SpillFile
-from stc.runtime.memory.window import AllMemory, Memory, WindowMemory, most_remembered
+from stc.runtime.memory.window import AllMemory, WindowMemory, most_remembered
 from stc.shell.ranges import flag_of, one_of, shown, whole_fields, whole_flag
 
 MAX_TOGETHER = 10_000
@@ -76,7 +75,7 @@ class MemorySettings:
         if self.memory == "all" and self.window is not None:
             raise SettingsError("--window", "has no effect with --memory all", fix="leave it out")
 
-    def make(self, model: LanguageModel, before: int, page: int) -> Memory:
+    def make(self, model: LanguageModel, before: int, page: int) -> WindowMemory:
         """An empty memory for a prompt of `before` text tokens and frames of `page` kept tokens.
 
         Raises SettingsError when a frame does not fit the window, or the window, or what a
@@ -99,7 +98,9 @@ class MemorySettings:
             return WindowMemory(model, fixed=fixed, window=window)
         return self._rekv(model, fixed, page, top, window // page)
 
-    def _rekv(self, model: LanguageModel, fixed: int, page: int, top: int, pages: int) -> Memory:
+    def _rekv(
+        self, model: LanguageModel, fixed: int, page: int, top: int, pages: int
+    ) -> RekvMemory:
         spec, shape = model.spec, page_shape(model, page)
         page_bytes = int(np.prod(shape)) * model.dtype.itemsize
         cap = page_cap(
@@ -161,46 +162,27 @@ NAMES = tuple(field.name for field in fields(MemorySettings))
 """Of the fields, and of their flags."""
 
 
+_FLAGS = (
+    ("window", "W", f"last tokens seen, default {WINDOW}, or as many as fit"),
+    (
+        "top_pages",
+        "K",
+        f"rekv: frames fetched for a question, default {TOP_PAGES}, or as many as fit",
+    ),
+    ("host_memory_mb", "MB", "rekv: host memory for frames that left the window, default 2000"),
+    ("spill", "DIR", "rekv: frames beyond that go to a file in this folder, default none"),
+    ("spill_mb", "MB", "size of that file at most, default 16000"),
+    ("prefill_every", "F", "frames per language call, default 1"),
+)
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add one flag per field of `MemorySettings`; read them with `from_flags`."""
     group = parser.add_argument_group("language memory")
     group.add_argument("--memory", metavar="|".join(POLICIES), help="default window")
-    group.add_argument(
-        "--window",
-        type=whole_flag(),
-        metavar="W",
-        help=f"last tokens seen, default {WINDOW}, or as many as fit",
-    )
-    group.add_argument(
-        "--top-pages",
-        type=whole_flag(),
-        metavar="K",
-        help=f"rekv: frames fetched for a question, default {TOP_PAGES}, or as many as fit",
-    )
-    group.add_argument(
-        "--host-memory-mb",
-        type=whole_flag(),
-        metavar="MB",
-        help="rekv: host memory for frames that left the window, default 2000",
-    )
-    group.add_argument(
-        "--spill",
-        type=Path,
-        metavar="DIR",
-        help="rekv: frames beyond that go to a file in this folder, default none",
-    )
-    group.add_argument(
-        "--spill-mb",
-        type=whole_flag(),
-        metavar="MB",
-        help="size of that file at most, default 16000",
-    )
-    group.add_argument(
-        "--prefill-every",
-        type=whole_flag(),
-        metavar="F",
-        help="frames per language call, default 1",
-    )
+    for name, metavar, told in _FLAGS:
+        taken = Path if name == "spill" else whole_flag()
+        group.add_argument(flag_of(name), type=taken, metavar=metavar, help=told)
 
 
 def from_flags(flags: argparse.Namespace) -> MemorySettings:

@@ -1,4 +1,4 @@
-"""What a decoder remembers of its stream: the interface, and memories that hold whole rows.
+"""What a decoder remembers of its stream: the window, and everything.
 
 A memory decides which tokens' keys and values are held in which rows and at which positions they
 are seen. It never runs on its own: a stream hands it tokens to remember and asks it for the context
@@ -8,8 +8,9 @@ of a question.
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from stc.errors import LanguageError
 from stc.runtime.language.kv_rows import KvRows
 from stc.runtime.language.model import EMPTY, LanguageModel, Retrieve
-from stc.runtime.language.row_order import RowOrder
 
 RESERVE = 1024
 """Positions of the model that a memory leaves for a question and its answer, at most."""
@@ -56,36 +56,8 @@ class MemoryFacts:
     dropped_pages: int = 0
 
 
-class Memory(Protocol):
-    """One stream's memory."""
-
-    def remember(self, hidden: NDArray[Any]) -> None:
-        """The tokens `hidden` [m, D] follow what was remembered before.
-
-        Raises LanguageError when they cannot be held, EngineError or NonFiniteError when the
-        model fails; then they are not remembered, and everything that still is stays usable.
-        """
-        ...
-
-    def context(self, count: int) -> Context:
-        """The context of a question whose own tokens and answer take `count` rows at most.
-
-        Nothing written to those rows is part of the memory. Raises LanguageError when it would
-        be longer than the model allows.
-        """
-        ...
-
-    def facts(self) -> MemoryFacts:
-        """What is held now."""
-        ...
-
-    def notices(self) -> list[str]:
-        """What the user should know and has not been told yet; empty the next time."""
-        ...
-
-
 class WindowMemory:
-    """The first `fixed` tokens and the last `window` tokens; the rest is forgotten."""
+    """The first `fixed` tokens and the last `window` tokens of a stream; the rest is forgotten."""
 
     policy = "window"
 
@@ -94,21 +66,30 @@ class WindowMemory:
         self.order = RowOrder(fixed, window)
         self.rows = KvRows(model, model.spec.max_positions)
 
-    def remember(self, hidden: NDArray[Any]) -> None:
+    def remember(self, hidden: NDArray[Any]) -> NDArray[np.int64]:
+        """The tokens `hidden` [m, D] follow what was remembered before, in the rows returned.
+
+        Raises LanguageError when they cannot be held, EngineError or NonFiniteError when the
+        model fails; then they are not remembered, and everything that still is stays usable.
+        """
         self._admit(len(hidden))
         places = self.order.place(len(hidden))
         try:
             self.rows.fit(max(self.order.used, int(places.max()) + 1))
-            positions = self.order.with_next(places)
-            self.model.remember(
-                hidden, positions[places], self.rows, places, self._of_rows(positions)
-            )
+            positions = self._of_rows(self.order.with_next(places))
+            self.model.remember(hidden, self.rows, places, positions)
         except BaseException:
             self.rows.clear(places[places < self.rows.capacity])
             raise
         self.order.hold(places)
+        return places
 
     def context(self, count: int) -> Context:
+        """The context of a question whose own tokens and answer take `count` rows at most.
+
+        Nothing written to those rows is part of the memory. Raises LanguageError when it would
+        be longer than the model allows.
+        """
         order = self.order
         refuse_long(self.model, order.held, count)
         self.rows.fit(order.used + count)
@@ -116,11 +97,13 @@ class WindowMemory:
         return Context(self.rows, order.used, order.held, positions)
 
     def facts(self) -> MemoryFacts:
+        """What is held now."""
         return MemoryFacts(
             policy=self.policy, tokens=self.order.held, device_bytes=self.rows.size_bytes
         )
 
     def notices(self) -> list[str]:
+        """What the user should know and has not been told yet; empty the next time."""
         return []
 
     def _admit(self, count: int) -> None:
@@ -181,3 +164,67 @@ def refuse_long(model: LanguageModel, held: int, count: int) -> None:
             f"at most {most}, the model's longest context",
             "ask less, allow fewer --max-new-tokens, or use a smaller --window",
         )
+
+
+class RowOrder:
+    """Which row holds which token: `fixed` rows stay, then `ring` rows are a ring.
+
+    Tokens are numbered in the order they were kept. A token's position for attention is its number
+    while nothing has left; then the ring's oldest follows the first rows at once, so that positions
+    never exceed the rows there are.
+
+    count: tokens remembered so far, those that have left included.
+    """
+
+    def __init__(self, fixed: int, ring: int) -> None:
+        self.fixed = fixed
+        self.ring = ring
+        self.count = 0
+        self._next = 0  # of the ring's rows
+        self._numbers = np.full(fixed + ring, EMPTY, np.int64)
+
+    @property
+    def used(self) -> int:
+        """Rows that hold a token, or have held one: no row from here on does."""
+        held = np.flatnonzero(self._numbers != EMPTY)
+        return int(held[-1]) + 1 if len(held) else 0
+
+    @property
+    def held(self) -> int:
+        """Tokens that are held."""
+        return int(np.count_nonzero(self._numbers != EMPTY))
+
+    def place(self, count: int) -> NDArray[np.int64]:
+        """Rows [count] for the next tokens; what stood there is no longer held.
+
+        The first rows are filled first. Raises ValueError when `count` exceeds the ring.
+        """
+        first = min(max(0, self.fixed - self.count), count)
+        if count - first > self.ring:
+            raise ValueError(f"{count} tokens at once, ring of {self.ring}")
+        places = np.arange(self.count, self.count + count)
+        places[first:] = self.fixed + (self._next + np.arange(count - first)) % max(1, self.ring)
+        self._numbers[places] = EMPTY
+        return places
+
+    def hold(self, places: NDArray[np.int64]) -> None:
+        """The rows `places`, as `place` gave them, hold the next tokens."""
+        self._numbers[places] = np.arange(self.count, self.count + len(places))
+        self.count += len(places)
+        in_ring = int(np.count_nonzero(places >= self.fixed))
+        self._next = (self._next + in_ring) % max(1, self.ring)
+
+    def positions(self) -> NDArray[np.int64]:
+        """Position [fixed + ring] of every row's token, EMPTY where there is none."""
+        positions: NDArray[np.int64] = self._numbers.copy()
+        ring = positions[self.fixed :]
+        held = ring != EMPTY
+        if held.any():
+            ring[held] += self.fixed - ring[held].min()
+        return positions
+
+    def with_next(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`positions` as they will be once `places` are held."""
+        future = deepcopy(self)
+        future.hold(places)
+        return future.positions()

@@ -6,8 +6,8 @@ That is PyTorch's, or ONNX Runtime's on a device without PyTorch; arrays are com
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +29,13 @@ from stc.contracts import (
 from stc.engines.engine import Engine
 from stc.manifest import Precision
 from stc.program import Arrays, Side
+from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import EMPTY, LanguageModel
-from stc.runtime.language.plain_rows import PlainRows
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.sides.other import WholeDecoder
+from stc.runtime.sides import OnnxDecoder
+
+if TYPE_CHECKING:
+    from stc.runtime.sides import TorchLanguage
 
 PROMPT = 24
 """Text tokens before the answer."""
@@ -58,10 +61,9 @@ def language_steps(blocks: int) -> int:
 def compare_language(
     model: LanguageModel,
     graphs: Side,
-    decoder: WholeDecoder,
+    decoder: TorchLanguage | OnnxDecoder,
     video: NDArray[Any],
     report: ParityReport,
-    tick: Callable[[], None],
     others: Mapping[str, LanguageModel],
 ) -> None:
     """`report` has rows for every language graph, for logits and for a greedy answer.
@@ -72,7 +74,7 @@ def compare_language(
     judged: the other side does not have them.
     """
     ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, PROMPT)
-    _compare_graphs(model, graphs, report, tick)
+    _compare_graphs(model, graphs, report)
     room = (*model.buckets.contexts, model.spec.max_positions)[0] - PROMPT - ANSWER
     hidden = np.concatenate([video[:room].astype(np.float32), decoder.embed(ids)])
     expected = decoder.generate(hidden, ANSWER)
@@ -85,7 +87,7 @@ def compare_language(
         report.told(where, LOGITS, float(np.abs(first - logits[0]).max()))
         report.told(where, "KL", kl(first, logits[0]))
         report.told(where, OTHERS, _others(expected, logits))
-    tick()
+    report.tick()
 
 
 def compare_answer(
@@ -128,12 +130,7 @@ def _compare_logits(
     report.figure(where, "top-1 gap", float(got.max() - got[expected.argmax()]), gap)
 
 
-def _compare_graphs(
-    model: LanguageModel,
-    graphs: Side,
-    report: ParityReport,
-    tick: Callable[[], None],
-) -> None:
+def _compare_graphs(model: LanguageModel, graphs: Side, report: ParityReport) -> None:
     """Every graph from equal inputs; the other side's outputs are the next graph's inputs.
 
     Of few tokens, one where the engines take any size, as in decoding, and of many.
@@ -150,7 +147,7 @@ def _compare_graphs(
             tensors[port.name] = backend.to_device(array.astype(model.dtype) if network else array)
         for name, value in engine(tensors).items():
             report.graph(engine.name, name, expected[name], backend.to_host(value))
-        tick()
+        report.tick()
         return expected
 
     chunks = model.buckets.chunks or (1, PROMPT)
@@ -187,7 +184,7 @@ def _compare_graphs(
     last = backend.to_device(hidden[-1:].astype(model.dtype))
     got = backend.to_host(model.head({HIDDEN: last})[LOGITS])
     _compare_logits(report, model.head.name, expected[0], got[0])
-    tick()
+    report.tick()
 
 
 def answer_logits(

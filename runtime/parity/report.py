@@ -1,7 +1,4 @@
-"""Parity: what is compared, how far apart it may be, and the verdict.
-
-Knows nothing of PyTorch: it compares arrays.
-"""
+"""Parity: what is compared, how far apart it may be, and the verdict, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -12,9 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
 
 from stc.manifest import Precision
 from stc.method.difference import Difference, difference, whole_limit
+from stc.runtime.sides import PYTORCH, Against
+from stc.shell.command import Console
+
+LOG_WIDTH = 200
+"""Columns where there is no terminal: names stay whole, for grep."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,14 @@ class Row:
 
 @dataclass
 class ParityReport:
-    """Rows in the order they were compared; the worst figure stands for repeated comparisons."""
+    """Rows in the order they were compared; the worst figure stands for repeated comparisons.
+
+    tick: called after each of the steps that whoever compares counts.
+    """
 
     precision: Precision
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    tick: Callable[[], None] = lambda: None
 
     @property
     def passed(self) -> bool:
@@ -85,8 +92,7 @@ class ParityReport:
 
     def selection(self, where: str, tensor: str, gap: float) -> None:
         """Judge a choice of tokens by its gap (`stc.method.difference.selection_gap`)."""
-        limit = self._tolerance.score_gap
-        self._add(Row(where, tensor, gap, math.nan, math.nan, limit, gap <= limit))
+        self.figure(where, tensor, gap, self._tolerance.score_gap)
 
     def figure(self, where: str, tensor: str, value: float, limit: float) -> None:
         """Judge any one figure by its own limit."""
@@ -115,10 +121,9 @@ class ParityReport:
             self._add(Row(where, f"{tensor} {got.shape}", math.inf, math.inf, 0.0, limit, False))
             return
         found: Difference = difference(expected, got)
-        close = found.relative_l2 <= limit and found.min_cosine >= self._tolerance.min_cosine
         # A row of scores is one direction, however its entries scatter.
-        if expected.ndim == 1:
-            close = found.relative_l2 <= limit
+        aligned = expected.ndim == 1 or found.min_cosine >= self._tolerance.min_cosine
+        close = found.relative_l2 <= limit and aligned
         self._add(
             Row(where, tensor, found.max_abs, found.relative_l2, found.min_cosine, limit, close)
         )
@@ -138,3 +143,64 @@ def _badness(row: Row) -> tuple[bool, float]:
     """Failed rows are worse than passed ones; NaN is worst."""
     figure = row.max_abs if np.isnan(row.relative_l2) else row.relative_l2
     return not row.passed, math.inf if math.isnan(figure) else figure
+
+
+def parity_console() -> Console:
+    """The console of stdout on which tables are not cut."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)
+
+
+def print_parity(
+    console: Console,
+    report: ParityReport,
+    latency: dict[str, Any],
+    *,
+    backend: str,
+    against: Against,
+    shown: str,
+    whole: str,
+) -> None:
+    """`console` shows `report` and `latency` of `backend`, compared with `against` on `shown`.
+
+    `whole` says what was compared of the whole model.
+    """
+    console.say(f"frames: {shown}")
+    console.print(_rows_table(report, f"{backend} against {against}, {report.precision}"))
+    console.print(_latency_table(latency, against))
+    console.say(f"whole model: {whole}")
+    failed = sum(not row.passed for row in report.rows.values())
+    verdict = "equal" if report.passed else f"NOT equal: {failed} of {len(report.rows)} rows fail"
+    console.print(f"the bundle and {against} are {verdict}")
+
+
+def _rows_table(report: ParityReport, title: str) -> Table:
+    table = Table(title=title)
+    for column in ("graph or mode", "tensor"):
+        table.add_column(column, overflow="fold")
+    for column in ("max abs", "relative L2", "min cosine", "limit", "verdict"):
+        table.add_column(column, justify="right", overflow="fold")
+    for row in report.rows.values():
+        figures = (row.max_abs, row.relative_l2, row.min_cosine, row.limit)
+        shown = ("" if value != value else f"{value:.3g}" for value in figures)
+        verdict = "pass" if row.passed else "[bold red]FAIL"
+        if row.limit != row.limit:
+            verdict = "told"
+        table.add_row(row.where, row.tensor, *shown, verdict)
+    return table
+
+
+def _latency_table(latency: dict[str, Any], against: Against) -> Table:
+    table = Table(title="latency of the tower, ms")
+    columns = {"bundle p50": "{}_ms_p50", "bundle p95": "{}_ms_p95"}
+    if against == PYTORCH:
+        columns["PyTorch p50"] = "torch_{}_ms_p50"
+        columns["PyTorch p95"] = "torch_{}_ms_p95"
+        columns["ratio"] = "speedup_{}"
+    for column in ("frame", "n", *columns):
+        table.add_column(column, justify="right", overflow="fold")
+    for kind in ("reference", "reuse"):
+        values = [latency[name.format(kind)] for name in columns.values()]
+        figures = ("" if value is None else f"{value:.2f}" for value in values)
+        table.add_row(kind, str(latency[f"{kind}_frames"]), *figures)
+    return table

@@ -6,9 +6,9 @@ other side is what transformers makes of the same files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,14 @@ from stc.prompts.prompt import Prompt
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.parity.language import answer_logits, compare_answer
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.sides.other import WholeModel
-from stc.runtime.sides.tower_stream import TowerStream
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.sides import TowerStream
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
+
+if TYPE_CHECKING:
+    from stc.runtime.sides import Pretrained
 
 WHERE = "whole model"
 FRAMES = 2
@@ -44,11 +46,7 @@ def whole_steps(frames: int, *, with_language: bool) -> int:
 
 
 def compare_whole_vision(
-    tower: VisionTower,
-    frames: Sequence[Frame],
-    whole: WholeModel,
-    report: ParityReport,
-    tick: Callable[[], None],
+    tower: VisionTower, frames: Sequence[Frame], whole: Pretrained, report: ParityReport
 ) -> tuple[Array, Array]:
     """`report` has rows for the pixel values and visual tokens of the first FRAMES frames.
 
@@ -63,7 +61,7 @@ def compare_whole_vision(
         got.append(stream.reference(pixels).tokens)
         expected.append(whole.visual_tokens(other))
         report.whole(WHERE, TOKENS, expected[-1], got[-1], partial(whole.tokens_move, other))
-        tick()
+        report.tick()
     return np.concatenate(expected), np.concatenate(got)
 
 
@@ -71,9 +69,8 @@ def compare_whole_answer(
     model: LanguageModel,
     prompt: Prompt | None,
     tokens: tuple[Array, Array],
-    whole: WholeModel,
+    whole: Pretrained,
     report: ParityReport,
-    tick: Callable[[], None],
 ) -> None:
     """`report` has rows for the prompt, the logits and the stop tokens of a greedy answer.
 
@@ -100,7 +97,7 @@ def compare_whole_answer(
     for theirs_row, row in zip(expected, logits, strict=True):
         report.whole(WHERE, LOGITS, theirs_row, row, partial(whole.logits_move, given))
     compare_answer(report, WHERE, OTHERS, answer, logits)
-    tick()
+    report.tick()
 
 
 def _apart(expected: Array, got: Array) -> int:

@@ -8,7 +8,7 @@ from stc.manifest import Grid
 from stc.runtime.report import FrameReport
 from stc.runtime.show.legend import LEAST_WIDTH, Legend
 from stc.runtime.show.marks import TokenMarks
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 
 _LEAST_PX = 480  # of the shorter side: below it the marks and letters cannot be told apart
 _MAX_PX = 1280  # of the longer side: above it encoding outlasts a device's vision tower

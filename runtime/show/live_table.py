@@ -1,6 +1,6 @@
-"""The live table: a stream's newest frames on a terminal, or a few plain lines in a log.
+"""What a terminal shows of a stream: its newest frames while it runs, then a summary.
 
-Knows nothing of where frames come from nor of averages (see `stc.runtime.show.summary`).
+In a log these are a few plain lines. Knows nothing of where frames come from.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from stc.runtime.figures.metrics import DenseComparison, StreamSummary, Timing, sparkline
 from stc.runtime.report import STAGES, FrameReport
-from stc.shell import command
+from stc.shell.command import Console
 
 ROWS = 12
 """Frames the table shows."""
@@ -66,9 +67,7 @@ class LiveTable:
             self._live = Live(console=console, auto_refresh=False, redirect_stdout=stdout)
         else:
             # Rich takes FORCE_COLOR, which many a CI sets, for a terminal.
-            self._console = command.Console(
-                file=console.file, force_terminal=False, color_system=None
-            )
+            self._console = Console(file=console.file, force_terminal=False, color_system=None)
 
     def __enter__(self) -> LiveTable:
         self._start_s = self._clock()
@@ -162,7 +161,76 @@ class LiveTable:
 
     def _print_line(self, report: FrameReport) -> None:
         index, time_s, kind, recomputed, kept, *_, total = self._cells(report)
-        line = (
-            f"frame {index}  {time_s} s  {kind}  recomputed {recomputed}  kept {kept}  {total} ms"
-        )
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        tokens = f"recomputed {recomputed}  kept {kept}"
+        self._console.say(f"frame {index}  {time_s} s  {kind}  {tokens}  {total} ms")
+
+
+def print_summary(
+    console: Console, summary: StreamSummary, comparison: DenseComparison | None = None
+) -> None:
+    """`console` shows times by stage and kind of frame, token counts and, if any, `comparison`."""
+    if summary.frames:
+        console.print(_kinds_table(summary), end="\n\n")
+    if comparison is not None:
+        console.print(_comparison_table(comparison), end="\n\n")
+    for line in _lines(summary, unicode=console.encoding.startswith("utf")):
+        console.say(line)
+
+
+def _kinds_table(summary: StreamSummary) -> Table:
+    table = _table("ms per frame, p50 / p95")
+    for kind, of_kind in summary.kinds().items():
+        style = "yellow" if kind == "reference" else None
+        table.add_column(f"{kind}\n{of_kind.frames} frames", justify="right", style=style)
+    kinds = tuple(summary.kinds().values())
+    for stage in STAGES:
+        table.add_row(stage, *(_times(kind.stages[stage]) for kind in kinds))
+    table.add_row("total", *(_times(kind.total) for kind in kinds), style="bold", end_section=True)
+    recomputed = (f"{kind.tokens_recomputed:g} of {summary.tokens}" for kind in kinds)
+    table.add_row("tokens recomputed", *recomputed)
+    table.add_row("tokens kept", *(f"{kind.tokens_kept:g} of {summary.pooled}" for kind in kinds))
+    return table
+
+
+def _comparison_table(comparison: DenseComparison) -> Table:
+    table = _table("per frame, against dense")
+    for head in (f"dense\n({comparison.basis})", "here", "saving"):
+        table.add_column(head, justify="right")
+    for name, dense, here, saving in (
+        ("vision ms", comparison.dense_vision_ms, comparison.vision_ms, comparison.vision_saving),
+        ("total ms", comparison.dense_push_ms, comparison.push_ms, comparison.push_saving),
+        (
+            "tokens to prefill",
+            comparison.dense_prefill_tokens,
+            comparison.prefill_tokens,
+            comparison.prefill_tokens_saving,
+        ),
+    ):
+        table.add_row(name, f"{dense:.1f}", f"{here:.1f}", f"{saving:.1%}")
+    return table
+
+
+def _lines(summary: StreamSummary, *, unicode: bool) -> list[str]:
+    speed = f"{summary.frames} frames, {summary.frames_per_second:.1f} per second computing"
+    if summary.wall_s:
+        speed += f", {summary.frames / summary.wall_s:.1f} per second elapsed"
+    source = (
+        f"source: {summary.dropped_frames} dropped, {summary.broken_frames} broken, "
+        f"{summary.reconnects} reconnects"
+    )
+    if summary.oldest_frame_ms:
+        source += f", frames at most {summary.oldest_frame_ms:.0f} ms old"
+    lines = [f"{speed}; host overhead {summary.host_overhead_fraction:.1%}", source]
+    if unicode and summary.trend_ms:
+        lines.append(f"ms over time  {sparkline(summary.trend_ms)}  {max(summary.trend_ms):.1f}")
+    return lines
+
+
+def _table(first_head: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column(first_head, vertical="bottom")
+    return table
+
+
+def _times(timing: Timing) -> str:
+    return f"{timing.p50_ms:.1f} / {timing.p95_ms:.1f}"

@@ -17,10 +17,10 @@ import numpy as np
 
 from stc.errors import VideoError
 from stc.manifest import Grid
-from stc.runtime.output.whole_file import whole_file
+from stc.runtime.output import whole_file
 from stc.runtime.report import FrameReport
 from stc.runtime.video.decoding.libraries import require_av, require_pillow
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream

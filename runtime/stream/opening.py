@@ -19,7 +19,7 @@ from stc.errors import SettingsError, one_line
 from stc.manifest import ON_REQUEST
 from stc.method.graphs import vision_graphs
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.shell.ranges import one_of
 
@@ -125,18 +125,11 @@ def open_backend(
         return open_tensorrt(bundle, flavour, _say, context=context, streams=streams)
     fix = "install it with: pip install onnxruntime, or use --backend tensorrt"
     optional.load("onnxruntime", "onnxruntime", subject="ONNX Runtime", fix=fix)
-    from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
+    from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, share_threads
 
     if owns_process:
         share_threads()
     return OnnxRuntimeBackend(bundle, "cuda" if device == "cuda" else "cpu", weights=weights)
-
-
-def share_threads() -> None:
-    """ONNX Runtime's sessions of this process share one pool of threads."""
-    from stc.engines import onnxruntime_backend
-
-    onnxruntime_backend.share_threads()
 
 
 def frames(video: str | None, count: int) -> list[Frame]:

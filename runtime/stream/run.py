@@ -1,27 +1,37 @@
-"""A run of a stream: what `stc-run` does with every frame, and what is left when it ends."""
+"""A run of a stream: what `stc-run` does with every frame, and what is left when it ends.
+
+Beside it every frame may be run dense: all its tokens, in turns with it.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from itertools import count
+from typing import Any, Literal
+
+import numpy as np
 
 from stc.errors import EngineError, StcError, VideoError
 from stc.runtime.answers.conversation import Conversation
-from stc.runtime.figures.metrics import StreamMetrics, StreamSummary
+from stc.runtime.figures.machine import machine_facts
+from stc.runtime.figures.metrics import DenseComparison, StreamMetrics, StreamSummary
+from stc.runtime.report import FrameReport
 from stc.runtime.show.live_table import LiveTable
 from stc.runtime.show.overlay import OverlayWriter
-from stc.runtime.stream.dense_run import DenseRun
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import VideoSource
-from stc.runtime.video.taken_frames import EndedBy, TakenFrames
+from stc.runtime.video.source.source import Frame, VideoSource
+from stc.runtime.vision.tower import VisionTower
+from stc.settings import PRESETS, Settings
 from stc.shell import command
 
 PIECES = 4
 """Pieces of an answer between two frames of a live source, which does not wait."""
 TYPED_S = 0.1
 """Seconds after which a question that was typed is noticed, though no frame came."""
+EndedBy = Literal["end", "frames", "interrupt", "loss", "error"]
+"""The source's end, as many frames as were asked for, a signal, a lost source, a failing engine."""
 
 
 class StreamRun:
@@ -52,7 +62,7 @@ class StreamRun:
         self._source = source
         self._session = session
         self._say = say
-        self._frames = TakenFrames(source, most)
+        self._most = most
         self._metrics = StreamMetrics(spec.tokens, spec.pooled)
         self._dense = dense
         self._overlay = overlay
@@ -62,7 +72,8 @@ class StreamRun:
     @property
     def expected(self) -> int | None:
         """How many frames there will be, estimated; None when nothing tells."""
-        return self._frames.expected
+        numbers = (self._source.frames_expected, self._most)
+        return min((number for number in numbers if number is not None), default=None)
 
     def take(self, table: LiveTable) -> None:
         """Push frames, shown in `table`, until one of `EndedBy` ends the stream.
@@ -76,7 +87,6 @@ class StreamRun:
                 with command.uninterrupted():
                     self._push(frame, table)
                 self._give_answers()
-            self.ended_by, self.failure = self._frames.ended_by, self._frames.loss
         except (KeyboardInterrupt, EngineError) as stop:
             if not self._metrics.frames:
                 raise
@@ -87,10 +97,10 @@ class StreamRun:
 
     def summary(self) -> StreamSummary:
         """The stream's figures so far."""
-        conversation = self._conversation
-        return self._metrics.summary(
+        prefill_ms = 0.0 if self._conversation is None else self._conversation.prefill_ms
+        return replace(
+            self._metrics.summary(prefill_ms),
             wall_s=self._wall_s,
-            prefill_ms=conversation.prefill_ms if conversation is not None else 0.0,
             broken_frames=self._source.broken,
             dropped_frames=self._source.dropped,
             reconnects=self._source.reconnects,
@@ -118,17 +128,34 @@ class StreamRun:
             self._conversation.frame(report)
 
     def _meanwhile(self) -> Iterator[Frame]:
-        """The frames; while none is there, questions are asked and answers go on."""
+        """The frames; while none is there, questions are asked and answers go on.
+
+        A source that cannot be read on after its first frame, or ends before it should, ends them
+        as its end would, so that what was computed is kept.
+        """
         conversation = self._conversation
-        while True:
+        for taken in count():
+            if taken == self._most:
+                self.ended_by = "frames"
+                return
             if conversation is not None:
-                while not self._frames.wait(0.0 if conversation.answering else TYPED_S):
+                while not self._source.wait(0.0 if conversation.answering else TYPED_S):
                     conversation.advance()
             try:
-                frame = next(self._frames)
+                frame = next(self._source)
             except StopIteration:
+                self._lost(self._source.loss)
+                return
+            except VideoError as error:
+                if not taken:
+                    raise
+                self._lost(error)
                 return
             yield frame
+
+    def _lost(self, error: VideoError | None) -> None:
+        if error is not None:
+            self.ended_by, self.failure = "loss", error
 
     def _give_answers(self) -> None:
         """Questions due or typed are asked and answered; a few pieces when the source is live."""
@@ -136,3 +163,85 @@ class StreamRun:
             for _ in range(PIECES) if self._source.is_live else count():
                 if not self._conversation.advance():
                     return
+
+
+def run_document(
+    summary: StreamSummary,
+    *,
+    settings: Settings,
+    bundle: str,
+    ended_by: EndedBy = "end",
+    comparison: DenseComparison | None = None,
+) -> dict[str, Any]:
+    """`summary` with all it takes to judge or repeat it, as dicts, lists and finite numbers.
+
+    `bundle` names the model.
+    """
+    return {
+        "bundle": bundle,
+        "settings": asdict(settings),
+        "ended_by": ended_by,
+        "summary": summary.to_json(),
+        "against_dense": asdict(comparison) if comparison else None,
+        "machine": machine_facts(),
+    }
+
+
+class DenseRun:
+    """Pushes frames dense through `tower`, in a session of its own.
+
+    Adds up how near the kept tokens of the run beside it are to its own, in memory that does not
+    grow.
+    """
+
+    def __init__(self, tower: VisionTower) -> None:
+        self._session = StreamSession(tower, PRESETS["off"])
+        self._metrics = StreamMetrics(tower.spec.tokens, tower.spec.pooled)
+        self._tokens = 0
+        self._min_cosine = 1.0
+        self._cosines = self._error = self._norm = 0.0
+
+    def add(self, frame: Frame, report: FrameReport) -> None:
+        """`frame` is computed dense and compared with `report`, the other run's of it.
+
+        Raises what `StreamSession.push` raises; then nothing was added.
+        """
+        dense = self._session.push(frame)
+        self._metrics.add(dense)
+        if report.kind == "reference":
+            return
+        got = report.tokens.astype(np.float64)
+        expected = dense.tokens[report.kept].astype(np.float64)
+        lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+        cosines = (got * expected).sum(axis=1) / np.maximum(lengths, 1e-30)
+        self._tokens += len(cosines)
+        self._min_cosine = min(self._min_cosine, float(cosines.min()))
+        self._cosines += float(cosines.sum())
+        self._error += float(((got - expected) ** 2).sum())
+        self._norm += float((expected**2).sum())
+
+    def summary(self) -> StreamSummary:
+        """The times of the dense frames so far."""
+        return self._metrics.summary()
+
+    def fidelity(self) -> dict[str, Any]:
+        """Of the kept tokens of all reuse frames against dense; None where there was none."""
+        if not self._tokens:
+            return {"tokens": 0, "mean_cosine": None, "min_cosine": None, "relative_l2": None}
+        return {
+            "tokens": self._tokens,
+            "mean_cosine": self._cosines / self._tokens,
+            "min_cosine": self._min_cosine,
+            "relative_l2": float(np.sqrt(self._error / max(self._norm, 1e-30))),
+        }
+
+    def line(self) -> str:
+        """The fidelity in one line."""
+        if not self._tokens:
+            return "fidelity: no reuse frame to compare"
+        figures = self.fidelity()
+        return (
+            f"fidelity of reuse frames' kept tokens against dense: cosine "
+            f"{figures['mean_cosine']:.4f} mean, {figures['min_cosine']:.4f} lowest; "
+            f"relative L2 {figures['relative_l2']:.4f}"
+        )

@@ -33,8 +33,7 @@ from stc.runtime.answers.answer import Answer
 from stc.runtime.answers.stream_language import MAX_NEW_TOKENS, StreamLanguage
 from stc.runtime.language.sampling import GREEDY, Sampling
 from stc.runtime.report import STAGES, FrameReport
-from stc.runtime.stream.indices import check_indices
-from stc.runtime.video.source.frame import Frame, check_frame
+from stc.runtime.video.source.source import Frame, check_frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
@@ -215,9 +214,7 @@ class StreamSession:
                         self._check_selected(self.runner.read(name))
 
     def _check_selected(self, indices: NDArray[Any]) -> None:
-        """`indices` are those of a reuse frame. Raises EngineError unless they are."""
-        tokens = self.tower.spec.tokens
-        check_indices(SELECT, indices, tokens, self.frame_index - 1)
+        _check_indices(SELECT, indices, self.tower.spec.tokens, self.frame_index - 1)
 
     def _check(self, found: Arrays, index: int) -> None:
         """What came to the host is what a report may say. Raises EngineError unless it is."""
@@ -225,7 +222,7 @@ class StreamSession:
             self._check_selected(found[indices_of(0)])
         if KEPT_INDICES in found:
             graph = prune_graph(self.settings.pruner)
-            check_indices(graph, found[KEPT_INDICES], self.tower.spec.pooled, index)
+            _check_indices(graph, found[KEPT_INDICES], self.tower.spec.pooled, index)
 
     def _name_culprit(self, pixels: Any, kind: FrameKind, frame_index: int) -> None:
         """Run the frame again, looking at every output; always raises NonFiniteError."""
@@ -245,3 +242,21 @@ class StreamSession:
 
         self._run(pixels, kind, look)
         raise NonFiniteError(f"frame {frame_index}", "NaN or infinity, not seen again on a re-run")
+
+
+def _check_indices(graph: str, indices: NDArray[Any], of: int, frame_index: int) -> None:
+    """Raises EngineError unless `indices`, at least one, are ascending, each once, in 0 to `of`.
+
+    A graph that was altered and signed anew, or an engine that computes wrongly, may yield any
+    number: a negative one would silently take a token from the other end. How many they are, and of
+    which type, the buffer they were written to has settled.
+    """
+    # Where they ascend, the first and the last speak for all. Counting is the fastest way to ask.
+    ascending = not np.count_nonzero(indices[1:] <= indices[:-1])
+    if not (ascending and indices[0] >= 0 and indices[-1] < of):
+        got = f"indices from {indices.min()} to {indices.max()}"
+        if not ascending:
+            got += ", not ascending"
+        expected = f"{len(indices)} of 0 to {of - 1}, ascending"
+        fix = "export the bundle again, and build its engines again if it has some"
+        raise EngineError(f"graph {graph}, frame {frame_index}", got, expected, fix)

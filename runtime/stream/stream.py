@@ -18,16 +18,14 @@ from stc.engines.library.library import libraries_of
 from stc.engines.library.plan import context_rows
 from stc.errors import SettingsError
 from stc.runtime.answers.answer import Answer
-from stc.runtime.answers.open_language import open_stream_language
-from stc.runtime.answers.stream_language import MAX_NEW_TOKENS
+from stc.runtime.answers.stream_language import MAX_NEW_TOKENS, open_stream_language
 from stc.runtime.language.sampling import GREEDY, Sampling
 from stc.runtime.memory.settings import MemorySettings, Policy
 from stc.runtime.report import FrameReport
 from stc.runtime.stream.opening import BACKENDS, BackendName, check_device, open_backend
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.flags import open_named
-from stc.runtime.video.source.frame import LAST_INDEX, Frame
-from stc.runtime.video.source.source import RtspTransport, VideoSource
+from stc.runtime.video.open import open_video
+from stc.runtime.video.source.source import LAST_INDEX, Frame, RtspTransport, VideoSource
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Scoring, Selection, Settings, choose
 from stc.shell.ranges import one_of, whole
@@ -85,7 +83,7 @@ class Stream:
         """
         if frames is not None:
             frames = whole("--frames", frames, least=1, most=LAST_INDEX)
-        with open_named(
+        with open_video(
             str(source),
             fps=fps,
             live=live,

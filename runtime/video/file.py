@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import cast
 
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.format import Flags
-from av.video.frame import VideoFrame
 
 from stc.errors import VideoError
+from stc.runtime.video.causes import reason
 from stc.runtime.video.clock import (
     LONGEST_PAUSE_OF_RESTARTING_S,
     LONGEST_PAUSE_S,
     Clock,
     Foreseen,
+    FrameSampler,
+    expected_frames,
 )
 from stc.runtime.video.decoding.declared_size import is_cut_off
 from stc.runtime.video.decoding.decoder import Decoder
-from stc.runtime.video.sampler import FrameSampler, expected_frames
-from stc.runtime.video.source.awaited import Awaited
-from stc.runtime.video.source.errors import reason
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import VideoSource
+from stc.runtime.video.source.source import Awaited, Frame, VideoSource
 
 SPARSE = 4
 """Decoded frames per sampled frame from which on decoding may be what takes the time."""
@@ -44,6 +42,9 @@ class VideoFile(VideoSource):
         self, container: InputContainer, source: str, *, fps: float | None, waits: bool = False
     ) -> None:
         super().__init__(source)
+        if container.format.name == "tty":  # libav plays plain text as a terminal recording
+            container.close()
+            raise VideoError(self.name, "a text file", "a video", "name the file of the video")
         self._decoder = Decoder(container, self.name)
         self._source = source
         restarting = container.format.flags & cast(int, Flags.ts_discont.value)
@@ -78,8 +79,9 @@ class VideoFile(VideoSource):
                     self.broken += 1
                     continue
                 decoded += 1
-                following = self._stamps_s(pictures.coming())
-                time_s = self._clock.time_s(self._decoder.stamp_s(picture), following)
+                stamp_s = self._decoder.stamp_s
+                following = (None if one is None else stamp_s(one) for one in pictures.coming())
+                time_s = self._clock.time_s(stamp_s(picture), following)
                 if self._sampler.takes(time_s):
                     rgb = self._decoder.rgb(picture)
                     yield Frame(index=sampled, time_s=time_s, rgb=rgb)
@@ -109,18 +111,9 @@ class VideoFile(VideoSource):
             return None
         came = f"{decoded} frames" if counted is None else f"{decoded} of {counted} frames"
         if is_cut_off(self._source):
-            return VideoError(
-                self.name,
-                f"ended early: {came}; the file is cut off",
-                fix="copy or record it again",
-            )
-        if self._decoder.gave_up and decoded:
-            return VideoError(
-                self.name,
-                f"ended early: {came}; what follows is unreadable",
-                fix="check the disk, or write it again with ffmpeg",
-            )
-        return None
-
-    def _stamps_s(self, pictures: Iterator[VideoFrame | None]) -> Iterator[float | None]:
-        return (None if one is None else self._decoder.stamp_s(one) for one in pictures)
+            why, fix = "the file is cut off", "copy or record it again"
+        elif self._decoder.gave_up and decoded:
+            why, fix = "what follows is unreadable", "check the disk, or write it again with ffmpeg"
+        else:
+            return None
+        return VideoError(self.name, f"ended early: {came}; {why}", fix=fix)

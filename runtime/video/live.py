@@ -14,16 +14,15 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from stc.errors import VideoError
-from stc.runtime.video.clock import Clock
+from stc.runtime.video.causes import reason, unreadable
+from stc.runtime.video.clock import Clock, FrameSampler
 from stc.runtime.video.decoding.decoder import Decoder
-from stc.runtime.video.sampler import FrameSampler
-from stc.runtime.video.source.awaited import awaited
-from stc.runtime.video.source.errors import reason, unreadable
-from stc.runtime.video.source.frame import Frame
-from stc.runtime.video.source.source import Reconnection, VideoSource
+from stc.runtime.video.source.source import Frame, VideoSource, awaited
 
 CLOSE_WAIT_S = 2.0
 """How long `close` waits for a reader that is blocked inside libav."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 8.0
+"""Between two attempts to open a lost source: at first, and when it has doubled long enough."""
 
 _USUAL_MEND = "check that the camera or server is on, and the network"
 _MUTE = (
@@ -54,7 +53,7 @@ class LiveVideo(VideoSource):
     now: the wall clock that the times of frames keep to, in seconds.
 
     Raises VideoError, from the constructor when the source cannot be opened or has no video
-    stream, while iterating when nothing could be decoded for `reconnection.give_up_s`.
+    stream, while iterating when nothing could be decoded for `give_up_s` seconds.
     """
 
     is_live = True
@@ -65,12 +64,12 @@ class LiveVideo(VideoSource):
         source: str,
         *,
         fps: float | None,
-        reconnection: Reconnection,
+        give_up_s: float,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(source)
         self._opener = opener
-        self._reconnection = reconnection
+        self._give_up_s = give_up_s
         self._now = now
         try:
             decoder = awaited(self._open)
@@ -103,7 +102,7 @@ class LiveVideo(VideoSource):
             self.close()
             raise VideoError(
                 self.name,
-                f"no frame for {self._reconnection.give_up_s:g} s ({self._trouble[0]})",
+                f"no frame for {self._give_up_s:g} s ({self._trouble[0]})",
                 fix=self._trouble[1],
             )
         self._handed_out += 1
@@ -117,8 +116,7 @@ class LiveVideo(VideoSource):
     def wait(self, timeout_s: float) -> bool:
         with self._changed:
             self._asked = True
-            left_s = self._alive_at_s + self._reconnection.give_up_s - time.monotonic()
-            self._changed.wait_for(self._due, max(0.0, min(timeout_s, left_s)))
+            self._changed.wait_for(self._due, max(0.0, min(timeout_s, self._left_s)))
             return self._due()
 
     def close(self) -> None:
@@ -127,38 +125,40 @@ class LiveVideo(VideoSource):
             self._changed.notify_all()
         self._reader.join(CLOSE_WAIT_S)
 
+    @property
+    def _left_s(self) -> float:
+        """How long the source is waited for from now on."""
+        return self._alive_at_s + self._give_up_s - time.monotonic()
+
     def _due(self) -> bool:
         return (
             self._newest is not None
             or self._failure is not None
             or self._closed.is_set()
-            or time.monotonic() >= self._alive_at_s + self._reconnection.give_up_s
+            or self._left_s <= 0
         )
 
     def _wait_for_newest(self) -> _Picture | None:
         """The newest frame, taken out; None when none came in time."""
-        while not self._closed.is_set():
-            if self._newest is not None:
-                newest, self._newest = self._newest, None
-                return newest
-            if self._failure is not None:
-                raise self._failure
-            left_s = self._alive_at_s + self._reconnection.give_up_s - time.monotonic()
-            if left_s <= 0:
-                return None
-            self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
-        raise StopIteration
+        while not self._due():
+            self._changed.wait(min(self._left_s, threading.TIMEOUT_MAX))
+        if self._closed.is_set():
+            raise StopIteration
+        if self._newest is None and self._failure is not None:
+            raise self._failure
+        newest, self._newest = self._newest, None
+        return newest
 
     def _follow(self, decoder: Decoder | None) -> None:
         """The thread: read until closed, and open again what was lost."""
-        wait_s = self._reconnection.first_wait_s
+        wait_s = FIRST_WAIT_S
         try:
             while True:
                 if decoder is not None and self._read(decoder):
-                    wait_s = self._reconnection.first_wait_s
+                    wait_s = FIRST_WAIT_S
                 if self._closed.wait(wait_s):
                     return
-                wait_s = min(2 * wait_s, self._reconnection.longest_wait_s)
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
                 decoder = self._reopen()
         except BaseException as error:
             # Not lost: the consumer raises it.

@@ -13,7 +13,7 @@ from av.error import FFmpegError
 from stc.errors import VideoError
 from stc.runtime.video.causes import cause_of, connected, without_video
 from stc.runtime.video.source.address import RTSP_SCHEMES, Address
-from stc.runtime.video.source.source import Dialling
+from stc.runtime.video.source.source import RtspTransport
 
 TIMEOUTS_S = (10.0, 10.0)
 """How long a server may stay silent when asked for a stream, and between two packets."""
@@ -49,14 +49,16 @@ class NetworkOpener:
     opened holds no video that can be decoded.
     """
 
-    def __init__(self, address: Address, name: str, dialling: Dialling) -> None:
+    def __init__(
+        self, address: Address, name: str, transport: RtspTransport | None, probe_s: float | None
+    ) -> None:
         self._address = address
         self._name = name
-        self._probe_s = dialling.probe_s or PROBE_S
-        self._asked_transport = dialling.rtsp_transport
+        self._probe_s = probe_s or PROBE_S
+        self._asked_transport = transport
         self._transports: tuple[dict[str, str], ...] = ({},)
         if address.scheme in RTSP_SCHEMES:
-            self._transports = _TRANSPORTS[dialling.rtsp_transport or "auto"]
+            self._transports = _TRANSPORTS[transport or "auto"]
         if address.scheme == "rtsps":
             self._transports = _TRANSPORTS["tcp"]
         self._called = False
@@ -72,10 +74,19 @@ class NetworkOpener:
             address, transport = self._address, self._asked_transport
             silent_s = _silent_s(start_s)
             raise cause_of(address, self._name, error, silent_s, transport) from error
-        told = self._fault_of(container)
-        if told is not None:
-            raise VideoError(self._name, told[0], fix=told[1])
-        return container
+        if container.format.name == "tty":  # libav plays plain text as terminal recordings
+            told = "text, not a video", "name the address of the stream itself"
+        elif not container.streams.video:
+            kinds = {stream.type for stream in container.streams}
+            # Many cameras have room for one viewer, and this looks once more.
+            container.close()
+            told = without_video(self._address, kinds)
+        elif all(stream.codec_context is None for stream in container.streams.video):
+            told = "no decoder for its video codec", "set the camera to H.264 or H.265"
+        else:
+            return container
+        container.close()
+        raise VideoError(self._name, told[0], fix=told[1])
 
     def _open(self, start_s: float) -> InputContainer:
         container = self._dial()
@@ -106,22 +117,6 @@ class NetworkOpener:
                     return connected(self._address, other, TIMEOUTS_S)
             # What a server says to the usual transport tells most.
             raise
-
-    def _fault_of(self, container: InputContainer) -> tuple[str, str] | None:
-        """Why `container` holds no video that can be decoded, and the fix; it is closed then."""
-        if container.format.name == "tty":
-            # libav plays plain text as terminal recordings.
-            container.close()
-            return "text, not a video", "name the address of the stream itself"
-        if not container.streams.video:
-            kinds = {stream.type for stream in container.streams}
-            # Many cameras have room for one viewer, and this looks once more.
-            container.close()
-            return without_video(self._address, kinds)
-        if all(stream.codec_context is None for stream in container.streams.video):
-            container.close()
-            return "no decoder for its video codec", "set the camera to H.264 or H.265"
-        return None
 
 
 def open_remote(address: Address, name: str) -> InputContainer:

@@ -1,10 +1,12 @@
-"""Opening a video: files, cameras and streams by the name a user gives.
+"""Opening a video: files, cameras and streams by the name a user gives, and the flags for it.
 
 Needs no PyAV to be imported; only `open_video` does.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 import re
 import stat
@@ -16,9 +18,9 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from stc.errors import SettingsError, VideoError
+from stc.runtime.video.clock import FrameSampler
 from stc.runtime.video.decoding.declared_size import is_cut_off
 from stc.runtime.video.decoding.libraries import require_av
-from stc.runtime.video.sampler import FrameSampler
 from stc.runtime.video.source.address import (
     HTTP_SCHEMES,
     LIVE_SCHEMES,
@@ -28,12 +30,20 @@ from stc.runtime.video.source.address import (
     scheme_of,
     without_credentials,
 )
-from stc.runtime.video.source.awaited import awaited
-from stc.runtime.video.source.source import Dialling, Reconnection, VideoSource
+from stc.runtime.video.source.source import (
+    GIVE_UP_S,
+    LAST_INDEX,
+    RTSP_TRANSPORTS,
+    RtspTransport,
+    VideoSource,
+    awaited,
+)
+from stc.shell.ranges import number_flag, one_of, real, whole_flag
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
+LONGEST_PROBE_S = 60.0
 FILE_SCHEMES = (*HTTP_SCHEMES, "file")
 
 _CAMERA = re.compile(r"/dev/(video\d+|v4l/.+)")
@@ -43,9 +53,10 @@ def open_video(
     source: str,
     *,
     fps: float | None = None,
-    reconnection: Reconnection | None = None,
     live: bool = False,
-    dialling: Dialling | None = None,
+    give_up_s: float | None = None,
+    rtsp_transport: RtspTransport | None = None,
+    probe_s: float | None = None,
 ) -> VideoSource:
     """`source` opened; close it, or use it in a `with`.
 
@@ -54,18 +65,24 @@ def open_video(
         newest frame wins.
     fps: frames sampled per second by presentation time: for each k/fps the first frame not
         earlier; None for every frame.
-    reconnection: how long a lost live source is waited for; None for Reconnection().
     live: an http(s):// address is a camera, and live as those above.
-    dialling: how a live address is opened; None for Dialling().
+    give_up_s: how long a lost live source is waited for, which may be infinite; None for GIVE_UP_S.
+    rtsp_transport: what an RTSP camera sends over; auto, as None, tries TCP, then UDP.
+    probe_s: seconds of a live stream that libav looks at before its first frame, None for PROBE_S.
+        Where they tell no size of the picture, it looks again for the 5 s it takes by itself.
 
     User name and password in an address may hold any character.
 
-    Raises SettingsError when fps is not a positive finite number, or `live` or `dialling` say
-    something that this source has no use for; VideoError when PyAV is not installed, or the
-    source cannot be opened or has no video.
+    Raises SettingsError for a value out of range, or that this source has no use for; VideoError
+    when PyAV is not installed, or the source cannot be opened or has no video.
     """
-    # Checked before anything is opened, so that a wrong rate leaves nothing to close.
+    # Checked before anything is opened, so that a wrong value leaves nothing to close.
     FrameSampler(fps, 0.0)
+    if give_up_s is not None:
+        give_up_s = real("--give-up-s", give_up_s, "more than 0 seconds", above=0, most=math.inf)
+    if probe_s is not None:
+        expected = f"more than 0, at most {LONGEST_PROBE_S:g} seconds"
+        probe_s = real("--probe-s", probe_s, expected, above=0, most=LONGEST_PROBE_S)
     if not source:
         raise VideoError("--video", "got nothing", "a file, /dev/videoN or an rtsp:// address")
     require_av()
@@ -88,10 +105,16 @@ def open_video(
     if scheme not in (None, "file") and Address.of(source).port == 0:
         fix = "correct what stands behind the host, or escape the password in front of it"
         raise VideoError(without_credentials(source), "no such port", "1 to 65535", fix)
-    dialling = dialling or Dialling()
-    _check_use(dialling, scheme, live=live)
+    _check_transport(rtsp_transport, scheme)
+    if probe_s is not None and (scheme is None or not live):
+        raise SettingsError("--probe-s", "requires a live address as --video", fix="leave it out")
+    if give_up_s is not None and not live:
+        raise SettingsError("--give-up-s", "requires a live --video: a file is not lost")
     if live:
-        return _open_live(source, scheme, fps, reconnection or Reconnection(), dialling)
+        from stc.runtime.video.live import LiveVideo
+
+        opener = _opener(source, scheme, rtsp_transport, probe_s)
+        return LiveVideo(opener, source, fps=fps, give_up_s=give_up_s or GIVE_UP_S)
     if scheme in HTTP_SCHEMES:
         return _open_remote(source, fps)
     return _open_file(local_path(source), fps)
@@ -104,38 +127,29 @@ def local_path(source: str) -> str:
     return source
 
 
-def _check_use(dialling: Dialling, scheme: str | None, *, live: bool) -> None:
-    """Raises SettingsError for what `dialling` says and the source has no use for."""
-    transport = dialling.rtsp_transport
-    if transport is not None and scheme not in RTSP_SCHEMES:
+def _check_transport(transport: RtspTransport | None, scheme: str | None) -> None:
+    if transport is None:
+        return
+    one_of("--rtsp-transport", transport, RTSP_TRANSPORTS)
+    if scheme not in RTSP_SCHEMES:
         raise SettingsError("--rtsp-transport", "requires an rtsp:// --video", fix="leave it out")
     if transport == "udp" and scheme == "rtsps":
         raise SettingsError("--rtsp-transport", "got udp", "tcp, which carries rtsps://")
-    if dialling.probe_s is not None and (scheme is None or not live):
-        raise SettingsError("--probe-s", "requires a live address as --video", fix="leave it out")
 
 
-def _open_live(
-    source: str,
-    scheme: str | None,
-    fps: float | None,
-    reconnection: Reconnection,
-    dialling: Dialling,
-) -> VideoSource:
+def _opener(
+    source: str, scheme: str | None, transport: RtspTransport | None, probe_s: float | None
+) -> Callable[[], InputContainer]:
+    """What opens the live `source`, again when it was lost."""
     import av
 
-    from stc.runtime.video.live import LiveVideo
     from stc.runtime.video.network import NetworkOpener
 
-    def camera() -> InputContainer:
-        return av.open(source, "r", format="v4l2")
-
-    opener: Callable[[], InputContainer] = camera
     if scheme is not None:
-        opener = NetworkOpener(Address.of(source), without_credentials(source), dialling)
-    else:
-        _check_camera(source)
-    return LiveVideo(opener, source, fps=fps, reconnection=reconnection)
+        name = without_credentials(source)
+        return NetworkOpener(Address.of(source), name, transport, probe_s)
+    _check_camera(source)
+    return lambda: av.open(source, "r", format="v4l2")
 
 
 def _open_file(path: str, fps: float | None) -> VideoSource:
@@ -156,8 +170,8 @@ def _read_file(path: str, fps: float | None) -> VideoSource:
     import av
     from av.error import FFmpegError
 
+    from stc.runtime.video.causes import unreadable
     from stc.runtime.video.file import VideoFile
-    from stc.runtime.video.source.errors import unreadable
 
     _check_path(path)
     # The prefix keeps libav from reading "12:30.mp4" as an address of scheme 12.
@@ -168,7 +182,6 @@ def _read_file(path: str, fps: float | None) -> VideoSource:
         container = awaited(opener) if waits else opener()
     except FFmpegError as error:
         raise unreadable(without_credentials(path), error) from error
-    _refuse_text(container, path)
     return VideoFile(container, path, fps=fps, waits=waits)
 
 
@@ -177,19 +190,7 @@ def _open_remote(source: str, fps: float | None) -> VideoSource:
     from stc.runtime.video.network import open_remote
 
     container = awaited(partial(open_remote, Address.of(source), without_credentials(source)))
-    _refuse_text(container, source)
     return VideoFile(container, source, fps=fps, waits=True)
-
-
-def _refuse_text(container: InputContainer, source: str) -> None:
-    """Raises VideoError, with `container` closed, when it is plain text.
-
-    libav plays that as a terminal recording.
-    """
-    if container.format.name == "tty":
-        container.close()
-        name = without_credentials(source)
-        raise VideoError(name, "a text file", "a video", "name the file of the video")
 
 
 def _check_path(path: str) -> None:
@@ -221,3 +222,28 @@ def _check_camera(path: str) -> None:
         found = sorted(str(device) for device in Path("/dev").glob("video*"))
         fix = f"cameras here: {', '.join(found)}" if found else "no camera is connected here"
         raise VideoError(path, "no such device", fix=fix)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a source; open it with `open_source`."""
+    add = parser.add_argument
+    addresses = "file, http(s), rtsp, rtmp, rtp, tcp, udp, srt"
+    source = f"file, /dev/videoN, or an address: {addresses}"
+    add("--video", required=True, metavar="SOURCE", help=source)
+    add("--fps", type=number_flag, metavar="F", help="frames sampled per second, default all")
+    most = whole_flag(1, LAST_INDEX)
+    add("--frames", type=most, metavar="N", help="stop after N frames, default none")
+    live = "the http(s) address is a camera: late frames are dropped"
+    add("--live", action="store_true", help=live)
+    lost = f"wait for a lost live source, default {GIVE_UP_S:g}; inf: for ever"
+    add("--give-up-s", type=number_flag, metavar="S", help=lost)
+    over = "what the camera sends over, default auto: TCP, and UDP if it refuses"
+    add("--rtsp-transport", choices=RTSP_TRANSPORTS, help=over)
+    probed = "look at S seconds of a live address before its first frame, default 0.5"
+    add("--probe-s", type=number_flag, metavar="S", help=probed)
+
+
+def open_source(flags: argparse.Namespace) -> VideoSource:
+    """The source the flags name, opened; raises as `open_video`."""
+    names = ("fps", "live", "give_up_s", "rtsp_transport", "probe_s")
+    return open_video(flags.video, **{name: getattr(flags, name) for name in names})

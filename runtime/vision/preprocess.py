@@ -74,12 +74,10 @@ def _values_of_levels(spec: VisionSpec) -> NDArray[np.float32]:
 
 
 def _check(rgb: object) -> None:
-    expected = "uint8 [height_px, width_px, 3] with at least one pixel"
     if not isinstance(rgb, np.ndarray):
-        raise VideoError("picture", f"got {shown(rgb)} of type {type(rgb).__name__}", expected)
-    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
-        raise VideoError(
-            "picture",
-            f"{rgb.dtype} [{', '.join(map(str, rgb.shape))}]",
-            expected,
-        )
+        got = f"got {shown(rgb)} of type {type(rgb).__name__}"
+    elif rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+        got = f"{rgb.dtype} [{', '.join(map(str, rgb.shape))}]"
+    else:
+        return
+    raise VideoError("picture", got, "uint8 [height_px, width_px, 3] with at least one pixel")

@@ -19,7 +19,6 @@ from stc.runtime.video import causes as video_causes
 from stc.runtime.video import network as video_network
 from stc.runtime.video.open import open_video
 from stc.runtime.video.source.address import Address, without_credentials
-from stc.runtime.video.source.source import Reconnection
 from tests.clips import number_of, numbered_clip
 from tests.rtsp_camera import RtspCamera
 from tests.stream_server import pieces, silence, tcp_server, web_camera
@@ -172,7 +171,7 @@ def test_a_server_that_stays_silent_is_told_apart(scheme: str) -> None:
 def test_a_camera_without_pictures_is_told_apart(clip: Path) -> None:
     """It answers every request, and its encoder has stopped."""
     with RtspCamera(clip, manner="mute") as camera:
-        line = refusal(camera.address, reconnection=Reconnection(give_up_s=2.0))
+        line = refusal(camera.address, give_up_s=2.0)
     assert "no frame for 2 s (the source answers and sends no picture); restart the camera" in line
 
 

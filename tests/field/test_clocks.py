@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stc.errors import VideoError
+from stc.runtime.video import live as video_live
 from stc.runtime.video.clock import (
     LONGEST_PAUSE_OF_RESTARTING_S,
     LONGEST_PAUSE_S,
@@ -27,7 +28,6 @@ from stc.runtime.video.clock import (
 )
 from stc.runtime.video.live import LiveVideo
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.source import Reconnection
 from tests.clips import numbered, numbered_clip, read_frames, write_clip
 from tests.rtsp_camera import RtspCamera
 from tests.transport_stream import restamped, stamped_clip
@@ -35,7 +35,12 @@ from tests.transport_stream import restamped, stamped_clip
 PERIOD_S = 0.04
 STRAY_S = 37_600.0
 
-SOON = Reconnection(first_wait_s=0.01, longest_wait_s=0.04, give_up_s=20.0)
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost source is opened again at once."""
+    monkeypatch.setattr(video_live, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(video_live, "LONGEST_WAIT_S", 0.04)
 
 
 def times_of(stamps: Sequence[float | None], period_s: float = PERIOD_S, **how: Any) -> list[float]:
@@ -354,7 +359,7 @@ def test_a_camera_that_ends_and_comes_back_keeps_to_the_wall_clock(tmp_path: Pat
     """It first sends the second it kept, and then hangs up: no second is counted twice."""
     clip = write_clip(tmp_path / "clip.mp4", map(numbered, range(20)))
     camera = RtspCamera(clip, burst=25, frames=26)
-    with camera, open_video(camera.address, reconnection=SOON) as video:
+    with camera, open_video(camera.address) as video:
         start_s = time.monotonic()
         frames = [next(video)]
         while video.reconnects < 6:
@@ -378,9 +383,7 @@ def test_a_live_source_without_frames_for_a_while_is_as_late_as_the_wall(tmp_pat
         wall[0] += 60.0
         return av.open(str(clip))
 
-    with LiveVideo(
-        opener, "rtsp://camera", fps=None, reconnection=SOON, now=lambda: wall[0]
-    ) as video:
+    with LiveVideo(opener, "rtsp://camera", fps=None, give_up_s=20.0, now=lambda: wall[0]) as video:
         assert next(video).time_s == 0.0
         taken.set()
         while (time_s := next(video).time_s) == 0.0:

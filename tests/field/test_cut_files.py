@@ -20,7 +20,7 @@ from stc.runtime.commands import run as run_command
 from stc.runtime.video.decoding.declared_size import declared_size, is_cut_off
 from stc.runtime.video.file import VideoFile
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from tests.as_user import frames_of
 from tests.clips import numbered_clip, numbers_of, packets_of, write_clip
 from tests.test_video_damage import INVALID, Stumbling

@@ -38,7 +38,7 @@ from stc.method.graphs import vision_graphs
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.parity.whole import WHERE, compare_whole_answer, compare_whole_vision
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from tests.language_cases import LanguageCase, language_case
 from tests.tiny_checkpoint import LAYOUTS, Layout, change_json, tiny_model, write_checkpoint
@@ -157,9 +157,9 @@ def parity_compares(case: LanguageCase, whole: Pretrained) -> ParityReport:
     report = ParityReport(manifest.provenance.precision)
     tower = VisionTower(OnnxRuntimeBackend(case.bundle), manifest.vision, report.precision)
     frames: list[Frame] = moving_frames(2)
-    tokens = compare_whole_vision(tower, frames, whole, report, lambda: None)
+    tokens = compare_whole_vision(tower, frames, whole, report)
     model, prompt = case.language(), case.prompt()
-    compare_whole_answer(model, prompt, tokens, whole, report, lambda: None)
+    compare_whole_answer(model, prompt, tokens, whole, report)
     assert {where for where, _ in report.rows} == {WHERE}
     return report
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from stc.manifest import MAX_POSITIONS
-from stc.runtime.video.source.frame import LAST_INDEX
+from stc.runtime.video.source.source import LAST_INDEX
 from stc.shell.ranges import MAX_COUNT, number_flag
 from tests.test_help import MAINS, parser_of
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stc.engines.library.library import replace_file
-from stc.runtime.output.whole_file import whole_file
+from stc.runtime.output import whole_file
 from tests.as_user import CLIP, start
 
 WAIT_S = 60.0
@@ -22,7 +22,7 @@ WAIT_S = 60.0
 WRITING = """
 import sys
 from pathlib import Path
-from stc.runtime.output.whole_file import whole_file
+from stc.runtime.output import whole_file
 with whole_file(Path(sys.argv[1])) as file:
     file.write(b"from the other")
     file.flush()

@@ -18,19 +18,26 @@ import pytest
 from av.video.frame import VideoFrame
 
 from stc.errors import SettingsError, VideoError
-from stc.runtime.video import flags as source_flags
+from stc.runtime.video import live as video_live
 from stc.runtime.video import network as video_network
+from stc.runtime.video import open as video_flags
 from stc.runtime.video.decoding.decoder import Decoder
 from stc.runtime.video.open import open_video
-from stc.runtime.video.source.source import Dialling, Reconnection, VideoSource
+from stc.runtime.video.source.source import RtspTransport, VideoSource
 from tests.clips import number_of, numbered, numbered_clip, write_clip
 from tests.rtsp_camera import RtspCamera
 from tests.stream_server import pieces, silence, tcp_server, web_camera
 
-SOON = Reconnection(first_wait_s=0.01, longest_wait_s=0.04, give_up_s=20.0)
 LONG_S = 60.0
 SYSTEM_PYTHON = "/usr/bin/python3"
 """PyGObject belongs to the system's Python."""
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost source is opened again at once."""
+    monkeypatch.setattr(video_live, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(video_live, "LONGEST_WAIT_S", 0.04)
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def test_a_transport_stream_over_tcp_is_read_and_read_again(tmp_path: Path) -> N
     content = write_clip(tmp_path / "clip.ts", map(numbered, range(20)), codec="libx264")
     with (
         tcp_server(pieces(content.read_bytes(), 0.1)) as port,
-        open_video(f"tcp://127.0.0.1:{port}", reconnection=SOON) as video,
+        open_video(f"tcp://127.0.0.1:{port}") as video,
     ):
         start_s = time.monotonic()
         frames = [next(video)]
@@ -74,7 +81,7 @@ def test_a_camera_that_sends_over_udp_only_is_read(clip: Path, refusal: int | No
     """A camera that refuses TCP, by the standard's 461 or in a way of its own."""
     with (
         RtspCamera(clip, transports=["udp"], refusal=refusal) as camera,
-        open_video(camera.address, reconnection=SOON) as video,
+        open_video(camera.address) as video,
     ):
         numbers = {number_of(next(video).rgb) for _ in range(5)}
         assert (camera.asked[0], camera.asked[-1]) == ("tcp", "udp")
@@ -90,23 +97,25 @@ def test_tcp_is_asked_for_first(clip: Path) -> None:
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-def test_the_transport_asked_for_is_the_one_that_is_used(clip: Path, transport: str) -> None:
+def test_the_transport_asked_for_is_the_one_that_is_used(
+    clip: Path, transport: RtspTransport
+) -> None:
     """--rtsp-transport, as ffmpeg's -rtsp_transport."""
-    dialling = Dialling(rtsp_transport=transport)  # type: ignore[arg-type]
-    with RtspCamera(clip) as camera, open_video(camera.address, dialling=dialling) as video:
+    with RtspCamera(clip) as camera, open_video(camera.address, rtsp_transport=transport) as video:
         next(video)
         assert camera.asked == [transport]
 
 
 @pytest.mark.parametrize(("transport", "offered"), [("tcp", "udp"), ("udp", "tcp")])
-def test_a_transport_the_camera_refuses_is_named(clip: Path, transport: str, offered: str) -> None:
+def test_a_transport_the_camera_refuses_is_named(
+    clip: Path, transport: RtspTransport, offered: str
+) -> None:
     """--rtsp-transport udp of a camera that sends over TCP only, and the other way round."""
-    dialling = Dialling(rtsp_transport=transport)  # type: ignore[arg-type]
     with (
         RtspCamera(clip, transports=[offered]) as camera,
         pytest.raises(VideoError, match=f"does not send over {transport}; leave out --rtsp-transp"),
     ):
-        open_video(camera.address, dialling=dialling)
+        open_video(camera.address, rtsp_transport=transport)
 
 
 def test_a_server_that_is_not_done_with_the_viewer_before_is_asked_again(clip: Path) -> None:
@@ -131,7 +140,7 @@ def test_the_first_frame_does_not_wait_for_the_rate(
     """A camera of 5 frames a second: libav's own look takes 20 of them, here it takes a few."""
     with (
         RtspCamera(h264, pace_s=0.2, rate=5) as camera,
-        open_video(camera.address, reconnection=SOON) as video,
+        open_video(camera.address) as video,
     ):
         next(video)
         assert camera.sent < 16
@@ -146,10 +155,9 @@ def test_the_first_frame_does_not_wait_for_the_rate(
 
 def test_a_camera_whose_key_frame_is_late_is_looked_at_for_longer(h264: Path) -> None:
     """Long groups of pictures without parameters in the description: the size comes late."""
-    dialling = Dialling(probe_s=0.04)
     with (
         RtspCamera(h264, pace_s=0.02, first=1) as camera,
-        open_video(camera.address, reconnection=SOON, dialling=dialling) as video,
+        open_video(camera.address, probe_s=0.04) as video,
     ):
         assert number_of(next(video).rgb) in range(20)
         # SlicedEmbedding at twice, and from then on for long enough at once.
@@ -201,7 +209,7 @@ def gstreamer() -> Iterator[str]:
 def test_streams_of_gstreamer_are_read(gstreamer: str, path: str) -> None:
     """H.264 with short and long groups, VP8, with sound beside it, and over UDP alone."""
     start_s = time.monotonic()
-    with open_video(f"rtsp://{gstreamer}/{path}", reconnection=SOON) as video:
+    with open_video(f"rtsp://{gstreamer}/{path}") as video:
         first = next(video)
         opened_s = time.monotonic() - start_s
         assert first.rgb.shape == (240, 320, 3)
@@ -231,6 +239,7 @@ def test_sound_alone_of_gstreamer_is_told_apart(gstreamer: str) -> None:
         (["--video", "rtsps://h/a", "--rtsp-transport", "udp"], "--rtsp-transport: got udp"),
         (["--video", "clip.mp4", "--probe-s", "2"], "--probe-s: requires a live address"),
         (["--video", "http://h/a", "--probe-s", "2"], "--probe-s: requires a live address"),
+        (["--video", "http://h/a", "--give-up-s", "2"], "--give-up-s: requires a live --video"),
         (["--video", "rtsp://h/a", "--probe-s", "0"], "--probe-s: got 0.0, expected more than 0"),
         (["--video", "rtsp://h/a", "--probe-s", "nan"], "--probe-s: got nan"),
         (["--video", "rtsp://h/a", "--probe-s", "1e9"], "--probe-s: got 1000000000.0"),
@@ -246,14 +255,14 @@ def test_a_flag_without_effect_is_refused(flags: list[str], told: str) -> None:
 def source_of(*flags: str) -> VideoSource:
     """What `stc-run` opens for `flags`."""
     parser = argparse.ArgumentParser()
-    source_flags.add_flags(parser)
-    return source_flags.open_source(parser.parse_args(flags))
+    video_flags.add_flags(parser)
+    return video_flags.open_source(parser.parse_args(flags))
 
 
 def test_a_transport_there_is_none_of_is_refused() -> None:
     """--rtsp-transport http, which ffmpeg has and this has not."""
-    with pytest.raises(SettingsError, match="--rtsp-transport: got 'http', expected one of auto"):
-        Dialling(rtsp_transport="http")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="--rtsp-transport: got 'http', expected auto, tcp"):
+        open_video("rtsp://h/a", rtsp_transport="http")  # type: ignore[arg-type]
 
 
 def test_flags_of_a_network_camera_arrive(clip: Path, looked: list[dict[str, str]]) -> None:
@@ -273,7 +282,7 @@ def test_a_web_camera_of_jpeg_pictures_is_live() -> None:
     """multipart/x-mixed-replace, as cheap cameras and ESP32 boards send it."""
     with (
         web_camera() as host,
-        open_video(f"http://{host}/video", live=True, reconnection=SOON) as video,
+        open_video(f"http://{host}/video", live=True) as video,
     ):
         frames = [next(video) for _ in range(5)]
     assert all(number_of(frame.rgb) in range(20) for frame in frames)

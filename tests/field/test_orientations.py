@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from stc.runtime.commands import run as run_command
-from stc.runtime.video.decoding.upright import upright
+from stc.runtime.video.decoding.decoder import upright
 from tests.clips import read_frames, turn, write_clip
 from tests.field.pixels import by_ffmpeg, needs_ffmpeg
 

@@ -15,12 +15,11 @@ from stc.contracts import INDICES, KEPT, KEPT_INDICES
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import EngineError, LanguageError, SettingsError, StcError, VideoError
 from stc.method.graphs import SELECT, prune_graph, vision_graphs
-from stc.runtime.answers.open_language import open_stream_language
-from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.answers.stream_language import StreamLanguage, open_stream_language
 from stc.runtime.language.sampling import Sampling
 from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS, SCORINGS, Settings
 from tests.device_cases import SETTINGS as DEVICE_SETTINGS

@@ -17,12 +17,12 @@ from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import EngineError
 from stc.method.graphs import EMBED
 from stc.runtime.answers.answer import Answer
-from stc.runtime.answers.open_language import open_model, open_stream_language
+from stc.runtime.answers.stream_language import open_model, open_stream_language
 from stc.runtime.language.sampling import GREEDY, Sampler
 from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.report import FrameReport
 from stc.runtime.stream.session import StreamSession
-from stc.runtime.video.source.frame import Frame
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
 from tests.device_cases import SETTINGS as DEVICE_SETTINGS

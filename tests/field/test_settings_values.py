@@ -18,14 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stc.errors import SettingsError
-from stc.runtime.answers.questions import Question, Questions
+from stc.runtime.answers.questions import Questions
 from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.commands import run as run_command
 from stc.runtime.language.sampling import Sampler, Sampling
 from stc.runtime.memory.settings import MemorySettings
-from stc.runtime.video.sampler import FrameSampler
-from stc.runtime.video.source.source import Reconnection
+from stc.runtime.video.clock import FrameSampler
+from stc.runtime.video.open import open_video
 from stc.settings import Settings
 from tests.tiny_bundle import write_bundle
 
@@ -44,8 +44,8 @@ REALS: list[tuple[Made, str]] = [
     (Settings, "recompute_ratio"),
     (Sampling, "temperature"),
     (Sampling, "top_p"),
-    *((Reconnection, field) for field in ("first_wait_s", "longest_wait_s", "give_up_s")),
-    (lambda at_s: Question("What?", at_s), "at_s"),
+    (lambda give_up_s: open_video("rtsp://h/a", give_up_s=give_up_s), "give_up_s"),
+    (lambda probe_s: open_video("rtsp://h/a", probe_s=probe_s), "probe_s"),
     (lambda fps: FrameSampler(fps, 0.0), "fps"),
 ]
 NO_NUMBERS: list[object] = ["1", "", [1], (1,), {}, 1j, b"1", ..., np.ones(2)]
@@ -120,7 +120,8 @@ def test_a_real_number_that_is_none_is_refused_by_name(
 def test_only_a_wait_may_be_infinite(made: Made, field: str, value: float) -> None:
     """`--give-up-s inf` waits for ever; nothing else has a meaning without end."""
     if field == "give_up_s":
-        assert Reconnection(give_up_s=value).give_up_s == math.inf
+        with pytest.raises(SettingsError, match="--give-up-s: requires a live --video"):
+            open_video("clip.mp4", give_up_s=value)
     else:
         refusal(made, field, value)
 

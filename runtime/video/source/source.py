@@ -1,76 +1,64 @@
-"""A video source: what files and cameras have in common."""
+"""Frames and their source: what files and cameras have in common, and waits that Ctrl-C ends."""
 
 from __future__ import annotations
 
-import math
+import threading
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import ClassVar, Literal, TypeVar, get_args
+from queue import SimpleQueue
+from typing import ClassVar, Generic, Literal, TypeVar, get_args
 
-from stc.errors import SettingsError, VideoError
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.errors import VideoError
 from stc.runtime.video.source.address import without_credentials as without_credentials
-from stc.runtime.video.source.frame import Frame
-from stc.shell.ranges import real
+from stc.shell.ranges import real, shown, whole
 
 RtspTransport = Literal["auto", "tcp", "udp"]
 RTSP_TRANSPORTS: tuple[RtspTransport, ...] = get_args(RtspTransport)
+GIVE_UP_S = 60.0
+"""How long a live source that was lost is waited for, after the last frame that was decoded."""
 
-LONGEST_PROBE_S = 60.0
+LAST_INDEX = 2**53
+"""Of a frame: what every reader of JSON still reads."""
 
 _Source = TypeVar("_Source", bound="VideoSource")
-
-LONGEST_WAIT_S = 86_400.0
-"""Between two attempts to open a lost source: a day."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reconnection:
-    """How long a live source that was lost is waited for.
-
-    The waits between attempts start at `first_wait_s` and double up to `longest_wait_s`;
-    `give_up_s` after the last decoded frame the source ends with a VideoError.
-
-    All are seconds; `give_up_s` may be infinite. Raises SettingsError for a wait that is not
-    positive, or longer than LONGEST_WAIT_S.
-    """
-
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 8.0
-    give_up_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        for name, wait_s in vars(self).items():
-            most, expected = math.inf, "more than 0 seconds"
-            if name != "give_up_s":
-                most, expected = LONGEST_WAIT_S, f"{expected}, at most {LONGEST_WAIT_S:g}"
-            seconds = real(f"Reconnection.{name}", wait_s, expected, above=0, most=most)
-            object.__setattr__(self, name, seconds)
+_Value = TypeVar("_Value")
+_Outcome = tuple[list[_Value], BaseException | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dialling:
-    """How a live network address is opened, each time; None leaves it to the runtime.
+class Frame:
+    """One decoded frame.
 
-    rtsp_transport: what an RTSP camera sends over; auto tries TCP, then UDP.
-    probe_s: seconds of a stream that libav looks at before its first frame. Where they tell no
-        size of the picture, it looks again for the 5 s it takes by itself.
-
-    Raises SettingsError for a value out of range.
+    index: number of the sampled frame in its source, from 0.
+    time_s: presentation time in seconds from the source's first frame.
+    rgb: uint8 [height_px, width_px, 3].
     """
 
-    rtsp_transport: RtspTransport | None = None
-    probe_s: float | None = None
+    index: int
+    time_s: float
+    rgb: NDArray[np.uint8]
 
-    def __post_init__(self) -> None:
-        if self.rtsp_transport not in (None, *RTSP_TRANSPORTS):
-            expected = f"one of {', '.join(RTSP_TRANSPORTS)}"
-            raise SettingsError("--rtsp-transport", f"got {self.rtsp_transport!r}", expected)
-        if self.probe_s is not None:
-            expected = f"more than 0, at most {LONGEST_PROBE_S:g} seconds"
-            seconds = real("--probe-s", self.probe_s, expected, above=0, most=LONGEST_PROBE_S)
-            object.__setattr__(self, "probe_s", seconds)
+
+def check_frame(frame: object) -> None:
+    """`frame` is a Frame with a place and a time. Its pixels are for the preprocessor to judge.
+
+    Raises VideoError unless it is.
+    """
+    if not isinstance(frame, Frame):
+        raise VideoError(
+            "frame",
+            f"got {shown(frame)} of type {type(frame).__name__}",
+            "a stc.runtime.Frame",
+            "make one with Frame(index=0, time_s=0.0, rgb=picture)",
+        )
+    whole("frame.index", frame.index, least=0, most=LAST_INDEX, error=VideoError)
+    expected = "a finite number of seconds, 0 or more"
+    real("frame.time_s", frame.time_s, expected, least=0.0, error=VideoError)
 
 
 class VideoSource(ABC, Iterator[Frame]):
@@ -124,10 +112,60 @@ class VideoSource(ABC, Iterator[Frame]):
     def __enter__(self: _Source) -> _Source:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def awaited(call: Callable[[], _Value]) -> _Value:
+    """What `call` returns or raises; a thread calls it, so that Ctrl-C need not wait for it.
+
+    Interrupted, the call goes on to its end, and nobody hears of it.
+    """
+    return next(Awaited(one() for one in (call,)))
+
+
+class Awaited(Iterator[_Value], Generic[_Value]):
+    """`items`, all taken by one thread, each when it is asked for; Ctrl-C need not wait for it.
+
+    Ends with the first error of `items`, an interrupted wait, or `close`.
+
+    is_abandoned: whether a wait was interrupted, so that `items` may still be at work.
+    """
+
+    def __init__(self, items: Iterator[_Value]) -> None:
+        self.is_abandoned = False
+        self._is_over = False
+        self._asked: SimpleQueue[bool] = SimpleQueue()
+        self._come: SimpleQueue[_Outcome[_Value]] = SimpleQueue()
+        # The thread does not know this object, which else would never be let go of.
+        self._end = weakref.finalize(self, self._asked.put, False)
+        work = (items, self._asked, self._come)
+        threading.Thread(target=_take, args=work, daemon=True).start()
+
+    def __next__(self) -> _Value:
+        if self._is_over or self.is_abandoned:
+            raise StopIteration
+        self.is_abandoned = True
+        self._asked.put(True)
+        values, error = self._come.get()
+        self.is_abandoned = False
+        if error is not None:
+            self._is_over = True
+            raise error
+        return values[0]
+
+    def close(self) -> None:
+        """The thread ends, at the latest when it comes back from `items`."""
+        self._is_over = True
+        self._end()
+
+
+def _take(
+    items: Iterator[_Value], asked: SimpleQueue[bool], come: SimpleQueue[_Outcome[_Value]]
+) -> None:
+    while asked.get():
+        try:
+            come.put(([next(items)], None))
+        except BaseException as error:
+            come.put(([], error))
+            return

@@ -1,0 +1,123 @@
+"""Where a command writes: files that appear whole, never onto what it reads; or stdout."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from stc.bundles.part_file import replacing
+from stc.errors import SettingsError
+from stc.runtime.video.open import local_path
+
+Document = dict[str, Any]
+STDOUT = "-"
+
+
+@contextmanager
+def document_output(target: str | None) -> Iterator[Callable[[Document], None]]:
+    """A function for the body to call once, at its end, with the document.
+
+    target: `--json` as the user wrote it. A file is opened now, so that nobody waits for a result
+        that cannot be kept, and appears when the body ends without an error; `-` is one line on
+        stdout; None is nowhere.
+
+    Raises SettingsError when it names a folder or cannot be written.
+    """
+    if target is None:
+        yield lambda document: None
+    elif target == STDOUT:
+        yield lambda document: print(json.dumps(document, allow_nan=False))
+    elif target.endswith("/"):
+        raise SettingsError(f"--json {target}", "names a folder", "a file", "name a file inside it")
+    else:
+        with ExitStack() as stack:
+            with _one_line_errors(target):
+                file = stack.enter_context(whole_file(Path(target)))
+            yield lambda document: _write(target, file, document)
+            with _one_line_errors(target):
+                stack.close()
+
+
+def _write(target: str, file: BinaryIO, document: Document) -> None:
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    with _one_line_errors(target):
+        file.write(text.encode())
+
+
+@contextmanager
+def _one_line_errors(target: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"--json {target}",
+            f"cannot be written ({error.strerror or error})",
+            fix="check its folder and the space left, or choose another path",
+        ) from error
+
+
+def refuse_shared_paths(
+    outputs: Mapping[str, Path | str | None],
+    *,
+    video: str | None,
+    bundle: Path,
+    checkpoint: str | None = None,
+) -> None:
+    """Nothing is read or written at, or inside, a path that one of `outputs` would replace.
+
+    outputs: paths by what a user calls them; None and `-` are no path. Links, hard links and
+    file:// addresses are seen through.
+
+    Raises SettingsError naming both.
+    """
+    fix = "choose another path"
+    taken = {} if video is None else {"--video": Path(local_path(video))}
+    folders = {"the bundle": bundle}
+    if checkpoint is not None:
+        folders["--checkpoint"] = Path(checkpoint)
+    for name, output in outputs.items():
+        if output is None or output == STDOUT:
+            continue
+        path = Path(output)
+        for other, place in taken.items():
+            if _same(path, place):
+                raise SettingsError(name, f"{output} is {other} as well", fix=fix)
+        for other, folder in folders.items():
+            if folder.is_dir() and Path(os.path.realpath(path)).is_relative_to(folder.resolve()):
+                raise SettingsError(name, f"{output} is inside {other} {folder}", fix=fix)
+        taken[name] = path
+
+
+def _same(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return one.samefile(other)
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A seekable binary file that becomes `path` when the body ends, and vanishes when it raises.
+
+    Until then whatever stood at `path` stays untouched. A link is followed; a device or pipe
+    (`/dev/null`) is written straight through, as it cannot be replaced.
+
+    Raises OSError naming `path` when it cannot be written: before the body for a missing or
+    read-only folder, after it when the last bytes do not fit.
+    """
+    # Not resolve(), for which a loop of links is no OSError before Python 3.13.
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, "is a link that leads to itself", str(path))
+    if target.is_dir():
+        raise IsADirectoryError(21, "is a folder", str(path))
+    if target.exists() and not target.is_file():
+        with target.open("wb") as file:
+            yield file
+        return
+    with replacing(target) as file:
+        yield file
