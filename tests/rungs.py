@@ -14,7 +14,7 @@ from stc.export.models.llava_onevision import VisionModel
 from stc.export.models.reference import TorchVision
 from stc.export.towers.part import VisionWeights
 from stc.method.graphs import vision_graphs
-from stc.runtime.sides import TowerStream
+from stc.runtime.parity.sides import TowerStream
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.oracle_backend import OracleBackend, OracleEngine

@@ -24,9 +24,9 @@ from stc.manifest import Precision
 from stc.method.graphs import EMBED, vision_graphs
 from stc.runtime.commands import run as run_command
 from stc.runtime.parity.report import ParityReport
+from stc.runtime.parity.sides import TowerStream
 from stc.runtime.parity.vision import compare_graphs, compare_streams
 from stc.runtime.show.marks import KEPT_RGB, TokenMarks
-from stc.runtime.sides import TowerStream
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor

@@ -22,7 +22,7 @@ from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 
 if TYPE_CHECKING:
-    from stc.runtime.sides import TorchVision
+    from stc.runtime.parity.sides import TorchVision
 
 KINDS: tuple[FrameKind, ...] = ("reference", "reuse")
 PAUSE_S = 0.3

@@ -25,7 +25,7 @@ from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import LanguageModel
 
 if TYPE_CHECKING:
-    from stc.runtime.sides import TorchLanguage
+    from stc.runtime.parity.sides import TorchLanguage
 
 QUESTION = 16
 """Text tokens of the question whose first token is timed."""

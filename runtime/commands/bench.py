@@ -33,7 +33,7 @@ from stc.runtime.bench.bench import Bench
 from stc.runtime.bench.prefill import PrefillBench
 from stc.runtime.figures.machine import gpu_facts, machine_facts, peak_rss_bytes
 from stc.runtime.output import document_output, refuse_shared_paths
-from stc.runtime.sides import torch_language_side, torch_side
+from stc.runtime.parity.sides import torch_language_side, torch_side
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import without_credentials

@@ -39,14 +39,7 @@ from stc.runtime.language.model import LanguageModel
 from stc.runtime.output import document_output, refuse_shared_paths
 from stc.runtime.parity.language import compare_language, language_steps
 from stc.runtime.parity.report import ParityReport, parity_console, print_parity
-from stc.runtime.parity.vision import (
-    captured_frames,
-    compare_captured,
-    compare_graphs,
-    compare_streams,
-)
-from stc.runtime.parity.whole import compare_whole_answer, compare_whole_vision, whole_steps
-from stc.runtime.sides import (
+from stc.runtime.parity.sides import (
     PYTORCH,
     Against,
     TowerStream,
@@ -55,6 +48,13 @@ from stc.runtime.sides import (
     vision_side,
     whole_model,
 )
+from stc.runtime.parity.vision import (
+    captured_frames,
+    compare_captured,
+    compare_graphs,
+    compare_streams,
+)
+from stc.runtime.parity.whole import compare_whole_answer, compare_whole_vision, whole_steps
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import Frame, without_credentials
@@ -67,7 +67,7 @@ from stc.shell.progress import Progress
 from stc.shell.ranges import whole_flag
 
 if TYPE_CHECKING:
-    from stc.runtime.sides import TorchVision
+    from stc.runtime.parity.sides import TorchVision
 
 MODES = 3
 """dense, layerwise, shared."""

@@ -32,10 +32,10 @@ from stc.program import Arrays, Side
 from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import EMPTY, LanguageModel
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.sides import OnnxDecoder
+from stc.runtime.parity.sides import OnnxDecoder
 
 if TYPE_CHECKING:
-    from stc.runtime.sides import TorchLanguage
+    from stc.runtime.parity.sides import TorchLanguage
 
 PROMPT = 24
 """Text tokens before the answer."""

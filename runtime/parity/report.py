@@ -13,7 +13,7 @@ from rich.table import Table
 
 from stc.manifest import Precision
 from stc.method.difference import Difference, difference, whole_limit
-from stc.runtime.sides import PYTORCH, Against
+from stc.runtime.parity.sides import PYTORCH, Against
 from stc.shell.command import Console
 
 LOG_WIDTH = 200

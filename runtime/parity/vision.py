@@ -24,14 +24,14 @@ from stc.method.family import CHANGED_PIXELS, check_program
 from stc.method.graphs import vision_ports
 from stc.program import Arrays, Call, Side, run_paired
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.sides import Pixels, TowerFrame, TowerStream
+from stc.runtime.parity.sides import Pixels, TowerFrame, TowerStream
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SELECTIONS, Settings
 
 if TYPE_CHECKING:
-    from stc.runtime.sides import TorchVision
+    from stc.runtime.parity.sides import TorchVision
 
 
 def compare_streams(

@@ -19,14 +19,14 @@ from stc.prompts.prompt import Prompt
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.parity.language import answer_logits, compare_answer
 from stc.runtime.parity.report import ParityReport
-from stc.runtime.sides import TowerStream
+from stc.runtime.parity.sides import TowerStream
 from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 
 if TYPE_CHECKING:
-    from stc.runtime.sides import Pretrained
+    from stc.runtime.parity.sides import Pretrained
 
 WHERE = "whole model"
 FRAMES = 2
