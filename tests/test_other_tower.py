@@ -199,8 +199,7 @@ def test_stc_run_streams_prunes_and_draws(
 SQUARE = r"image_size|(spec|vision|grid)\.side\b|pooled_side|side ?\*\* ?2|\*\* ?0\.5\)|q_proj"
 PARTS = ("export/towers/siglip/", "export/models/llava_onevision.py", "export/decoders/")
 HUGGING_FACE = {
-    "export/checkpoint/config_values.py": "bounds of what config.json says",
-    "export/checkpoint/model_files.py": "what is written beside made-up weights",
+    "export/companions.py": "bounds of what config.json says",
     "export/made_up/demo.py": "a SigLIP of its own",
     "export/made_up/synthetic.py": "SigLIP's weights, made up",
 }
