@@ -23,6 +23,13 @@ from stc.program import Arrays, Buffer, Program
 
 Tensor = Any
 
+REFERENCE_SETS = 2
+"""Sets of references of a stream whose programs are captured: one is written while the other
+still serves."""
+
+Look = Callable[[str, Mapping[str, Tensor]], None]
+"""Called with a graph's name and its outputs, by port, after it ran."""
+
 
 class Engine(Protocol):
     """One loaded graph."""
@@ -101,14 +108,6 @@ def lock_of(backend: Backend) -> AbstractContextManager[Any]:
     """
     lock: AbstractContextManager[Any] = getattr(backend, "lock", None) or threading.RLock()
     return lock
-
-
-REFERENCE_SETS = 2
-"""Sets of references of a stream whose programs are captured: one is written while the other
-still serves."""
-
-Look = Callable[[str, Mapping[str, Tensor]], None]
-"""Called with a graph's name and its outputs, by port, after it ran."""
 
 
 @dataclass(frozen=True)

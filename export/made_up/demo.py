@@ -36,8 +36,6 @@ IMAGE_SIZE = 112
 """Side of the square input, px."""
 PATCH_SIZE = 8
 """Side of a patch, px: 14 x 14 tokens, 7 x 7 after pooling."""
-
-
 TEXT_TOKENS = 1024
 """Bytes and merges; the sentences may yield fewer."""
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
