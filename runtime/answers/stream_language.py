@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc import contracts
-from stc.bundles.bundle import Bundle, export_again
+from stc.bundles.bundle import Bundle
 from stc.engines.engine import Backend, lock_of
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import DeviceError, LanguageError, SettingsError, StcError
@@ -273,6 +273,5 @@ def open_stream_language(
 def _spec(bundle: Bundle) -> LanguageSpec:
     spec = bundle.manifest.language
     if spec is None:
-        again = export_again(bundle.root, bundle.manifest.provenance)
-        raise LanguageError(bundle.root, "has no language side", fix=again)
+        raise LanguageError(bundle.root, "has no language side", fix=bundle.export_again())
     return spec
