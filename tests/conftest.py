@@ -127,11 +127,11 @@ def exported_demo(root: Path, *flags: str) -> None:
 @pytest.fixture(scope="session")
 def accepted_demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
     """The float16 demo bundle, its tower of two blocks, with engines for sm89 that were compared
-    with ONNX Runtime on a double."""
+    with ONNX Runtime on a mock."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
     from stc.engines import command as build_command
     from stc.export.made_up import demo
-    from tests.onnx_device import double_machine
+    from tests.onnx_device import mock_machine
 
     def shallow(tokenizer: DemoTokenizer) -> LlavaOnevisionConfig:
         config = demo_config(tokenizer)
@@ -145,7 +145,7 @@ def accepted_demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(demo, "demo_config", shallow)
             exported_demo(root, "--precision", "fp16")
-            double_machine(monkeypatch, path, "sm89")
+            mock_machine(monkeypatch, path, "sm89")
             assert build_command.main([str(path), "--target", "this-device"]) == 0
 
     return once("accepted-demo", accept) / "bundle"
@@ -180,7 +180,7 @@ def checkpoint_bundle(
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
-    """A tower on doubles of CUDA and TensorRT."""
+    """A tower on mocks of CUDA and TensorRT."""
     from tests.device_cases import Rig
 
     return Rig(tmp_path)

@@ -1,4 +1,4 @@
-"""A small tower on the double of CUDA and TensorRT, and the same tower in numpy."""
+"""A small tower on the mock of CUDA and TensorRT, and the same tower in numpy."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def refusing(graph: str, where: str) -> Callable[[str, str], bool]:
 
 @dataclass
 class Rig:
-    """A tower on doubles. builds: sizes, one build each. said: what the backend told the user."""
+    """A tower on mocks. builds: sizes, one build each. said: what the backend told the user."""
 
     root: Path
     flavour: Flavour = "tensorrt"

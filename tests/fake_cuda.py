@@ -1,5 +1,5 @@
 # ruff: noqa: N802, N815 (the names are CUDA's)
-"""A double of cuda.bindings.runtime, faithful where the device loop could go wrong.
+"""A mock of cuda.bindings.runtime, faithful where the device loop could go wrong.
 
 Work is only enqueued; it runs, in stream order, when somebody waits. A capture runs nothing and
 keeps the addresses it saw. Memory that was freed is gone, its address never comes back, and work

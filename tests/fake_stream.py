@@ -1,4 +1,4 @@
-"""Doubles of a CUDA stream and of its events; `tests.fake_cuda` runs them."""
+"""Mocks of a CUDA stream and of its events; `tests.fake_cuda` runs them."""
 
 from __future__ import annotations
 

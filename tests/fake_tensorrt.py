@@ -1,5 +1,5 @@
 # ruff: noqa: N802 (the names are TensorRT's)
-"""A double of TensorRT's runtime: engines whose graphs are numpy functions, run on a FakeCuda.
+"""A mock of TensorRT's runtime: engines whose graphs are numpy functions, run on a FakeCuda.
 
 A context computes from the addresses it had when it was enqueued, at the time the stream gets
 there. It returns False where TensorRT does: an address, a shape or its scratch memory missing, a
@@ -30,7 +30,7 @@ Graph = Callable[..., tuple[Array, ...]]
 
 @dataclass
 class Plan:
-    """What an engine file of the double says."""
+    """What an engine file of the mock says."""
 
     graph: str
     profiles: list[Sizes]
@@ -47,7 +47,7 @@ class FakeTensorRt:
 
     refuse: called with graph and "capture" or "run"; True makes the context return False.
     refuse_call: the context's method that returns False whatever it is given.
-    read: what an engine file says; the double's own are JSON.
+    read: what an engine file says; the mock's own are JSON.
     loaded: the profiles of every engine file that was loaded, by graph.
     compiled: the engines whose kernels a context of TensorRT-RTX had to compile.
     """

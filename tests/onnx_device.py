@@ -1,7 +1,7 @@
-"""A machine whose GPU is the double and whose engines compute with ONNX Runtime.
+"""A machine whose GPU is the mock and whose engines compute with ONNX Runtime.
 
 Engines are built by the real compiler and found by their real stamps; only what runs them is a
-double. So the whole way from stc-build to a captured frame is walked without a GPU.
+mock. So the whole way from stc-build to a captured frame is walked without a GPU.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class OnnxGraphs(dict[str, Graph]):
         return run
 
 
-def double_machine(
+def mock_machine(
     monkeypatch: pytest.MonkeyPatch,
     path: Path,
     targets: str,
     graphs: Mapping[str, Graph] | None = None,
 ) -> Cuda:
-    """This machine has the double's GPU, and engines of the bundle at `path` run on it.
+    """This machine has the mock's GPU, and engines of the bundle at `path` run on it.
 
     They compute `graphs`, by default those of the bundle.
     """
@@ -70,13 +70,13 @@ def double_machine(
         (stamp,) = (entry.stamp for entry in entries if entry.file.sha256 == digest)
         return Plan(stamp.graph, list(stamp.profiles), stamp.baked, SCRATCH_BYTES)
 
-    double = FakeTensorRt(
+    mock = FakeTensorRt(
         cuda.runtime, graphs or OnnxGraphs(bundle), bundle.manifest.graphs, read=read
     )
 
     def load(flavour: Flavour) -> TensorRt:
-        double.__version__ = load_tensorrt(flavour).version
-        return double.flavoured(flavour)
+        mock.__version__ = load_tensorrt(flavour).version
+        return mock.flavoured(flavour)
 
     for module in (open_tensorrt, engine_build):
         monkeypatch.setattr(module, "load_tensorrt", load)

@@ -1,6 +1,6 @@
 """stc-build on a device: engines that stray are widened, refused, and never left as they are.
 
-The real compiler builds, the double of a GPU runs what the engines should compute.
+The real compiler builds, the mock of a GPU runs what the engines should compute.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stc.runtime.stream.opening import open_tower
 from stc.runtime.stream.session import StreamSession
 from stc.settings import Settings
 from tests.fake_tensorrt import Graph
-from tests.onnx_device import SCRATCH_BYTES, OnnxGraphs, double_machine
+from tests.onnx_device import SCRATCH_BYTES, OnnxGraphs, mock_machine
 
 Build = Callable[[], "CompletedProcess[str]"]
 HERE = "Fake GPU"
@@ -97,7 +97,7 @@ def test_what_was_not_accepted_is_compared_by_the_command_that_fixes_it(
     acceptance: Acceptance | None,
     chain: float,
 ) -> None:
-    double_machine(monkeypatch, bundle, "sm89")
+    mock_machine(monkeypatch, bundle, "sm89")
     judge(bundle, "keys_00", acceptance, chain)
     ran = build()
     assert ran.returncode == 0, ran.stderr
@@ -113,7 +113,7 @@ def test_what_was_judged_on_another_gpu_is_compared_here(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     other = "another GPU"
-    double_machine(monkeypatch, bundle, "sm89")
+    mock_machine(monkeypatch, bundle, "sm89")
     judged = {"engine": PASSED, "refused engine": REFUSED}.get(what)
     if judged is not None:
         judge(bundle, "keys_00", judged.model_copy(update={"device": other}))
@@ -149,7 +149,7 @@ def test_engines_of_other_sizes_that_nothing_can_use_are_forgotten(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch, cut: bool
 ) -> None:
     """Of another ratio, which the command does not build: it must not fail on them for ever."""
-    double_machine(monkeypatch, bundle, "sm89")
+    mock_machine(monkeypatch, bundle, "sm89")
     library = library_at(bundle)
     _, entry = entry_of(bundle, "select")
     sizes = {"profiles": ({"M": 2},), "baked": 2} | ({} if cut else {"version": "1.0.0"})
@@ -170,7 +170,7 @@ def test_engines_of_other_sizes_that_nothing_can_use_are_forgotten(
 def test_a_block_that_strays_is_rebuilt_with_float32_attention(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    double_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=False))
+    mock_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=False))
     judge(bundle, "update_00", None)
     ran = build()
     assert ran.returncode == 0, ran.stderr
@@ -184,7 +184,7 @@ def test_a_block_that_strays_is_rebuilt_with_float32_attention(
 def test_a_block_that_strays_however_it_is_built_fails_every_time(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    double_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=True))
+    mock_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=True))
     judge(bundle, "update_00", None)
     for _ in range(2):
         ran = build()
@@ -196,7 +196,7 @@ def test_a_block_that_strays_however_it_is_built_fails_every_time(
 def test_a_rebuild_that_was_interrupted_is_done_by_the_next_run(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    double_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=False))
+    mock_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=False))
     judge(bundle, "update_00", None)
 
     def interrupted(*_: Any, **__: Any) -> None:
@@ -213,7 +213,7 @@ def test_a_rebuild_that_was_interrupted_is_done_by_the_next_run(
 def test_a_pruner_that_strays_is_refused_to_streams_that_use_it_alone(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    double_machine(monkeypatch, bundle, "sm89")
+    mock_machine(monkeypatch, bundle, "sm89")
     judge(bundle, "prune_gaussian", REFUSED)
     name, entry = entry_of(bundle, "prune_gaussian")
     assert entry.stamp.baked is not None
@@ -232,7 +232,7 @@ def test_a_pruner_that_strays_is_refused_to_streams_that_use_it_alone(
 def test_a_device_without_the_memory_is_refused_before_anything_is_built(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cuda = double_machine(monkeypatch, bundle, "sm89")
+    cuda = mock_machine(monkeypatch, bundle, "sm89")
     shutil.rmtree(library_at(bundle).folder)
     cuda.runtime.total_bytes = 100 << 20
     ran = build()
@@ -244,7 +244,7 @@ def test_a_device_without_the_memory_is_refused_before_anything_is_built(
 def test_a_device_without_the_memory_is_refused_before_anything_is_loaded(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cuda = double_machine(monkeypatch, bundle, "sm89")
+    cuda = mock_machine(monkeypatch, bundle, "sm89")
     cuda.runtime.total_bytes = 100 << 20
     with pytest.raises(EngineError, match=r"Fake GPU: needs .* what is free"):
         open_tower(Bundle.open(bundle), "cpu", "tensorrt-rtx")
@@ -254,7 +254,7 @@ def test_a_device_without_the_memory_is_refused_before_anything_is_loaded(
 def test_as_many_builders_work_as_the_machine_allows(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    double_machine(monkeypatch, bundle, "sm89")
+    mock_machine(monkeypatch, bundle, "sm89")
     shutil.rmtree(library_at(bundle).folder)
     asked: list[int] = []
 

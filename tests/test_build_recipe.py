@@ -1,4 +1,4 @@
-"""What a build asks TensorRT for, on a double of its builder."""
+"""What a build asks TensorRT for, on a mock of its builder."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Config:
         return self.timings
 
 
-def double(flavour: Flavour) -> TensorRt:
+def mock(flavour: Flavour) -> TensorRt:
     flags = SimpleNamespace(TF32="TF32")
     if flavour == "tensorrt-rtx":
         flags.REQUIRE_USER_ALLOCATION = "REQUIRE_USER_ALLOCATION"
@@ -110,7 +110,7 @@ def config_of(flavour: Flavour, reports: list[str] | None = None, **changed: Any
         targets=(TARGETS["sm86"], TARGETS["sm89"]),
     )
     found: Config = build_config(
-        double(flavour),
+        mock(flavour),
         SimpleNamespace(create_builder_config=Config),
         SimpleNamespace(num_inputs=0),
         replace(recipe, **changed),
@@ -164,7 +164,7 @@ def test_a_graph_that_cannot_be_built_says_what_to_do(
         targets=(TARGETS["sm86"],),
     )
     with pytest.raises(EngineError, match=fix.format(flavour)) as caught:
-        compile_engine(double(flavour), recipe, lambda *_: None)
+        compile_engine(mock(flavour), recipe, lambda *_: None)
     assert f"embed: {flavour} 10.3.0 cannot build it ({said})" in str(caught.value)
 
 
@@ -251,7 +251,7 @@ def test_a_target_decides_on_scratch_memory_and_the_flavour_on_timings(
     bundle = Bundle.open(write_bundle(tmp_path / "bundle"))
     targets = (TARGETS[target],)
     specs = [EngineSpec("embed", ({},)), EngineSpec("select", ({"M": 3},), 3)]
-    plan, nobody = plan_build(bundle, specs, double(flavour), targets), cast(BuildProgress, None)
+    plan, nobody = plan_build(bundle, specs, mock(flavour), targets), cast(BuildProgress, None)
     with pytest.raises(EngineError, match=r"^embed: cannot be built; what is built stays$"):
         run_build(bundle, plan, flavour, targets, nobody, workers=1)
     assert [job.recipe.workspace_bytes for job in handed] == [limit] * 2
@@ -292,7 +292,7 @@ def test_a_builder_that_died_tells_by_what(tmp_path: Path, code: int, fix: str) 
 @pytest.mark.usefixtures("handed")
 def test_a_build_forgets_how_its_own_flavours_tower_compared_and_no_others(tmp_path: Path) -> None:
     bundle, targets = Bundle.open(write_bundle(tmp_path / "bundle")), (TARGETS["sm89"],)
-    plan = plan_build(bundle, [EngineSpec("embed", ({},))], double("tensorrt"), targets)
+    plan = plan_build(bundle, [EngineSpec("embed", ({},))], mock("tensorrt"), targets)
     other = Chain(cosine=0.9998, device="a GPU")
     plan.library.write({}, {"tensorrt": Chain(cosine=1.0, device="a GPU"), "tensorrt-rtx": other})
     with pytest.raises(EngineError, match="cannot be built"):

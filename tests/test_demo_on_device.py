@@ -1,4 +1,4 @@
-"""The demo bundle, built and run on the device: on a GPU where there is one, and on a double.
+"""The demo bundle, built and run on the device: on a GPU where there is one, and on a mock.
 
 Every engine is compared with ONNX Runtime, and a stream of captured frames is held against the
 same bundle on the CPU.
@@ -56,7 +56,7 @@ class Built:
 @pytest.fixture(
     scope="module",
     params=[
-        "double",
+        "mock",
         pytest.param("tensorrt", marks=pytest.mark.gpu),
         pytest.param("tensorrt-rtx", marks=pytest.mark.gpu),
     ],
@@ -65,16 +65,16 @@ def built(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Built]:
-    double = request.param == "double"
-    flavour: Flavour = "tensorrt-rtx" if double else request.param
-    target = TARGETS["sm89"] if double else _usable(flavour)
-    bundle = request.getfixturevalue("accepted_demo_bundle" if double else "half_demo_bundle")
+    mock = request.param == "mock"
+    flavour: Flavour = "tensorrt-rtx" if mock else request.param
+    target = TARGETS["sm89"] if mock else _usable(flavour)
+    bundle = request.getfixturevalue("accepted_demo_bundle" if mock else "half_demo_bundle")
     path = shutil.copytree(bundle, tmp_path_factory.mktemp("device") / "bundle")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        if double:
-            from tests.onnx_device import double_machine
+        if mock:
+            from tests.onnx_device import mock_machine
 
-            double_machine(monkeypatch, path, target.name)
+            mock_machine(monkeypatch, path, target.name)
         arguments = [str(path), "--target", "this-device", "--backend", flavour]
         assert build_command.main(arguments) == 0
         yield Built(Bundle.open(path), flavour, target)

@@ -1,6 +1,6 @@
-"""What the device loop relies on, asked of the double and, where there is one, of a real GPU.
+"""What the device loop relies on, asked of the mock and, where there is one, of a real GPU.
 
-The same claims of both: a double that answers otherwise than CUDA proves nothing.
+The same claims of both: a mock that answers otherwise than CUDA proves nothing.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def real_cuda() -> Cuda:
     return cuda
 
 
-@pytest.fixture(params=["double", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["mock", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    opened = Device(Cuda(FakeCuda()) if request.param == "double" else real_cuda())
+    opened = Device(Cuda(FakeCuda()) if request.param == "mock" else real_cuda())
     yield opened
     opened.close()
 

@@ -1,4 +1,4 @@
-"""The commands on `--backend tensorrt`, on the doubles of CUDA and TensorRT."""
+"""The commands on `--backend tensorrt`, on the mocks of CUDA and TensorRT."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLIP = Path(__file__).parent / "data" / "street.mp4"
 
 @pytest.fixture
 def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
-    """What the commands asked open_tensorrt for; they get a double's backend."""
+    """What the commands asked open_tensorrt for; they get a mock's backend."""
     asked: list[dict[str, Any]] = []
 
     def open_double(

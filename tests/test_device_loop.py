@@ -1,4 +1,4 @@
-"""The device loop on doubles of CUDA and TensorRT: each guard has a test that fails without it."""
+"""The device loop on mocks of CUDA and TensorRT: each guard has a test that fails without it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_stage_times_are_the_devices(rig: Rig) -> None:
     session = rig.session()
     for frame in frames(12):
         report = session.push(frame)
-        # The double's clock ticks once per piece of work.
+        # The mock's clock ticks once per piece of work.
         assert report.stage_ms["vision"] > report.stage_ms["project"] > 0
         assert report.engine_ms == sum(
             report.stage_ms[name] for name in ("vision", "project", "prune")

@@ -312,11 +312,11 @@ def test_a_bundle_without_a_language_side_streams_and_refuses_questions(
 def test_engines_in_the_bundle_are_what_runs(
     accepted_demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.onnx_device import double_machine
+    from tests.onnx_device import mock_machine
 
     path = shutil.copytree(accepted_demo_bundle, tmp_path / "bundle")
     with monkeypatch.context() as machine:
-        cuda = double_machine(machine, path, "sm89")
+        cuda = mock_machine(machine, path, "sm89")
         with stc.open(path) as stream:
             assert stream.backend == "tensorrt-rtx"
             kinds = [report.kind for report in stream.watch(CLIP, frames=2)]

@@ -1,4 +1,4 @@
-"""Kernels that TensorRT-RTX compiles are kept for the next process; on a double."""
+"""Kernels that TensorRT-RTX compiles are kept for the next process; on a mock."""
 
 from __future__ import annotations
 

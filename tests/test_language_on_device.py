@@ -1,4 +1,4 @@
-"""The language side on doubles of GPU and TensorRT: what it allocates, and what threads share."""
+"""The language side on mocks of GPU and TensorRT: what it allocates, and what threads share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
 from stc.settings import Settings
 from tests.fake_cuda import FakeCuda
-from tests.onnx_device import double_machine
+from tests.onnx_device import mock_machine
 from tests.other_thread import OtherThread
 
 SETTINGS = Settings(reference_interval=2, budget=14)
@@ -42,7 +42,7 @@ def bundle(
 ) -> Iterator[Bundle]:
     path = shutil.copytree(accepted_demo_bundle, tmp_path_factory.mktemp("language") / "bundle")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        double_machine(monkeypatch, path, "sm89")
+        mock_machine(monkeypatch, path, "sm89")
         yield Bundle.open(path)
 
 

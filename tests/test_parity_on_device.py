@@ -1,4 +1,4 @@
-"""`stc-parity --backend tensorrt` on a device without PyTorch, on doubles of GPU and TensorRT."""
+"""`stc-parity --backend tensorrt` on a device without PyTorch, on mocks of GPU and TensorRT."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from stc.engines.tensorrt.captured import CapturedRunner
 from stc.method.graphs import vision_graphs
 from stc.runtime.commands import parity as parity_command
 from tests.fake_tensorrt import Graph
-from tests.onnx_device import OnnxGraphs, double_machine
+from tests.onnx_device import OnnxGraphs, mock_machine
 
 Parity = Callable[..., "CompletedProcess[str]"]
 
 
 @pytest.fixture
 def bundle(accepted_demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """On a machine with the double's GPU and no PyTorch."""
+    """On a machine with the mock's GPU and no PyTorch."""
     path = shutil.copytree(accepted_demo_bundle, tmp_path / "bundle")
-    double_machine(monkeypatch, path, "sm89")
+    mock_machine(monkeypatch, path, "sm89")
     monkeypatch.setitem(sys.modules, "stc.export.weights", None)
     return path
 
@@ -91,7 +91,7 @@ def test_an_engine_that_strays_from_onnx_runtime_is_found(
         noise, wide = np.random.default_rng(0), (one.astype(np.float32) for one in whole(*arrays))
         return tuple(one + 0.3 * one.std() * noise.standard_normal(one.shape) for one in wide)
 
-    double_machine(monkeypatch, bundle, "sm89", {**graphs, graph: noisy})
+    mock_machine(monkeypatch, bundle, "sm89", {**graphs, graph: noisy})
     ran = parity()
     assert ran.returncode == 1
     failed = {row["where"] for row in document(ran)["rows"] if not row["passed"]}

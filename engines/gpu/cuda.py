@@ -34,7 +34,7 @@ _MENDS = {
 
 
 class Cuda:
-    """Calls into `runtime`: the module cuda.bindings.runtime, or a double of it."""
+    """Calls into `runtime`: the module cuda.bindings.runtime, or a mock of it."""
 
     def __init__(self, runtime: Any) -> None:
         self.runtime = runtime

@@ -54,7 +54,7 @@ def build(
     fails_after: int = 99,
     answer: Callable[[Job], Outcome] | None = None,
 ) -> set[str]:
-    """Engines of SPECS were built by a double; the names of all files there are then."""
+    """Engines of SPECS were built by a mock; the names of all files there are then."""
 
     class Builders:
         def __init__(self, *_: object) -> None: ...

@@ -1,4 +1,4 @@
-"""The doubles have no function that the real CUDA and TensorRT lack."""
+"""The mocks have no function that the real CUDA and TensorRT lack."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_every_cuda_name_of_the_double_is_one_of_the_bindings() -> None:
 @pytest.mark.parametrize("version", sorted(file.stem for file in API.glob("*.json")))
 def test_every_tensorrt_name_of_the_double_is_one_of_the_bindings(version: str) -> None:
     api = json.loads((API / f"{version}.json").read_text())
-    doubles = {"IExecutionContext": FakeContext, "Runtime": FakeRuntime}
+    mocks = {"IExecutionContext": FakeContext, "Runtime": FakeRuntime}
     if version.startswith("tensorrt_rtx"):
-        doubles |= {"IRuntimeConfig": FakeRuntimeConfig, "IExecutionContext": CapturableContext}
-        doubles["IRuntimeCache"] = FakeRuntimeCache
-    for kind, double in doubles.items():
-        names = [name for base in double.__mro__ for name in vars(base) if name[0] != "_"]
+        mocks |= {"IRuntimeConfig": FakeRuntimeConfig, "IExecutionContext": CapturableContext}
+        mocks["IRuntimeCache"] = FakeRuntimeCache
+    for kind, mock in mocks.items():
+        names = [name for base in mock.__mro__ for name in vars(base) if name[0] != "_"]
         assert set(names) - {"strategy", "cache"} <= set(api[kind])
     own = {"trt", "plan", "inputs", "outputs", "ports", "create_runtime_config"}
     assert {name for name in vars(FakeEngine) if name[0] != "_"} - own <= set(api["ICudaEngine"])
