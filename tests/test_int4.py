@@ -21,8 +21,7 @@ from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import BundleError, SettingsError
 from stc.export import command
-from stc.export.graphs.int4 import DOMAIN, OPERATOR, dequantise, quantise
-from stc.export.graphs.int4_graphs import INT4_WEIGHTS
+from stc.export.graphs.int4_graphs import DOMAIN, INT4_WEIGHTS, OPERATOR, dequantise, quantise
 from stc.manifest import GRAPHS, LANGUAGE_WEIGHTS, ON_REQUEST, Group
 from stc.onnx_files.operators import PORTABLE_OPS
 from stc.runtime.answers.stream_language import StreamLanguage

@@ -7,7 +7,7 @@ is checked on activations it will see: as a chunk, and as a single token after i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -26,13 +26,20 @@ from stc.contracts import (
 from stc.errors import ExportError
 from stc.export.decoders.qwen2 import decoder
 from stc.export.decoders.qwen2.decoder import Decoder
-from stc.export.decoders.qwen2.fused_graphs import FusedWriter
+from stc.export.decoders.qwen2.key_rotation import (
+    COSINES,
+    SINES,
+    fuse_key_rotation,
+    rotation_tables,
+)
 from stc.export.decoders.qwen2.modules import Head, TextEmbed
 from stc.export.decoders.qwen2.weights import EMBED, HEAD
+from stc.export.graphs.check import GraphCheck
 from stc.export.graphs.int4_graphs import Int4Writer
 from stc.export.graphs.trace import trace
-from stc.export.graphs.vision import GraphWriter
+from stc.export.graphs.vision import FUSED, GraphWriter
 from stc.export.graphs.weights_file import Span
+from stc.manifest import LanguageSpec
 
 TABLE = "weight"
 """The parameter of `text_embed` and `head` that has V rows."""
@@ -206,3 +213,27 @@ def _rounded(model: Decoder, name: str) -> Iterator[Tensor]:
     """The table `name` in slices as the graph has it, float32."""
     for part in model.weights.table(name):
         yield part.to(model.dtype).float()
+
+
+class FusedWriter:
+    """Writes the `attend` graphs a second time beside those of `writer`, for ONNX Runtime: its own
+    operator rotates cached keys, which takes a decoded token a sixth of its time when it is written
+    out (docs/log.md). Tables of cosines and sines come to the weights of the portable graphs.
+    """
+
+    def __init__(self, writer: GraphWriter, spec: LanguageSpec) -> None:
+        self._writer = writer
+        self._spec = spec
+        self._template: onnx.ModelProto | None = None
+
+    def write(self, name: str, keys: Mapping[str, str]) -> GraphCheck:
+        """The check of the graph beside the `attend` graph `name`, written with `keys` before."""
+        if self._template is None:
+            self._template = onnx.ModelProto()
+            self._template.CopyFrom(self._writer.template("attend"))
+            fuse_key_rotation(self._template, self._spec)
+            for table, values in rotation_tables(self._spec).items():
+                self._writer.weights.add(table, values)
+        keys = {**keys, COSINES: COSINES, SINES: SINES}
+        spans = {parameter: self._writer.weights.span(key) for parameter, key in keys.items()}
+        return self._writer.finish(name, ATTEND_CONTRACT, self._template, spans, FUSED)
