@@ -1,6 +1,6 @@
 """The demo bundle, built and run on the device: on a GPU where there is one, and on a mock.
 
-Every engine is compared with ONNX Runtime, and a stream of captured frames is held against the
+Every engine is compared with ONNX Runtime, and a stream of captured frames is compared with the
 same bundle on the CPU.
 """
 

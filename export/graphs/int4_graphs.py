@@ -1,9 +1,9 @@
 """The language graphs a second time, with four-bit matrices, beside those of full precision.
 
-As only ONNX Runtime reads them, they are products by its operator MatMulNBits, and it rotates their
-cached keys by an operator of its own too. Matrices are quantised by groups along the fan-in, rounded
-to nearest, symmetric: the value farthest from zero of every group is exact. Norms, biases and the
-embedding keep the network's precision.
+As only ONNX Runtime reads them, they are products by its operator MatMulNBits, and it rotates
+their cached keys by an operator of its own too. Matrices are quantised by groups along the fan-in,
+rounded to nearest, symmetric: the value farthest from zero of every group is exact. Norms, biases
+and the embedding keep the network's precision.
 
 Each is checked against torch with the very matrices its codes stand for, so that the check sees
 wrong graphs and not the rounding of weights.
