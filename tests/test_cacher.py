@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stc.contracts import Contract
 from stc.manifest import Grid
 from stc.method import cacher
-from stc.method.cacher import BlockReference, forward, pooling_matrix
+from stc.method.cacher import pooling_matrix
 from stc.method.graphs import (
     EMBED_CONTRACT,
     KEYS_CONTRACT,
@@ -26,6 +26,7 @@ from stc.method.graphs import (
 )
 from stc.method.weights import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
 from stc.settings import Selection, Settings
+from tests.oracle_stream import BlockReference, blank_reference, forward
 from tests.oracle_weights import projector_weights, tower_weights
 from tests.squares import square_grid
 
@@ -152,7 +153,7 @@ def test_reuse_frame_hands_its_references_on_unchanged(tower: TowerWeights, fram
 def test_update_of_every_token_reads_no_reference(tower: TowerWeights, frames: Array) -> None:
     hidden = cacher.embed(tower.embed, frames[0])
     block = tower.blocks[0]
-    blank = cacher.blank_reference(block, hidden)
+    blank = blank_reference(block, hidden)
     key, _ = cacher.keys(block, hidden, blank.key)
     everything = np.arange(len(hidden))
     expected = cacher.update(block, hidden, key, blank.value, blank.residual, everything)
@@ -165,7 +166,7 @@ def test_update_of_every_token_reads_no_reference(tower: TowerWeights, frames: A
 def test_score_is_the_cosine_over_all_heads(tower: TowerWeights, frames: Array) -> None:
     hidden = cacher.embed(tower.embed, frames[0])
     block = tower.blocks[0]
-    ref_key = np.random.default_rng(1).normal(size=cacher.blank_reference(block, hidden).key.shape)
+    ref_key = np.random.default_rng(1).normal(size=blank_reference(block, hidden).key.shape)
     ref_key[:, 5] = 0
     key, score = cacher.keys(block, hidden, ref_key)
     for token, cosine in enumerate(score):
@@ -213,7 +214,7 @@ def test_functions_keep_the_graphs_contracts(frames: Array, dtype: type[np.float
 
     hidden = cacher.embed(weights.embed, frames[0])
     check(EMBED_CONTRACT, hidden)
-    blank = cacher.blank_reference(block, hidden)
+    blank = blank_reference(block, hidden)
     key, score = cacher.keys(block, hidden, blank.key)
     check(KEYS_CONTRACT, key, score)
     indices = cacher.select(score, 6)

@@ -26,7 +26,7 @@ from stc.export.choices import Prune
 from stc.export.graphs.vision import GraphWriter
 from stc.export.graphs.weights_file import WeightsFile
 from stc.export.models.reference import TorchVision
-from stc.method import cacher, pruner
+from stc.method import pruner
 from stc.method.difference import difference
 from stc.method.graphs import PRUNE_CONTRACT, prune_graph, vision_graphs
 from stc.method.pruner import PrunerMemory
@@ -39,6 +39,7 @@ from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import KEEP_ALL, SCORINGS, SELECTIONS, Selection, Settings
 from tests.following import Following, Leading
+from tests.oracle_stream import forward
 from tests.rungs import RUNGS, torch_graphs
 from tests.vision_cases import (
     DATA,
@@ -208,14 +209,14 @@ def test_every_rung_selects_as_the_oracle_does(rung: str, exported: Exporting) -
     still = random.normal(size=spec.pixel_shape)
     # All of the picture changes: where only a part does, every block selects that part.
     frames = [(still + 0.5 * random.normal(size=still.shape)).astype(np.float32) for _ in "1234"]
-    references = cacher.forward(weights, frames[0]).references
+    references = forward(weights, frames[0]).references
     chosen = []
     for selection in SELECTIONS:
         settings = Settings(reference_interval=4, recompute_ratio=0.3, selection=selection)
         count = settings.recomputed(spec.tokens)
         passed = list(RUNGS[rung](one)(frames, settings))[1:]
         for frame, got in zip(frames[1:], passed, strict=True):
-            expected = cacher.forward(weights, frame, references, count=count, selection=selection)
+            expected = forward(weights, frame, references, count=count, selection=selection)
             np.testing.assert_array_equal(got.indices, expected.indices)
             last = expected.hidden_states[-1]
             assert relative_l2(last, got.hidden_states[-1]) <= TOLERANCES[rung].golden_l2

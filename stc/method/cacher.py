@@ -1,15 +1,13 @@
 """STC-Cacher in numpy (arXiv 2512.00891, section 3.2): the oracle other implementations equal.
 
-One pure function per graph of `stc.contracts`, and `forward`, which runs a frame through all of
-them. What a stream remembers is `References`, handed in and handed out. Everything is computed
-in the dtype of the weights, float32 or float64; clarity comes before speed.
+One pure function per graph of `stc.method.graphs`. Everything is computed in the dtype of the
+weights, float32 or float64; clarity comes before speed.
 
 Knows nothing of ONNX, engines or streams.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +19,7 @@ from stc.method.weights import (
     BlockWeights,
     EmbedWeights,
     ProjectorWeights,
-    TowerWeights,
 )
-from stc.settings import Selection
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
@@ -35,81 +31,6 @@ ALWAYS = -2.0
 What a class token is made of does not change from frame to frame; ranked by its key, it would be
 recomputed in no block, and speak of the reference frame.
 """
-
-
-@dataclass(frozen=True)
-class BlockReference:
-    """One block's part of a reference frame: key and value [H, T, d], residual [T, C].
-
-    The residual is attention output plus MLP output.
-    """
-
-    key: Array
-    value: Array
-    residual: Array
-
-
-References = tuple[BlockReference, ...]
-"""A reference frame as later frames see it, one entry per block."""
-
-
-@dataclass(frozen=True)
-class ForwardResult:
-    """A frame's way through the tower.
-
-    hidden_states: [T, C] after the embedding and after every block, L + 1 in all.
-    indices: per block the tokens recomputed, ascending; all T on a reference frame.
-    references: for the next frames; on a reuse frame the very ones handed in.
-    """
-
-    hidden_states: tuple[Array, ...]
-    indices: tuple[Indices, ...]
-    references: References
-
-
-def forward(
-    weights: TowerWeights,
-    pixel_values: Array,
-    references: References | None = None,
-    *,
-    count: int | None = None,
-    selection: Selection = "layerwise",
-) -> ForwardResult:
-    """The frame `pixel_values` [3, Hpx, Wpx] has passed all blocks.
-
-    Without `references` it is a reference frame: all tokens are computed. With them it is a reuse
-    frame: every block recomputes its own `count` = M tokens (`layerwise`), or all blocks
-    recompute those that block 0 selects (`shared`). None recomputes all T.
-    """
-    hidden = embed(weights.embed, pixel_values)
-    everything = np.arange(len(hidden), dtype=np.int64)
-    hidden_states = [hidden]
-    chosen: list[Indices] = []
-    fresh: list[BlockReference] = []
-    for number, block in enumerate(weights.blocks):
-        reference = blank_reference(block, hidden) if references is None else references[number]
-        key, score = keys(block, hidden, reference.key)
-        if references is None or count is None:
-            indices = everything
-        elif selection == "shared" and chosen:
-            indices = chosen[0]
-        else:
-            indices = select(score, count)
-        hidden, value, residual = update(
-            block, hidden, key, reference.value, reference.residual, indices
-        )
-        hidden_states.append(hidden)
-        chosen.append(indices)
-        fresh.append(BlockReference(key, value, residual))
-    return ForwardResult(
-        tuple(hidden_states), tuple(chosen), tuple(fresh) if references is None else references
-    )
-
-
-def blank_reference(block: BlockWeights, hidden: Array) -> BlockReference:
-    """A reference of the right shapes for a frame that recomputes every token and so reads none."""
-    heads = np.zeros_like(split_heads(hidden, block.heads))
-    return BlockReference(key=heads, value=heads, residual=np.zeros_like(hidden))
 
 
 def embed(weights: EmbedWeights, pixel_values: Array) -> Array:
