@@ -44,8 +44,9 @@ class FrameReport:
     index: number of the frame in its stream, from 0.
     time_s: presentation time in the source.
     kind: reference frame or reuse frame.
-    recomputed: indices int64 [M], ascending, of the tokens recomputed in block 0, out of T;
-        all T on a reference frame. Layerwise selection may choose others in later blocks.
+    recomputed: indices int64 [M], ascending, of the tokens recomputed in block 0, out of T (prefix
+        tokens, then patches row by row); all T on a reference frame. Layerwise selection may
+        choose others in later blocks.
     kept: indices int64 [k], ascending, of the tokens kept, out of n.
     tokens: float [k, D], the kept tokens, on the host.
     stage_ms: wall time by stage of STAGES.

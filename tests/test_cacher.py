@@ -26,7 +26,7 @@ from stc.method.graphs import (
 )
 from stc.method.weights import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
 from stc.settings import Selection, Settings
-from tests.oracle_backend import BlockReference, blank_reference, forward
+from tests.oracle_stream import BlockReference, blank_reference, forward
 from tests.oracle_weights import projector_weights, tower_weights
 from tests.squares import square_grid
 

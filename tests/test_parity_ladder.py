@@ -38,7 +38,7 @@ from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import KEEP_ALL, SCORINGS, SELECTIONS, Selection, Settings
 from tests.following import Following, Leading
-from tests.oracle_backend import forward
+from tests.oracle_stream import forward
 from tests.rungs import RUNGS, torch_graphs
 from tests.vision_cases import (
     DATA,

@@ -166,6 +166,9 @@ def _geometry(config: Described) -> dict[str, Any]:
         if activation not in ACTIVATIONS:
             got = f"activation {short(activation)}"
             raise CheckpointError(subject, got, " or ".join(ACTIVATIONS), OTHER_MODEL)
+    if vision.patch_size > vision.image_size:
+        got = f"image of {vision.image_size} px, patch of {vision.patch_size} px"
+        raise CheckpointError(subject, got, "a patch within the image", FETCH)
     side = vision.image_size // vision.patch_size
     half = -(-side // 2)
     return {

@@ -1,7 +1,7 @@
 """STC-Cacher in numpy (arXiv 2512.00891, section 3.2): the oracle other implementations equal.
 
-One pure function per graph of `stc.contracts`. Everything is computed in the dtype of the weights,
-float32 or float64; clarity comes before speed.
+One pure function per graph of `stc.method.graphs`. Everything is computed in the dtype of the
+weights, float32 or float64; clarity comes before speed.
 
 Knows nothing of ONNX, engines or streams.
 """

@@ -1,0 +1,94 @@
+"""Frames through the numpy oracle by a schedule of its own, which programs are compared with.
+
+What a stream remembers is `References`, handed in and handed out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stc.method import cacher
+from stc.method.weights import BlockWeights, TowerWeights
+from stc.settings import Selection
+
+Array = NDArray[Any]
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BlockReference:
+    """One block's part of a reference frame: key and value [H, T, d], residual [T, C].
+
+    The residual is attention output plus MLP output.
+    """
+
+    key: Array
+    value: Array
+    residual: Array
+
+
+References = tuple[BlockReference, ...]
+"""A reference frame as later frames see it, one entry per block."""
+
+
+@dataclass(frozen=True)
+class ForwardResult:
+    """A frame's way through the tower.
+
+    hidden_states: [T, C] after the embedding and after every block, L + 1 in all.
+    indices: per block the tokens recomputed, ascending; all T on a reference frame.
+    references: for the next frames; on a reuse frame the very ones handed in.
+    """
+
+    hidden_states: tuple[Array, ...]
+    indices: tuple[Indices, ...]
+    references: References
+
+
+def forward(
+    weights: TowerWeights,
+    pixel_values: Array,
+    references: References | None = None,
+    *,
+    count: int | None = None,
+    selection: Selection = "layerwise",
+) -> ForwardResult:
+    """The frame `pixel_values` [3, Hpx, Wpx] has passed all blocks.
+
+    Without `references` it is a reference frame: all tokens are computed. With them it is a reuse
+    frame: every block recomputes its own `count` = M tokens (`layerwise`), or all blocks
+    recompute those that block 0 selects (`shared`). None recomputes all T.
+    """
+    hidden = cacher.embed(weights.embed, pixel_values)
+    everything = np.arange(len(hidden), dtype=np.int64)
+    hidden_states = [hidden]
+    chosen: list[Indices] = []
+    fresh: list[BlockReference] = []
+    for number, block in enumerate(weights.blocks):
+        reference = blank_reference(block, hidden) if references is None else references[number]
+        key, score = cacher.keys(block, hidden, reference.key)
+        if references is None or count is None:
+            indices = everything
+        elif selection == "shared" and chosen:
+            indices = chosen[0]
+        else:
+            indices = cacher.select(score, count)
+        hidden, value, residual = cacher.update(
+            block, hidden, key, reference.value, reference.residual, indices
+        )
+        hidden_states.append(hidden)
+        chosen.append(indices)
+        fresh.append(BlockReference(key, value, residual))
+    return ForwardResult(
+        tuple(hidden_states), tuple(chosen), tuple(fresh) if references is None else references
+    )
+
+
+def blank_reference(block: BlockWeights, hidden: Array) -> BlockReference:
+    """A reference of the right shapes for a frame that recomputes every token and so reads none."""
+    heads = np.zeros_like(cacher.split_heads(hidden, block.heads))
+    return BlockReference(key=heads, value=heads, residual=np.zeros_like(hidden))
