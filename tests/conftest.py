@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tests.once import Once
+from tests.once import SHARED, Once
 
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionConfig
@@ -81,12 +82,9 @@ def traces_are_kept(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+def once() -> Once:
     """Folders that the run's processes share."""
-    root = tmp_path_factory.getbasetemp()
-    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared"
-    shared.mkdir(exist_ok=True)
-    return Once(shared)
+    return SHARED
 
 
 @pytest.fixture(scope="session")
@@ -113,8 +111,22 @@ def demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
 
 @pytest.fixture(scope="session")
 def half_demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
-    """The demo bundle in float16, which engines are built from."""
-    return once("half-demo", lambda root: exported_demo(root, "--precision", "fp16")) / "bundle"
+    """The demo bundle in float16, which engines are built from; its tower has two blocks."""
+    from stc.export.made_up import demo
+
+    def shallow(tokenizer: DemoTokenizer) -> LlavaOnevisionConfig:
+        config = demo_config(tokenizer)
+        config.vision_config.num_hidden_layers = 2
+        return config
+
+    demo_config = demo.demo_config
+
+    def export(root: Path) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(demo, "demo_config", shallow)
+            exported_demo(root, "--precision", "fp16")
+
+    return once("half-demo", export) / "bundle"
 
 
 def exported_demo(root: Path, *flags: str) -> None:
@@ -125,26 +137,15 @@ def exported_demo(root: Path, *flags: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def accepted_demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
-    """The float16 demo bundle, its tower of two blocks, with engines for sm89 that were compared
-    with ONNX Runtime on a mock."""
+def accepted_demo_bundle(half_demo_bundle: Path, once: Once) -> Path:
+    """The same with engines for sm89, compared with ONNX Runtime on a mock."""
     pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
     from stc.engines import command as build_command
-    from stc.export.made_up import demo
     from tests.onnx_device import mock_machine
 
-    def shallow(tokenizer: DemoTokenizer) -> LlavaOnevisionConfig:
-        config = demo_config(tokenizer)
-        config.vision_config.num_hidden_layers = 2
-        return config
-
-    demo_config = demo.demo_config
-
     def accept(root: Path) -> None:
-        path = root / "bundle"
+        path = shutil.copytree(half_demo_bundle, root / "bundle")
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(demo, "demo_config", shallow)
-            exported_demo(root, "--precision", "fp16")
             mock_machine(monkeypatch, path, "sm89")
             assert build_command.main([str(path), "--target", "this-device"]) == 0
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import io
-import tempfile
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +28,7 @@ from stc.runtime.language.kv_buckets import KvBuckets
 from stc.runtime.language.model import LanguageModel
 from stc.settings import PRESETS
 from tests.kept_tokens import MAX_POSITIONS, WIDTH
+from tests.once import SHARED
 from tests.tiny_checkpoint import write_checkpoint
 
 BLOCKS = 3
@@ -106,32 +105,32 @@ def language_model(*, tied: bool = True) -> Any:
 def language_case(
     *, tied: bool = True, precision: Precision = "fp32", int4: Group | None = None
 ) -> LanguageCase:
-    """The model and its bundle, made once per process; whichever test is first sees no output."""
+    """The model and its bundle, made once per run; whichever test is first sees no output."""
     with redirect_stderr(io.StringIO()):
         return _made(tied, precision, int4)
 
 
 @cache
 def _made(tied: bool, precision: Precision, int4: Group | None) -> LanguageCase:
-    folder = tempfile.TemporaryDirectory(prefix="stc-language-")
-    atexit.register(folder.cleanup)
     model = language_model(tied=tied)
-    checkpoint = Path(folder.name) / "checkpoint"
-    write_checkpoint(checkpoint, model)
-    for name, content in demo_tokenizer().files.items():
-        (checkpoint / name).write_bytes(content)
-    weights = open_checkpoint(str(checkpoint))
-    bundle = Path(folder.name) / "bundle"
-    export_bundle(
-        weights,
-        bundle,
-        language=weights.language(),
-        int4=int4,
-        model="llava-ov",
-        kind="checkpoint",
-        precision=precision,
-        settings=PRESETS["off"],
-        force=False,
-        tick=lambda _: None,
-    )
-    return LanguageCase(model, checkpoint, Bundle.open(bundle))
+
+    def make(root: Path) -> None:
+        write_checkpoint(root / "checkpoint", model)
+        for name, content in demo_tokenizer().files.items():
+            (root / "checkpoint" / name).write_bytes(content)
+        weights = open_checkpoint(str(root / "checkpoint"))
+        export_bundle(
+            weights,
+            root / "bundle",
+            language=weights.language(),
+            int4=int4,
+            model="llava-ov",
+            kind="checkpoint",
+            precision=precision,
+            settings=PRESETS["off"],
+            force=False,
+            tick=lambda _: None,
+        )
+
+    root = SHARED(f"language-{tied}-{precision}-{int4}", make)
+    return LanguageCase(model, root / "checkpoint", Bundle.open(root / "bundle"))

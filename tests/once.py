@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
+import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,3 +36,16 @@ class Once:
         with (self.root / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _shared() -> Once:
+    """The folders of this run. Its first process makes and removes them, those it starts see where
+    they are."""
+    if "STC_TESTS_SHARED" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="stc-tests-")
+        atexit.register(folder.cleanup)
+        os.environ["STC_TESTS_SHARED"] = folder.name
+    return Once(Path(os.environ["STC_TESTS_SHARED"]))
+
+
+SHARED = _shared()

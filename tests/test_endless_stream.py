@@ -43,14 +43,14 @@ def test_an_endless_stream_takes_neither_more_memory_nor_more_time(demo_bundle: 
 
 
 @pytest.mark.parametrize(
-    ("memory", "frames"),
-    [(WINDOW, 800), ((*REKV, "--host-memory-mb", 1), 1_600)],
+    ("memory", "frames", "every"),
+    [(WINDOW, 800, 10), ((*REKV, "--host-memory-mb", 1), 1_600, 25)],
     ids=["window", "rekv"],
 )
 def test_an_endless_stream_with_questions_is_as_flat_once_its_memory_is_full(
-    memory: tuple[object, ...], frames: int
+    memory: tuple[object, ...], frames: int, every: int
 ) -> None:
-    assert_flat_with_questions(language_case().bundle.root, POOLED, memory, frames, every=10)
+    assert_flat_with_questions(language_case().bundle.root, POOLED, memory, frames, every)
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_an_endless_stream_with_questions_is_as_flat_once_its_memory_is_full(
 def test_an_endless_stream_of_the_demo_with_questions_is_as_flat(
     memory: tuple[object, ...], demo_bundle: Path
 ) -> None:
-    assert_flat_with_questions(demo_bundle, 14, memory, 20_000, every=5)
+    assert_flat_with_questions(demo_bundle, 14, memory, 20_000, 5)
 
 
 def assert_flat_with_questions(

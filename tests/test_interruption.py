@@ -50,15 +50,14 @@ def test_a_stop_ends_a_stream_with_all_it_was_asked_for(
     assert set(standing(tmp_path)) == {"o.mp4", "o.png", "o.json"}
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_during_an_export_leaves_nothing(stop: signal.Signals, tmp_path: Path) -> None:
+def test_a_stop_during_an_export_leaves_nothing(tmp_path: Path) -> None:
     command = ["stc-export", "--model", "demo", "--output", "bundle"]
     with start(tmp_path, *command) as process:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".bundle*/graphs/*")) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert standing(tmp_path)
-        process.send_signal(stop)
+        process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
     # CPython dies of the signal itself when what was interrupted is a string given to exec, as in
     # torch's tracing. To a shell both are 130.

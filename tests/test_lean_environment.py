@@ -90,19 +90,20 @@ def device(request: pytest.FixtureRequest, once: Once) -> Path:
         pytest.skip("no Python 3.10 in PATH, ~/.pyenv/versions or uv; install one to run this")
     read = {"constraints": ["cat", "constraints.txt"], "minima": ["scripts/minima"]}
     constraints = subprocess.check_output(read[request.param], cwd=ROOT)
-    wanted = (ROOT / "pyproject.toml").read_bytes() + constraints
-    stamp = f"{ROOT} {EXTRAS} {hashlib.sha256(wanted).hexdigest()}"
+    asked = (ROOT / "pyproject.toml").read_bytes() + constraints
+    stamp = f"{ROOT} {EXTRAS} {hashlib.sha256(asked).hexdigest()}"
     environment = ROOT / {"constraints": ".venv-lean", "minima": ".venv-lean-minima"}[request.param]
     made = environment / "stamp"
     with once.alone("device environment"):
         if not made.exists() or made.read_text() != stamp:
             shutil.rmtree(environment, ignore_errors=True)
-            subprocess.run([python, "-m", "venv", str(environment)], check=True)
-            install = [environment / "bin" / "python", "-m", "pip", "install", "-qq"]
+            subprocess.run([python, "-m", "venv", "--without-pip", str(environment)], check=True)
             (environment / "constraints.txt").write_bytes(constraints)
-            versions = ["--constraint", str(environment / "constraints.txt")]
-            extras = [*versions, "--editable", f".[{EXTRAS}]"]
-            subprocess.run([*map(str, install), *extras], cwd=ROOT, check=True)
+            pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python"]
+            install = [*pip, "install", "-qq", "--no-compile"]
+            versions = ["--constraint", environment / "constraints.txt"]
+            wanted = [*install, *versions, "--editable", f".[{EXTRAS}]"]
+            subprocess.run(list(map(str, wanted)), cwd=ROOT, check=True)
             made.write_text(stamp)
     return environment / "bin"
 

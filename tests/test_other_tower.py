@@ -20,7 +20,6 @@ from stc.contracts import TOKENS
 from stc.export.graphs.torch_graphs import TorchGraphs
 from stc.export.models.llava_onevision import VisionModel
 from stc.export.models.reference import TorchVision
-from stc.manifest import Precision
 from stc.method.graphs import EMBED, vision_graphs
 from stc.runtime.commands import run as run_command
 from stc.runtime.parity.report import ParityReport
@@ -45,35 +44,20 @@ SETTINGS = Settings(reference_interval=3, recompute_ratio=0.3, budget=5)
 GREY = 110
 
 
-@pytest.fixture(params=["fp32", "fp16"])
-def precision(request: pytest.FixtureRequest) -> Precision:
-    given: Precision = request.param
-    return given
-
-
-def exported(once: Once, precision: Precision) -> Exported:
-    made = once(f"other-{precision}", lambda root: export(WEIGHTS, root / "bundle", precision))
+@pytest.fixture
+def case(once: Once, kept_traces: TraceCache) -> Exported:
+    made = once("other", lambda root: export(WEIGHTS, root / "bundle"))
     return Exported(WEIGHTS, Bundle.open(made / "bundle"))
 
 
-@pytest.fixture
-def case(once: Once, kept_traces: TraceCache, precision: Precision) -> Exported:
-    return exported(once, precision)
-
-
-@pytest.fixture
-def single(once: Once, kept_traces: TraceCache) -> Exported:
-    return exported(once, "fp32")
-
-
-def test_its_bundle_says_how_its_tokens_lie(single: Exported) -> None:
-    spec, graphs = single.bundle.manifest.vision, single.bundle.manifest.graphs
+def test_its_bundle_says_how_its_tokens_lie(case: Exported) -> None:
+    spec, graphs = case.bundle.manifest.vision, case.bundle.manifest.graphs
     assert spec == SPEC
     assert (spec.tokens, spec.pooled) == (1 + 5 * 7, 3 * 4)
     assert graphs[EMBED].inputs[0].shape == (3, 43, 56)
     assert graphs[EMBED].outputs[0].shape == (36, 24)
     assert graphs["project"].outputs[0].shape == (12, 20)
-    document = json.loads((single.bundle.root / "manifest.json").read_text())
+    document = json.loads((case.bundle.root / "manifest.json").read_text())
     assert document["vision"]["grid"] == {
         "rows": 5,
         "columns": 7,
@@ -93,10 +77,8 @@ def test_frames_are_resized_to_its_height_and_width() -> None:
     )
 
 
-def test_every_graph_and_every_stream_equals_its_own_layers(
-    case: Exported, precision: Precision
-) -> None:
-    tower, report = case.onnxruntime(), ParityReport(precision)
+def test_every_graph_and_every_stream_equals_its_own_layers(case: Exported) -> None:
+    tower, report = case.onnxruntime(), ParityReport("fp32")
     frames = [Preprocessor(SPEC)(frame.rgb).astype(np.float32) for frame in moving_frames(5)]
     graphs = TorchGraphs(vision_graphs(SPEC.blocks), VisionModel(WEIGHTS).module)
     compare_graphs(tower, graphs, (frames[0], frames[1]), SETTINGS, report)
@@ -108,12 +90,10 @@ def test_every_graph_and_every_stream_equals_its_own_layers(
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("pruner", SCORINGS)
-def test_a_stream_equals_the_oracle(
-    selection: Selection, pruner: Scoring, single: Exported
-) -> None:
+def test_a_stream_equals_the_oracle(selection: Selection, pruner: Scoring, case: Exported) -> None:
     settings = replace(SETTINGS, selection=selection, pruner=pruner)
     oracle = VisionTower(OracleBackend(*oracle_weights(WEIGHTS)), SPEC, "fp32")
-    sessions = [StreamSession(tower, settings) for tower in (single.onnxruntime(), oracle)]
+    sessions = [StreamSession(tower, settings) for tower in (case.onnxruntime(), oracle)]
     random = np.random.default_rng(0)
     for index in range(7):
         # All of the picture changes: patches that stand still would score alike.
@@ -130,9 +110,9 @@ def test_a_stream_equals_the_oracle(
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("ratio", [0.01, 0.3])
 def test_a_class_token_is_always_recomputed(
-    ratio: float, selection: Selection, single: Exported
+    ratio: float, selection: Selection, case: Exported
 ) -> None:
-    stream = TowerStream(single.onnxruntime(), Settings(recompute_ratio=ratio))
+    stream = TowerStream(case.onnxruntime(), Settings(recompute_ratio=ratio))
     first, second = (Preprocessor(SPEC)(frame.rgb) for frame in moving_frames(2))
     stream.reference(first.astype(np.float32))
     frame = stream.reuse(second.astype(np.float32), 0, selection)
@@ -176,14 +156,14 @@ def test_marks_lie_on_the_patches_and_none_for_the_class_token() -> None:
 
 
 def test_stc_run_streams_prunes_and_draws(
-    single: Exported,
+    case: Exported,
     tmp_path: Path,
     run_main: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     overlay, document = tmp_path / "overlay.mp4", tmp_path / "report.json"
     done = run_main(
         run_command.main,
-        *(single.bundle.root, "--video", DATA / "street.mp4", "--fps", 1),
+        *(case.bundle.root, "--video", DATA / "street.mp4", "--fps", 1),
         *("--reference-interval", 3, "--recompute-ratio", 0.3, "--budget", 5),
         *("--overlay", overlay, "--json", document),
     )

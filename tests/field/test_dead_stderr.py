@@ -103,7 +103,6 @@ def test_a_dead_stderr_costs_no_result(how: str, demo_bundle: Path, tmp_path: Pa
     ("command", "flags", "how", "code"),
     [
         ("stc-bench", ["--frames", 2], "closed", 0),
-        ("stc-parity", ["--frames", 2, "--vision-only", "--json", "-"], "full", 0),
         ("stc-doctor", ["--json"], "closed", 0),
         ("stc-build", ["--target", "sm1"], "closed", 2),
     ],
