@@ -5,15 +5,7 @@ The tower is measured at reference interval 4 unless --reference-interval or --p
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take time: see stc.entry
-    import sys
-
-    from stc import entry
-
-    sys.exit(entry.bench())
-
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack

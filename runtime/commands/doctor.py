@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take time: see stc.entry
-    import sys
-
-    from stc import entry
-
-    sys.exit(entry.doctor())
-
 import argparse
 import json
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -6,15 +6,7 @@ are compared with ONNX Runtime on the same graphs.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take time: see stc.entry
-    import sys
-
-    from stc import entry
-
-    sys.exit(entry.parity())
-
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
