@@ -119,7 +119,6 @@ class BuildProgress(Progress):
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=console,
-            disable=not console.is_terminal,
         )
         self._all = self.add_task("engines", total=engines)
         self._lines: dict[str, TaskID] = {}

@@ -133,7 +133,7 @@ def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         for _ in range(WARM_UP):
             bench.measure()
         bench.forget()
-        with _progress() as progress:
+        with Progress(console=Console(stderr=True)) as progress:
             for _ in progress.track(range(flags.frames)):
                 bench.measure()
     variants, used = bundle.manifest.variants, {flags.weights, *models}
@@ -174,7 +174,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     bench = Bench(session)
     frames = cycle(shown)
     warming = session.runner.warm_up_runs * chosen.reference_interval
-    with _progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
         for frame in progress.track(islice(frames, warming), warming, description="Warming up"):
             session.push(frame)
     rss = peak_rss_bytes()
@@ -185,7 +185,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
             for frame in islice(frames, chosen.reference_interval):
                 bench.measure(frame, stream)
             bench = Bench(session)
-        with _progress() as progress:
+        with Progress(console=Console(stderr=True)) as progress:
             for frame in progress.track(islice(frames, flags.frames), flags.frames):
                 bench.measure(frame, stream)
     return {
@@ -201,12 +201,6 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         **_gpu(session),
         "machine": machine_facts(),
     }
-
-
-def _progress() -> Progress:
-    """A bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    return Progress(console=console, disable=not console.is_terminal)
 
 
 def _gpu(session: StreamSession) -> dict[str, Any]:
