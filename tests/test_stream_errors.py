@@ -13,7 +13,7 @@ from stc.contracts import TOKENS
 from stc.errors import EngineError, NonFiniteError, VideoError
 from stc.manifest import Precision
 from stc.method.graphs import EMBED, PROJECT, keys_graph, update_graph
-from stc.precision import NETWORK_DTYPES
+from stc.ports import NETWORK_DTYPES
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SCORINGS, Scoring

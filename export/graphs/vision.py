@@ -142,7 +142,7 @@ def write_graphs(writer: GraphWriter, model: VisionModel, settings: Settings) ->
     def judge(call: Call, inputs: Arrays, expected: Arrays, got: Arrays) -> None:
         for one in judged(call.graph, inputs, expected, got):
             if one.gap is None:
-                moved = partial(torch_graphs.moved, call.graph, inputs)
+                moved = partial(torch_graphs.run, call.graph, inputs)
                 written.checks[call.graph].judge(one.output, one.expected, one.got, moved)
             elif not one.gap <= RANK_GAP:
                 got_gap = f"a choice {one.gap:.3g} worse than the best"

@@ -43,7 +43,7 @@ from stc.shell.ranges import shown
 class StreamSession:
     """One video stream through a tower; several sessions may share one tower.
 
-    Memory is fixed when the session is made: the references (`references_bytes`), a few work
+    Memory is fixed when the session is made: the references (of `references_bytes`), a few work
     buffers and the pruner's memory. With `language` kept tokens are remembered there, within its
     own bounds, and questions can be asked.
 
@@ -92,11 +92,7 @@ class StreamSession:
         self._ended = ""
         with lock_of(tower.backend):
             self.runner = tower.runner(settings, captured=captured)
-
-    @property
-    def references_bytes(self) -> int:
-        """Bytes the session's references hold."""
-        return self.runner.references_bytes
+        self.references_bytes = self.runner.references_bytes
 
     @property
     def captured(self) -> set[str]:

@@ -40,7 +40,7 @@ from stc.contracts import (
 )
 from stc.manifest import Precision, VisionSpec
 from stc.method.graphs import EMBED, PROJECT, SELECT, keys_graph, prune_graph, update_graph
-from stc.precision import NETWORK_DTYPES
+from stc.ports import NETWORK_DTYPES
 from stc.program import Arrays, Buffer, Call, Program, Role
 from stc.settings import SCORINGS, Scoring, Selection, Settings
 
