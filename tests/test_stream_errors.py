@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stc.contracts import TOKENS
 from stc.errors import EngineError, NonFiniteError, VideoError
 from stc.manifest import Precision
-from stc.method.graphs import EMBED, PROJECT, keys_graph, update_graph
+from stc.method.graphs import EMBED, PROJECT, TOKENS, keys_graph, update_graph
 from stc.ports import NETWORK_DTYPES
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.vision.tower import VisionTower

@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import (
+from stc.engines.engine import Look, Ran, Tensor, lock_of
+from stc.errors import DeviceError, EngineError, LanguageError, NonFiniteError, SettingsError
+from stc.method.family import FrameKind, indices_of
+from stc.method.graphs import (
     FRAME_MEAN,
     HISTORY_COUNT,
     HISTORY_MEAN,
     KEPT,
     KEPT_INDICES,
     PIXEL_VALUES,
+    SELECT,
     TOKENS,
+    prune_graph,
 )
-from stc.engines.engine import Look, Ran, Tensor, lock_of
-from stc.errors import DeviceError, EngineError, LanguageError, NonFiniteError, SettingsError
-from stc.method.family import FrameKind, indices_of
-from stc.method.graphs import SELECT, prune_graph
 from stc.method.pruner import PrunerMemory
 from stc.program import Arrays
 from stc.runtime.answers.answer import Answer

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import memory_width
+from stc.method.graphs import memory_width
 from stc.settings import Scoring
 
 Array = NDArray[Any]
