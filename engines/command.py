@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take time: see stc.entry
-    import sys
-
-    from stc import entry
-
-    sys.exit(entry.build())
-
 import argparse
 import sys
 import time

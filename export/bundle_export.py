@@ -47,8 +47,7 @@ from stc.manifest import (
     printable,
 )
 from stc.method.graphs import vision_graphs, vision_ports
-from stc.ports import GraphPorts, language_ports
-from stc.precision import NETWORK_DTYPES
+from stc.ports import NETWORK_DTYPES, GraphPorts, language_ports
 from stc.prompts.prompt import Prompt
 from stc.settings import Settings
 

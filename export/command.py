@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take time: see stc.entry
-    import sys
-
-    from stc import entry
-
-    sys.exit(entry.export())
-
 import argparse
 import os
 import sys
@@ -143,8 +136,7 @@ def _progress(graphs: int) -> Iterator[Callable[[str], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("export", total=graphs, graph="")
 
         def tick(graph: str) -> None:

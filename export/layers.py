@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stc.method.cacher import ALWAYS, COSINE_EPS
+from stc.method.graphs import ALWAYS, COSINE_EPS
 
 M = TypeVar("M", bound=nn.Module)
 

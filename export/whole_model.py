@@ -21,10 +21,8 @@ from stc.contracts import (
     IDS,
     KEY,
     LOGITS,
-    PIXEL_VALUES,
     QUERY,
     TEXT_EMBED,
-    TOKENS,
     VALUE,
     attend_graph,
     qkv_graph,
@@ -35,6 +33,7 @@ from stc.export.graphs.written_graphs import WrittenGraphs
 from stc.manifest import LanguageSpec, Precision, VisionSpec
 from stc.method.difference import ANSWER, PIXEL, TEXT, difference, pixels_apart, whole_limit
 from stc.method.family import frame_program
+from stc.method.graphs import PIXEL_VALUES, TOKENS
 from stc.program import run_alone
 from stc.settings import KEEP_ALL, Settings
 

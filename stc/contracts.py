@@ -1,7 +1,7 @@
 """Graph contracts: the names, shapes and dtypes every graph of a bundle keeps.
 
 The one place where these names stand; exporter, engines, runtime and tests read them from here.
-The contracts of the vision graphs are in `stc.method.graphs`.
+Those of the vision graphs alone, with their contracts, are in `stc.method.graphs`.
 Shapes use the alphabet of the README: T tokens per frame, C vision width, H heads, d head width,
 M tokens recomputed, n tokens after pooling, D language width, k tokens kept, P pruner memory
 width; in the language model: m text or visual tokens of one call, Q query heads, G key/value heads,
@@ -13,27 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stc.settings import Scoring
-
 # Tensor names.
-PIXEL_VALUES = "pixel_values"
 HIDDEN = "hidden"
 HIDDEN_OUT = "hidden_out"
 KEY = "key"
-REF_KEY = "ref_key"
 VALUE = "value"
-REF_VALUE = "ref_value"
-RESIDUAL = "residual"
-REF_RESIDUAL = "ref_residual"
-SCORE = "score"
-INDICES = "indices"
 COUNT = "count"
-TOKENS = "tokens"
-HISTORY_MEAN = "history_mean"
-HISTORY_COUNT = "history_count"
-KEPT = "kept"
-KEPT_INDICES = "kept_indices"
-FRAME_MEAN = "frame_mean"
 IDS = "ids"
 QUERY = "query"
 KEYS = "keys"
@@ -104,14 +89,6 @@ HEAD_CONTRACT = Contract(
     (Port(HIDDEN, ("1", "D")),),
     (Port(LOGITS, ("1", "V"), "float32"),),
 )
-
-
-def memory_width(scoring: Scoring, width: int) -> int:
-    """P, the channels of a frame's mean that scoring `scoring` remembers, for D = `width`.
-
-    `gaussian` remembers the int(D/2) channels of lowest variance, the others all D.
-    """
-    return width // 2 if scoring == "gaussian" else width
 
 
 def language_graphs(blocks: int) -> dict[str, Contract]:

@@ -6,12 +6,19 @@ Those of the vision graphs are `stc.method.graphs.vision_ports`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from stc import contracts
 from stc.contracts import Contract, Port
 from stc.manifest import LanguageSpec, PortEntry, Precision
-from stc.precision import NETWORK_DTYPES
+
+NETWORK_DTYPES: dict[Precision, np.dtype[Any]] = {
+    "fp32": np.dtype(np.float32),
+    "fp16": np.dtype(np.float16),
+}
+"""The numpy type that `network` means in a contract, by the precision of the bundle."""
 
 
 class GraphPorts(NamedTuple):

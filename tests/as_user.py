@@ -9,6 +9,8 @@ from pathlib import Path
 
 import av
 
+from tests.own_process import script_of
+
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "tests" / "data" / "street.mp4"
 """200 frames."""
@@ -21,7 +23,7 @@ MODULES = {
     "stc-build": "stc.engines.command",
     "stc-doctor": "stc.runtime.commands.doctor",
 }
-"""Module behind each command: tests run uninstalled, too."""
+"""Module behind each command."""
 
 
 def start(
@@ -30,7 +32,7 @@ def start(
     """`command` running in `folder` with `environment` added, both outputs piped."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
-        [sys.executable, "-m", MODULES[command], *map(str, arguments)],
+        [sys.executable, *script_of(command), *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
         stdout=subprocess.PIPE,

@@ -20,7 +20,6 @@ from stc.engines.library.targets import Flavour
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.manifest import GRAPHS, WEIGHTS, DefaultSettings, FileEntry, GraphEntry, Manifest
 from stc.method.graphs import vision_graphs, vision_ports
-from stc.method.weights import ProjectorWeights, TowerWeights
 from stc.runtime.report import FrameReport
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import Frame
@@ -29,6 +28,7 @@ from stc.settings import Settings
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import VERSION, FakeTensorRt, Plan
 from tests.oracle_backend import OracleBackend
+from tests.oracle_layers import ProjectorWeights, TowerWeights
 from tests.oracle_weights import projector_weights, tower_weights
 from tests.tiny_bundle import SPEC as TINY
 from tests.tiny_bundle import provenance

@@ -14,13 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.bundles.bundle import Bundle
-from stc.contracts import INDICES, KEPT_INDICES
 from stc.engines.engine import Engine, Tensor
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.export.towers.part import VisionWeights
 from stc.method import pruner
 from stc.method.difference import selection_gap
-from stc.method.graphs import PRUNE_CONTRACT, SELECT, SELECT_CONTRACT, prune_graph
+from stc.method.graphs import (
+    INDICES,
+    KEPT_INDICES,
+    PRUNE_CONTRACT,
+    SELECT,
+    SELECT_CONTRACT,
+    prune_graph,
+)
 from stc.settings import SCORINGS, Scoring
 from tests.oracle_backend import OracleBackend, OracleEngine
 from tests.vision_cases import numpy_weights

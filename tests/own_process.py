@@ -10,6 +10,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
+def script_of(command: str) -> list[str]:
+    """What Python is given to begin `command` as its installed script does."""
+    name = command.removeprefix("stc-")
+    return ["-c", f"import sys; from stc import entry; sys.exit(entry.{name}())"]
+
+
 def run_python(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """The outcome of this interpreter with `arguments`, run from the repository's root."""
     return subprocess.run(

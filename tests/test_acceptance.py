@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stc.contracts import FRAME_MEAN, HIDDEN_OUT, INDICES, KEPT, KEPT_INDICES
+from stc.contracts import HIDDEN_OUT
 from stc.engines.accept.acceptance import Comparison, accept_engines, compared_buckets
 from stc.engines.accept.comparison import (
     Compared,
@@ -26,6 +26,7 @@ from stc.engines.engine import Engine, Tensor
 from stc.engines.library.library import CHAIN_COSINE, Chain, EngineEntry, EngineLibrary, Stamp
 from stc.engines.library.plan import Buckets, EngineSpec
 from stc.manifest import LanguageSpec, Manifest
+from stc.method.graphs import FRAME_MEAN, INDICES, KEPT, KEPT_INDICES
 from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
 from tests.oracle_backend import OracleBackend
 

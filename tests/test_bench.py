@@ -19,7 +19,7 @@ from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.open import open_video
 from stc.settings import Settings
 from tests.clips import numbered_clip
-from tests.own_process import run_python
+from tests.own_process import run_python, script_of
 from tests.vision_cases import DATA, made_up, moving_frames, oracle_tower
 
 FIGURES = {
@@ -56,7 +56,7 @@ def document_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def test_the_last_line_has_every_figure(demo_bundle: Path) -> None:
     arguments = (demo_bundle, "--frames", 8, "--video", DATA / "street.mp4")
-    document = document_of(run_python("-m", "stc.runtime.commands.bench", *arguments))
+    document = document_of(run_python(*script_of("stc-bench"), *arguments))
     assert document.keys() >= FIGURES
     assert not document.keys() & AGAINST_TORCH
     # A busy machine may make a reuse frame the slower one.

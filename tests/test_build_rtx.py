@@ -31,6 +31,7 @@ from stc.manifest import GRAPHS, MANIFEST, WEIGHTS
 from stc.settings import Settings
 from stc.shell.command import Console
 from tests.graph_files import graph_file
+from tests.own_process import script_of
 from tests.vision_cases import Exported
 
 ROOT = Path(__file__).parents[1]
@@ -163,7 +164,7 @@ def test_a_build_finishes_every_engine_it_takes_up_and_tells_the_builders_phases
 def test_a_build_goes_on_where_it_was_stopped(
     small_bundle: Path, stop: signal.Signals, code: int, said: str
 ) -> None:
-    command = [sys.executable, "-m", "stc.engines.command", str(small_bundle)]
+    command = [sys.executable, *script_of("stc-build"), str(small_bundle)]
     command += ["--target", "sm86", "--jobs", "1"]
     library = library_at(small_bundle, "sm86")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from stc.contracts import Contract
 from stc.manifest import Grid
-from stc.method import cacher
-from stc.method.cacher import pooling_matrix
 from stc.method.graphs import (
     EMBED_CONTRACT,
     KEYS_CONTRACT,
@@ -24,8 +22,9 @@ from stc.method.graphs import (
     SELECT_CONTRACT,
     UPDATE_CONTRACT,
 )
-from stc.method.weights import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
 from stc.settings import Selection, Settings
+from tests import vision_oracle as oracle
+from tests.oracle_layers import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
 from tests.oracle_stream import BlockReference, blank_reference, forward
 from tests.oracle_weights import projector_weights, tower_weights
 from tests.squares import square_grid
@@ -151,24 +150,24 @@ def test_reuse_frame_hands_its_references_on_unchanged(tower: TowerWeights, fram
 
 
 def test_update_of_every_token_reads_no_reference(tower: TowerWeights, frames: Array) -> None:
-    hidden = cacher.embed(tower.embed, frames[0])
+    hidden = oracle.embed(tower.embed, frames[0])
     block = tower.blocks[0]
     blank = blank_reference(block, hidden)
-    key, _ = cacher.keys(block, hidden, blank.key)
+    key, _ = oracle.keys(block, hidden, blank.key)
     everything = np.arange(len(hidden))
-    expected = cacher.update(block, hidden, key, blank.value, blank.residual, everything)
+    expected = oracle.update(block, hidden, key, blank.value, blank.residual, everything)
     spoilt = BlockReference(blank.key, blank.value + np.nan, blank.residual + np.nan)
-    got = cacher.update(block, hidden, key, spoilt.value, spoilt.residual, everything)
+    got = oracle.update(block, hidden, key, spoilt.value, spoilt.residual, everything)
     for array, same in zip(got, expected, strict=True):
         np.testing.assert_array_equal(array, same)
 
 
 def test_score_is_the_cosine_over_all_heads(tower: TowerWeights, frames: Array) -> None:
-    hidden = cacher.embed(tower.embed, frames[0])
+    hidden = oracle.embed(tower.embed, frames[0])
     block = tower.blocks[0]
     ref_key = np.random.default_rng(1).normal(size=blank_reference(block, hidden).key.shape)
     ref_key[:, 5] = 0
-    key, score = cacher.keys(block, hidden, ref_key)
+    key, score = oracle.keys(block, hidden, ref_key)
     for token, cosine in enumerate(score):
         a, b = key[:, token].ravel(), ref_key[:, token].ravel()
         expected = 0.0 if token == 5 else a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
@@ -181,13 +180,13 @@ def test_select_takes_the_lowest_and_of_equals_the_lower_index(
 ) -> None:
     count = data.draw(st.integers(1, len(scores)))
     expected = sorted(sorted(range(len(scores)), key=lambda token: (scores[token], token))[:count])
-    assert cacher.select(np.array(scores, np.float32), count).tolist() == expected
+    assert oracle.select(np.array(scores, np.float32), count).tolist() == expected
 
 
 @pytest.mark.parametrize("count", [0, 5, -1])
 def test_select_refuses_a_count_outside_the_frame(count: int) -> None:
     with pytest.raises(ValueError, match="of 4 tokens"):
-        cacher.select(np.zeros(4, np.float32), count)
+        oracle.select(np.zeros(4, np.float32), count)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -212,16 +211,16 @@ def test_functions_keep_the_graphs_contracts(frames: Array, dtype: type[np.float
             expected = np.dtype(dtype if port.dtype == "network" else port.dtype)
             assert array.dtype == expected, port.name
 
-    hidden = cacher.embed(weights.embed, frames[0])
+    hidden = oracle.embed(weights.embed, frames[0])
     check(EMBED_CONTRACT, hidden)
     blank = blank_reference(block, hidden)
-    key, score = cacher.keys(block, hidden, blank.key)
+    key, score = oracle.keys(block, hidden, blank.key)
     check(KEYS_CONTRACT, key, score)
-    indices = cacher.select(score, 6)
+    indices = oracle.select(score, 6)
     check(SELECT_CONTRACT, indices)
-    outputs = cacher.update(block, hidden, key, blank.value, blank.residual, indices)
+    outputs = oracle.update(block, hidden, key, blank.value, blank.residual, indices)
     check(UPDATE_CONTRACT, *outputs)
-    check(PROJECT_CONTRACT, cacher.project(projector, hidden))
+    check(PROJECT_CONTRACT, oracle.project(projector, hidden))
 
 
 GRIDS = [
@@ -239,7 +238,7 @@ def test_pooling_matrix_equals_torchs_interpolate(grid: Grid) -> None:
     expected = torch.nn.functional.interpolate(
         identity, size=size, mode="bilinear", align_corners=False
     )
-    matrix = pooling_matrix(grid)
+    matrix = oracle.pooling_matrix(grid)
     assert matrix.dtype == np.float32
     assert not matrix[:, : grid.prefix_tokens].any()
     expected = expected.reshape(grid.patches, -1).T.numpy()
@@ -248,7 +247,7 @@ def test_pooling_matrix_equals_torchs_interpolate(grid: Grid) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_pooling_keeps_a_constant_frame(grid: Grid) -> None:
-    np.testing.assert_allclose(pooling_matrix(grid).sum(axis=1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(oracle.pooling_matrix(grid).sum(axis=1), 1.0, atol=1e-6)
 
 
 def test_project_equals_torchs_projector_and_interpolate() -> None:
@@ -263,7 +262,7 @@ def test_project_equals_torchs_projector_and_interpolate() -> None:
     middle = functional.gelu(functional.linear(torch.from_numpy(hidden), *first))
     grid = functional.linear(middle, *second).T.reshape(1, 10, 7, 7)
     expected = functional.interpolate(grid, size=(4, 4), mode="bilinear", align_corners=False)
-    tokens = cacher.project(weights, hidden)
+    tokens = oracle.project(weights, hidden)
     np.testing.assert_allclose(tokens, expected.reshape(10, 16).T.numpy(), rtol=1e-5, atol=1e-5)
 
 
@@ -278,7 +277,7 @@ def test_embed_cuts_off_what_does_not_fill_a_patch() -> None:
         *map(torch.from_numpy, (pixels[None], weights.patch, weights.bias)), stride=4
     )
     expected = patches.reshape(5, 4).T.numpy() + weights.position
-    np.testing.assert_allclose(cacher.embed(weights, pixels), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(oracle.embed(weights, pixels), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))

@@ -25,6 +25,7 @@ from stc.runtime.stream import run as stream_run
 from stc.runtime.video.source.source import Frame, VideoSource
 from tests.as_user import ROOT
 from tests.language_cases import language_case
+from tests.own_process import script_of
 from tests.test_run_questions import QUESTION, VIDEO, run
 from tests.vision_cases import moving_frames
 
@@ -198,7 +199,7 @@ def test_the_terminal_is_whole_after_an_answer_at_the_end(tmp_path: Path) -> Non
     bundle = language_case().bundle.root
     ours, theirs = pty.openpty()
     flags = ["--video", VIDEO, "--frames", "3", "--ask", QUESTION, "--max-new-tokens", "2"]
-    command = [sys.executable, "-m", "stc.runtime.commands.run", str(bundle), *flags]
+    command = [sys.executable, *script_of("stc-run"), str(bundle), *flags]
     with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         said = _read_until(ours, "tokens/s")
@@ -212,7 +213,7 @@ def test_a_terminal_shows_a_sign_and_answers_what_is_typed(tmp_path: Path) -> No
     bundle = language_case().bundle.root
     ours, theirs = pty.openpty()
     flags = ["--video", VIDEO, "--frames", "3", "--chat", "--max-new-tokens", "2"]
-    command = [sys.executable, "-m", "stc.runtime.commands.run", str(bundle), *flags]
+    command = [sys.executable, *script_of("stc-run"), str(bundle), *flags]
     with subprocess.Popen(command, cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         said = _read_until(ours, SIGN)

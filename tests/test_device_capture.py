@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stc.contracts import HIDDEN, PIXEL_VALUES
+from stc.contracts import HIDDEN
 from stc.engines.gpu.tensor import DeviceTensor
 from stc.errors import EngineError
-from stc.method.graphs import EMBED
+from stc.method.graphs import EMBED, PIXEL_VALUES
 from tests.device_cases import (
     SETTINGS,
     SPEC,

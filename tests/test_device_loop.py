@@ -12,22 +12,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stc.contracts import (
-    COUNT,
-    HIDDEN,
+from stc.contracts import COUNT, HIDDEN, KEY
+from stc.engines.library.plan import Buckets
+from stc.engines.library.targets import FLAVOURS, Flavour
+from stc.errors import EngineError
+from stc.method.family import frame_program
+from stc.method.graphs import (
+    EMBED,
     INDICES,
-    KEY,
     PIXEL_VALUES,
     REF_KEY,
     REF_RESIDUAL,
     REF_VALUE,
     SCORE,
+    SELECT,
 )
-from stc.engines.library.plan import Buckets
-from stc.engines.library.targets import FLAVOURS, Flavour
-from stc.errors import EngineError
-from stc.method.family import frame_program
-from stc.method.graphs import EMBED, SELECT
 from tests.device_cases import (
     BUCKETS,
     SETTINGS,

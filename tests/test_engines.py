@@ -14,13 +14,13 @@ import pytest
 from numpy.typing import NDArray
 
 from stc import contracts
-from stc.contracts import HIDDEN, INDICES, KEY, REF_KEY, SCORE
+from stc.contracts import HIDDEN, KEY
 from stc.engines.engine import Backend
 from stc.engines.onnxruntime_backend import (
     OnnxRuntimeBackend,
 )
 from stc.errors import BundleError, EngineError
-from stc.method.graphs import SELECT, keys_graph
+from stc.method.graphs import INDICES, REF_KEY, SCORE, SELECT, keys_graph
 from tests.graph_files import graph_file
 from tests.oracle_backend import OracleBackend
 from tests.vision_cases import GOLDEN, Exported, numpy_weights

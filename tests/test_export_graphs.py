@@ -31,7 +31,7 @@ from stc.export.made_up.synthetic import RandomCheckpoint
 from stc.export.models.llava_onevision import VisionModel, projector_shapes
 from stc.export.towers.siglip.tower import SIGLIP, Keys, Update
 from stc.manifest import WEIGHTS
-from stc.method.graphs import keys_graph, prune_graph, update_graph, vision_graphs
+from stc.method.graphs import keys_graph, memory_width, prune_graph, update_graph, vision_graphs
 from stc.onnx_files.operators import PORTABLE_OPS
 from stc.settings import SCORINGS
 from tests.graph_files import graph_file
@@ -146,8 +146,7 @@ def sizes_of(bundle: Bundle, graph: str) -> dict[str, int]:
     """Sizes by symbol; P is that of the graph's scoring. M, k, m and S are free."""
     spec, language = bundle.manifest.vision, bundle.manifest.language
     memory = {
-        prune_graph(scoring): contracts.memory_width(scoring, spec.language_width)
-        for scoring in SCORINGS
+        prune_graph(scoring): memory_width(scoring, spec.language_width) for scoring in SCORINGS
     }
     sizes = {
         "1": 1,

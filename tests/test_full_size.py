@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from stc.export.graphs.int4_graphs import INT4_WEIGHTS
+from tests.own_process import script_of
 
 ROOT = Path(__file__).parents[1]
 CLIP = ROOT / "tests" / "data" / "street.mp4"
@@ -24,9 +25,9 @@ CLIP = ROOT / "tests" / "data" / "street.mp4"
 pytestmark = pytest.mark.slow
 
 
-def command(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def command(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, *script_of(name), *map(str, arguments)],
         cwd=ROOT,
         check=True,
         stdout=subprocess.PIPE,
@@ -44,7 +45,7 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     bundle = tmp_path_factory.mktemp("full-size") / "bundle"
     start = time.perf_counter()
     command(
-        "stc.export.command",
+        "stc-export",
         "--model",
         "llava-ov",
         "--random-weights",
@@ -81,9 +82,7 @@ def test_full_size_bundle_is_hardly_larger_than_its_weights(full_size: Path) -> 
 
 
 def test_full_size_reuse_frame_costs_a_third_of_a_reference_frame(full_size: Path) -> None:
-    figures = last_json(
-        command("stc.runtime.commands.bench", full_size, "--video", CLIP, "--frames", 12)
-    )
+    figures = last_json(command("stc-bench", full_size, "--video", CLIP, "--frames", 12))
     print(json.dumps(figures))
     # The floor is 0.31; on a quiet machine 0.34 is held (docs/log.md).
     assert figures["reuse_over_reference"] <= 0.45
@@ -94,9 +93,7 @@ def test_full_size_reuse_frame_costs_a_third_of_a_reference_frame(full_size: Pat
 
 def test_full_size_prefill_is_cut_by_what_is_not_kept(full_size: Path) -> None:
     against = ["--against", "torch", "--against", "int4"]
-    figures = last_json(
-        command("stc.runtime.commands.bench", full_size, "--prefill", "--frames", 5, *against)
-    )
+    figures = last_json(command("stc-bench", full_size, "--prefill", "--frames", 5, *against))
     print(json.dumps(figures))
     assert (figures["tokens_keep_all"], figures["tokens_preset"]) == (196, 58)
     assert figures["context"] == 1000
@@ -111,8 +108,6 @@ def test_full_size_prefill_is_cut_by_what_is_not_kept(full_size: Path) -> None:
 
 def test_full_size_bundle_equals_pytorch(full_size: Path) -> None:
     figures = last_json(
-        command(
-            "stc.runtime.commands.parity", full_size, "--video", CLIP, "--frames", 2, "--json", "-"
-        )
+        command("stc-parity", full_size, "--video", CLIP, "--frames", 2, "--json", "-")
     )
     assert figures["passed"], [row for row in figures["rows"] if not row["passed"]]

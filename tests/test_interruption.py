@@ -16,7 +16,8 @@ import pytest
 
 from stc.shell import command
 from stc.shell.command import uninterrupted
-from tests.as_user import CLIP, MODULES, ROOT, frames_of, run, standing, start
+from tests.as_user import CLIP, ROOT, frames_of, run, standing, start
+from tests.own_process import script_of
 
 ON_TERMINAL = """
 import fcntl, os, sys, termios
@@ -127,7 +128,8 @@ def test_a_stop_that_is_ignored_stays_ignored() -> None:
 
 def test_a_terminal_that_is_closed_costs_no_results(demo_bundle: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    words = ["-m", MODULES["stc-run"], demo_bundle, "--video", CLIP, "--json", tmp_path / "o.json"]
+    flags = ["--video", CLIP, "--json", tmp_path / "o.json"]
+    words = [*script_of("stc-run"), demo_bundle, *flags]
     process = subprocess.Popen(
         [sys.executable, "-c", ON_TERMINAL, *map(str, words)],
         cwd=ROOT,

@@ -16,11 +16,10 @@ import pytest
 from PIL import Image
 
 from stc.bundles.bundle import Bundle
-from stc.contracts import TOKENS
 from stc.export.graphs.torch_graphs import TorchGraphs
 from stc.export.models.llava_onevision import VisionModel
 from stc.export.models.reference import TorchVision
-from stc.method.graphs import EMBED, vision_graphs
+from stc.method.graphs import EMBED, TOKENS, vision_graphs
 from stc.runtime.commands import run as run_command
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.parity.sides import TowerStream

@@ -19,16 +19,24 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stc import contracts
-from stc.contracts import COUNT, FRAME_MEAN, HISTORY_COUNT, HISTORY_MEAN, KEPT_INDICES, TOKENS
+from stc.contracts import COUNT
 from stc.engines.onnxruntime_backend import OnnxRuntimeEngine
 from stc.export.choices import Prune
 from stc.export.graphs.vision import GraphWriter
 from stc.export.graphs.weights_file import WeightsFile
 from stc.export.models.reference import TorchVision
-from stc.method import pruner
 from stc.method.difference import difference
-from stc.method.graphs import PRUNE_CONTRACT, prune_graph, vision_graphs
+from stc.method.graphs import (
+    FRAME_MEAN,
+    HISTORY_COUNT,
+    HISTORY_MEAN,
+    KEPT_INDICES,
+    PRUNE_CONTRACT,
+    TOKENS,
+    memory_width,
+    prune_graph,
+    vision_graphs,
+)
 from stc.method.pruner import PrunerMemory
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.parity.vision import compare_graphs, compare_streams
@@ -37,6 +45,7 @@ from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import KEEP_ALL, SCORINGS, SELECTIONS, Selection, Settings
+from tests import vision_oracle as oracle
 from tests.following import Following, Leading
 from tests.oracle_stream import forward
 from tests.rungs import RUNGS, torch_graphs
@@ -128,7 +137,7 @@ Pruning = Callable[[Array, Array, float], tuple[Array, Array]]
 
 def prune_by_oracle(_: Path, features: Array, count: int) -> Pruning:
     def prune(tokens: Array, mean: Array, frames: float) -> tuple[Array, Array]:
-        pruned = pruner.prune("gaussian", tokens, mean, frames, count)
+        pruned = oracle.prune("gaussian", tokens, mean, frames, count)
         return pruned.kept_indices, pruned.frame_mean
 
     return prune
@@ -145,7 +154,7 @@ def prune_by_torch(_: Path, features: Array, count: int) -> Pruning:
 
 def prune_by_onnxruntime(folder: Path, features: Array, count: int) -> Pruning:
     name = prune_graph("gaussian")
-    memory = contracts.memory_width("gaussian", features.shape[2])
+    memory = memory_width("gaussian", features.shape[2])
     example = torch.from_numpy(features[0]), torch.rand(memory), torch.ones(1)
     with WeightsFile(folder / "weights.bin") as weights:
         writer = GraphWriter(folder, weights, "fp32", (), lambda _: None)

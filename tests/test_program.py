@@ -257,7 +257,6 @@ FAMILY = {
     "stc/method/family.py": "the family",
     "stc/method/graphs.py": "its graphs",
     "export/towers/siglip/tower.py": "its modules, by graph",
-    "stc/method/cacher.py": "the numpy oracle",
     "export/models/reference.py": "the PyTorch reference",
 }
 BOTH = (r"keys_graph|KEYS_CONTRACT|\bKeys\b|\"keys\"", r"update_graph|UPDATE_CONTRACT|\bUpdate\b")

@@ -13,9 +13,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stc import contracts
-from stc.method.pruner import PrunerMemory, novelty, prune
+from stc.method.graphs import memory_width
+from stc.method.pruner import PrunerMemory, novelty
 from stc.settings import SCORINGS, Scoring
+from tests.vision_oracle import prune
 
 Array = NDArray[Any]
 
@@ -107,7 +108,7 @@ def test_gaussian_is_the_density_at_the_centre_and_at_the_mean_of_all_frames(fix
 @scorings
 def test_history_of_no_frames_is_not_read(scoring: Scoring) -> None:
     tokens = random_tokens(1)
-    width = contracts.memory_width(scoring, 8)
+    width = memory_width(scoring, 8)
     expected, _ = novelty(scoring, tokens, np.zeros(width, np.float32), 0)
     got, _ = novelty(scoring, tokens, np.full(width, np.nan, np.float32), 0)
     np.testing.assert_array_equal(got, expected)
@@ -121,7 +122,7 @@ def test_kept_tokens_follow_a_permutation_of_the_frame(
     tokens = random_tokens(seed, pooled)
     count = data.draw(st.integers(1, pooled))
     order = np.array(data.draw(st.permutations(range(pooled))))
-    history = random_tokens(seed + 1)[0, : contracts.memory_width(scoring, 8)]
+    history = random_tokens(seed + 1)[0, : memory_width(scoring, 8)]
     frames = data.draw(st.sampled_from([0.0, 1.0, 7.0]))
     scores, _ = novelty(scoring, tokens, history, frames)
     ranked = np.sort(scores)[::-1]
@@ -141,7 +142,7 @@ def test_exactly_k_tokens_are_kept_in_order(
 ) -> None:
     tokens = random_tokens(pooled, pooled).astype(np.float16 if half else np.float32)
     count = data.draw(st.integers(1, pooled))
-    width = contracts.memory_width(scoring, 8)
+    width = memory_width(scoring, 8)
     kept, kept_indices, frame_mean = prune(scoring, tokens, np.zeros(width), 0, count)
     assert kept_indices.dtype == np.int64
     assert len(kept_indices) == count
@@ -155,7 +156,7 @@ def test_exactly_k_tokens_are_kept_in_order(
 @scorings
 def test_of_equal_tokens_the_first_are_kept(scoring: Scoring) -> None:
     tokens = np.tile(random_tokens(3)[:1].astype(np.float32), (13, 1))
-    width = contracts.memory_width(scoring, 8)
+    width = memory_width(scoring, 8)
     history = np.linspace(1, 2, width, dtype=np.float32)
     assert prune(scoring, tokens, history, 3, 5).kept_indices.tolist() == [0, 1, 2, 3, 4]
 
@@ -163,14 +164,14 @@ def test_of_equal_tokens_the_first_are_kept(scoring: Scoring) -> None:
 @scorings
 def test_keeping_every_token_keeps_the_frame(scoring: Scoring) -> None:
     tokens = random_tokens(4)
-    history = np.ones(contracts.memory_width(scoring, 8))
+    history = np.ones(memory_width(scoring, 8))
     np.testing.assert_array_equal(prune(scoring, tokens, history, 1, 12).kept, tokens)
 
 
 @scorings
 @pytest.mark.parametrize("count", [0, 13, -1])
 def test_a_count_outside_the_frame_is_refused(scoring: Scoring, count: int) -> None:
-    history = np.zeros(contracts.memory_width(scoring, 8))
+    history = np.zeros(memory_width(scoring, 8))
     with pytest.raises(ValueError, match="of 12 tokens"):
         prune(scoring, random_tokens(0), history, 0, count)
 
@@ -204,7 +205,7 @@ def test_gaussian_remembers_the_mean_of_all_frames(scoring: Scoring) -> None:
 @scorings
 def test_memory_does_not_grow(scoring: Scoring) -> None:
     memory = PrunerMemory(scoring, 8, window=5)
-    mean = np.ones(contracts.memory_width(scoring, 8), np.float32)
+    mean = np.ones(memory_width(scoring, 8), np.float32)
     sizes = []
     for _ in range(2000):
         memory.push(mean)
@@ -215,7 +216,7 @@ def test_memory_does_not_grow(scoring: Scoring) -> None:
 @scorings
 def test_memory_starts_empty_and_shares_no_array(scoring: Scoring) -> None:
     memory = PrunerMemory(scoring, 8, window=2)
-    width = contracts.memory_width(scoring, 8)
+    width = memory_width(scoring, 8)
     assert memory.count == 0
     np.testing.assert_array_equal(memory.mean, np.zeros(width, np.float32))
 

@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stc.contracts import TOKENS
 from stc.errors import EngineError, NonFiniteError, VideoError
 from stc.manifest import Precision
-from stc.method.graphs import EMBED, PROJECT, keys_graph, update_graph
-from stc.method.weights import ProjectorWeights, TowerWeights
-from stc.precision import NETWORK_DTYPES
+from stc.method.graphs import EMBED, PROJECT, TOKENS, keys_graph, update_graph
+from stc.ports import NETWORK_DTYPES
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SCORINGS, Scoring
 from tests.oracle_backend import OracleBackend
+from tests.oracle_layers import ProjectorWeights, TowerWeights
 from tests.session_case import SETTINGS, WEIGHTS, assert_equal
 from tests.unreliable import Unreliable
 from tests.vision_cases import moving_frames, numpy_weights, oracle_tower

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stc.errors import SettingsError
-from stc.method.pruner import PrunerMemory, prune
+from stc.method.pruner import PrunerMemory
 from stc.runtime.report import STAGES, FrameReport
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import Frame
@@ -20,6 +20,7 @@ from stc.settings import SCORINGS, Scoring, Settings
 from tests.session_case import SETTINGS, WEIGHTS, assert_equal, pushed
 from tests.unreliable import Unreliable
 from tests.vision_cases import Exported, moving_frames, numpy_weights, oracle_tower
+from tests.vision_oracle import prune
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_every_source_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     for name, text in (
         ("export/graphs/trace.py", "a"),
         ("export/graphs/trace.py", "b"),
-        ("stc/method/cacher.py", ""),
+        ("stc/method/pruner.py", ""),
     ):
         (tmp_path / name).write_text(text)
         digests.add(trace_cache.sources.__wrapped__())

@@ -9,8 +9,8 @@ from numpy.typing import DTypeLike
 
 from stc.engines.engine import Engine, Tensor
 from stc.errors import EngineError
-from stc.method.weights import ProjectorWeights, TowerWeights
 from tests.oracle_backend import OracleBackend
+from tests.oracle_layers import ProjectorWeights, TowerWeights
 
 
 class Failing:

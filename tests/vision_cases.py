@@ -20,11 +20,11 @@ from stc.export.models.llava_onevision import projector_shapes
 from stc.export.towers.part import TowerPart, VisionWeights
 from stc.export.towers.siglip.tower import SIGLIP
 from stc.manifest import Precision, VisionSpec
-from stc.method.weights import ProjectorWeights, TowerWeights
 from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.oracle_backend import OracleBackend
+from tests.oracle_layers import ProjectorWeights, TowerWeights
 from tests.oracle_weights import projector_weights, tower_weights
 from tests.squares import square
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import IDS, INDICES, KEY_POSITIONS, QUERY_POSITIONS, TOKENS
+from stc.contracts import IDS, KEY_POSITIONS, QUERY_POSITIONS
 from stc.engines.library.plan import Buckets, EngineSpec, Sizes, shape_at
 from stc.manifest import Manifest, PortEntry
 from stc.method.difference import Difference, difference, judged
 from stc.method.family import PROJECTING, changed_frames, check_program
+from stc.method.graphs import INDICES, TOKENS
 from stc.program import Arrays, Call, Side, run_paired
 
 Tick = Callable[[str], None]

@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from stc.engines.build.compile import Recipe, compile_engine
+from stc.engines.gpu.cuda import stated_bytes
 from stc.engines.library.library import EngineLibrary
 from stc.engines.library.targets import Flavour, load_tensorrt
 from stc.errors import EngineError, StcError
@@ -95,15 +96,9 @@ def _build(flavour: Flavour, job: Job, owner: Connection) -> Outcome:
         failure = str(error).removeprefix(f"{job.recipe.spec.graph}: ")
     except OSError as error:
         failure = f"{job.library.folder}: cannot be written ({error.strerror})"
-    return Outcome(file, failure, time.perf_counter() - begin, _peak_rss_bytes())
-
-
-def _peak_rss_bytes() -> int:
-    """Of this program alone; getrusage would tell that of the process that started it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    # Of this program alone; getrusage would tell that of the process that started it.
+    peak_rss_bytes = stated_bytes(Path("/proc/self/status"), "VmHWM")
+    return Outcome(file, failure, time.perf_counter() - begin, peak_rss_bytes)
 
 
 class BuildProgress(Progress):
@@ -119,7 +114,6 @@ class BuildProgress(Progress):
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=console,
-            disable=not console.is_terminal,
         )
         self._all = self.add_task("engines", total=engines)
         self._lines: dict[str, TaskID] = {}

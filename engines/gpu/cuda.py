@@ -123,7 +123,14 @@ def _told_by(file: Path) -> str:
 
 def available_host_bytes() -> int:
     """Memory the kernel can give to processes without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+    if available := stated_bytes(Path("/proc/meminfo"), "MemAvailable"):
+        return available
     raise DeviceError("/proc/meminfo", "has no MemAvailable")
+
+
+def stated_bytes(file: Path, field: str) -> int:
+    """What `field` of a file of /proc says, which is in kB there; 0 where there is none."""
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0

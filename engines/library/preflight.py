@@ -20,7 +20,7 @@ from stc.engines.library.targets import GIB
 from stc.errors import EngineError
 from stc.manifest import LANGUAGE_WEIGHTS, WEIGHTS, Manifest, Precision
 from stc.method.family import stream_programs
-from stc.precision import NETWORK_DTYPES
+from stc.ports import NETWORK_DTYPES
 
 MIB = 1 << 20
 

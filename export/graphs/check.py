@@ -60,7 +60,7 @@ class GraphCheck:
         torch_graphs = TorchGraphs({self.graph: self.contract}, lambda *_: module, half=half)
         expected, got = torch_graphs.run(self.graph, feed), self.run(feed)
         for name, values in expected.items():
-            self.judge(name, values, got[name], partial(torch_graphs.moved, self.graph, feed))
+            self.judge(name, values, got[name], partial(torch_graphs.run, self.graph, feed))
         return tuple(map(torch.from_numpy, expected.values()))
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -30,7 +30,7 @@ from stc.export.graphs.vision import INT4, graph_file
 from stc.export.graphs.weights_file import Span, WeightsFile
 from stc.manifest import GRAPHS, Group, LanguageSpec, Precision
 from stc.onnx_files.operators import INT4_PRODUCT, OWN_ATTRIBUTES, RUNTIME_DOMAIN
-from stc.precision import NETWORK_DTYPES
+from stc.ports import NETWORK_DTYPES
 
 OPERATOR, DOMAIN = INT4_PRODUCT, RUNTIME_DOMAIN
 ZERO = 8

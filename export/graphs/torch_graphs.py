@@ -40,23 +40,12 @@ class TorchGraphs:
         self._made = made
         self._held: dict[tuple[str, int], nn.Module] = {}
 
-    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Arrays:
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]], rounding: float = 0.0) -> Arrays:
         """The outputs of `graph` for `inputs`, by the contract's names.
 
-        Raises ExportError for a graph that the checkpoint does not have.
+        Every float input is moved to where `rounding` might as well have put it. Raises ExportError
+        for a graph that the checkpoint does not have.
         """
-        return self._outputs(graph, inputs, 0.0)
-
-    def moved(self, graph: str, inputs: Mapping[str, NDArray[Any]], rounding: float) -> Arrays:
-        """The same, every float input moved to where `rounding` might as well have put it."""
-        return self._outputs(graph, inputs, rounding)
-
-    def end(self, graph: str) -> None:
-        """Its modules leave memory."""
-        for key in [key for key in self._held if key[0] == graph]:
-            del self._held[key]
-
-    def _outputs(self, graph: str, inputs: Mapping[str, NDArray[Any]], rounding: float) -> Arrays:
         if graph not in self._contracts:
             raise ExportError(graph, "no such graph in this checkpoint")
         tensors = []
@@ -80,3 +69,8 @@ class TorchGraphs:
         outputs = result if isinstance(result, tuple) else (result,)
         names = (port.name for port in self._contracts[graph].outputs)
         return {name: value.numpy() for name, value in zip(names, outputs, strict=True)}
+
+    def end(self, graph: str) -> None:
+        """Its modules leave memory."""
+        for key in [key for key in self._held if key[0] == graph]:
+            del self._held[key]

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from torch import Tensor, nn
 
-from stc.contracts import COUNT, TOKENS, Contract, Port, memory_width
+from stc.contracts import COUNT, Contract, Port
 from stc.errors import ExportError
 from stc.export.graphs.check import GraphCheck
 from stc.export.graphs.torch_graphs import TorchGraphs
@@ -27,7 +27,7 @@ from stc.export.models.llava_onevision import VisionModel
 from stc.manifest import Precision, VisionSpec
 from stc.method.difference import judged
 from stc.method.family import changed_frames, check_program, history_of, prune_program
-from stc.method.graphs import kind_of, vision_graphs
+from stc.method.graphs import TOKENS, kind_of, memory_width, vision_graphs
 from stc.program import Arrays, Call, run_paired
 from stc.settings import SCORINGS, Settings
 
@@ -142,7 +142,7 @@ def write_graphs(writer: GraphWriter, model: VisionModel, settings: Settings) ->
     def judge(call: Call, inputs: Arrays, expected: Arrays, got: Arrays) -> None:
         for one in judged(call.graph, inputs, expected, got):
             if one.gap is None:
-                moved = partial(torch_graphs.moved, call.graph, inputs)
+                moved = partial(torch_graphs.run, call.graph, inputs)
                 written.checks[call.graph].judge(one.output, one.expected, one.got, moved)
             elif not one.gap <= RANK_GAP:
                 got_gap = f"a choice {one.gap:.3g} worse than the best"

@@ -23,7 +23,7 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
 from stc.export.layers import load_parameters
 from stc.export.towers.part import VisionWeights
 from stc.manifest import VisionSpec
-from stc.method.cacher import ALWAYS
+from stc.method.graphs import ALWAYS
 from stc.settings import Selection
 
 

@@ -5,15 +5,7 @@ The tower is measured at reference interval 4 unless --reference-interval or --p
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take time: see stc.entry
-    import sys
-
-    from stc import entry
-
-    sys.exit(entry.bench())
-
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -141,7 +133,7 @@ def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         for _ in range(WARM_UP):
             bench.measure()
         bench.forget()
-        with _progress() as progress:
+        with Progress(console=Console(stderr=True)) as progress:
             for _ in progress.track(range(flags.frames)):
                 bench.measure()
     variants, used = bundle.manifest.variants, {flags.weights, *models}
@@ -182,7 +174,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     bench = Bench(session)
     frames = cycle(shown)
     warming = session.runner.warm_up_runs * chosen.reference_interval
-    with _progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:
         for frame in progress.track(islice(frames, warming), warming, description="Warming up"):
             session.push(frame)
     rss = peak_rss_bytes()
@@ -193,7 +185,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
             for frame in islice(frames, chosen.reference_interval):
                 bench.measure(frame, stream)
             bench = Bench(session)
-        with _progress() as progress:
+        with Progress(console=Console(stderr=True)) as progress:
             for frame in progress.track(islice(frames, flags.frames), flags.frames):
                 bench.measure(frame, stream)
     return {
@@ -209,12 +201,6 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         **_gpu(session),
         "machine": machine_facts(),
     }
-
-
-def _progress() -> Progress:
-    """A bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    return Progress(console=console, disable=not console.is_terminal)
 
 
 def _gpu(session: StreamSession) -> dict[str, Any]:

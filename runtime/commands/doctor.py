@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take time: see stc.entry
-    import sys
-
-    from stc import entry
-
-    sys.exit(entry.doctor())
-
 import argparse
+import importlib
 import json
 import platform
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import stc
 from stc import optional
 from stc.bundles.bundle import Bundle
 from stc.engines.build.build import this_target
-from stc.engines.gpu.cuda import DeviceFacts, available_host_bytes, device_facts, load_cuda
+from stc.engines.gpu.cuda import (
+    DeviceFacts,
+    available_host_bytes,
+    device_facts,
+    load_cuda,
+    stated_bytes,
+)
 from stc.engines.library.plan import context_rows
 from stc.engines.library.targets import FLAVOURS, GIB, Flavour, load_tensorrt, targets_of
 from stc.engines.open_tensorrt import built_target, check_memory, find_engines, refusal
@@ -130,7 +129,13 @@ def diagnose(
     """
     cuda, device = _gpu()
     flavours = [_flavour(flavour, device) for flavour in FLAVOURS]
-    runtime, onnxruntime = _onnxruntime()
+    needed = "--backend onnxruntime, and accepting engines"
+    installs = "pip install onnxruntime"
+    runtime = _package("onnxruntime", "onnxruntime", "onnxruntime", installs, needed)
+    if runtime.fine:
+        providers = importlib.import_module("onnxruntime").get_available_providers()
+        shown = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
+        runtime = replace(runtime, found=f"{runtime.found}, {shown}")
     findings = [
         Finding("Python", platform.python_version()),
         Finding("stc", stc.__version__),
@@ -146,7 +151,7 @@ def diagnose(
         _package("tokenizers", "tokenizers", "tokenizers", LANGUAGE, "stc-run --ask"),
         _package("jinja2", "jinja2", "chat templates", LANGUAGE, "stc-run --ask"),
     ]
-    backends = ["onnxruntime"] if onnxruntime else []
+    backends = ["onnxruntime"] if runtime.fine else []
     backends += [flavour for flavour, (_, usable) in zip(FLAVOURS, flavours, strict=True) if usable]
     if bundle is not None:
         found, unusable = _bundle(bundle, verify, backends, device)
@@ -200,18 +205,6 @@ def _flavour(flavour: Flavour, device: DeviceFacts | None) -> tuple[Finding, boo
     return Finding(flavour, f"{tensorrt.version}{profiles}"), True
 
 
-def _onnxruntime() -> tuple[Finding, bool]:
-    needed = "--backend onnxruntime, and accepting engines"
-    fix = "pip install onnxruntime"
-    try:
-        onnxruntime = optional.load("onnxruntime", "onnxruntime", subject="onnxruntime", fix=fix)
-    except EngineError as error:
-        return Finding("onnxruntime", error.got, error.fix, needed), False
-    providers = onnxruntime.get_available_providers()
-    shown = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
-    return Finding("onnxruntime", f"{onnxruntime.__version__}, {shown}"), True
-
-
 def _package(
     module: str, package: str, subject: str, fix: str, needed_for: str, *, vital: bool = False
 ) -> Finding:
@@ -241,18 +234,11 @@ def _board(system: Path, device: DeviceFacts | None) -> list[Finding]:
         fix = f"sudo nvpmodel -m {fastest}" if held_back else ""
         findings.append(Finding("power mode", found, fix, "full speed"))
     if device is not None and device.unified and device.total_bytes <= SMALL_BOARD_BYTES:
-        swap_bytes = _swap_bytes(system)
+        swap_bytes = stated_bytes(system / "proc/meminfo", "SwapTotal")
         found = f"{swap_bytes / GIB:.1f} GiB, {available_host_bytes() / GIB:.1f} GiB of memory free"
         fix = "" if swap_bytes >= 4 * GIB else ADD_SWAP
         findings.append(Finding("swap", found, fix, "building on a board of 8 GB"))
     return findings
-
-
-def _swap_bytes(system: Path) -> int:
-    for line in (system / "proc/meminfo").read_text().splitlines():
-        if line.startswith("SwapTotal:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def _bundle(

@@ -6,20 +6,12 @@ are compared with ONNX Runtime on the same graphs.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports, which take time: see stc.entry
-    import sys
-
-    from stc import entry
-
-    sys.exit(entry.parity())
-
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +22,6 @@ from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import LanguageError, SettingsError, VideoError
 from stc.manifest import Manifest
 from stc.method.graphs import vision_graphs
-from stc.program import Side
 from stc.prompts.prompt import Prompt
 from stc.runtime.answers.stream_language import open_model
 from stc.runtime.bench.bench import ENOUGH, measure_latency
@@ -65,9 +56,6 @@ from stc.shell import command
 from stc.shell.command import Console, stdout_outlived
 from stc.shell.progress import Progress
 from stc.shell.ranges import whole_flag
-
-if TYPE_CHECKING:
-    from stc.runtime.parity.sides import TorchVision
 
 MODES = 3
 """dense, layerwise, shared."""
@@ -131,25 +119,18 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     context = CONTEXTS[0] if with_language else 0
     tower = opening.open_tower(bundle, flags.device, flags.backend, context=context)
     device.callback(tower.close)
-    report = ParityReport(manifest.provenance.precision)
+    checkpoint, report = flags.checkpoint, ParityReport(manifest.provenance.precision)
     on_device = isinstance(tower.backend, TensorRtBackend)
-    against = other_side(flags.checkpoint, on_device=on_device)
-    console = Console(stderr=True)
-    with (
-        vision_side(bundle, flags.checkpoint, against, chosen) as (graphs, stream),
-        Progress(console=console, disable=not console.is_terminal) as progress,
-    ):
-        captured, latency = _compare_vision(tower, graphs, stream, frames, chosen, report, progress)
-    model: LanguageModel | None = None
-    if with_language:
-        model = open_model(bundle, tower.backend)
-        named = {name: open_model(bundle, computes) for name, computes in others.items()}
-        _compare_language(
-            bundle, tower, model, named, flags, against, frames, chosen, report, console
-        )
-    whole = f"not compared with transformers: there is no {PYTORCH} here"
-    if against == PYTORCH:
-        whole = _compare_whole(bundle, tower, model, flags, frames, report, console)
+    against = other_side(checkpoint, on_device=on_device)
+    with Progress(console=Console(stderr=True)) as progress:
+        run = _Comparison(bundle, checkpoint, tower, frames, chosen, against, report, progress)
+        captured, latency = run.vision()
+        model = open_model(bundle, tower.backend) if with_language else None
+        if model is not None:
+            run.language(model, {name: open_model(bundle, one) for name, one in others.items()})
+        whole = f"not compared with transformers: there is no {PYTORCH} here"
+        if against == PYTORCH:
+            whole = run.whole(model)
     shown = f"{len(frames)} of {video}"
     print_parity(
         parity_console(),
@@ -186,91 +167,77 @@ def _refuse_idle_flags(
                 raise SettingsError(flag, got, fix="every pruner is compared without it")
 
 
-def _compare_vision(
-    tower: VisionTower,
-    graphs: Side,
-    stream: TorchVision | TowerStream,
-    frames: list[Frame],
-    chosen: Settings,
-    report: ParityReport,
-    progress: Progress,
-) -> tuple[set[str], dict[str, Any]]:
-    """`report` has rows for the tower. The kinds of frame that were captured, and latencies."""
-    preprocess = Preprocessor(tower.spec)
-    pixels = [preprocess(frame.rgb).copy() for frame in frames]
-    steps = len(vision_graphs(tower.spec.blocks)) + MODES * len(frames)
-    task = progress.add_task("comparing", total=steps)
+@dataclass(frozen=True)
+class _Comparison:
+    """What is compared, whose rows go into `report`, and the bar that shows it."""
 
-    report.tick = partial(progress.advance, task)
-    compare_graphs(tower, graphs, (pixels[0], pixels[1]), chosen, report)
-    compare_streams(tower, stream, pixels, chosen, report)
-    captured: set[str] = set()
-    if isinstance(tower.backend, TensorRtBackend):
-        progress.update(task, total=steps + len(SELECTIONS) * captured_frames(chosen))
-        captured = compare_captured(tower, frames, chosen, report)
-    measuring = progress.add_task("measuring latency", total=ENOUGH)
-    with closing(StreamSession(tower, chosen)) as session:
-        bench = measure_latency(
-            session,
-            frames,
-            None if isinstance(stream, TowerStream) else stream,
-            lambda measured: progress.update(measuring, completed=measured),
-        )
-    return captured, bench.figures()
+    bundle: Bundle
+    checkpoint: str | None
+    tower: VisionTower
+    frames: list[Frame]
+    chosen: Settings
+    against: Against
+    report: ParityReport
+    progress: Progress
 
+    def vision(self) -> tuple[set[str], dict[str, Any]]:
+        """The tower is compared. The kinds of frame that were captured, and latencies."""
+        tower, frames, chosen, report = self.tower, self.frames, self.chosen, self.report
+        preprocess = Preprocessor(tower.spec)
+        pixels = [preprocess(frame.rgb).copy() for frame in frames]
+        steps = len(vision_graphs(tower.spec.blocks)) + MODES * len(frames)
+        on_device = isinstance(tower.backend, TensorRtBackend)
+        if on_device:
+            steps += len(SELECTIONS) * captured_frames(chosen)
+        captured: set[str] = set()
+        with vision_side(self.bundle, self.checkpoint, self.against, chosen) as (graphs, stream):
+            self._tick("comparing", steps)
+            compare_graphs(tower, graphs, (pixels[0], pixels[1]), chosen, report)
+            compare_streams(tower, stream, pixels, chosen, report)
+            if on_device:
+                captured = compare_captured(tower, frames, chosen, report)
+            measuring = self.progress.add_task("measuring latency", total=ENOUGH)
+            with closing(StreamSession(tower, chosen)) as session:
+                bench = measure_latency(
+                    session,
+                    frames,
+                    None if isinstance(stream, TowerStream) else stream,
+                    lambda measured: self.progress.update(measuring, completed=measured),
+                )
+        return captured, bench.figures()
 
-def _compare_language(
-    bundle: Bundle,
-    tower: VisionTower,
-    model: LanguageModel,
-    others: Mapping[str, LanguageModel],
-    flags: argparse.Namespace,
-    against: Against,
-    frames: list[Frame],
-    chosen: Settings,
-    report: ParityReport,
-    console: Console,
-) -> None:
-    """`report` has rows for the language side, behind the kept tokens of `frames`."""
-    with closing(StreamSession(tower, chosen)) as session:
-        video = np.concatenate([session.push(frame).tokens for frame in frames])
-    with (
-        language_side(bundle, flags.checkpoint, against) as (graphs, decoder),
-        Progress(console=console, disable=not console.is_terminal) as progress,
-    ):
-        task = progress.add_task("comparing language", total=language_steps(model.spec.blocks))
-        report.tick = partial(progress.advance, task)
-        compare_language(model, graphs, decoder, video, report, others)
+    def language(self, model: LanguageModel, others: Mapping[str, LanguageModel]) -> None:
+        """The language side is compared, behind the kept tokens of the frames."""
+        with closing(StreamSession(self.tower, self.chosen)) as session:
+            video = np.concatenate([session.push(frame).tokens for frame in self.frames])
+        with language_side(self.bundle, self.checkpoint, self.against) as (graphs, decoder):
+            self._tick("comparing language", language_steps(model.spec.blocks))
+            compare_language(model, graphs, decoder, video, self.report, others)
 
-
-def _compare_whole(
-    bundle: Bundle,
-    tower: VisionTower,
-    model: LanguageModel | None,
-    flags: argparse.Namespace,
-    frames: list[Frame],
-    report: ParityReport,
-    console: Console,
-) -> str:
-    """`report` has rows for the whole model; returns what was compared, or why nothing was."""
-    with (
-        whole_model(bundle, flags.checkpoint) as whole,
-        Progress(console=console, disable=not console.is_terminal) as progress,
-    ):
-        if whole is None:
-            return "not compared with transformers: its weights are random, in no checkpoint"
-        steps = whole_steps(len(frames), with_language=model is not None)
-        task = progress.add_task("comparing whole model", total=steps)
-        report.tick = partial(progress.advance, task)
-        found = ""
-        if whole.missing:
-            found = f"; transformers found no {whole.missing[0]} in the checkpoint and made one up"
-        tokens = compare_whole_vision(tower, frames, whole, report)
-        if model is None:
-            return f"its visual tokens compared with transformers'{found}"
-        try:
-            prompt, text = Prompt(bundle.companions(), model.spec, bundle.root), "a question"
-        except LanguageError as error:
-            prompt, text = None, f"noise for text ({error})"
-        compare_whole_answer(model, prompt, tokens, whole, report)
+    def whole(self, model: LanguageModel | None) -> str:
+        """The whole model is compared; returns what of it was, or why nothing was."""
+        with whole_model(self.bundle, self.checkpoint) as whole:
+            if whole is None:
+                return "not compared with transformers: its weights are random, in no checkpoint"
+            steps = whole_steps(len(self.frames), with_language=model is not None)
+            self._tick("comparing whole model", steps)
+            found = ""
+            if whole.missing:
+                found = (
+                    f"; transformers found no {whole.missing[0]} in the checkpoint and made one up"
+                )
+            tokens = compare_whole_vision(self.tower, self.frames, whole, self.report)
+            if model is None:
+                return f"its visual tokens compared with transformers'{found}"
+            try:
+                prompt = Prompt(self.bundle.companions(), model.spec, self.bundle.root)
+                text = "a question"
+            except LanguageError as error:
+                prompt, text = None, f"noise for text ({error})"
+            compare_whole_answer(model, prompt, tokens, whole, self.report)
         return f"compared with transformers', from pictures to stop tokens, with {text}{found}"
+
+    def _tick(self, what: str, steps: int) -> None:
+        """The report's ticks move a bar of their own from here on."""
+        task = self.progress.add_task(what, total=steps)
+        self.report.tick = partial(self.progress.advance, task)

@@ -29,7 +29,7 @@ from stc.contracts import (
 from stc.engines.engine import Backend, Engine, Tensor
 from stc.errors import NonFiniteError
 from stc.manifest import LanguageSpec, Precision
-from stc.precision import NETWORK_DTYPES
+from stc.ports import NETWORK_DTYPES
 from stc.runtime.language.kv_buckets import CallOutputs, KvBuckets, SpareOutputs
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.bundles.bundle import Bundle
-from stc.contracts import HIDDEN, HIDDEN_OUT, PIXEL_VALUES, SCORE, TOKENS
+from stc.contracts import HIDDEN, HIDDEN_OUT
 from stc.engines.eager import EagerRunner, EngineSide
 from stc.engines.engine import Tensor
 from stc.errors import CheckpointError, StcError
 from stc.method.family import frame_program, indices_of
-from stc.method.graphs import PROJECT, vision_graphs
+from stc.method.graphs import PIXEL_VALUES, PROJECT, SCORE, TOKENS, vision_graphs
 from stc.program import Side
 from stc.runtime.answers.stream_language import open_model
 from stc.runtime.language.kv_rows import PlainRows

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import HIDDEN, PIXEL_VALUES, TOKENS
+from stc.contracts import HIDDEN
 from stc.engines.eager import EngineSide
 from stc.engines.tensorrt.captured import CapturedRunner
 from stc.method.difference import judged, selection_gap
 from stc.method.family import CHANGED_PIXELS, check_program
-from stc.method.graphs import vision_ports
+from stc.method.graphs import PIXEL_VALUES, TOKENS, vision_ports
 from stc.program import Arrays, Call, Side, run_paired
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.parity.sides import Pixels, TowerFrame, TowerStream

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import LOGITS, PIXEL_VALUES, TOKENS
+from stc.contracts import LOGITS
 from stc.method.difference import ANSWER, PIXEL, TEXT, pixels_apart
+from stc.method.graphs import PIXEL_VALUES, TOKENS
 from stc.prompts.prompt import Prompt
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.parity.language import answer_logits, compare_answer

@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import (
+from stc.engines.engine import Look, Ran, Tensor, lock_of
+from stc.errors import DeviceError, EngineError, LanguageError, NonFiniteError, SettingsError
+from stc.method.family import FrameKind, indices_of
+from stc.method.graphs import (
     FRAME_MEAN,
     HISTORY_COUNT,
     HISTORY_MEAN,
     KEPT,
     KEPT_INDICES,
     PIXEL_VALUES,
+    SELECT,
     TOKENS,
+    prune_graph,
 )
-from stc.engines.engine import Look, Ran, Tensor, lock_of
-from stc.errors import DeviceError, EngineError, LanguageError, NonFiniteError, SettingsError
-from stc.method.family import FrameKind, indices_of
-from stc.method.graphs import SELECT, prune_graph
 from stc.method.pruner import PrunerMemory
 from stc.program import Arrays
 from stc.runtime.answers.answer import Answer
@@ -43,7 +44,7 @@ from stc.shell.ranges import shown
 class StreamSession:
     """One video stream through a tower; several sessions may share one tower.
 
-    Memory is fixed when the session is made: the references (`references_bytes`), a few work
+    Memory is fixed when the session is made: the references (of `references_bytes`), a few work
     buffers and the pruner's memory. With `language` kept tokens are remembered there, within its
     own bounds, and questions can be asked.
 
@@ -92,11 +93,7 @@ class StreamSession:
         self._ended = ""
         with lock_of(tower.backend):
             self.runner = tower.runner(settings, captured=captured)
-
-    @property
-    def references_bytes(self) -> int:
-        """Bytes the session's references hold."""
-        return self.runner.references_bytes
+        self.references_bytes = self.runner.references_bytes
 
     @property
     def captured(self) -> set[str]:

@@ -10,7 +10,7 @@ from stc.engines.tensorrt.captured import CapturedRunner
 from stc.manifest import Precision, VisionSpec
 from stc.method.family import stream_programs
 from stc.method.graphs import PRUNERS, vision_graphs
-from stc.precision import NETWORK_DTYPES
+from stc.ports import NETWORK_DTYPES
 from stc.settings import Settings
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import (
+from stc.manifest import Precision
+from stc.method.graphs import (
     FRAME_MEAN,
     HISTORY_COUNT,
     HISTORY_MEAN,
@@ -18,9 +19,8 @@ from stc.contracts import (
     KEPT_INDICES,
     SCORE,
     TOKENS,
+    prune_graph,
 )
-from stc.manifest import Precision
-from stc.method.graphs import prune_graph
 from stc.method.pruner import novelty
 from stc.program import Arrays
 from stc.settings import SCORINGS

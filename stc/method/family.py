@@ -17,30 +17,31 @@ from typing import Literal
 
 import numpy as np
 
-from stc.contracts import (
-    COUNT,
+from stc.contracts import COUNT, HIDDEN, HIDDEN_OUT, KEY, VALUE
+from stc.manifest import Precision, VisionSpec
+from stc.method.graphs import (
+    EMBED,
     FRAME_MEAN,
-    HIDDEN,
-    HIDDEN_OUT,
     HISTORY_COUNT,
     HISTORY_MEAN,
     INDICES,
     KEPT,
     KEPT_INDICES,
-    KEY,
     PIXEL_VALUES,
+    PROJECT,
     REF_KEY,
     REF_RESIDUAL,
     REF_VALUE,
     RESIDUAL,
     SCORE,
+    SELECT,
     TOKENS,
-    VALUE,
+    keys_graph,
     memory_width,
+    prune_graph,
+    update_graph,
 )
-from stc.manifest import Precision, VisionSpec
-from stc.method.graphs import EMBED, PROJECT, SELECT, keys_graph, prune_graph, update_graph
-from stc.precision import NETWORK_DTYPES
+from stc.ports import NETWORK_DTYPES
 from stc.program import Arrays, Buffer, Call, Program, Role
 from stc.settings import SCORINGS, Scoring, Selection, Settings
 

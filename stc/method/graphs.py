@@ -5,32 +5,24 @@ Shapes use the alphabet of `stc.contracts`.
 
 from __future__ import annotations
 
-from stc.contracts import (
-    COUNT,
-    FRAME_MEAN,
-    HIDDEN,
-    HIDDEN_OUT,
-    HISTORY_COUNT,
-    HISTORY_MEAN,
-    INDICES,
-    KEPT,
-    KEPT_INDICES,
-    KEY,
-    PIXEL_VALUES,
-    REF_KEY,
-    REF_RESIDUAL,
-    REF_VALUE,
-    RESIDUAL,
-    SCORE,
-    TOKENS,
-    VALUE,
-    Contract,
-    Port,
-    memory_width,
-)
+from stc.contracts import COUNT, HIDDEN, HIDDEN_OUT, KEY, VALUE, Contract, Port
 from stc.manifest import Precision, VisionSpec
 from stc.ports import GraphPorts, contract_ports
 from stc.settings import SCORINGS, Scoring
+
+PIXEL_VALUES = "pixel_values"
+REF_KEY = "ref_key"
+REF_VALUE = "ref_value"
+RESIDUAL = "residual"
+REF_RESIDUAL = "ref_residual"
+SCORE = "score"
+INDICES = "indices"
+TOKENS = "tokens"
+HISTORY_MEAN = "history_mean"
+HISTORY_COUNT = "history_count"
+KEPT = "kept"
+KEPT_INDICES = "kept_indices"
+FRAME_MEAN = "frame_mean"
 
 EMBED = "embed"
 SELECT = "select"
@@ -52,6 +44,14 @@ def prune_graph(scoring: Scoring) -> str:
     return f"prune_{scoring.replace('-', '_')}"
 
 
+def memory_width(scoring: Scoring, width: int) -> int:
+    """P, the channels of a frame's mean that scoring `scoring` remembers, for D = `width`.
+
+    `gaussian` remembers the int(D/2) channels of lowest variance, the others all D.
+    """
+    return width // 2 if scoring == "gaussian" else width
+
+
 PRUNERS = tuple(map(prune_graph, SCORINGS))
 """Graphs of which a stream runs one or none."""
 
@@ -61,6 +61,15 @@ def kind_of(graph: str) -> tuple[str, int]:
     kind, _, block = graph.rpartition("_")
     return (kind, int(block)) if block.isdecimal() else (graph, 0)
 
+
+COSINE_EPS = 1e-8
+"""Least product of lengths that a cosine divides by."""
+ALWAYS = -2.0
+"""Score of a prefix token, below every cosine: it is always among the lowest, and so recomputed.
+
+What a class token is made of does not change from frame to frame; ranked by its key, it would be
+recomputed in no block, and speak of the reference frame.
+"""
 
 _HIDDEN = ("T", "C")
 _HEADS = ("H", "T", "d")

@@ -1,7 +1,6 @@
-"""STC-Pruner in numpy (arXiv 2512.00891, section 3.3): the oracle other implementations equal.
+"""STC-Pruner in numpy (arXiv 2512.00891, section 3.3): how novel tokens are, by every scoring.
 
-`prune` is the prune graph of `stc.contracts`; `PrunerMemory` is what the host remembers between
-frames, in bounded memory however long the stream.
+`PrunerMemory` is what the host remembers between frames, in bounded memory however long the stream.
 
 Knows nothing of ONNX, engines or streams.
 """
@@ -9,12 +8,12 @@ Knows nothing of ONNX, engines or streams.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import memory_width
+from stc.method.graphs import memory_width
 from stc.settings import Scoring
 
 Array = NDArray[Any]
@@ -29,16 +28,8 @@ BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 LENGTH_EPS = 1e-12
 
 
-class Pruned(NamedTuple):
-    """kept [k, D], kept_indices int64 [k] ascending, frame_mean float32 [P]."""
-
-    kept: Array
-    kept_indices: NDArray[np.int64]
-    frame_mean: Mean
-
-
 class PrunerMemory:
-    """The mean of earlier frames' means, as `prune` reads it.
+    """The mean of earlier frames' means, as the prune graph reads it.
 
     mean: float32 [P]; zeros before the first push. A push replaces the array and never writes
         to one given out.
@@ -74,22 +65,6 @@ class PrunerMemory:
                 self._sum += mean
             self.count = float(len(self._recent))
         self.mean = (self._sum / self.count).astype(np.float32)
-
-
-def prune(
-    scoring: Scoring, tokens: Array, history_mean: Array, history_count: float, count: int
-) -> Pruned:
-    """The `count` = k most novel of tokens [n, D] are kept, in order; of equals the lower index.
-
-    `history_mean` [P] is the mean of `history_count` earlier frames' means and is not read when
-    that is 0. Computes in float64 for float64 tokens, else in float32. Raises ValueError unless
-    1 <= k <= n.
-    """
-    if not 1 <= count <= len(tokens):
-        raise ValueError(f"cannot keep {count} of {len(tokens)} tokens")
-    scores, frame_mean = novelty(scoring, tokens, history_mean, history_count)
-    kept_indices = np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.int64)
-    return Pruned(tokens[kept_indices], kept_indices, frame_mean)
 
 
 def novelty(

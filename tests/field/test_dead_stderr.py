@@ -19,8 +19,9 @@ import pytest
 from stc.engines.library.library import replace_file
 from stc.runtime.commands import run as run_command
 from stc.shell import command
-from tests.as_user import CLIP, MODULES, ROOT, frames_of, standing
+from tests.as_user import CLIP, ROOT, frames_of, standing
 from tests.clips import numbered_clip
+from tests.own_process import script_of
 
 Streams = dict[str, Any]
 
@@ -67,7 +68,7 @@ def outcome(
     with DEAD[how]() as descriptor:
         streams: Streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         name = {1: "stdout", 2: "stderr"}[dead]
-        words = [sys.executable, "-m", MODULES[command], *map(str, arguments)]
+        words = [sys.executable, *script_of(command), *map(str, arguments)]
         if descriptor is None:
             words = ["sh", "-c", f'exec "$@" {dead}>&-', "sh", *words]
             streams[name] = subprocess.DEVNULL
@@ -208,7 +209,7 @@ def test_a_stdout_that_takes_no_more_is_named(
     target = "/dev/full" if limit is None else tmp_path / "out"
     with Path(target).open("wb") as out:
         done = subprocess.run(
-            [sys.executable, "-m", MODULES["stc-doctor"], "--json"],
+            [sys.executable, *script_of("stc-doctor"), "--json"],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=out,
             stderr=subprocess.PIPE,

@@ -23,10 +23,10 @@ from tests.as_user import CLIP, MODULES, ROOT, standing, start
 INTERRUPTED = "interrupted; nothing was written\n"
 
 STOPPED_AT_AN_IMPORT = """
-import os, runpy, signal, sys
+import os, signal, sys
 from importlib.machinery import ExtensionFileLoader
 
-awaited, module = sys.argv[1:3]
+awaited, name = sys.argv[1:3]
 del sys.argv[1:3]
 create = ExtensionFileLoader.create_module
 
@@ -51,7 +51,9 @@ if awaited.endswith("!"):
     ExtensionFileLoader.create_module = stopped
 else:
     sys.meta_path.insert(0, Stop())
-runpy.run_module(module, run_name="__main__", alter_sys=True)
+from stc import entry
+
+sys.exit(getattr(entry, name)())
 """
 
 
@@ -82,7 +84,7 @@ def test_an_interrupt_while_something_is_imported_is_an_interrupt(
     }
     words = flags.get(command_name, [demo_bundle])
     done = subprocess.run(
-        [sys.executable, "-c", STOPPED_AT_AN_IMPORT, module, MODULES[command_name]]
+        [sys.executable, "-c", STOPPED_AT_AN_IMPORT, module, command_name.removeprefix("stc-")]
         + [str(word) for word in words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stc.contracts import INDICES, KEPT, KEPT_INDICES
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.errors import EngineError, LanguageError, SettingsError, StcError, VideoError
-from stc.method.graphs import SELECT, prune_graph, vision_graphs
+from stc.method.graphs import INDICES, KEPT, KEPT_INDICES, SELECT, prune_graph, vision_graphs
 from stc.runtime.answers.stream_language import StreamLanguage, open_stream_language
 from stc.runtime.language.sampling import Sampling
 from stc.runtime.memory.settings import MemorySettings

@@ -1,4 +1,5 @@
-"""STC-Cacher in numpy (arXiv 2512.00891, section 3.2): the oracle other implementations equal.
+"""STC-Cacher and STC-Pruner in numpy (arXiv 2512.00891, sections 3.2 and 3.3): the oracle that the
+vision graphs equal.
 
 One pure function per graph of `stc.method.graphs`. Everything is computed in the dtype of the
 weights, float32 or float64; clarity comes before speed.
@@ -8,29 +9,27 @@ Knows nothing of ONNX, engines or streams.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stc.manifest import Grid
-from stc.method.weights import (
-    ACTIVATIONS,
-    BlockWeights,
-    EmbedWeights,
-    ProjectorWeights,
-)
+from stc.method.graphs import ALWAYS, COSINE_EPS
+from stc.method.pruner import Mean, novelty
+from stc.settings import Scoring
+from tests.oracle_layers import ACTIVATIONS, BlockWeights, EmbedWeights, ProjectorWeights
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
 
-COSINE_EPS = 1e-8
-ALWAYS = -2.0
-"""Score of a prefix token, below every cosine: it is always among the lowest, and so recomputed.
 
-What a class token is made of does not change from frame to frame; ranked by its key, it would be
-recomputed in no block, and speak of the reference frame.
-"""
+class Pruned(NamedTuple):
+    """kept [k, D], kept_indices int64 [k] ascending, frame_mean float32 [P]."""
+
+    kept: Array
+    kept_indices: NDArray[np.int64]
+    frame_mean: Mean
 
 
 def embed(weights: EmbedWeights, pixel_values: Array) -> Array:
@@ -106,6 +105,22 @@ def project(weights: ProjectorWeights, hidden: Array) -> Array:
     projected = weights.linear_2(activation(weights.linear_1(hidden)))
     tokens: Array = pooling_matrix(weights.grid).astype(projected.dtype) @ projected
     return tokens
+
+
+def prune(
+    scoring: Scoring, tokens: Array, history_mean: Array, history_count: float, count: int
+) -> Pruned:
+    """The `count` = k most novel of tokens [n, D] are kept, in order; of equals the lower index.
+
+    `history_mean` [P] is the mean of `history_count` earlier frames' means and is not read when
+    that is 0. Computes in float64 for float64 tokens, else in float32. Raises ValueError unless
+    1 <= k <= n.
+    """
+    if not 1 <= count <= len(tokens):
+        raise ValueError(f"cannot keep {count} of {len(tokens)} tokens")
+    scores, frame_mean = novelty(scoring, tokens, history_mean, history_count)
+    kept_indices = np.sort(np.argsort(-scores, kind="stable")[:count]).astype(np.int64)
+    return Pruned(tokens[kept_indices], kept_indices, frame_mean)
 
 
 def pooling_matrix(grid: Grid) -> NDArray[np.float32]:
