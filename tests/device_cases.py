@@ -27,9 +27,9 @@ from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import VERSION, FakeTensorRt, Plan
-from tests.oracle_backend import OracleBackend
-from tests.oracle_layers import ProjectorWeights, TowerWeights
-from tests.oracle_weights import projector_weights, tower_weights
+from tests.oracle.backend import OracleBackend
+from tests.oracle.layers import ProjectorWeights, TowerWeights
+from tests.oracle.weights import projector_weights, tower_weights
 from tests.tiny_bundle import SPEC as TINY
 from tests.tiny_bundle import provenance
 

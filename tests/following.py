@@ -28,7 +28,7 @@ from stc.method.graphs import (
     prune_graph,
 )
 from stc.settings import SCORINGS, Scoring
-from tests.oracle_backend import OracleBackend, OracleEngine
+from tests.oracle.backend import OracleBackend, OracleEngine
 from tests.vision_cases import numpy_weights
 
 Array = NDArray[Any]

@@ -29,16 +29,16 @@ from stc.export.models.llava_onevision import projector_shapes
 from stc.export.towers.part import TowerPart, VisionWeights
 from stc.manifest import Grid, VisionSpec
 from stc.method.graphs import EMBED, kind_of
-from tests.oracle_layers import (
+from tests.oracle.layers import (
     Affine as OracleAffine,
 )
-from tests.oracle_layers import (
+from tests.oracle.layers import (
     BlockWeights,
     EmbedWeights,
     ProjectorWeights,
     TowerWeights,
 )
-from tests.oracle_layers import (
+from tests.oracle.layers import (
     Norm as OracleNorm,
 )
 

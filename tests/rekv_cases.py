@@ -15,7 +15,7 @@ from tests.kept_tokens import POOLED
 
 if TYPE_CHECKING:
     from tests.language_cases import LanguageCase
-    from tests.language_oracle import NumpyCase
+    from tests.oracle.language import NumpyCase
 
 
 def rekv_stream(

@@ -17,7 +17,7 @@ from stc.method.graphs import vision_graphs
 from stc.runtime.parity.sides import TowerStream
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
-from tests.oracle_backend import OracleBackend, OracleEngine
+from tests.oracle.backend import OracleBackend, OracleEngine
 from tests.vision_cases import Exported, numpy_weights
 
 Array = NDArray[Any]

@@ -28,7 +28,7 @@ from stc.engines.library.plan import Buckets, EngineSpec
 from stc.manifest import LanguageSpec, Manifest
 from stc.method.graphs import FRAME_MEAN, INDICES, KEPT, KEPT_INDICES
 from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
-from tests.oracle_backend import OracleBackend
+from tests.oracle.backend import OracleBackend
 
 Outputs = dict[str, Tensor]
 Spoil = Callable[[Outputs], Outputs]

@@ -18,7 +18,7 @@ from stc.runtime.language.kv_buckets import KvBuckets
 from stc.runtime.memory.window import AllMemory, WindowMemory
 from stc.runtime.report import Prefill
 from tests.kept_tokens import POOLED, frames
-from tests.language_oracle import NumpyCase, numpy_case
+from tests.oracle.language import NumpyCase, numpy_case
 
 if TYPE_CHECKING:
     from tests.language_cases import LanguageCase

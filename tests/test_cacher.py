@@ -23,10 +23,10 @@ from stc.method.graphs import (
     UPDATE_CONTRACT,
 )
 from stc.settings import Selection, Settings
-from tests import vision_oracle as oracle
-from tests.oracle_layers import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
-from tests.oracle_stream import BlockReference, blank_reference, forward
-from tests.oracle_weights import projector_weights, tower_weights
+from tests.oracle import vision as oracle
+from tests.oracle.layers import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
+from tests.oracle.stream import BlockReference, blank_reference, forward
+from tests.oracle.weights import projector_weights, tower_weights
 from tests.squares import square_grid
 
 Array = NDArray[Any]

@@ -22,7 +22,7 @@ from stc.engines.onnxruntime_backend import (
 from stc.errors import BundleError, EngineError
 from stc.method.graphs import INDICES, REF_KEY, SCORE, SELECT, keys_graph
 from tests.graph_files import graph_file
-from tests.oracle_backend import OracleBackend
+from tests.oracle.backend import OracleBackend
 from tests.vision_cases import GOLDEN, Exported, numpy_weights
 
 Array = NDArray[Any]

@@ -9,7 +9,7 @@ from stc.runtime.language.model import LanguageModel
 from stc.runtime.memory.window import AllMemory
 from tests.kept_tokens import frames
 from tests.language_cases import language_case
-from tests.language_oracle import Decoder, LanguageOracle
+from tests.oracle.language import Decoder, LanguageOracle
 
 QUESTION = "How many objects are moving?"
 

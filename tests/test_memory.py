@@ -23,7 +23,7 @@ from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.memory.window import AllMemory, RowOrder, WindowMemory
 from stc.runtime.report import Prefill
 from tests.kept_tokens import POOLED, frames
-from tests.language_oracle import numpy_case
+from tests.oracle.language import numpy_case
 
 QUESTION = "How many objects are moving?"
 TOKENS = 12

@@ -32,7 +32,7 @@ from stc.runtime.vision.tower import VisionTower
 from stc.settings import SCORINGS, SELECTIONS, Scoring, Selection, Settings
 from tests.frame_reports import frame_report
 from tests.once import Once
-from tests.oracle_backend import OracleBackend
+from tests.oracle.backend import OracleBackend
 from tests.other_tower import SPEC, OtherWeights, oracle_weights
 from tests.trace_cache import TraceCache
 from tests.vision_cases import DATA, Exported, export, moving_frames

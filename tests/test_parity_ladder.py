@@ -45,9 +45,9 @@ from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import KEEP_ALL, SCORINGS, SELECTIONS, Selection, Settings
-from tests import vision_oracle as oracle
 from tests.following import Following, Leading
-from tests.oracle_stream import forward
+from tests.oracle import vision as oracle
+from tests.oracle.stream import forward
 from tests.rungs import RUNGS, torch_graphs
 from tests.vision_cases import (
     DATA,

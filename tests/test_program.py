@@ -28,7 +28,7 @@ from stc.program import Arrays, Buffer, Call, Program, run_alone, run_paired
 from tests.device_cases import weights
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import VERSION, FakeTensorRt, Plan
-from tests.oracle_backend import OracleBackend, OracleEngine
+from tests.oracle.backend import OracleBackend, OracleEngine
 
 Array = NDArray[Any]
 ROWS, WIDTH = 6, 4

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stc.method.graphs import memory_width
 from stc.method.pruner import PrunerMemory, novelty
 from stc.settings import SCORINGS, Scoring
-from tests.vision_oracle import prune
+from tests.oracle.vision import prune
 
 Array = NDArray[Any]
 

@@ -16,8 +16,8 @@ from stc.ports import NETWORK_DTYPES
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SCORINGS, Scoring
-from tests.oracle_backend import OracleBackend
-from tests.oracle_layers import ProjectorWeights, TowerWeights
+from tests.oracle.backend import OracleBackend
+from tests.oracle.layers import ProjectorWeights, TowerWeights
 from tests.session_case import SETTINGS, WEIGHTS, assert_equal
 from tests.unreliable import Unreliable
 from tests.vision_cases import moving_frames, numpy_weights, oracle_tower

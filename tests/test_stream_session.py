@@ -17,10 +17,10 @@ from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import SCORINGS, Scoring, Settings
+from tests.oracle.vision import prune
 from tests.session_case import SETTINGS, WEIGHTS, assert_equal, pushed
 from tests.unreliable import Unreliable
 from tests.vision_cases import Exported, moving_frames, numpy_weights, oracle_tower
-from tests.vision_oracle import prune
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from numpy.typing import DTypeLike
 
 from stc.engines.engine import Engine, Tensor
 from stc.errors import EngineError
-from tests.oracle_backend import OracleBackend
-from tests.oracle_layers import ProjectorWeights, TowerWeights
+from tests.oracle.backend import OracleBackend
+from tests.oracle.layers import ProjectorWeights, TowerWeights
 
 
 class Failing:

@@ -23,9 +23,9 @@ from stc.manifest import Precision, VisionSpec
 from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import Settings
-from tests.oracle_backend import OracleBackend
-from tests.oracle_layers import ProjectorWeights, TowerWeights
-from tests.oracle_weights import projector_weights, tower_weights
+from tests.oracle.backend import OracleBackend
+from tests.oracle.layers import ProjectorWeights, TowerWeights
+from tests.oracle.weights import projector_weights, tower_weights
 from tests.squares import square
 
 DATA = Path(__file__).parent / "data"

@@ -27,7 +27,7 @@ from tests.device_cases import frames as device_frames
 from tests.fake_tensorrt import FakeTensorRt
 from tests.kept_tokens import POOLED
 from tests.language_cases import language_case
-from tests.oracle_backend import OracleBackend
+from tests.oracle.backend import OracleBackend
 from tests.session_case import SETTINGS, WEIGHTS
 from tests.vision_cases import Exported, moving_frames, numpy_weights, oracle_tower
 

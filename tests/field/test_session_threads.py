@@ -30,7 +30,7 @@ from tests.device_cases import Rig, oracle_session
 from tests.device_cases import frames as device_frames
 from tests.kept_tokens import POOLED
 from tests.language_cases import language_case
-from tests.oracle_backend import OracleBackend
+from tests.oracle.backend import OracleBackend
 from tests.session_case import SETTINGS, WEIGHTS, assert_equal, pushed
 from tests.vision_cases import Exported, moving_frames, numpy_weights
 

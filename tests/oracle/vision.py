@@ -18,7 +18,7 @@ from stc.manifest import Grid
 from stc.method.graphs import ALWAYS, COSINE_EPS
 from stc.method.pruner import Mean, novelty
 from stc.settings import Scoring
-from tests.oracle_layers import ACTIVATIONS, BlockWeights, EmbedWeights, ProjectorWeights
+from tests.oracle.layers import ACTIVATIONS, BlockWeights, EmbedWeights, ProjectorWeights
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""The numpy oracle, `tests.vision_oracle`: as a backend, and frame by frame.
+"""The numpy oracle, `tests.oracle.vision`: as a backend, and frame by frame.
 
 It needs no files, no ONNX and no device; its tensors are numpy arrays.
 """
@@ -24,8 +24,8 @@ from stc.method.graphs import (
     vision_graphs,
 )
 from stc.settings import SCORINGS, Scoring
-from tests import vision_oracle as oracle
-from tests.oracle_layers import ProjectorWeights, TowerWeights
+from tests.oracle import vision as oracle
+from tests.oracle.layers import ProjectorWeights, TowerWeights
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from stc.manifest import Grid
-from tests.oracle_layers import (
+from tests.oracle.layers import (
     Affine,
     BlockWeights,
     EmbedWeights,

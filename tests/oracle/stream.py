@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.settings import Selection
-from tests import vision_oracle as oracle
-from tests.oracle_layers import BlockWeights, TowerWeights
+from tests.oracle import vision as oracle
+from tests.oracle.layers import BlockWeights, TowerWeights
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]

@@ -22,7 +22,7 @@ from stc.prompts.prompt import Prompt
 from stc.runtime.language.kv_buckets import KvBuckets
 from stc.runtime.language.model import LanguageModel
 from tests.kept_tokens import MAX_POSITIONS, WIDTH
-from tests.oracle_backend import Graph, OracleBackend
+from tests.oracle.backend import Graph, OracleBackend
 
 Array = NDArray[Any]
 
