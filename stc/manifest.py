@@ -84,6 +84,12 @@ def _printed(text: str) -> str:
     return text
 
 
+def _not_pytorch(name: str) -> str:
+    if name == "torch":
+        raise ValueError("'torch' is what stc-bench calls PyTorch")
+    return name
+
+
 _Positive = Annotated[float, Field(gt=0, le=1e4)]
 _Level = Annotated[float, Field(ge=-1e4, le=1e4)]
 _Epsilon = Annotated[float, Field(gt=0, le=1)]
@@ -93,6 +99,10 @@ _Width = Annotated[int, Field(gt=0, le=MAX_WIDTH)]
 _Side = Annotated[int, Field(gt=0, le=8192)]
 _Axis = Annotated[int, Field(gt=0, le=1 << 31)] | Annotated[str, Field(max_length=LONGEST_NAME)]
 _Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(_printed)]
+_VariantName = Annotated[
+    str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$"), AfterValidator(_not_pytorch)
+]
+"""As flags and names of figures have it."""
 _Text = Annotated[str, Field(max_length=LONGEST_TEXT), AfterValidator(_printed)]
 
 
@@ -286,9 +296,7 @@ class Variant(_Entry):
         "", max_length=LONGEST_NAME, description="variant it lies over; empty: the bundle's graphs"
     )
     graphs: _Graphs = Field(min_length=1)
-    weights: str | None = Field(
-        None, max_length=LONGEST_TEXT, description="path of its own weights, listed in files"
-    )
+    weights: _Text | None = Field(None, description="path of its own weights, listed in files")
     backends: Annotated[tuple[VariantBackend, ...], FailFast()] = Field(
         VARIANT_BACKENDS, min_length=1, max_length=8
     )
@@ -342,7 +350,7 @@ class Manifest(_Entry):
     vision: VisionSpec
     language: LanguageSpec | None = Field(None, description="None: the bundle has no language side")
     graphs: _Graphs
-    variants: dict[_Name, Variant] = Field(
+    variants: dict[_VariantName, Variant] = Field(
         {}, max_length=16, description="graphs a second time, each over an earlier one or its base"
     )
     files: Annotated[tuple[FileEntry, ...], FailFast()] = Field(

@@ -26,6 +26,7 @@ from stc.engines.engine import Engine, Tensor
 from stc.engines.library.library import CHAIN_COSINE, Chain, EngineEntry, EngineLibrary, Stamp
 from stc.engines.library.plan import Buckets, EngineSpec
 from stc.manifest import LanguageSpec, Manifest
+from stc.method.difference import difference
 from stc.method.graphs import FRAME_MEAN, INDICES, KEPT, KEPT_INDICES
 from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
 from tests.oracle.backend import OracleBackend
@@ -182,6 +183,13 @@ def test_errors_that_add_up_show_at_the_end_of_the_chain() -> None:
 )
 def test_the_lowest_cosine_of_a_token_is_told(got: Any, cosine: float) -> None:
     assert by_token(np.eye(2), np.array(got)).min_cosine == cosine
+
+
+def test_a_token_next_to_nothing_is_like_nothing_and_unlike_anything_else() -> None:
+    expected = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    for small, cosine in ((1e-12, 1.0), (1e-2, 0.0)):
+        got = expected + np.array([[0.0], [small]])
+        assert difference(expected, got).min_cosine == cosine
 
 
 def test_two_tokens_of_zeros_are_alike_and_a_length_off_shows_in_the_error() -> None:

@@ -24,7 +24,7 @@ from tests.tiny_bundle import FILES, SPEC, provenance, write_bundle
 
 SCHEMA_1 = Path(__file__).parent / "data" / "manifest-of-schema-1.json"
 """As it was written when graphs of variants stood in fields of their own."""
-EXPORT_AGAIN = "export again with: stc-export --model demo --precision fp32 --output"
+EXPORT_AGAIN = "export again with: stc-export --model demo --precision fp32 --vision-only --output"
 
 
 @pytest.fixture
@@ -345,14 +345,14 @@ def test_ctrl_c_does_not_wait_for_a_whole_file(
 @pytest.mark.parametrize(
     ("made", "command"),
     [
-        (provenance(), "stc-export --model demo --precision fp32"),
+        (provenance(), "stc-export --model demo --precision fp32 --vision-only"),
         (
             provenance("llava-ov", "org/name", "checkpoint"),
-            "stc-export --model llava-ov --checkpoint org/name --precision fp32",
+            "stc-export --model llava-ov --checkpoint org/name --precision fp32 --vision-only",
         ),
         (
             provenance("llava-ov", "llava-ov-0.5b random-weights seed 0", "random"),
-            "stc-export --model llava-ov --random-weights 0.5b --precision fp32",
+            "stc-export --model llava-ov --random-weights 0.5b --precision fp32 --vision-only",
         ),
     ],
 )

@@ -32,7 +32,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dic
     """What the commands asked open_tensorrt for; they get a mock's backend."""
     asked: list[dict[str, Any]] = []
 
-    def open_double(
+    def open_mock(
         bundle: Bundle, flavour: Flavour, say: Say, *, context: int, streams: int
     ) -> TensorRtBackend:
         asked.append({"flavour": flavour, "context": context, "streams": streams})
@@ -40,7 +40,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dic
         return rigs[-1].backend
 
     rigs: list[Rig] = []
-    monkeypatch.setattr(open_tensorrt, "open_tensorrt", open_double)
+    monkeypatch.setattr(open_tensorrt, "open_tensorrt", open_mock)
     yield asked
     # Whatever a command did, it gave the GPU back.
     for rig in rigs:

@@ -178,7 +178,11 @@ def test_int4_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str])
     for main, arguments, told in (
         (run_command.main, [root, "--video", VIDEO, "--int4"], "weights int4: none of its graphs"),
         (bench_command.main, [root, "--int4"], "weights int4: none of its graphs"),
-        (bench_command.main, [root, "--against", "int4"], "--against int4: requires --prefill"),
+        (
+            bench_command.main,
+            [root, "--against", "int4"],
+            "--against int4: names weights, which requires --prefill",
+        ),
         (
             command.main,
             ["--model", "demo", "--vision-only", "--int4", "32"],

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -104,10 +105,17 @@ def test_a_stop_that_a_library_makes_an_error_of_is_a_stop(
     def broken() -> int:
         raise RuntimeError("a callback failed")
 
+    def handled() -> int:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        command.stop_handled()
+        return broken()
+
     assert command.run(stopped) == 130
     assert capsys.readouterr().err == "interrupted; nothing was written\n"
-    with pytest.raises(RuntimeError, match="a callback failed"):
-        command.run(broken)
+    for body in (broken, handled):
+        with pytest.raises(RuntimeError, match="a callback failed"):
+            command.run(body)
 
 
 def test_a_stop_that_is_ignored_stays_ignored() -> None:

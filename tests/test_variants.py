@@ -138,7 +138,7 @@ def test_its_graphs_and_weights_are_verified_and_the_bundles_own(bundle: Path) -
             f"weights {NAME}: tensorrt does not run them, expected onnxruntime-cpu; choose one",
         ),
         (["--int4"], "weights int4: none of its graphs is run; leave it out, or run the side"),
-        (["--against", NAME], f"--against {NAME}: requires --prefill, and no --weights {NAME}"),
+        (["--against", NAME], f"--against {NAME}: names weights, which requires --prefill"),
         (["--prefill", "--weights", "int4", "--against", "int4"], "--against int4: requires"),
         (["--prefill", "--against", "int8"], "weights int8: {} has int4 and doubled"),
     ],
@@ -189,6 +189,31 @@ def test_a_variant_that_does_not_fit_is_refused_on_opening(
     told = "graphs/unlisted.bin" if "weights" in fields else f"variants.{NAME}: its base is no"
     with pytest.raises(face.BundleError, match=re.escape(told)):
         Bundle.open(root)
+
+
+@pytest.mark.parametrize("name", ["[/x]", "torch", "a b", "--json", ""])
+def test_a_variant_is_called_as_a_flag_may_name_it(name: str, tmp_path: Path) -> None:
+    """Markup of a terminal, or the name of something else, would not be told as what it is."""
+    root = Path(shutil.copytree(language_case(int4=32).bundle.root, tmp_path / "bundle"))
+    document = json.loads((root / "manifest.json").read_text())
+    document["variants"][name] = document["variants"]["int4"]
+    (root / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(face.BundleError, match="variants"):
+        Bundle.open(root)
+
+
+def test_the_tower_has_no_operator_of_onnx_runtimes_own(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(language_case(int4=32).bundle.root, tmp_path / "bundle"))
+    document = json.loads((root / "manifest.json").read_text())
+    fused = document["variants"]["fused"]
+    fused["graphs"]["project"] = document["graphs"]["project"] | {
+        "file": fused["graphs"]["attend_00"]["file"]
+    }
+    (root / "manifest.json").write_text(json.dumps(document))
+    bundle = Bundle.open(root)
+    assert bundle.graph("attend_00", "onnxruntime-cpu")
+    with pytest.raises(face.BundleError, match=r"has operators com\.microsoft"):
+        bundle.graph("project", "onnxruntime-cpu")
 
 
 def test_no_variant_is_a_special_case_where_bundles_are_run() -> None:

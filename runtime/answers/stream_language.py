@@ -273,5 +273,6 @@ def open_stream_language(
 def _spec(bundle: Bundle) -> LanguageSpec:
     spec = bundle.manifest.language
     if spec is None:
-        raise LanguageError(bundle.root, "has no language side", fix=bundle.export_again())
+        again = bundle.export_again(answers=True)
+        raise LanguageError(bundle.root, "has no language side", fix=again)
     return spec

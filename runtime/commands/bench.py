@@ -92,7 +92,7 @@ def _bench(flags: argparse.Namespace) -> int:
         raise SettingsError("--context", f"got {flags.context}, which requires --prefill")
     for name in _others(flags):
         if name == flags.weights or not flags.prefill:
-            got = f"requires --prefill, and no --weights {name}"
+            got = "names weights, which requires --prefill, and others than --weights"
             raise SettingsError(f"--against {name}", got, "", f"or --against {TORCH}")
     if flags.checkpoint is not None and TORCH not in (flags.against or ()):
         raise SettingsError("--checkpoint", "requires --against torch")

@@ -133,6 +133,7 @@ def _run(flags: argparse.Namespace) -> int:
             try:
                 conversation.ask_rest()
             except KeyboardInterrupt:
+                command.stop_handled()
                 say("interrupted; these are the answers so far")
         summary = stream.summary()
         comparison = compare_with_dense(summary, dense.summary() if dense else None)

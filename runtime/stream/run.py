@@ -93,6 +93,8 @@ class StreamRun:
             self.ended_by = "interrupt"
             if isinstance(stop, EngineError):
                 self.ended_by, self.failure = "error", stop
+            else:
+                command.stop_handled()
         self._wall_s = time.perf_counter() - start
 
     def summary(self) -> StreamSummary:

@@ -242,7 +242,7 @@ class StreamSession:
 
 
 def _check_indices(graph: str, indices: NDArray[Any], of: int, frame_index: int) -> None:
-    """Raises EngineError unless `indices`, at least one, are ascending, each once, in 0 to `of`.
+    """Raises EngineError unless `indices`, at least one, ascend, each once, from 0, below `of`.
 
     A graph that was altered and signed anew, or an engine that computes wrongly, may yield any
     number: a negative one would silently take a token from the other end. How many they are, and of

@@ -22,6 +22,7 @@ from pydantic_core import from_json
 import stc
 from stc.bundles.conformity import check_conformity
 from stc.bundles.files import BundleFiles, PinnedFolder, led_out, real_place, sha256
+from stc.contracts import language_graphs
 from stc.errors import BundleError, SettingsError
 from stc.manifest import (
     MANIFEST,
@@ -125,9 +126,9 @@ class Bundle:
         named = [name for name, one in variants.items() if not one.default]
         if weights not in named:
             has = f"{self.root} has {' and '.join(named) or 'none but its own'}"
-            fix = f"leave it out; stc-export can add {' and '.join(ON_REQUEST)}"
+            fix = "leave it out"
             if groups := ON_REQUEST.get(str(weights)):
-                fix = self.export_again(f"--{weights}", str(groups[0]))
+                fix = self.export_again(f"--{weights}", str(groups[0]), answers=True)
             raise SettingsError(subject, has, "", fix)
         if backend not in (runs := variants[weights].backends):
             fix = "choose one with --backend and --device"
@@ -153,6 +154,8 @@ class Bundle:
             if path.startswith(beside)
         }
         language = self.manifest.language
+        # Nothing of the tower is an operator of ONNX Runtime's own.
+        blocks = language.blocks if language else 0
         try:
             if entry.size_bytes > MAX_GRAPH_BYTES:
                 got = f"has {entry.size_bytes:,} bytes"
@@ -161,7 +164,7 @@ class Bundle:
             places = check_graph(
                 content,
                 sizes,
-                own=variant is not None,
+                own=variant is not None and name in language_graphs(blocks),
                 group=variant.options.get("group") if variant else None,
                 positions=language.max_positions if language else 0,
             )
@@ -194,12 +197,14 @@ class Bundle:
                 raise BundleError(self.root / file.path, got, expected, self.export_again())
         return {file.path: self.read(file.path) for file in files}
 
-    def export_again(self, *more: str, **other: str) -> str:
+    def export_again(self, *more: str, answers: bool = False, **other: str) -> str:
         """What to tell a user who must replace it: as it was made, but for the flags `more` and
-        fields of its provenance that are to be `other`."""
+        fields of its provenance that are to be `other`; with a language side if it is to answer."""
         document = self.manifest.model_dump(
-            include={"provenance": True, "variants": {"__all__": {"options"}}}
+            include={"provenance": True, "language": True, "variants": {"__all__": {"options"}}}
         )
+        if answers:
+            del document["language"]
         document["provenance"] |= other
         return export_again(self.root, document, more)
 
@@ -243,6 +248,8 @@ def export_again(root: Path, document: object = None, more: Iterable[str] = ()) 
             "demo": [],
         }
         words += [made.model, *source[made.weights], "--precision", made.precision]
+    if _at(document, "language") is None and isinstance(document, dict) and "language" in document:
+        words.append("--vision-only")
     for name, groups in ON_REQUEST.items():
         schema_1 = _at(document, f"{name}_group")
         own = (_at(document, "variants", name, "options", "group"), schema_1)

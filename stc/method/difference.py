@@ -63,8 +63,8 @@ def difference(expected: NDArray[Any], got: NDArray[Any]) -> Difference:
     error = b - a
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     dots = (a * b).sum(axis=-1)
-    # Nothing is like nothing, and unlike anything else.
-    alike = (a == b).all(axis=-1)
+    # Next to nothing is like nothing, and unlike anything else.
+    alike = np.linalg.norm(error, axis=-1) <= 1e-6 * np.linalg.norm(a, axis=-1).max(initial=0.0)
     cosines = np.where(lengths > 0, dots / np.where(lengths > 0, lengths, 1.0), alike)
     return Difference(
         max_abs=float(np.abs(error).max(initial=0.0)),

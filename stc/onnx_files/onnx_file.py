@@ -2,9 +2,9 @@
 
 Read from protobuf's wire format, since a device has no `onnx`. Nothing is built: the work is one
 pass over the bytes. Stricter than protobuf where that is lenient, so that no runtime can see what
-is not seen here: a field twice, of another wire type or with a number that is not written in as few
-bytes as it takes is refused. So is, unread, what no graph of stc-export has: subgraphs, functions,
-training steps, sparse tensors and tensors as attributes.
+is not seen here: a field that is read and stands twice, has another wire type or a number that is
+not written in as few bytes as it takes is refused. So is, unread, what no graph of stc-export has:
+subgraphs, functions, training steps, sparse tensors and tensors as attributes.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ class Prompt:
         try:
             return self._process.render(self._template, self._variables(content))
         except LanguageError as error:
-            if not self._is_for_text_alone():
+            if not (self._process.answers and self._is_for_text_alone()):
                 raise
             got = f"is for text alone, a message with a video fails ({error.got})"
             fix = "take the chat template of the model's processor, and export again"

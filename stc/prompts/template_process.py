@@ -20,7 +20,6 @@ import time
 import weakref
 from collections.abc import Mapping
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stc.errors import LanguageError, guarded
@@ -71,8 +70,13 @@ class TemplateProcess:
                 self._end_child()
                 raise
         if answer["got"]:
-            raise LanguageError(SUBJECT, answer["got"], fix=FIX)
+            raise LanguageError(SUBJECT, answer["got"], fix=answer.get("fix", FIX))
         return answer["text"]
+
+    @property
+    def answers(self) -> bool:
+        """Whether the helper outlived what it was asked last."""
+        return self._child is not None
 
     def _end_child(self) -> None:
         child, self._child = self._child, None
@@ -81,14 +85,14 @@ class TemplateProcess:
 
 
 class _Child:
-    """A running worker and the socket that leads to it."""
+    """A running helper and the socket that leads to it."""
 
     def __init__(self) -> None:
         with guarded(SUBJECT, "its process cannot be started"):
             ours, theirs = socket.socketpair()
             try:
                 with theirs:
-                    # A session of its own: a terminal's Ctrl-C is for us, and we end the worker.
+                    # A session of its own: a terminal's Ctrl-C is for us, and we end the helper.
                     self.process = subprocess.Popen(
                         [sys.executable, "-c", RUN, *map(str, sys.path)],
                         stdin=theirs.fileno(),
@@ -131,7 +135,7 @@ def _end(process: subprocess.Popen[bytes], to_it: socket.socket) -> None:
 
 
 def _ended(process: subprocess.Popen[bytes]) -> LanguageError:
-    """Why the worker ended in the middle of an answer."""
+    """Why the helper ended in the middle of an answer."""
     try:
         code = process.wait(MAX_WAIT_S)
     except subprocess.TimeoutExpired:
@@ -147,16 +151,21 @@ def main() -> None:
     # Both are inherited, and either would make the time limit void.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
-    import jinja2.ext
-    import jinja2.sandbox  # noqa: F401 (what the first answer's time should not be spent on)
-
+    missing = ""
+    try:
+        import jinja2.ext
+        import jinja2.sandbox  # noqa: F401 (what the first answer's time should not be spent on)
+    except Exception as error:
+        missing = f"requires jinja2, which cannot be loaded ({error})"
     compiled: dict[str, Template] = {}
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = min(one for one in (MAX_BYTES, soft, hard) if one != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, MAX_CPU_S)
-        answer = _answer(json.loads(line), compiled)
+        answer = {"got": missing, "fix": "pip install 'stc[language]'"}
+        if not missing:
+            answer = _answer(json.loads(line), compiled)
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
@@ -241,14 +250,29 @@ def compile_template(text: str, now: float) -> Template:
     def refuse(message: str) -> str:
         raise TemplateError(message)
 
+    def to_json(
+        x: Any,
+        ensure_ascii: bool = False,
+        indent: Any = None,
+        separators: Any = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # jinja2's own escapes what HTML would take for markup.
+        return json.dumps(
+            x,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
     def strftime_now(format: str) -> str:
         return datetime.fromtimestamp(now).strftime(format)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    # jinja2's own escapes what HTML would take for markup.
-    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = strftime_now
     environment.globals["namespace"] = PlainNamespace

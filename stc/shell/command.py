@@ -17,7 +17,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ExtensionFileLoader
 from types import CodeType, FrameType
@@ -35,6 +35,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130
 """Exit code of a command that was interrupted before any result, as shells have it."""
 
+_raised: list[int] = []
+"""Stops that raised KeyboardInterrupt, and were not handled since."""
 _AGAIN_S = 0.02
 """After so long a stop that came at a bad moment comes again."""
 
@@ -84,13 +86,18 @@ def tell(line: str) -> None:
 def run(body: Callable[[], int]) -> int:
     """The exit code of `body`, with what a user can fix told in one line on stderr."""
     try:
-        with sound_streams(), _stoppable(run.__code__) as stops:
-            return _outcome(body, stops)
+        with sound_streams(), _stoppable(run.__code__):
+            return _outcome(body)
     except KeyboardInterrupt:  # another one, while the first was told
         return INTERRUPTED
 
 
-def _outcome(body: Callable[[], int], stops: Sequence[int]) -> int:
+def stop_handled() -> None:
+    """Who caught a KeyboardInterrupt goes on: an error that follows is none of the stop's."""
+    _raised.clear()
+
+
+def _outcome(body: Callable[[], int]) -> int:
     try:
         try:
             return body()
@@ -114,7 +121,7 @@ def _outcome(body: Callable[[], int], stops: Sequence[int]) -> int:
         print(f"error: {one_line(f'{subject}: {what}')}", file=sys.stderr)
         return 2
     except Exception:
-        if not stops:
+        if not _raised:
             raise
         # Libraries make errors of their own of a KeyboardInterrupt that passes through them.
         print("interrupted; nothing was written", file=sys.stderr)
@@ -122,24 +129,24 @@ def _outcome(body: Callable[[], int], stops: Sequence[int]) -> int:
 
 
 @contextmanager
-def _stoppable(within: CodeType) -> Iterator[Sequence[int]]:
-    """STOPS raise KeyboardInterrupt in the body, unless they are ignored (nohup). Those that did.
+def _stoppable(within: CodeType) -> Iterator[None]:
+    """STOPS raise KeyboardInterrupt in the body, unless they are ignored (nohup).
 
     One that comes while a module of C is imported, by what `within` calls, comes again when that
     is done: such a module makes an ImportError of it, or swallows it. So does one that was raised
     where nothing can be raised, as in a destructor.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield ()
+        yield
         return
-    stops: list[int] = []
+    _raised.clear()
 
     def stop(number: int, frame: FrameType | None) -> None:
         _leave_terminal(number)
         if _is_extension_loading(frame, within):
             _send_again(number)
             return
-        stops.append(number)
+        _raised.append(number)
         raise KeyboardInterrupt
 
     def unraisable(what: Any) -> None:
@@ -154,7 +161,7 @@ def _stoppable(within: CodeType) -> Iterator[Sequence[int]]:
         for number in STOPS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 previous[number] = signal.signal(number, stop)
-        yield stops
+        yield
     finally:
         for stopping, handler in previous.items():
             signal.signal(stopping, handler)

@@ -106,6 +106,7 @@ You are a helpful assistant.<|im_end|>
 <|im_start|>user
 <video>
 {{ {"b": messages[0].content[1].text, "a": ["é", "<b>", 1.5, none, true]} | tojson(indent=2) }}
+{{ {"b": 1, "a": "ü&"} | tojson(false, 2) }}
 {{ {"b": 1, "a": "ü&"} | tojson(sort_keys=true, ensure_ascii=true, separators=(",", ":")) }}
 {{- "<|im_end|>\n<|im_start|>assistant\n" }}""",
     "loop controls": """

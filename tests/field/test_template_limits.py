@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pytest
 from stc.errors import LanguageError, guarded
 from stc.prompts import files
 from stc.prompts.prompt import Prompt
+from stc.prompts.template_process import TemplateProcess
 from tests.field.prompt_cases import (
     CHATML,
     change,
@@ -74,6 +76,36 @@ def test_templates_that_misbehave_are_one_line(kind: str, tmp_path: Path) -> Non
     line = str(caught.value)
     assert line.isprintable() and len(line) < 1000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_an_endless_template_is_rendered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not again to find out what it would make of text alone: that takes as long."""
+    rendered: list[object] = []
+    render = TemplateProcess.render
+
+    def counted(self: TemplateProcess, template: str, variables: Mapping[str, Any]) -> str:
+        rendered.append(variables)
+        return render(self, template, variables)
+
+    monkeypatch.setattr(TemplateProcess, "render", counted)
+    directory = write_files(tmp_path, HOSTILE["loops without output"])
+    with pytest.raises(LanguageError, match=r"takes more than 2 s to render|has not answered"):
+        prompt_of(directory)
+    assert len(rendered) == 1
+
+
+def test_a_helper_without_jinja2_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken" / "jinja2"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('no such symbol')")
+    directory = write_files(tmp_path)
+    monkeypatch.syspath_prepend(str(broken.parent))
+    with pytest.raises(LanguageError) as caught:
+        prompt_of(directory)
+    assert "jinja2, which cannot be loaded (no such symbol)" in str(caught.value)
+    assert "pip install 'stc[language]'" in str(caught.value)
 
 
 def test_a_question_can_be_asked_after_one_that_failed(tmp_path: Path) -> None:
