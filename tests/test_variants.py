@@ -131,7 +131,7 @@ def test_its_graphs_and_weights_are_verified_and_the_bundles_own(bundle: Path) -
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--weights", "int8"], "weights int8: {} has int4 and doubled; leave it out; stc-export"),
+        (["--weights", "int8"], "weights int8: {} has int4 and doubled; leave it out"),
         (["--weights", "fused"], "weights fused: {} has int4 and doubled; leave it out"),
         (
             ["--weights", NAME, "--backend", "tensorrt", "--prefill"],
@@ -139,7 +139,10 @@ def test_its_graphs_and_weights_are_verified_and_the_bundles_own(bundle: Path) -
         ),
         (["--int4"], "weights int4: none of its graphs is run; leave it out, or run the side"),
         (["--against", NAME], f"--against {NAME}: names weights, which requires --prefill"),
-        (["--prefill", "--weights", "int4", "--against", "int4"], "--against int4: requires"),
+        (
+            ["--prefill", "--weights", "int4", "--against", "int4"],
+            "--against int4: names weights, which requires",
+        ),
         (["--prefill", "--against", "int8"], "weights int8: {} has int4 and doubled"),
     ],
 )
