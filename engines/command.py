@@ -204,3 +204,7 @@ def _targets(names: str, device: DeviceFacts | None, why_not: str) -> tuple[Targ
             "name the target: --target sm89, ...",
         )
     return (this_target(device),)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

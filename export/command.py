@@ -143,3 +143,7 @@ def _progress(graphs: int) -> Iterator[Callable[[str], None]]:
             progress.update(task, advance=1, graph=graph)
 
         yield tick
+
+
+if __name__ == "__main__":
+    sys.exit(main())

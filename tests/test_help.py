@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +20,7 @@ from stc.runtime.commands import parity as parity_command
 from stc.runtime.commands import run as run_command
 from stc.settings import DEFAULT_PRESET, PRESETS, Settings
 from stc.shell import command
+from tests.as_user import MODULES
 
 MAINS: dict[str, Callable[[list[str]], int]] = {
     "stc-export": export_command.main,
@@ -98,3 +101,16 @@ def test_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
             main(["--help"])
         assert ended.value.code == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_commands_module_is_the_command_too(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -m`, where scripts are not in PATH."""
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.delitem(sys.modules, MODULES[name], raising=False)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module(MODULES[name], run_name="__main__")
+    assert left.value.code == 0
+    assert "usage: " in capsys.readouterr().out

@@ -6,6 +6,7 @@ The tower is measured at reference interval 4 unless --reference-interval or --p
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -212,3 +213,7 @@ def _gpu(session: StreamSession) -> dict[str, Any]:
         "captured": sorted(session.captured),
         "gpu": gpu_facts(device.cuda, device.allocated_bytes),
     }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -283,3 +284,7 @@ def _damage(error: BundleError, path: Path) -> Finding:
     fix = error.fix or "export it again with stc-export"
     found = error.got if str(error.subject) == str(path) else f"{error.subject}: {error.got}"
     return Finding("bundle", found, fix, "running it", vital=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

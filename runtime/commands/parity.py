@@ -7,6 +7,7 @@ are compared with ONNX Runtime on the same graphs.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
@@ -241,3 +242,7 @@ class _Comparison:
         """The report's ticks move a bar of their own from here on."""
         task = self.progress.add_task(what, total=steps)
         self.report.tick = partial(self.progress.advance, task)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

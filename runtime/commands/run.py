@@ -206,3 +206,7 @@ def _asked(flags: argparse.Namespace) -> tuple[Questions, MemorySettings | None]
             flag = f"--{name.replace('_', '-')}"
             raise SettingsError(flag, "requires --ask, --ask-at or --chat")
     return asked, None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
