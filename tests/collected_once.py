@@ -1,4 +1,4 @@
-"""torch's exporter collects the same thousands of operators for each graph anew, most of its time."""
+"""torch's exporter collects thousands of operators for each graph anew, most of its time."""
 
 from __future__ import annotations
 

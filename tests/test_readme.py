@@ -1,8 +1,8 @@
 """What the README shows works: every command in it and its Python are run, every path exists.
 
-Commands of the full-size model are run by `tests.test_full_size`, the build by
-`tests.test_build_rtx`, `./scripts/demo` by the slow test here; for these the quick tests check that
-the command takes the flags.
+Commands of the full-size model are run by `tests.test_full_size`, `./scripts/demo` by the slow test
+here, what many tests need by those; for these the quick tests check that the command takes the
+flags. The quick tests run the others on the first seconds of the clip.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ import stc.runtime as face
 from stc import contracts
 from stc.engines import open_tensorrt
 from stc.method.graphs import vision_graphs
-from tests.as_user import MODULES, ROOT, frames_of
+from stc.runtime.video.open import open_video
+from tests.as_user import CLIP, MODULES, ROOT, frames_of
+from tests.clips import write_clip
 from tests.device_cases import Rig, assert_equal, oracle_session, write_device_bundle
 from tests.test_device_arrays import Interface, prepared
 
@@ -53,10 +56,17 @@ SLOW = {
 
 RUN = ("README.md", "docs/jetson.md", "docs/language.md", "docs/python.md")
 """Pages with Python, which tests here run."""
-BUILT = {"stc-build out/demo/half --target sm86+sm89+sm120 --backend tensorrt-rtx"}
-"""What `tests.test_build_rtx` does with the same bundle."""
+ELSEWHERE = {
+    "stc-build out/demo/half --target sm86+sm89+sm120 --backend tensorrt-rtx",
+    "stc-export --model demo --precision fp16 --output out/demo/half --force",
+    "stc-parity out/demo/bundle --video tests/data/street.mp4",
+}
+"""What `tests.test_build_rtx` does, with the bundle that `tests.conftest` exports for it, and
+`tests.test_parity_command`."""
 
 SCRIPTS = {"./scripts/demo", "./scripts/test"}
+SHOWN = 30
+"""Frames of the clip that quick commands are given: six seconds."""
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -81,7 +91,7 @@ def checkout(tmp_path: Path, demo_bundle: Path) -> Path:
 
 
 def test_every_command_is_run_by_some_test() -> None:
-    known = SLOW | BUILT | SCRIPTS
+    known = SLOW | ELSEWHERE | SCRIPTS
     quick = {line for line in commands() if line not in known}
     assert quick
     assert {line.split()[0] for line in quick} <= set(MODULES)
@@ -91,20 +101,25 @@ def test_every_command_is_run_by_some_test() -> None:
 def test_quick_commands_run_in_the_order_they_are_shown(
     checkout: Path, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (checkout / "tests" / "data").unlink()
+    (checkout / "tests" / "data").mkdir()
+    with open_video(str(CLIP)) as video:
+        first = (frame.rgb for frame in islice(video, SHOWN))
+        write_clip(checkout / "tests" / "data" / CLIP.name, first, rate=5)
     monkeypatch.chdir(checkout)
     for line in commands():
-        if line in SLOW | BUILT | SCRIPTS:
+        if line in SLOW | ELSEWHERE | SCRIPTS:
             continue
         command, *arguments = shlex.split(line)
         result = run_main(import_module(MODULES[command]).main, *arguments)
         assert result.returncode == 0, f"{line}\n{result.stderr}"
     demo = checkout / "out" / "demo"
     frames = json.loads((demo / "report.json").read_text())["summary"]["frames"]
-    assert frames == frames_of(demo / "overlay.mp4") == 200
+    assert frames == frames_of(demo / "overlay.mp4") == SHOWN
     assert (demo / "overlay.png").exists()
 
 
-@pytest.mark.parametrize("line", sorted(SLOW | BUILT))
+@pytest.mark.parametrize("line", sorted(SLOW | ELSEWHERE))
 def test_other_commands_take_their_flags(line: str) -> None:
     command, *arguments = shlex.split(line)
     import_module(MODULES[command])._parse(arguments)
