@@ -19,7 +19,6 @@ from stc.runtime.stream import opening
 from stc.runtime.video.open import open_video
 from stc.settings import SELECTIONS
 from tests.clips import numbered_clip
-from tests.own_process import run_python, script_of
 from tests.vision_cases import DATA, Exported
 
 STREET = DATA / "street.mp4"
@@ -61,9 +60,10 @@ def one_line(done: Outcome) -> str:
     return line
 
 
-def test_the_demo_bundle_equals_pytorch_on_a_video(demo_bundle: Path) -> None:
-    arguments = (demo_bundle, "--video", STREET, "--json", "-")
-    done = run_python(*script_of("stc-parity"), *arguments)
+def test_the_demo_bundle_equals_pytorch_on_a_video(
+    demo_bundle: Path, stc_parity: Callable[..., Outcome]
+) -> None:
+    done = stc_parity(demo_bundle, "--video", STREET, "--json", "-")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "the bundle and PyTorch are equal" in done.stdout

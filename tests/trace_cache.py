@@ -77,7 +77,9 @@ def key(
     """What a trace is known by. Raises UnknownStructureError."""
     shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in example]
     same = [[first is second for first in example] for second in example]
-    told = (*described(module), contract, shapes, same, free, libraries(), sources())
+    read = {symbol for port in contract.inputs for symbol in port.shape}
+    axes = [axis for axis in free if axis.symbol in read]
+    told = (*described(module), contract, shapes, same, axes, libraries(), sources())
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
