@@ -156,7 +156,8 @@ def test_a_mistake_is_one_line(
 def test_a_stream_that_is_all_references_is_compared_as_asked(
     demo_bundle: Path, stc_parity: Callable[..., Outcome]
 ) -> None:
-    done = stc_parity(demo_bundle, "--preset", "off", "--frames", 2, "--json", "-")
+    flags = ("--preset", "off", "--frames", 2, "--vision-only", "--json", "-")
+    done = stc_parity(demo_bundle, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     document = document_of(done)
     assert document["settings"]["reference_interval"] == 1
@@ -192,7 +193,7 @@ def test_a_password_is_not_shown(
 ) -> None:
     clip = str(numbered_clip(tmp_path, frames))
     monkeypatch.setattr(opening, "open_video", lambda source: open_video(clip))
-    flags = ("--preset", "off", "--frames", 2, "--json", "-")
+    flags = ("--preset", "off", "--frames", 2, "--vision-only", "--json", "-")
     done = stc_parity(demo_bundle, "--video", "rtsp://viewer:secret@host/street", *flags)
     assert "secret" not in done.stdout + done.stderr
     if frames == 1:
