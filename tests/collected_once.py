@@ -1,11 +1,7 @@
-"""torch's exporter collects the same thousands of operators for each graph anew, most of its time.
-
-Run as a program, it is `stc-export` without that.
-"""
+"""torch's exporter collects thousands of operators for each graph anew, most of its time."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -19,10 +15,3 @@ def collect_once(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
     setattr_(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
     name = "_collect_all_valid_cia_ops_for_namespace"
     setattr_(operators, name, cache(getattr(operators, name)))
-
-
-if __name__ == "__main__":
-    from stc.export import command
-
-    collect_once()
-    sys.exit(command.main(sys.argv[1:]))

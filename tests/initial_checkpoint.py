@@ -15,19 +15,22 @@ from transformers import (
 
 from stc.export.made_up.synthetic import preprocessing
 
-IMAGE_SIZE = 35
-"""7 x 7 tokens, 4 x 4 after pooling."""
+IMAGE_SIZE = 30
+"""7 x 7 tokens and a rim, 4 x 4 after pooling. The geometry is the so400m heads' of
+`tests.vision_cases`, whose traces serve both."""
 
 
 def write_initial_checkpoint(directory: Path, seed: int) -> Path:
     """`directory` holds it, as `save_pretrained` writes it, with its preprocessing."""
     vision = SiglipVisionConfig(
         image_size=IMAGE_SIZE,
-        patch_size=5,
-        hidden_size=60,
-        num_attention_heads=3,
-        intermediate_size=100,
+        patch_size=4,
+        hidden_size=144,
+        num_attention_heads=2,
+        intermediate_size=80,
         num_hidden_layers=3,
+        hidden_act="gelu",
+        layer_norm_eps=1e-3,
         vision_use_head=False,
     )
     text = Qwen2Config(
@@ -43,6 +46,8 @@ def write_initial_checkpoint(directory: Path, seed: int) -> Path:
         text_config=text,
         image_token_index=46,
         video_token_index=47,
+        projector_hidden_act="gelu_pytorch_tanh",
+        multimodal_projector_bias=False,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         image_grid_pinpoints=[[IMAGE_SIZE, IMAGE_SIZE]],

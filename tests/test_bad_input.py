@@ -24,6 +24,7 @@ from stc.bundles.bundle import Bundle
 from stc.manifest import MANIFEST, WEIGHTS
 from tests.as_user import CLIP, MODULES, frames_of, run, standing
 from tests.clips import numbered, write_clip, write_sound
+from tests.language_cases import language_case
 from tests.tiny_checkpoint import change_json, tiny_model, write_checkpoint
 
 Refused = Callable[..., str]
@@ -208,7 +209,7 @@ def test_an_output_that_is_taken_is_refused(tmp_path: Path, refused: Refused) ->
     assert "cannot be written" in refused("stc-export", *flags, "/proc/bundle")
 
 
-def test_a_full_disk_is_one_line(full_disk: Path, demo_bundle: Path, refused: Refused) -> None:
+def test_a_full_disk_is_one_line(full_disk: Path, refused: Refused) -> None:
     output = full_disk / "bundle"
     line = refused("stc-export", "--model", "demo", "--output", output)
     assert f"error: {output}: cannot be written (No space left on device); free space" in line
@@ -216,7 +217,8 @@ def test_a_full_disk_is_one_line(full_disk: Path, demo_bundle: Path, refused: Re
     (full_disk / "others").write_bytes(bytes(1_900_000))
     before = standing(full_disk)
     overlay = full_disk / "overlay.mp4"
-    result = run(full_disk, "stc-run", demo_bundle, "--video", CLIP, "--overlay", overlay)
+    bundle = language_case().bundle.root
+    result = run(full_disk, "stc-run", bundle, "--video", CLIP, "--overlay", overlay)
     assert "overlay.mp4: cannot be written (No space left" in refused_midway(result)
     assert standing(full_disk) == before
 

@@ -23,6 +23,7 @@ from stc import contracts
 from stc.bundles.bundle import Bundle
 from stc.contracts import Contract
 from stc.errors import ExportError
+from stc.export.graphs import trace as trace_module
 from stc.export.graphs import vision as graphs
 from stc.export.graphs.check import GraphCheck
 from stc.export.graphs.trace import IR_VERSION, OPSET, bind, trace
@@ -36,7 +37,9 @@ from stc.onnx_files.operators import PORTABLE_OPS
 from stc.settings import SCORINGS
 from tests.graph_files import graph_file
 from tests.own_process import ROOT, run_python
-from tests.vision_cases import GOLDEN, Exported, export, made_up
+from tests.trace_cache import TraceCache
+from tests.vision_cases import GOLDEN, Exported, export, golden_weights
+from tests.vision_cases import WEIGHTS as CASES
 
 Exporting = Callable[[str], Exported]
 
@@ -250,17 +253,28 @@ def test_tracing_merges_no_parameters_of_equal_values(checkpoint_bundle: Exporte
 
 
 def test_exports_of_one_checkpoint_are_equal_to_the_byte(
-    checkpoints: tuple[Path, Path], checkpoint_bundle: Exported, tmp_path: Path
+    checkpoints: tuple[Path, Path],
+    checkpoint_bundle: Exported,
+    kept_traces: TraceCache,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    output = tmp_path / "again"
+    output, traces, here = (tmp_path / name for name in ("again", "traces", "here"))
+    traces.mkdir()
+    here.mkdir()
     done = run_python(
-        *("-m", "tests.collected_once", "--model", "llava-ov"),
+        *("-m", "tests.trace_cache", traces, "--model", "llava-ov"),
         *("--checkpoint", checkpoints[0], "--output", output),
         *("--budget", 2, "--vision-only"),
         PYTHONHASHSEED="1",
     )
     assert done.returncode == 0, done.stderr
     assert digests(output) == digests(checkpoint_bundle.bundle.root)
+    # Processes agree on what a trace is known by.
+    monkeypatch.setattr(trace_module, "_traced", TraceCache(here, kept_traces))
+    export(checkpoint_bundle.weights, tmp_path / "bundle")
+    assert len(digests(here)) == 8
+    assert digests(traces) == digests(here)
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -330,7 +344,7 @@ def test_a_graph_that_differs_from_pytorch_fails_the_export(
     monkeypatch.setattr(graphs, "trace", trace_with(kind, change))
     told = rf"^{output}: differs from torch by \d[\d.e-]+ at most and \d[\d.e-]+ relative L2"
     with pytest.raises(ExportError, match=told):
-        export(made_up(), tmp_path / "bundle")
+        export(golden_weights(GOLDEN[0]), tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -351,7 +365,7 @@ def test_parameters_in_each_others_place_fail_the_export_and_leave_the_bundle_be
 
     monkeypatch.setattr(graphs, "bind", swapped)
     with pytest.raises(ExportError, match=r"^update_01: hidden_out: differs from torch"):
-        export(made_up(), before, force=True)
+        export(golden_weights(GOLDEN[0]), before, force=True)
     assert digests(tmp_path) == expected
 
 
@@ -363,7 +377,7 @@ class TooLarge(RandomCheckpoint):
 
 
 def test_a_tower_that_overflows_half_precision_fails_the_export(tmp_path: Path) -> None:
-    weights = TooLarge("too large", made_up().spec, 0, {})
+    weights = TooLarge("too large", CASES["half"]().spec, 0, {})
     with pytest.raises(ExportError, match=r"^update_00: hidden_out: NaN .*--precision fp32$"):
         export(weights, tmp_path / "bundle", "fp16")
     assert list(tmp_path.iterdir()) == []

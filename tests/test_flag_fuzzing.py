@@ -1,7 +1,7 @@
 """No command line whatever is answered with a traceback, nor writes where it was not told to.
 
 Flags are those of the commands' own parsers, their values and order made up. STC_FUZZ_SECONDS says
-how long to look, 15 by default.
+how long to look, 3 by default.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.as_user import standing
 from tests.clips import numbered, write_clip
 from tests.test_help import MAINS, parser_of
 
-SECONDS = float(os.environ.get("STC_FUZZ_SECONDS", "5"))
+SECONDS = float(os.environ.get("STC_FUZZ_SECONDS", "3"))
 CODES = {0, 1, 2, 130, 141}
 Words = tuple[str, ...]
 

@@ -19,7 +19,6 @@ from stc.runtime.stream import opening
 from stc.runtime.video.open import open_video
 from stc.settings import SELECTIONS
 from tests.clips import numbered_clip
-from tests.own_process import run_python, script_of
 from tests.vision_cases import DATA, Exported
 
 STREET = DATA / "street.mp4"
@@ -61,9 +60,10 @@ def one_line(done: Outcome) -> str:
     return line
 
 
-def test_the_demo_bundle_equals_pytorch_on_a_video(demo_bundle: Path) -> None:
-    arguments = (demo_bundle, "--video", STREET, "--json", "-")
-    done = run_python(*script_of("stc-parity"), *arguments)
+def test_the_demo_bundle_equals_pytorch_on_a_video(
+    demo_bundle: Path, stc_parity: Callable[..., Outcome]
+) -> None:
+    done = stc_parity(demo_bundle, "--video", STREET, "--json", "-")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert "the bundle and PyTorch are equal" in done.stdout
@@ -156,7 +156,8 @@ def test_a_mistake_is_one_line(
 def test_a_stream_that_is_all_references_is_compared_as_asked(
     demo_bundle: Path, stc_parity: Callable[..., Outcome]
 ) -> None:
-    done = stc_parity(demo_bundle, "--preset", "off", "--frames", 2, "--json", "-")
+    flags = ("--preset", "off", "--frames", 2, "--vision-only", "--json", "-")
+    done = stc_parity(demo_bundle, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     document = document_of(done)
     assert document["settings"]["reference_interval"] == 1
@@ -192,7 +193,7 @@ def test_a_password_is_not_shown(
 ) -> None:
     clip = str(numbered_clip(tmp_path, frames))
     monkeypatch.setattr(opening, "open_video", lambda source: open_video(clip))
-    flags = ("--preset", "off", "--frames", 2, "--json", "-")
+    flags = ("--preset", "off", "--frames", 2, "--vision-only", "--json", "-")
     done = stc_parity(demo_bundle, "--video", "rtsp://viewer:secret@host/street", *flags)
     assert "secret" not in done.stdout + done.stderr
     if frames == 1:

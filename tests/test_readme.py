@@ -1,8 +1,8 @@
 """What the README shows works: every command in it and its Python are run, every path exists.
 
-Commands of the full-size model are run by `tests.test_full_size`, the build by
-`tests.test_build_rtx`, `./scripts/demo` by the slow test here; for these the quick tests check that
-the command takes the flags.
+Commands of the full-size model are run by `tests.test_full_size`, `./scripts/demo` by the slow test
+here, what many tests need by those; for these the quick tests check that the command takes the
+flags. The quick tests run the others on the first seconds of the clip.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ import stc.runtime as face
 from stc import contracts
 from stc.engines import open_tensorrt
 from stc.method.graphs import vision_graphs
-from tests.as_user import MODULES, ROOT, frames_of
+from stc.runtime.video.open import open_video
+from tests.as_user import CLIP, MODULES, ROOT, frames_of
+from tests.clips import write_clip
 from tests.device_cases import Rig, assert_equal, oracle_session, write_device_bundle
 from tests.test_device_arrays import Interface, prepared
 
@@ -53,10 +56,17 @@ SLOW = {
 
 RUN = ("README.md", "docs/jetson.md", "docs/language.md", "docs/python.md")
 """Pages with Python, which tests here run."""
-BUILT = {"stc-build out/demo/half --target sm86+sm89+sm120 --backend tensorrt-rtx"}
-"""What `tests.test_build_rtx` does with the same bundle."""
+ELSEWHERE = {
+    "stc-build out/demo/half --target sm86+sm89+sm120 --backend tensorrt-rtx",
+    "stc-export --model demo --precision fp16 --output out/demo/half --force",
+    "stc-parity out/demo/bundle --video tests/data/street.mp4",
+}
+"""What `tests.test_build_rtx` does, with the bundle that `tests.conftest` exports for it, and
+`tests.test_parity_command`."""
 
 SCRIPTS = {"./scripts/demo", "./scripts/test"}
+SHOWN = 30
+"""Frames of the clip that quick commands are given: six seconds."""
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -81,7 +91,7 @@ def checkout(tmp_path: Path, demo_bundle: Path) -> Path:
 
 
 def test_every_command_is_run_by_some_test() -> None:
-    known = SLOW | BUILT | SCRIPTS
+    known = SLOW | ELSEWHERE | SCRIPTS
     quick = {line for line in commands() if line not in known}
     assert quick
     assert {line.split()[0] for line in quick} <= set(MODULES)
@@ -91,51 +101,66 @@ def test_every_command_is_run_by_some_test() -> None:
 def test_quick_commands_run_in_the_order_they_are_shown(
     checkout: Path, run_main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (checkout / "tests" / "data").unlink()
+    (checkout / "tests" / "data").mkdir()
+    with open_video(str(CLIP)) as video:
+        first = (frame.rgb for frame in islice(video, SHOWN))
+        write_clip(checkout / "tests" / "data" / CLIP.name, first, rate=5)
     monkeypatch.chdir(checkout)
     for line in commands():
-        if line in SLOW | BUILT | SCRIPTS:
+        if line in SLOW | ELSEWHERE | SCRIPTS:
             continue
         command, *arguments = shlex.split(line)
         result = run_main(import_module(MODULES[command]).main, *arguments)
         assert result.returncode == 0, f"{line}\n{result.stderr}"
     demo = checkout / "out" / "demo"
     frames = json.loads((demo / "report.json").read_text())["summary"]["frames"]
-    assert frames == frames_of(demo / "overlay.mp4") == 200
+    assert frames == frames_of(demo / "overlay.mp4") == SHOWN
     assert (demo / "overlay.png").exists()
 
 
-@pytest.mark.parametrize("line", sorted(SLOW | BUILT))
+@pytest.mark.parametrize("line", sorted(SLOW | ELSEWHERE))
 def test_other_commands_take_their_flags(line: str) -> None:
     command, *arguments = shlex.split(line)
     import_module(MODULES[command])._parse(arguments)
 
 
-def printed(page: str, checkout: Path) -> str:
-    """What the Python of `page`, one program in all its blocks, prints."""
-    code = "".join(blocks("python", (ROOT / page).read_text()))
-    assert code
+ONE_AFTER_THE_OTHER = """
+import json, sys
+for code in json.loads(sys.argv[1]):
+    exec(code, {})
+    print(chr(0))
+"""
+"""A program of programs that know nothing of each other."""
+
+
+def printed(pages: Sequence[str], checkout: Path) -> list[str]:
+    """What the Python of each of `pages`, one program in all its blocks, prints."""
+    codes = ["".join(blocks("python", (ROOT / page).read_text())) for page in pages]
+    assert all(codes)
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
+        [sys.executable, "-W", "error", "-c", ONE_AFTER_THE_OTHER, json.dumps(codes)],
         cwd=checkout,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
-    return ran.stdout
+    return ran.stdout.split("\0\n")[:-1]
 
 
 def test_the_python_runs(checkout: Path) -> None:
     pages = {"README.md": "", "docs/python.md": "--budget: got 1000, expected at most 49"}
-    for page, told in pages.items():
-        lines = printed(page, checkout).splitlines()
+    *streams, language = printed([*pages, "docs/language.md"], checkout)
+    for text, told in zip(streams, pages.values(), strict=True):
+        lines = text.splitlines()
         assert lines[0].split()[:3] == ["0", "reference", "196"]
         assert lines[1].split()[:3] == ["1", "reuse", "49"]
         assert [line.split()[0] for line in lines[:40]] == list(map(str, range(40)))
         [answer, *rest] = lines[40:]
         assert answer
         assert [line.startswith(told) for line in rest] == [True] * bool(told)
-    assert printed("docs/language.md", checkout)
+    assert language
 
 
 def test_the_python_of_jetson_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

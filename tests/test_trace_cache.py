@@ -1,4 +1,7 @@
-"""Tests of the tests' trace cache: it changes no byte, and tells apart what differs."""
+"""Tests of the tests' trace cache: it changes no byte, and tells apart what differs.
+
+That processes agree on keys is seen by `tests.test_export_graphs`.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +22,14 @@ from stc.export.graphs import trace as graph
 from stc.export.graphs.trace import FreeAxis, trace
 from stc.export.layers import Norm
 from stc.export.towers.siglip.tower import Keys, Update
-from stc.method.graphs import KEYS_CONTRACT, UPDATE_CONTRACT
+from stc.method.graphs import KEYS_CONTRACT
 from tests import trace_cache
 from tests.language_cases import language_case
-from tests.own_process import run_python
 from tests.trace_cache import TraceCache, UnknownStructureError, key
 from tests.vision_cases import made_up_spec
 
 SPEC = made_up_spec()
 EXAMPLE = (torch.zeros(SPEC.tokens, SPEC.width), torch.ones(SPEC.heads, SPEC.tokens, 8))
-
-
-OTHER = """
-import sys, torch
-from stc.method.graphs import UPDATE_CONTRACT
-from stc.export.towers.siglip.tower import Update
-from stc.manifest import VisionSpec
-from tests.trace_cache import key
-module = Update(VisionSpec.model_validate_json(sys.argv[1]), torch.float32)
-print(key(module, UPDATE_CONTRACT, (torch.zeros(2),), ()))
-"""
-"""Another process's key."""
 
 
 def keys_module(**fields: Any) -> Keys:
@@ -161,10 +151,3 @@ def test_a_module_with_a_closure_is_never_kept(tmp_path: Path) -> None:
     kept = TraceCache(tmp_path, lambda *_: onnx.ModelProto(producer_name="traced"))
     assert kept(module, KEYS_CONTRACT, EXAMPLE, ()).producer_name == "traced"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_processes_agree_on_a_key() -> None:
-    spec = made_up_spec().model_dump_json()
-    done = run_python("-c", OTHER, spec, PYTHONHASHSEED="1")
-    module, example = Update(SPEC, torch.float32), (torch.zeros(2),)
-    assert done.stdout.strip() == key(module, UPDATE_CONTRACT, example, ()), done.stderr

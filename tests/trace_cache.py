@@ -3,6 +3,8 @@
 A trace holds no weights, so it is known by the structure of its module, the shapes of its example,
 the contract, the sources that say what is computed, and the libraries' versions. The files may be
 deleted at any time, and processes may write them at once.
+
+Run as a program, it is `stc-export` whose traces are kept in the folder that is its first argument.
 """
 
 from __future__ import annotations
@@ -75,7 +77,9 @@ def key(
     """What a trace is known by. Raises UnknownStructureError."""
     shapes = [(tuple(tensor.shape), tensor.dtype) for tensor in example]
     same = [[first is second for first in example] for second in example]
-    told = (*described(module), contract, shapes, same, free, libraries(), sources())
+    read = {symbol for port in contract.inputs for symbol in port.shape}
+    axes = [axis for axis in free if axis.symbol in read]
+    told = (*described(module), contract, shapes, same, axes, libraries(), sources())
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
@@ -136,3 +140,16 @@ def sources() -> str:
 def libraries() -> tuple[str, ...]:
     """Their versions, and Python's."""
     return (sys.version, *(f"{name} {version(name)}" for name in LIBRARIES))
+
+
+def _export(folder: Path, *arguments: str) -> int:
+    from stc.export import command
+    from tests.collected_once import collect_once
+
+    collect_once()
+    setattr(graph, "_traced", TraceCache(folder, graph._traced))  # noqa: B010
+    return command.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(_export(Path(sys.argv[1]), *sys.argv[2:]))

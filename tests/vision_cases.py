@@ -108,7 +108,7 @@ def _so400m_heads() -> VisionWeights:
         layer_norm_eps=1e-3,
         projector_bias=False,
         projector_activation="gelu_pytorch_tanh",
-        language_width=14,
+        language_width=36,
         image_mean=(0.4, 0.5, 0.6),
         image_std=(0.2, 0.3, 0.4),
     )
@@ -117,7 +117,8 @@ def _so400m_heads() -> VisionWeights:
 WEIGHTS: dict[str, Callable[[], VisionWeights]] = {
     **{name: lambda name=name: golden_weights(name) for name in GOLDEN},  # type: ignore[misc]
     "so400m heads": _so400m_heads,
-    "half": lambda: made_up(image_size=24, width=48, heads=3, mlp_width=96),
+    # The tower of `tests.language_cases`, whose traces serve both.
+    "half": lambda: made_up(image_size=16, width=24, mlp_width=40, language_width=32),
 }
 """Weights by the name of their case."""
 

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from stc.engines.library.library import replace_file
+from stc.runtime.commands import parity as parity_command
 from stc.runtime.commands import run as run_command
 from stc.shell import command
 from tests.as_user import CLIP, ROOT, frames_of, standing
 from tests.clips import numbered_clip
+from tests.language_cases import language_case
 from tests.own_process import script_of
 
 Streams = dict[str, Any]
@@ -85,12 +87,17 @@ def outcome(
         )
 
 
+@pytest.fixture
+def small_bundle() -> Path:
+    return language_case().bundle.root
+
+
 @pytest.mark.parametrize("how", DEAD)
-def test_a_dead_stderr_costs_no_result(how: str, demo_bundle: Path, tmp_path: Path) -> None:
+def test_a_dead_stderr_costs_no_result(how: str, small_bundle: Path, tmp_path: Path) -> None:
     """A full log disk on the device: the stream, its overlay, its answer and its document."""
     flags = ["--video", CLIP, "--frames", 2, "--overlay", "o.mp4", "--json", "o.json"]
     asked = ["--ask", "What is moving?", "--max-new-tokens", 2]
-    done = outcome(tmp_path, "stc-run", demo_bundle, *flags, *asked, dead=2, how=how)
+    done = outcome(tmp_path, "stc-run", small_bundle, *flags, *asked, dead=2, how=how)
     assert done.returncode == 0
     assert json.loads((tmp_path / "o.json").read_text())["summary"]["frames"] == 2
     assert frames_of(tmp_path / "o.mp4") == 2
@@ -109,9 +116,9 @@ def test_a_dead_stderr_costs_no_result(how: str, demo_bundle: Path, tmp_path: Pa
     ],
 )
 def test_a_dead_stderr_changes_no_commands_outcome(
-    command: str, flags: list[object], how: str, code: int, demo_bundle: Path, tmp_path: Path
+    command: str, flags: list[object], how: str, code: int, small_bundle: Path, tmp_path: Path
 ) -> None:
-    done = outcome(tmp_path, command, demo_bundle, *flags, dead=2, how=how)
+    done = outcome(tmp_path, command, small_bundle, *flags, dead=2, how=how)
     assert done.returncode == code
     if code == 0:
         assert json.loads(done.stdout.splitlines()[-1])
@@ -129,12 +136,12 @@ def test_a_dead_stderr_changes_no_commands_outcome(
     ],
 )
 def test_a_dead_stdout_costs_no_file(
-    how: str, code: int, told: str, demo_bundle: Path, tmp_path: Path
+    how: str, code: int, told: str, small_bundle: Path, tmp_path: Path
 ) -> None:
     """Answers that nobody reads any more: overlay and document are kept, the exit code tells."""
     flags = ["--video", CLIP, "--frames", 2, "--overlay", "o.mp4", "--json", "o.json"]
     asked = ["--ask-at", "0:What is moving?", "--max-new-tokens", 2]
-    done = outcome(tmp_path, "stc-run", demo_bundle, *flags, *asked, dead=1, how=how)
+    done = outcome(tmp_path, "stc-run", small_bundle, *flags, *asked, dead=1, how=how)
     assert done.returncode == code, done.stderr
     assert [line for line in done.stderr.splitlines() if "error" in line] == [told] * bool(told)
     assert "Traceback" not in done.stderr
@@ -145,35 +152,55 @@ def test_a_dead_stdout_costs_no_file(
 
 @pytest.mark.parametrize("flag", ["--json", "--overlay"])
 def test_an_output_that_leads_to_itself_is_one_line(
-    flag: str, demo_bundle: Path, tmp_path: Path, run_main: Callable[..., Any]
+    flag: str, small_bundle: Path, tmp_path: Path, run_main: Callable[..., Any]
 ) -> None:
     """A link that somebody made to its own name."""
     (tmp_path / "loop.mp4").symlink_to("loop.mp4")
     flags = ["--video", str(CLIP), "--frames", "1", flag, str(tmp_path / "loop.mp4")]
-    done = run_main(run_command.main, demo_bundle, *flags)
+    done = run_main(run_command.main, small_bundle, *flags)
     assert done.returncode == 2
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "loop.mp4" in line
 
 
-def test_a_dead_stdout_hides_no_other_error(demo_bundle: Path, tmp_path: Path) -> None:
+def test_a_dead_stdout_hides_no_other_error(small_bundle: Path, tmp_path: Path) -> None:
     """A video cut short, and nobody to give the document to: both are told."""
     clip = numbered_clip(tmp_path, options={"movflags": "faststart"})
     content = clip.read_bytes()
     clip.write_bytes(content[: len(content) * 3 // 4])
     flags = ["--video", clip, "--fps", 1, "--json", "-"]
-    done = outcome(tmp_path, "stc-run", demo_bundle, *flags, dead=1, how="full")
+    done = outcome(tmp_path, "stc-run", small_bundle, *flags, dead=1, how="full")
     assert done.returncode == 2
     assert "ended early" in done.stderr
     assert "error: stdout: cannot be written" in done.stderr
 
 
-def test_a_dead_stdout_costs_parity_no_document(demo_bundle: Path, tmp_path: Path) -> None:
+@contextmanager
+def own_stdout(descriptor: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`descriptor` is this process's stdout."""
+    before = os.dup(1)
+    os.dup2(descriptor, 1)
+    try:
+        with open(1, "w", closefd=False) as stdout, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stdout)
+            yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
+def test_a_dead_stdout_costs_parity_no_document(
+    demo_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The table is on stdout, and stands before the document is written."""
-    flags = ["--frames", 2, "--vision-only", "--json", "o.json"]
-    done = outcome(tmp_path, "stc-parity", demo_bundle, *flags, dead=1, how="full")
-    assert done.returncode == 2
-    assert done.stderr.endswith("error: stdout: cannot be written (No space left on device)\n")
+    flags = ["--frames", "2", "--vision-only", "--json", str(tmp_path / "o.json")]
+    with full() as descriptor, own_stdout(descriptor, monkeypatch):
+        assert parity_command.main([str(demo_bundle), *flags]) == 2
+    told = "error: stdout: cannot be written (No space left on device)\n"
+    assert capsys.readouterr().err.endswith(told)
     assert json.loads((tmp_path / "o.json").read_text())["passed"]
 
 
