@@ -121,8 +121,10 @@ def _export(flags: argparse.Namespace) -> int:
     if on_disk:
         does = "sees" if language is None else "answers"
         whole = f"the whole model {does} as transformers' does"
+    made = [name for name, variant in manifest.variants.items() if not variant.default]
+    again = "".join(f", {name} beside them" for name in made)
     command.tell(
-        f"{output}: {len(manifest.graphs)} graphs, {precision}, {size / 1e6:,.0f} MB, "
+        f"{output}: {len(manifest.graphs)} graphs{again}, {precision}, {size / 1e6:,.0f} MB, "
         f"each equal to PyTorch; {whole}"
     )
     return 0

@@ -88,7 +88,11 @@ def main() -> None:
                     answer_tokens[number] = newest["answer_tokens"]
     summary = metrics.summary()
     document = run_document(
-        summary, settings=settings, bundle="demo", comparison=compare_with_dense(summary)
+        summary,
+        settings=settings,
+        bundle="demo",
+        backend=tower.backend.name,
+        comparison=compare_with_dense(summary),
     )
     figures = {
         "frames": document["summary"]["frames"],

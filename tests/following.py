@@ -61,6 +61,13 @@ class _LeadingEngine:
         return results
 
 
+def vary_alike(tokens: Array) -> bool:
+    """Whether two of the channels of `tokens` [n, D] that vary least vary alike, up to rounding."""
+    wide = tokens.astype(np.float64)
+    steps = np.diff(np.sort(wide.var(axis=0)))[: tokens.shape[1] // 2]
+    return bool(steps.min(initial=np.inf) <= 1e-5 * np.square(wide).mean())
+
+
 class Following(OracleBackend):
     """The oracle of `weights`, taking the `choices`; `gaps` says by how much each missed the best
     scores."""
@@ -69,6 +76,9 @@ class Following(OracleBackend):
         super().__init__(*numpy_weights(weights))
         self.choices = choices
         self.gaps: list[float] = []
+        self.tied = False
+        """Whether a pruner ranked channels that vary alike: either order is right, and what is
+        scored and remembered from then on is another."""
 
     def load(self, graph: str) -> Engine:
         if graph == SELECT:
@@ -90,6 +100,7 @@ class Following(OracleBackend):
 
     def _pruning(self, scoring: Scoring) -> Callable[..., tuple[Array, ...]]:
         def prune(tokens: Array, mean: Array, frames: Array, count: Array) -> tuple[Array, ...]:
+            self.tied |= scoring != "dual-anchor" and vary_alike(tokens)
             scores, frame_mean = pruner.novelty(scoring, tokens, mean, float(frames[0]))
             kept = self._taken(-scores, count)
             return tokens[kept], kept, frame_mean

@@ -46,7 +46,7 @@ def test_a_device_error_ends_the_session_frees_its_memory_and_spares_the_next(
     with pytest.raises(DeviceError, match=f"{function}: cudaErrorMemoryAllocation"):
         session.push(stream[16])
     assert rig.device.allocated_bytes - before < 20_000  # scratch and sinks, which are the tower's
-    with pytest.raises(EngineError, match=f"session: was ended .*{function}.*open a new one"):
+    with pytest.raises(EngineError, match=f"stream: was ended .*{function}.*open a new one"):
         session.push(stream[17])
     assert_same_stream(rig.session(), SETTINGS, 12)
 

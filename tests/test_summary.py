@@ -68,14 +68,20 @@ def test_the_document_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> N
     settings = PRESETS["cacher"]
     path = tmp_path / "report.json"
     document = run_document(
-        summary, settings=settings, bundle="demo", comparison=compare_with_dense(summary)
+        summary,
+        settings=settings,
+        bundle="demo",
+        backend="onnxruntime-cpu",
+        weights="int4",
+        comparison=compare_with_dense(summary),
     )
     with document_output(str(path)) as write:
         write(document)
     read = json.loads(path.read_text())
     assert read == document
     assert Settings(**read["settings"]) == settings
-    assert read["bundle"] == "demo"
+    made = (read["bundle"], read["backend"], read["weights"])
+    assert made == ("demo", "onnxruntime-cpu", "int4")
     assert read["summary"]["frames"] == 4
     assert read["against_dense"]["vision_saving"] == 0.5625
     assert {"platform", "processor", "cores", "python", "versions"} <= read["machine"].keys()

@@ -131,8 +131,11 @@ def test_its_graphs_and_weights_are_verified_and_the_bundles_own(bundle: Path) -
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--weights", "int8"], "weights int8: {} has int4 and doubled; leave it out"),
-        (["--weights", "fused"], "weights fused: {} has int4 and doubled; leave it out"),
+        (["--weights", "int8"], "weights int8: {} has int4 and doubled; name one"),
+        (
+            ["--weights", "fused"],
+            "weights fused: are what it runs by itself wherever it can; name none",
+        ),
         (
             ["--weights", NAME, "--backend", "tensorrt", "--prefill"],
             f"weights {NAME}: tensorrt does not run them, expected onnxruntime-cpu; choose one",

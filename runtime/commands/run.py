@@ -145,6 +145,8 @@ def _run(flags: argparse.Namespace) -> int:
         document = run_document(
             summary,
             settings=chosen,
+            backend=session.tower.backend.name,
+            weights=flags.weights,
             bundle=bundle.manifest.provenance.checkpoint,
             ended_by=stream.ended_by,
             comparison=comparison,

@@ -172,15 +172,19 @@ def run_document(
     *,
     settings: Settings,
     bundle: str,
+    backend: str,
+    weights: str | None = None,
     ended_by: EndedBy = "end",
     comparison: DenseComparison | None = None,
 ) -> dict[str, Any]:
     """`summary` with all it takes to judge or repeat it, as dicts, lists and finite numbers.
 
-    `bundle` names the model.
+    `bundle` names the model, `weights` those that were chosen of it.
     """
     return {
         "bundle": bundle,
+        "backend": backend,
+        "weights": weights,
         "settings": asdict(settings),
         "ended_by": ended_by,
         "summary": summary.to_json(),

@@ -132,7 +132,7 @@ class StreamSession:
 
     def _refuse_ended(self) -> None:
         if self._ended:
-            raise EngineError("session", self._ended, "", "open a new one")
+            raise EngineError("stream", self._ended, "", "open a new one")
 
     def _pushed(self, frame: Frame) -> FrameReport:
         index = self.frame_index

@@ -126,7 +126,9 @@ class Bundle:
         named = [name for name, one in variants.items() if not one.default]
         if weights not in named:
             has = f"{self.root} has {' and '.join(named) or 'none but its own'}"
-            fix = "leave it out"
+            fix = "name one of those, or none for its own" if named else "name none"
+            if weights in variants:
+                has, fix = "are what it runs by itself wherever it can", "name none"
             if groups := ON_REQUEST.get(str(weights)):
                 fix = self.export_again(f"--{weights}", str(groups[0]), answers=True)
             raise SettingsError(subject, has, "", fix)
