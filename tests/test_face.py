@@ -259,7 +259,7 @@ def test_a_source_that_stc_run_refuses_is_refused(
         ({"memory": "some"}, stc.SettingsError, "--memory: got 'some', expected window, rekv"),
         ({"memory": "all", "language": False}, stc.SettingsError, "--memory: cannot be combined"),
         ({"weights": "int4"}, stc.SettingsError, "weights int4: .* has none but its own; export"),
-        ({"weights": ["int4"]}, stc.SettingsError, "has none but its own; leave it out; stc-exp"),
+        ({"weights": ["int4"]}, stc.SettingsError, "has none but its own; name none"),
         ({"backend": "tensorrt"}, stc.EngineError, "tensorrt: Python package tensorrt not found"),
     ],
     ids=str,
