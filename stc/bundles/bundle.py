@@ -127,7 +127,7 @@ class Bundle:
         if weights not in named:
             has = f"{self.root} has {' and '.join(named) or 'none but its own'}"
             fix = "name one of those, or none for its own" if named else "name none"
-            if weights in variants:
+            if str(weights) in variants:
                 has, fix = "are what it runs by itself wherever it can", "name none"
             if groups := ON_REQUEST.get(str(weights)):
                 fix = self.export_again(f"--{weights}", str(groups[0]), answers=True)
