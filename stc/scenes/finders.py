@@ -162,7 +162,7 @@ def _how_many_came(facts: Facts, frame: int) -> list[Found]:
 
 
 def _way_it_left(facts: Facts, frame: int) -> list[Found]:
-    if not facts.camera.fixed:
+    if not facts.camera.still:
         return []
     gone = [n for n in _who(facts) if facts.left(frame, n)]
     ways = {n: facts.exit_way(frame, n) for n in gone}

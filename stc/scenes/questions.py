@@ -14,16 +14,47 @@ from stc.scenes.stage.camera import Camera
 from stc.scenes.words import LETTERS, QUESTIONS, Question, with_options
 
 _FRAMES_TRIED = 3
-_KEPT: dict[tuple[str, str], float] = {}
-"""How often an answer that most scenes have is taken, so that all are about as frequent."""
+_ROUNDS = 4
+_KEPT: dict[tuple[str, str], float] = {
+    ("how many", "zero"): 0.4,
+    ("how many", "one"): 0.4,
+    ("how many", "two"): 0.5,
+    ("how many came", "zero"): 0.5,
+    ("how many came", "one"): 0.5,
+    ("how many came", "two"): 0.6,
+    ("way", "still"): 0.2,
+    ("moving", "no"): 0.75,
+    ("person", "no"): 0.12,
+    ("was there", "no"): 0.65,
+    ("anything", "yes"): 0.22,
+    ("appeared", "no"): 0.65,
+    ("person yet", "no"): 0.13,
+    ("left yet", "no"): 0.14,
+    ("dot", "no"): 0.16,
+}
+"""How often an answer that most scenes offer is taken, so that all are about as frequent."""
+_RARE = {
+    "first shape": 3,
+    "first colour": 3,
+    "gone colour": 3,
+    "gone shape": 3,
+    "way it left": 3,
+    "person where": 3,
+    "dot colour": 3,
+    "dot where": 3,
+    "digit": 3,
+    "way": 2,
+}
+"""How many times in a round kinds are tried that few scenes offer."""
 
 
 def ask(labels: Labels, camera: Camera, random: np.random.Generator, count: int) -> list[Question]:
     """Up to `count` questions, none twice."""
     facts = Facts(labels, camera)
     out: dict[Question, None] = {}
-    for _ in range(4):
-        for kind in shuffled(random, tuple(FINDERS)):
+    every = [kind for kind in FINDERS for _ in range(_RARE.get(kind, 1))]
+    for _ in range(_ROUNDS):
+        for kind in shuffled(random, every):
             question = _one(facts, random, kind)
             if question is not None:
                 out[question] = None

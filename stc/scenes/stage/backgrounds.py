@@ -39,13 +39,27 @@ def background(split: Split, seed: int, part: int) -> npt.NDArray[np.uint8]:
 
 def _place(random: np.random.Generator, split: Split) -> npt.NDArray[np.uint8]:
     held = store.places(split)
-    picture = held[0] if chance(random, 0.7) else pick(random, held[1:])
-    top = whole(random, 0, picture.shape[0] - WIDE)
-    left = whole(random, 0, picture.shape[1] - WIDE)
-    out = picture[top : top + WIDE, left : left + WIDE].astype(np.int32)
+    street = chance(random, 0.75)
+    picture = held[0] if street else pick(random, held[1:])
+    size = whole(random, 84, min(picture.shape[0], picture.shape[1], 2 * WIDE))
+    top = whole(random, 0, picture.shape[0] - size)
+    left = whole(random, 0, picture.shape[1] - size)
+    out = _resized(picture[top : top + size, left : left + size])
     out = out[:, ::-1] if chance(random, 0.5) else out
-    gain = np.asarray([whole(random, 170, 262) + whole(random, -14, 14) for _ in range(3)])
+    bright = whole(random, 170, 262) if street else whole(random, 256, 420)
+    gain = np.asarray([bright + whole(random, -14, 14) for _ in range(3)])
     return np.asarray(np.minimum((out * gain) >> 8, 255), np.uint8)
+
+
+def _resized(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
+    """A square picture as [160, 160, 3], in integers, linear between its pixels."""
+    size = len(picture)
+    at = np.arange(WIDE) * ((size - 1) * 64) // WIDE
+    low, past = at // 64, (at % 64).astype(np.int32)
+    held = picture.astype(np.int32)
+    rows = held[low] * (64 - past)[:, None, None] + held[low + 1] * past[:, None, None]
+    past = past[:, None]
+    return np.asarray((rows[:, low] * (64 - past) + rows[:, low + 1] * past) >> 12, np.int32)
 
 
 def _between_colours(

@@ -63,7 +63,8 @@ def _shape(look: Look, x: Floats, y: Floats, zoom: float) -> Pixels:
     half = np.float32(look.size_px * zoom / 2)
     far = _outside(look.kind, cosine * x + sine * y, cosine * y - sine * x, half)
     alpha = np.clip(np.float32(0.5) - far, 0, 1)
-    rim = np.clip(far + np.float32(RIM_PX * zoom + 0.5), 0, 1)
+    wide = RIM_PX * zoom * (0.6 if look.kind == "dot" else 1)
+    rim = np.clip(far + np.float32(wide + 0.5), 0, 1)
     return _inked(look.ink, look.rim, rim, alpha)
 
 
@@ -139,8 +140,8 @@ def _digit(look: Look, x: Floats, y: Floats, zoom: float) -> Pixels:
     assert look.image is not None
     scale = look.size_px * zoom / 8
     ink = _sampled(look.image[..., None].astype(np.float32), x, y, scale)[..., 0]
-    alpha = np.clip((ink - np.float32(1.0)) / np.float32(2.5), 0, 1)
-    rim = np.clip((np.float32(8.5) - ink) / np.float32(3), 0, 1)
+    alpha = np.clip((ink - np.float32(1.5)) / np.float32(2.5), 0, 1)
+    rim = np.clip((np.float32(10.5) - ink) / np.float32(3), 0, 1)
     return _inked(look.ink, look.rim, rim, alpha)
 
 

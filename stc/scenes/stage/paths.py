@@ -29,7 +29,7 @@ def path_of(
     """Its centre in every frame, [F, 2] px, before the camera moves."""
     frame_count = len(camera.zoom)
     away = SIDE / 2 + look.size_px * 0.62 + 3 + _camera_reach(camera)
-    upright = look.kind != "person" and chance(random, 0.42)
+    upright = look.kind != "person" and chance(random, 0.5)
     spot = (
         _spot_of_dot(random, others) if look.kind == "dot" else _spot(random, look, lane, upright)
     )
@@ -87,7 +87,8 @@ def _spot(
 
 def _spot_of_dot(random: np.random.Generator, others: Places) -> tuple[float, float]:
     """The farthest of five places from where the others stand at last."""
-    tried = [(between(random, 6, SIDE - 6), between(random, 6, SIDE - 6)) for _ in range(5)]
+    left = 37.3 * whole(random, 0, 2)
+    tried = [(left + between(random, 6, 31), between(random, 6, SIDE - 6)) for _ in range(5)]
 
     def room(spot: tuple[float, float]) -> float:
         return min(
@@ -112,11 +113,11 @@ def _stops(
         (x, SIDE / 2 + side * away) if upright else (SIDE / 2 + side * away, y) for side in sides
     ]
     far = [abs(end_x - x) + abs(end_y - y) for end_x, end_y in ends]
-    speed = between(random, 6, 15)
+    speed = between(random, 7, 17)
     if deed == "stand":
         return [(0, x, y)]
     if deed == "leave":
-        start = whole(random, 2, max(2, frame_count // 2))
+        start = whole(random, 2, max(2, frame_count // 3))
         return [(start, x, y), (start + far[0] / speed, *ends[0])]
     if deed == "pass":
         start = whole(random, 0, max(1, frame_count // 3))

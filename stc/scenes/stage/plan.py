@@ -110,7 +110,8 @@ def _look(random: np.random.Generator, split: Split, thing: Thing) -> Look:
     ink = _jittered(random, COLOURS[thing.colour])
     rim = _lighter(ink) if light and thing.colour != "white" else _darker(ink)
     if thing.kind == "dot":
-        return Look("dot", whole(random, 6, 8), ink, _darker(ink))
+        rim = _darker(ink) if thing.colour in ("white", "yellow") else _lighter(ink)
+        return Look("dot", whole(random, 6, 8), ink, rim)
     smallest = 20 if thing.kind in ("star", "cross") else 16
     return Look(thing.kind, whole(random, smallest, 34), ink, rim, _turn(random, thing.kind))
 
