@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stc.errors import CheckpointError
 from stc.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from stc.export.made_up.demo import write_demo_checkpoint
+from stc.export.demo.checkpoint import write_demo_checkpoint
 from stc.export.made_up.synthetic import SIZES, RandomCheckpoint, random_checkpoint
 from stc.manifest import Weights
 

@@ -24,7 +24,7 @@ from tests.once import SHARED, Once
 if TYPE_CHECKING:
     from transformers import LlavaOnevisionConfig
 
-    from stc.export.made_up.demo import DemoTokenizer
+    from stc.export.demo.checkpoint import DemoTokenizer
     from tests.device_cases import Rig
     from tests.trace_cache import TraceCache
     from tests.vision_cases import Exported
@@ -112,7 +112,7 @@ def demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
 @pytest.fixture(scope="session")
 def half_demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
     """The demo bundle in float16, which engines are built from; its tower has two blocks."""
-    from stc.export.made_up import demo
+    from stc.export.demo import checkpoint as demo
 
     def shallow(tokenizer: DemoTokenizer) -> LlavaOnevisionConfig:
         config = demo_config(tokenizer)

@@ -21,7 +21,7 @@ from transformers import (
 from stc.errors import CheckpointError
 from stc.export.checkpoint.checkpoint import open_checkpoint
 from stc.export.companions import read_companions
-from stc.export.made_up.demo import write_demo_checkpoint
+from stc.export.demo.checkpoint import write_demo_checkpoint
 from stc.export.made_up.synthetic import SIZES, Size, random_checkpoint, vision_tensor
 from stc.export.models.llava_onevision import described_spec, projector_shapes
 from stc.export.towers.siglip.tower import SIGLIP
@@ -217,7 +217,7 @@ def test_an_interrupted_demo_does_not_open(
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stc.export.made_up.demo.save", fail)
+    monkeypatch.setattr("stc.export.demo.checkpoint.save", fail)
     with pytest.raises(KeyboardInterrupt):
         write_demo_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="no weights"):

@@ -8,8 +8,10 @@ checkpoint does, in seconds on two CPU cores. Its weights are those of
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -31,6 +33,7 @@ from stc.export.made_up.synthetic import (
 )
 from stc.export.models.llava_onevision import vision_spec
 from stc.export.towers.siglip.tower import SIGLIP
+from stc.scenes.words import words as scene_words
 
 IMAGE_SIZE = 112
 """Side of the square input, px."""
@@ -38,6 +41,8 @@ PATCH_SIZE = 8
 """Side of a patch, px: 14 x 14 tokens, 7 x 7 after pooling."""
 TEXT_TOKENS = 1024
 """Bytes and merges; the sentences may yield fewer."""
+OFTEN = 40
+"""How often a word of the scenes is read, so that it becomes one text token."""
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 LONGEST_PROMPT = 32768
 """Text tokens."""
@@ -98,6 +103,21 @@ class DemoTokenizer:
     vocabulary: int
     ids: dict[str, int]
     """Of the special tokens."""
+    tokenizer: Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """The text tokens of `text`."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @property
+    def stop(self) -> int:
+        """The text token that ends an answer."""
+        return self.ids["<|im_end|>"]
+
+    def prompt_parts(self) -> tuple[list[int], list[int]]:
+        """The text tokens before the video, and those between a question and its answer."""
+        return self.encode("<|im_start|>user "), self.encode("<|im_end|><|im_start|>assistant\n")
 
 
 def demo_tokenizer() -> DemoTokenizer:
@@ -120,7 +140,7 @@ def demo_tokenizer() -> DemoTokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SENTENCES.splitlines(), trainer)
+    tokenizer.train_from_iterator(_texts(), trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     vocabulary = tokenizer.get_vocab()
     special = {token: vocabulary[token] for token in SPECIAL_TOKENS}
@@ -139,17 +159,23 @@ def demo_tokenizer() -> DemoTokenizer:
         "tokenizer_config.json": to_json(configuration),
         "chat_template.jinja": CHAT_TEMPLATE.encode(),
     }
-    return DemoTokenizer(files, len(vocabulary), special)
+    return DemoTokenizer(files, len(vocabulary), special, tokenizer)
 
 
-def write_demo_checkpoint(directory: Path, seed: int = 0) -> None:
-    """`directory` holds the demo checkpoint, equal for equal `seed`: config.json,
-    model.safetensors (float32), preprocessing, tokenizer and chat template.
+def _texts() -> Iterator[str]:
+    """What the tokenizer is trained on: every word of the scenes' questions is one text token, at
+    the start of a text and behind a space."""
+    yield from SENTENCES.splitlines()
+    for word in scene_words():
+        yield from (word, f"a {word}") * OFTEN
+
+
+def write_checkpoint(directory: Path, tokenizer: DemoTokenizer, model: Any) -> None:
+    """`directory` holds `model` as a checkpoint: config.json, model.safetensors (float16),
+    preprocessing, tokenizer and chat template.
 
     The weights come last: an interrupted write leaves no checkpoint that opens.
     """
-    tokenizer = demo_tokenizer()
-    config = demo_config(tokenizer)
     frames = preprocessing(IMAGE_SIZE)
     processor = {
         "image_token": "<image>",
@@ -166,7 +192,7 @@ def write_demo_checkpoint(directory: Path, seed: int = 0) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / SINGLE).unlink(missing_ok=True)
     files = {
-        CONFIG: config.to_json_string().encode(),
+        CONFIG: demo_config(tokenizer).to_json_string().encode(),
         PREPROCESSOR: to_json(frames),
         VIDEO_PREPROCESSOR: to_json(frames),
         "processor_config.json": to_json(processor),
@@ -176,7 +202,7 @@ def write_demo_checkpoint(directory: Path, seed: int = 0) -> None:
     for name, content in files.items():
         (directory / name).write_bytes(content)
     # Not save_file: its error for a full disk is no OSError.
-    (directory / SINGLE).write_bytes(save(_tensors(config, seed), metadata={"format": "pt"}))
+    (directory / SINGLE).write_bytes(save(_tensors(model), metadata={"format": "pt"}))
 
 
 def demo_config(tokenizer: DemoTokenizer) -> LlavaOnevisionConfig:
@@ -184,9 +210,9 @@ def demo_config(tokenizer: DemoTokenizer) -> LlavaOnevisionConfig:
     vision = SiglipVisionConfig(
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
-        hidden_size=192,
-        num_attention_heads=3,
-        intermediate_size=768,
+        hidden_size=128,
+        num_attention_heads=2,
+        intermediate_size=384,
         num_hidden_layers=6,
         vision_use_head=False,
     )
@@ -194,7 +220,7 @@ def demo_config(tokenizer: DemoTokenizer) -> LlavaOnevisionConfig:
         vocab_size=tokenizer.vocabulary,
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=2,
+        num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=LONGEST_PROMPT,
@@ -211,30 +237,20 @@ def demo_config(tokenizer: DemoTokenizer) -> LlavaOnevisionConfig:
         video_token_index=tokenizer.ids["<video>"],
         image_grid_pinpoints=[[IMAGE_SIZE, IMAGE_SIZE], [IMAGE_SIZE, 2 * IMAGE_SIZE]],
         tie_word_embeddings=True,
-        dtype="float32",
+        dtype="float16",
     )
 
 
-def _tensors(config: LlavaOnevisionConfig, seed: int) -> dict[str, Tensor]:
-    """Every tensor of the model, under the name published checkpoints have on disk."""
-    frames = Described("demo", preprocessing(IMAGE_SIZE))
-    spec = vision_spec(Described("demo", config.to_dict()), frames)
-    with torch.device("meta"):
-        model = LlavaOnevision(config)
+def _tensors(model: Any) -> dict[str, Tensor]:
+    """Every tensor of `model` in float16, under the name published checkpoints have on disk."""
+    prefixes = {
+        "vision_tower": VISION_PREFIXES[0],
+        "multi_modal_projector": PROJECTOR_PREFIXES[0],
+        "language_model": "language_model.model.",
+    }
     tensors: dict[str, Tensor] = {}
     for full_name, parameter in model.named_parameters():
-        shape = tuple(parameter.shape)
         part, _, name = full_name.removeprefix("model.").partition(".")
-        name = name.removeprefix("vision_model.")
-        if part == "vision_tower":
-            made = name in SIGLIP.shapes(spec)
-            tensor = vision_tensor(spec, seed, name) if made else seeded(seed, name, shape)
-            tensors[VISION_PREFIXES[0] + name] = tensor
-        elif part == "multi_modal_projector":
-            tensors[PROJECTOR_PREFIXES[0] + name] = projector_tensor(spec, seed, name)
-        elif part == "language_model":
-            gain = WORD_GAIN if name == "embed_tokens.weight" else 1.0
-            tensors[f"language_model.model.{name}"] = gain * seeded(seed, name, shape)
-        else:
-            tensors[part] = seeded(seed, part, shape)
+        on_disk = prefixes.get(part, part) + name.removeprefix("vision_model.")
+        tensors[on_disk] = parameter.detach().half().contiguous()
     return tensors

@@ -1,0 +1,54 @@
+"""`scripts/train-demo`: the demo model from nothing, on two processes or a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import multiprocessing
+
+from stc.export.demo.training.train import Plan
+from stc.export.demo.training.work import work
+from stc.shell import command
+from stc.shell.ranges import number_flag, whole_flag
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return command.run(lambda: _train(_parse(arguments)))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = command.Parser(prog="train-demo", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("out/train-demo"), metavar="DIR")
+    parser.add_argument("--seed", type=whole_flag(0), default=0, metavar="N")
+    parser.add_argument(
+        "--share",
+        type=number_flag,
+        default=1.0,
+        metavar="X",
+        help="of the steps that are done, default 1: all",
+    )
+    parser.add_argument(
+        "--processes", type=whole_flag(1, 2), default=2, metavar="1|2", help="default 2"
+    )
+    return parser.parse_args(arguments)
+
+
+def _train(flags: argparse.Namespace) -> int:
+    plan = Plan(seed=flags.seed).scaled(flags.share)
+    flags.output.mkdir(parents=True, exist_ok=True)
+    if flags.processes == 1:
+        work(0, 1, plan, flags.output, "")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            store = f"file://{folder}/store"
+            multiprocessing.spawn(work, (2, plan, flags.output, store), nprocs=2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""The stages of training: what a step of each computes.
+
+The tower learns to say what is in each patch while the language model learns, from features made
+of labels, to answer; then the language model goes on with the tower's own features.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stc.export.demo.training.codebook import (
+    COLOUR,
+    DIGIT,
+    KIND,
+    NAMES,
+    NORM,
+    OCCUPIED,
+    Codebook,
+    pooled,
+    shares,
+)
+from stc.export.demo.training.facts import HEADS, IGNORED
+from stc.export.demo.training.sequences import KEEPS, Asker, Batch, batch, kept_of
+from stc.scenes.scene import Scene, make_scene
+from stc.scenes.words import CELLS, PATCH
+
+WINDOW = 8
+"""Side of what the tower sees of a frame while it learns, patches: a third of the work, and most
+of what it sees is of a thing."""
+AUX_BLOCK = 3
+"""Behind which block of the language model the heads sit that are thrown away."""
+QUESTIONS = 14
+SHARPNESS = 8.0
+"""Of the choice between colours, kinds and digits when the tower learns them."""
+
+Figures = dict[str, float]
+
+
+class Task(Protocol):
+    """One step's loss, and what to tell of it. `share`, 0 to 1, is how much of training is done."""
+
+    def loss(self, random: np.random.Generator, share: float) -> tuple[Tensor, Figures]: ...
+
+
+@dataclass
+class TowerTask:
+    """Patches of windows round things say what they show."""
+
+    model: Any
+    codebook: Codebook
+    windows: int = 64
+    whole_from: float = 0.8
+    """Share of the training after which frames are seen whole."""
+
+    def loss(self, random: np.random.Generator, share: float) -> tuple[Tensor, Figures]:
+        whole = share >= self.whole_from
+        side = CELLS if whole else WINDOW
+        count = self.windows // 3 if whole else self.windows
+        pixels, places, truth = self._windows(random, count, side)
+        features = features_of(self.model, pixels, places)
+        return self._judged(features.flatten(0, 1), truth.flatten(0, 1))
+
+    def _windows(
+        self, random: np.random.Generator, count: int, side: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pixels, places, truth = [], [], []
+        while len(pixels) < count:
+            scene = make_scene("train", int(random.integers(1 << 40)))
+            labels = scene.labels
+            coded = None
+            for frame in random.choice(scene.frame_count, 4, replace=False):
+                cells = np.argwhere(labels.owner[frame] >= 0)
+                if not len(cells) and random.random() < 0.8:
+                    continue
+                centre = cells[random.integers(len(cells))] if len(cells) else (7, 7)
+                corner = np.array(centre) - side // 2 + random.integers(-2, 3, 2)
+                row, column = np.clip(corner, 0, CELLS - side)
+                coded = shares(labels) if coded is None else coded
+                down, across = slice(row, row + side), slice(column, column + side)
+                rgb = scene.render(int(frame))
+                crop = rgb[row * PATCH : (row + side) * PATCH, column * PATCH :][
+                    :, : side * PATCH
+                ]
+                pixels.append(crop)
+                grid = np.arange(CELLS * CELLS).reshape(CELLS, CELLS)
+                places.append(grid[down, across].ravel())
+                truth.append(coded[frame, down, across].reshape(-1, len(NAMES)))
+        return (
+            pixel_values(np.stack(pixels)),
+            torch.from_numpy(np.stack(places)),
+            torch.from_numpy(np.stack(truth)),
+        )
+
+    def _judged(self, features: Tensor, truth: Tensor) -> tuple[Tensor, Figures]:
+        found = features @ self.codebook.transposed
+        rest = (features - found @ self.codebook.codes).square().sum(1) / NORM**2
+        squared = (found - truth).square().sum(1) + 0.1 * rest
+        thing = truth[:, OCCUPIED] > 0
+        loss = squared[thing].mean() + squared[~thing].mean()
+        figures: Figures = {}
+        for name, span in (("colour", COLOUR), ("kind", KIND), ("digit", DIGIT)):
+            said = thing & (truth[:, span].sum(1) > 0)
+            if said.any():
+                right = truth[said][:, span].argmax(1)
+                chosen = found[said][:, span]
+                loss = loss + 0.5 * F.cross_entropy(SHARPNESS * chosen, right)
+                figures[name] = (chosen.argmax(1) == right).float().mean().item()
+        figures["thing"] = ((found[:, OCCUPIED] > 0.5) == thing).float().mean().item()
+        return loss, figures
+
+
+@dataclass
+class LanguageTask:
+    """Questions are answered, about features made of labels or the tower's own."""
+
+    model: Any
+    heads: nn.Linear
+    codebook: Codebook
+    asker: Asker
+    streams: int = 4
+    real: bool = False
+    pool: deque[tuple[Scene, Tensor]] = field(default_factory=lambda: deque(maxlen=256))
+
+    def loss(self, random: np.random.Generator, share: float) -> tuple[Tensor, Figures]:
+        streams = []
+        # One budget for a batch: streams of unlike length would be filled up with padding.
+        keeps = KEEPS if self.real or share > 0.4 else KEEPS[-2:]
+        keep = int(keeps[random.integers(len(keeps))])
+        for _ in range(self.streams):
+            scene, features = self._seen(random)
+            asked = [
+                self.asker.asked(scene.labels, question)
+                for question in scene.questions(random, QUESTIONS)
+            ]
+            if asked:
+                streams.append((features, kept_of(features, keep, random), asked))
+        return self._judged(batch(self.asker.before, streams), share)
+
+    def _seen(self, random: np.random.Generator) -> tuple[Scene, Tensor]:
+        if not self.real:
+            scene = make_scene("train", int(random.integers(1 << 40)))
+            return scene, self._made(scene, random)
+        # Each stream that the tower has seen is asked about again, with other questions and keeps.
+        if len(self.pool) > 8 and random.random() < 0.5:
+            return self.pool[int(random.integers(len(self.pool)))]
+        scene = make_scene("train", int(random.integers(1 << 40)))
+        with torch.no_grad():
+            features = seen(self.model, scene)
+        self.pool.append((scene, features))
+        return scene, features
+
+    def _made(self, scene: Scene, random: np.random.Generator) -> Tensor:
+        """Features [F, 49, D] of a tower that is nearly right."""
+        coded = pooled(shares(scene.labels))
+        loud = random.uniform(0.02, 0.2)
+        coded = coded + loud * random.standard_normal(coded.shape, dtype=np.float32)
+        features = torch.from_numpy(coded.astype(np.float32)) @ self.codebook.codes
+        noise = random.standard_normal(features.shape, dtype=np.float32)
+        return features + random.uniform(0.0, 0.3) * torch.from_numpy(noise)
+
+    def _judged(self, one: Batch, share: float) -> tuple[Tensor, Figures]:
+        embed = self.model.get_input_embeddings()
+        joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
+        hidden, early = decoded(self.model, joined, one)
+        start = joined.shape[1] - one.ids.shape[1]
+        hidden, early = hidden[:, start:], early[:, start:]
+        asked = one.labels != IGNORED
+        logits = self.model.lm_head(hidden[asked])
+        answers = one.labels[asked]
+        loss = F.cross_entropy(logits, answers)
+        stop = answers == self.asker.stop
+        right = (logits.argmax(1) == answers)[~stop].float().mean().item()
+        figures = {"answer": loss.item(), "right": right}
+        told = self._told(early, one.targets)
+        figures["heads"] = told.item()
+        return loss + (1.0 if share < 0.7 else 0.3) * told, figures
+
+    def _told(self, early: Tensor, targets: Tensor) -> Tensor:
+        about = (targets != IGNORED).any(2)
+        parts = self.heads(early[about]).split(list(HEADS.values()), 1)
+        wanted = targets[about]
+        losses = [
+            F.cross_entropy(part, wanted[:, head], ignore_index=IGNORED)
+            for head, part in enumerate(parts)
+            if (wanted[:, head] != IGNORED).any()
+        ]
+        return torch.stack(losses).mean()
+
+
+def decoded(model: Any, joined: Tensor, one: Batch) -> tuple[Tensor, Tensor]:
+    """The language model's last hidden state and that behind block AUX_BLOCK, [B, s, D]."""
+    language = model.model.language_model
+    hidden, early = joined, joined
+    turned = language.rotary_emb(hidden, one.positions)
+    for number, layer in enumerate(language.layers):
+        hidden = layer(
+            hidden,
+            attention_mask=one.allowed,
+            position_ids=one.positions,
+            position_embeddings=turned,
+            use_cache=False,
+        )
+        if number + 1 == AUX_BLOCK:
+            early = hidden
+    return language.norm(hidden), early
+
+
+def features_of(model: Any, pixels: Tensor, places: Tensor | None = None) -> Tensor:
+    """Features [B, tokens, D] of pixel values [B, 3, h, w] before pooling; `places` [B, tokens] are
+    where the patches lie in the frame, None: all of them."""
+    tower = model.model.vision_tower
+    embeddings = tower.embeddings
+    patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+    where = embeddings.position_embedding.weight
+    hidden = patches + (where if places is None else where[places])
+    for layer in tower.encoder.layers:
+        hidden = layer(hidden, None)
+    return model.model.multi_modal_projector(hidden)
+
+
+def seen(model: Any, scene: Scene) -> Tensor:
+    """Features [F, 49, D] of a scene, pooled."""
+    features = features_of(model, pixel_values(scene.frames()))
+    frames, _, width = features.shape
+    halves = features.view(frames, CELLS // 2, 2, CELLS // 2, 2, width)
+    return halves.mean((2, 4)).reshape(frames, -1, width)
+
+
+def pixel_values(rgb: np.ndarray[Any, Any]) -> Tensor:
+    """uint8 [.., h, w, 3] as the checkpoint's preprocessing makes them, [.., 3, h, w]."""
+    return torch.from_numpy(rgb).movedim(-1, -3).float() / 127.5 - 1
+
+

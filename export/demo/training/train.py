@@ -1,0 +1,206 @@
+"""Training of the demo model from nothing: step by step, seeded, and to be gone on with.
+
+Everything that a step draws follows from the seed, the stage and the step's number, and what was
+learnt is kept every SAVED steps: a run that was stopped goes on as if it had not been. Two processes
+share the work: at first the tower's and the language model's, then two halves of each batch. One
+process does the same work alone, and on a GPU does it there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed, nn
+from transformers import LlavaOnevisionForConditionalGeneration
+
+from stc.export.demo.checkpoint import DemoTokenizer, demo_config
+from stc.export.demo.training.codebook import NAMES, NORM, Codebook
+from stc.export.demo.training.facts import HEADS
+from stc.export.demo.training.muon import Muon
+from stc.export.demo.training.sequences import Asker
+from stc.export.demo.training.stages import LanguageTask, Task, TowerTask
+
+SAVED = 200
+"""Steps after which what was learnt is kept."""
+WARM_UP = 50
+DECAY_FROM = 0.6
+"""Share of a stage after which the learning rate falls to nothing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps each stage takes, and its learning rates."""
+
+    tower: int = 2400
+    language: int = 2400
+    together: int = 500
+    seed: int = 0
+    muon: float = 0.02
+    adam: float = 2e-3
+
+    def scaled(self, share: float) -> Plan:
+        """The same with `share` of the steps."""
+        steps = (max(1, round(share * one)) for one in (self.tower, self.language, self.together))
+        return replace(self, **dict(zip(("tower", "language", "together"), steps, strict=True)))
+
+
+class Learner:
+    """The model with what is thrown away after training."""
+
+    def __init__(self, tokenizer: DemoTokenizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        config = demo_config(tokenizer)
+        self.model: Any = LlavaOnevisionForConditionalGeneration(config)
+        width = config.text_config.hidden_size
+        self.codebook = Codebook(width)
+        self.heads = nn.Linear(width, sum(HEADS.values()))
+        self.asker = Asker(tokenizer)
+        self._begin(tokenizer)
+
+    def _begin(self, tokenizer: DemoTokenizer) -> None:
+        """Words start from the codes of what they name."""
+        words = self.model.get_input_embeddings().weight
+        with torch.no_grad():
+            words.normal_(0.0, 0.1)
+            for name in NAMES:
+                for mark in ("", " "):
+                    ids = tokenizer.encode(mark + name)
+                    if len(ids) == 1:
+                        words[ids[0]] += self.codebook.of(name) * (1.5 / NORM)
+            where = self.model.model.vision_tower.embeddings.position_embedding.weight
+            where.normal_(0.0, 0.3)
+
+    def tower_parts(self) -> list[tuple[str, nn.Parameter]]:
+        """What the tower's stage trains."""
+        return [
+            (name, one)
+            for name, one in self.model.model.named_parameters()
+            if name.startswith(("vision_tower", "multi_modal_projector"))
+            and "post_layernorm" not in name
+        ]
+
+    def language_parts(self) -> list[tuple[str, nn.Parameter]]:
+        """What the language model's stages train."""
+        own = self.model.model.language_model.named_parameters()
+        return [*own, *self.heads.named_parameters("heads")]
+
+
+class Optimizers:
+    """Muon for the matrices between layers, AdamW for everything else."""
+
+    def __init__(self, parts: Iterable[tuple[str, nn.Parameter]], plan: Plan) -> None:
+        matrices, others = [], []
+        for name, one in parts:
+            inner = one.ndim == 2 and not name.startswith(("embed", "heads"))
+            (matrices if inner and "embedding" not in name else others).append(one)
+        self._all: list[torch.optim.Optimizer] = [
+            Muon(matrices, lr=plan.muon, weight_decay=0.01),
+            torch.optim.AdamW(others, lr=plan.adam, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self.parameters = [*matrices, *others]
+
+    def step(self, rate: float) -> None:
+        """One step at `rate` times the plan's rates; gradients are then gone."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for one in self._all:
+            for group in one.param_groups:
+                group.setdefault("full", group["lr"])
+                group["lr"] = group["full"] * rate
+            one.step()
+            one.zero_grad(set_to_none=True)
+
+    def state(self) -> list[dict[str, Any]]:
+        return [one.state_dict() for one in self._all]
+
+    def load(self, states: list[dict[str, Any]]) -> None:
+        for one, state in zip(self._all, states, strict=True):
+            one.load_state_dict(state)
+
+
+def rate_at(step: int, steps: int) -> float:
+    """The share of the full learning rate at `step` of `steps`."""
+    if step < WARM_UP:
+        return (step + 1) / WARM_UP
+    left = (steps - step) / max(1, math.ceil(steps * (1 - DECAY_FROM)))
+    return min(1.0, left)
+
+
+def run_stage(
+    name: str,
+    task: Task,
+    parts: list[tuple[str, nn.Parameter]],
+    steps: int,
+    plan: Plan,
+    folder: Path,
+    say: Callable[[str], None],
+    shards: tuple[int, ...] = (0,),
+    averaged: bool = False,
+) -> None:
+    """`steps` steps of `task` on `parts`; goes on where `folder` says it stopped.
+
+    shards: parts of each batch that this process computes. averaged: gradients are those of all
+    processes.
+    """
+    optimizers = Optimizers(parts, plan)
+    file = folder / f"{name}.pt"
+    begun = 0
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        begun = state["step"]
+        with torch.no_grad():
+            for part, one in parts:
+                one.copy_(state["parts"][part])
+        if begun < steps:
+            optimizers.load(state["optimizers"])
+    told = time.perf_counter()
+    for step in range(begun, steps):
+        figures: dict[str, float] = {}
+        for shard in shards:
+            random = np.random.default_rng([plan.seed, *name.encode(), step, shard])
+            loss, figures = task.loss(random, step / steps)
+            (loss / len(shards)).backward()
+        if averaged:
+            for one in optimizers.parameters:
+                if one.grad is not None:
+                    distributed.all_reduce(one.grad)
+                    one.grad /= distributed.get_world_size()
+        optimizers.step(rate_at(step, steps))
+        if (step + 1) % SAVED == 0 or step + 1 == steps:
+            _save(file, step + 1, parts, optimizers)
+        if (step + 1) % 25 == 0 or step + 1 == steps:
+            took = time.perf_counter() - told
+            shown = " ".join(f"{key} {value:.3f}" for key, value in figures.items())
+            say(f"{name} {step + 1}/{steps}: {shown} ({took / 25:.2f} s a step)")
+            told = time.perf_counter()
+
+
+def _save(
+    file: Path, step: int, parts: list[tuple[str, nn.Parameter]], optimizers: Optimizers
+) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "step": step,
+        "parts": {name: one.detach() for name, one in parts},
+        "optimizers": optimizers.state(),
+    }
+    torch.save(state, file.with_suffix(".new"))
+    file.with_suffix(".new").replace(file)
+
+
+def tower_task(learner: Learner) -> TowerTask:
+    """The tower's stage."""
+    return TowerTask(learner.model, learner.codebook)
+
+
+def language_task(learner: Learner, *, real: bool, streams: int = 4) -> LanguageTask:
+    """The language model's stages."""
+    return LanguageTask(
+        learner.model, learner.heads, learner.codebook, learner.asker, streams, real
+    )
