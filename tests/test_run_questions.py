@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
-from stc.errors import LanguageError
+from stc.errors import EngineError, LanguageError
 from stc.runtime.answers import conversation
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.commands import bench as bench_command
@@ -304,9 +306,11 @@ def test_nan_in_a_prefill_costs_those_frames_only(
     assert "error: qkv_02: NaN or infinity in value" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("masked", [False, True])
 def test_ctrl_c_during_an_answer_keeps_what_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    masked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also one that a library makes an error of."""
     out = tmp_path / "run.json"
     ask = StreamLanguage.ask
 
@@ -316,7 +320,9 @@ def test_ctrl_c_during_an_answer_keeps_what_was_given(
 
         def pressed(token: int) -> Any:
             if len(answer.token_ids) == 3:
-                raise KeyboardInterrupt
+                with suppress(KeyboardInterrupt) if masked else nullcontext():
+                    signal.raise_signal(signal.SIGINT)
+                raise EngineError("embed", "a callback failed")
             return decode(token)
 
         answer._decode = pressed
@@ -326,6 +332,7 @@ def test_ctrl_c_during_an_answer_keeps_what_was_given(
     assert run("--frames", "3", "--ask", QUESTION, "--json", str(out)) == 0
     (asked,) = json.loads(out.read_text())["language"]["questions"]
     assert (asked["answer_tokens"], asked["stopped"]) == (3, "cancelled")
+    assert "error" not in asked
 
 
 def test_prefill_is_measured_at_keep_all_and_at_the_preset(

@@ -126,7 +126,8 @@ class Conversation:
         self._record |= {"time_s": self._time_s, "frames": self._frames}
         try:
             most, sampling = self._questions.most, self._questions.sampling
-            self._answer = self.language.ask(question, most, sampling)
+            with command.unmasked_stops():
+                self._answer = self.language.ask(question, most, sampling)
         except StcError as error:
             self._end(error)
         except KeyboardInterrupt:
@@ -135,7 +136,8 @@ class Conversation:
 
     def _go_on(self, answer: Answer) -> None:
         try:
-            piece = next(answer)
+            with command.unmasked_stops():
+                piece = next(answer)
             self._out.write(printable(piece))
             self._out.flush()
         except StopIteration:

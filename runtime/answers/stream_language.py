@@ -32,6 +32,7 @@ from stc.runtime.language.sampling import GREEDY, Sampler, Sampling
 from stc.runtime.memory.settings import MAX_TOGETHER, MemorySettings
 from stc.runtime.memory.window import Context, MemoryFacts, WindowMemory, refuse_long
 from stc.runtime.report import Prefill
+from stc.shell import command
 from stc.shell.ranges import MAX_COUNT, shown, whole
 
 MAX_NEW_TOKENS = 128
@@ -186,7 +187,8 @@ class StreamLanguage:
         try:
             self._begin()
             start = time.perf_counter()
-            self._memory.remember(np.concatenate(frames))
+            with command.unmasked_stops():
+                self._memory.remember(np.concatenate(frames))
         except DeviceError:
             raise
         except StcError as error:
