@@ -33,7 +33,8 @@ class Conversation:
     aside: entered while an answer is written.
     `say` is told what else the user should know.
 
-    Raises LanguageError for a question that cannot be asked at any time, before anything runs.
+    Raises LanguageError for a question that cannot be asked, or answered as long as is asked for,
+    at any time, before anything runs.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Conversation:
         chat: Chat | None = None,
     ) -> None:
         for question in questions.asked:
-            language.check(question.text)
+            language.check_answer(len(language.check(question.text)), questions.most)
+        if chat is not None:
+            language.check_answer(1, questions.most)
         self.failed = 0
         self.left_out = 0
         self.language = language
