@@ -107,16 +107,19 @@ def test_quick_commands_run_in_the_order_they_are_shown(
         first = (frame.rgb for frame in islice(video, SHOWN))
         write_clip(checkout / "tests" / "data" / CLIP.name, first, rate=5)
     monkeypatch.chdir(checkout)
+    demo, of_the_demo = checkout / "out" / "demo", {"overlay.mp4", "overlay.png", "report.json"}
+    for name in of_the_demo:
+        (demo / name).write_text("the demo's")
     for line in commands():
         if line in SLOW | ELSEWHERE | SCRIPTS:
             continue
         command, *arguments = shlex.split(line)
         result = run_main(import_module(MODULES[command]).main, *arguments)
         assert result.returncode == 0, f"{line}\n{result.stderr}"
-    demo = checkout / "out" / "demo"
-    frames = json.loads((demo / "report.json").read_text())["summary"]["frames"]
-    assert frames == frames_of(demo / "overlay.mp4") == SHOWN
-    assert (demo / "overlay.png").exists()
+    frames = json.loads((demo / "cacher.json").read_text())["summary"]["frames"]
+    assert frames == frames_of(demo / "cacher.mp4") == SHOWN
+    assert (demo / "cacher.png").exists()
+    assert all((demo / name).read_text() == "the demo's" for name in of_the_demo)
 
 
 @pytest.mark.parametrize("line", sorted(SLOW | ELSEWHERE))
