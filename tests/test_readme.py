@@ -8,6 +8,7 @@ flags. The quick tests run the others on the first seconds of the clip.
 from __future__ import annotations
 
 import ast
+import fnmatch
 import json
 import os
 import re
@@ -229,6 +230,15 @@ def test_every_link_leads_somewhere(page: str) -> None:
         if heading:
             headings = re.findall(r"^#+ (.*)$", leads_to.read_text(), re.MULTILINE)
             assert heading in {one.lower().replace(" ", "-") for one in headings}, target
+
+
+def test_every_file_of_the_test_data_has_a_line() -> None:
+    data = ROOT / "tests" / "data"
+    table = re.findall(r"^\| `([^`]+)` \|", (data / "README.md").read_text(), re.MULTILINE)
+    found = {path.name + "/" * path.is_dir() for path in data.iterdir()} - {"README.md"}
+    lines = {line: fnmatch.filter(found, line) for line in table}
+    assert all(lines.values()), lines
+    assert set().union(*lines.values()) == found
 
 
 def test_every_letter_of_a_shape_is_explained() -> None:
