@@ -109,12 +109,17 @@ def _build(flags: argparse.Namespace) -> int:
     what = f"{tensorrt.flavour} {tensorrt.version}, {joined_name(targets)}"
     console = Console(stderr=True)
     try:
-        if plan.missing or plan.dead:
-            built = _build_missing(flags, bundle, plan, tensorrt, targets, device, specs, console)
-            tell(f"{built}, {time.perf_counter() - start:.1f} s ({what})")
-        else:
-            tell(f"{plan.library.folder}: all {plan.present} engines are there already ({what})")
-        return _accept(bundle, plan.library, tensorrt, targets, device, console)
+        with command.unmasked_stops():
+            if plan.missing or plan.dead:
+                built = _build_missing(
+                    flags, bundle, plan, tensorrt, targets, device, specs, console
+                )
+                took = f", {time.perf_counter() - start:.1f} s"
+            else:
+                built = f"{plan.library.folder}: all {plan.present} engines are there already"
+                took = ""
+            tell(f"{built}{took} ({what})")
+            return _accept(bundle, plan.library, tensorrt, targets, device, console)
     except KeyboardInterrupt:
         print("interrupted; finished engines are kept, run it again to go on", file=sys.stderr)
         return 130

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from stc import contracts, settings
+from stc.bundles.writer import BundleWriter
 from stc.errors import SettingsError, StcError
 from stc.manifest import ON_REQUEST, Precision, Weights
 from stc.method.graphs import vision_graphs
@@ -75,6 +76,7 @@ def _export(flags: argparse.Namespace) -> int:
         raise SettingsError("--int4", "cannot be combined with --vision-only")
     precision: Precision = flags.precision
     output = flags.output or Path("out") / flags.model
+    BundleWriter(output, force=flags.force).refuse_taken()
 
     kind: Weights = "demo"
     source: str | None = None
@@ -85,7 +87,7 @@ def _export(flags: argparse.Namespace) -> int:
 
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    # torch takes seconds to import: after the flags are known to be right.
+    # torch takes seconds to import: after what was asked for is known to be right.
     try:
         from stc.export.bundle_export import export_bundle
         from stc.export.weights import open_weights

@@ -12,7 +12,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from stc.errors import SettingsError
-from stc.shell.ranges import MAX_COUNT, number_flag, one_of, real, shown, whole_fields, whole_flag
+from stc.shell.ranges import (
+    MAX_COUNT,
+    flag_of,
+    number_flag,
+    one_of,
+    real,
+    shown,
+    whole_fields,
+    whole_flag,
+)
 
 Selection = Literal["shared", "layerwise"]
 Scoring = Literal["dual-anchor", "gaussian", "gaussian-fixed"]
@@ -177,6 +186,23 @@ def _add_flags(parser: argparse.ArgumentParser, *, every: bool) -> None:
         "what chooses the tokens kept: the paper's, the released code's, or that fixed",
     )
     add("--anchor-window", "W", "frames dual-anchor looks back, 1 or more", whole_flag())
+
+
+def flags_of(chosen: Settings, pooled: int) -> list[str]:
+    """The fewest words that make `chosen` where the default preset is what `from_flags` starts
+    from: none for that, the name of a preset for another.
+
+    `pooled` is the model's n.
+    """
+    ways = []
+    for name in (DEFAULT_PRESET, *PRESETS):
+        named = [] if name == DEFAULT_PRESET else ["--preset", name]
+        preset, more = vars(scaled(PRESETS[name], pooled)), []
+        for field, value in vars(chosen).items():
+            if value != preset[field]:
+                more += [flag_of(field), str(value)]
+        ways.append((len(named) + len(more), len(more), named + more))
+    return min(ways)[-1]
 
 
 def _contents(preset: Settings) -> str:

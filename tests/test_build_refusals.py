@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,6 +103,22 @@ def test_several_builders_of_native_tensorrt_are_refused(
     assert build_command.main([*command, "1"]) == 130
     machine(monkeypatch, rtx(), None)
     assert build_command.main([str(half_bundle), "--target", "sm89", "--jobs", str(jobs)]) == 130
+
+
+def test_a_stop_that_becomes_an_error_keeps_finished_engines_and_says_so(
+    half_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def masked(*_: object, **__: object) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise EngineError("qkv_00", "the compiler failed (a callback failed)")
+
+    machine(monkeypatch, rtx(), None)
+    monkeypatch.setattr(build_command, "run_build", masked)
+    assert build_command.main([str(half_bundle), "--target", "sm89"]) == 130
+    told = capsys.readouterr().err
+    assert told.endswith("\ninterrupted; finished engines are kept, run it again to go on\n")
+    assert "error" not in told
 
 
 def test_an_fp32_bundle_is_refused_with_its_export_command(

@@ -17,14 +17,12 @@ import pytest
 from stc.bundles.bundle import Bundle, file_entry
 from stc.bundles.files import sha256
 from stc.errors import BundleError
-from stc.manifest import FileEntry, Provenance, VisionSpec
-from stc.runtime.commands import run as run_command
+from stc.manifest import FileEntry, VisionSpec
 from tests.graph_files import graph_file
-from tests.tiny_bundle import FILES, SPEC, provenance, write_bundle
+from tests.tiny_bundle import FILES, SPEC, write_bundle
 
-SCHEMA_1 = Path(__file__).parent / "data" / "manifest-of-schema-1.json"
-"""As it was written when graphs of variants stood in fields of their own."""
-EXPORT_AGAIN = "export again with: stc-export --model demo --precision fp32 --vision-only --output"
+MADE_BY = "stc-export --model demo --precision fp32 --vision-only --preset off"
+EXPORT_AGAIN = f"export again with: {MADE_BY} --output"
 
 
 @pytest.fixture
@@ -196,40 +194,6 @@ def test_newer_schema_is_refused_before_anything_else(bundle: Path) -> None:
     assert f"; upgrade stc, or {EXPORT_AGAIN} {bundle} --force" in line
 
 
-@pytest.mark.parametrize("group", [None, 32, 128])
-@pytest.mark.parametrize(
-    ("made", "words"),
-    [
-        (provenance(), "--model demo --precision fp32"),
-        (
-            provenance("llava-ov", "org/model", "checkpoint"),
-            "--model llava-ov --checkpoint org/model --precision fp32",
-        ),
-        (
-            provenance("llava-ov", "llava-ov-7b random weights, seed 0", "random"),
-            "--model llava-ov --random-weights 7b --precision fp32",
-        ),
-    ],
-)
-def test_a_bundle_of_schema_1_is_refused_with_the_command_that_makes_it_anew(
-    bundle: Path, group: int | None, made: Provenance, words: str
-) -> None:
-    """Of its making and its four-bit graphs, though nothing else of it can be read any more."""
-    document = json.loads(SCHEMA_1.read_text())
-    document |= {"provenance": made.model_dump(mode="json"), "int4_group": group}
-    if group is not None:
-        document["int4_graphs"] = document["fused_graphs"]
-    (bundle / "manifest.json").write_text(json.dumps(document))
-    words += f" --int4 {group}" if group else ""
-    assert run_command.main([str(bundle), "--video", "any.mp4"]) == 2
-    line = refusal(bundle)
-    assert "has schema version 1, expected 2 by stc " in line
-    assert line.endswith(f"; export again with: stc-export {words} --output {bundle} --force")
-    (bundle / "config.json").unlink()
-    write_bundle(bundle, force=True)  # as that command does
-    use(bundle)
-
-
 def test_newer_schema_without_a_known_provenance_is_refused_too(bundle: Path) -> None:
     edit(bundle, lambda document: document.update(schema_version=9, provenance=[]))
     assert "upgrade stc, or export again with: stc-export --model MODEL" in refusal(bundle)
@@ -340,28 +304,6 @@ def test_ctrl_c_does_not_wait_for_a_whole_file(
     with pytest.raises(KeyboardInterrupt):
         use(bundle)
     assert len(hashed) < len(FILES["graphs/embed.onnx"])
-
-
-@pytest.mark.parametrize(
-    ("made", "command"),
-    [
-        (provenance(), "stc-export --model demo --precision fp32 --vision-only"),
-        (
-            provenance("llava-ov", "org/name", "checkpoint"),
-            "stc-export --model llava-ov --checkpoint org/name --precision fp32 --vision-only",
-        ),
-        (
-            provenance("llava-ov", "llava-ov-0.5b random-weights seed 0", "random"),
-            "stc-export --model llava-ov --random-weights 0.5b --precision fp32 --vision-only",
-        ),
-    ],
-)
-def test_fix_repeats_the_export_that_made_the_bundle(
-    tmp_path: Path, made: Provenance, command: str
-) -> None:
-    path = write_bundle(tmp_path / "with space", made=made)
-    (path / "config.json").unlink()
-    assert refusal(path).endswith(f"export again with: {command} --output '{path}' --force")
 
 
 def test_file_entry_states_size_and_hash(tmp_path: Path) -> None:

@@ -65,6 +65,16 @@ def test_chat_asks_what_is_typed(
     assert SIGN in written.err
 
 
+def test_a_chat_whose_answers_can_never_fit_is_refused_before_the_first_frame(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal([]))
+    assert run("--frames", "3", "--chat", "--max-new-tokens", "396") == 2
+    told = "error: --max-new-tokens: got 396, expected at most 395, what a question leaves of "
+    assert capsys.readouterr().err == f"{told}the model's 400 positions\n"
+    assert run("--frames", "1", "--chat", "--max-new-tokens", "395") == 0
+
+
 class Typist:
     """A terminal at which lines are typed as they come; None ends it."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from stc import optional
 from stc.bundles.bundle import Bundle
 from stc.engines.gpu.cuda import DeviceFacts
 from stc.errors import DeviceError
@@ -83,10 +84,47 @@ def test_tensorrt_rtx_is_not_asked_for_where_it_does_not_run(machine: Machine) -
         assert machine.found("tensorrt-rtx").fine == fine
 
 
-def test_a_machine_without_a_gpu_is_told_that_nothing_is_to_be_done(machine: Machine) -> None:
+def test_a_machine_without_a_gpu_is_told_that_it_may_go_without(machine: Machine) -> None:
     machine.install("cuda.bindings.runtime", "12.9")
     machine.device = DeviceError("cudaSetDevice", "no driver", fix="update it")
-    assert machine.found("GPU").fix == "none where only the CPU is used; else update it"
+    gpu = Finding("GPU", "no driver", "update it", "--backend tensorrt", optional=True)
+    assert machine.found("GPU") == gpu
+
+
+def test_what_nobody_needs_to_run_a_bundle_is_optional(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It stands below what is there, and nothing of it is to be fixed."""
+    machine.install("onnxruntime", "1.31.1", get_available_providers=list)
+    machine.install_video()
+    assert doctor.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "fix" in line]
+    signs = [line[:8].rstrip() for line in lines[:-1] if line[:8].strip()]
+    assert signs == sorted(signs)
+    assert signs.count("optional") == 6
+    polygraphy = lines.index("optional  polygraphy: Python package polygraphy not found")
+    assert lines[polygraphy + 1] == "          for stc-build: pip install polygraphy"
+    assert lines[-1] == "bundles can be run here with: onnxruntime"
+
+
+def test_a_backend_is_to_be_installed_where_there_is_none(machine: Machine) -> None:
+    machine.install_video()
+    diagnosis = diagnose(None, machine.root)
+    to_fix = [one.subject for one in diagnosis.findings if not (one.fine or one.optional)]
+    assert to_fix == ["onnxruntime"]
+    assert diagnosis.verdict == (
+        "nothing can be run here yet; missing: a backend (onnxruntime is the quickest to install)"
+    )
+
+
+def test_a_library_that_is_there_and_broken_is_to_be_fixed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.install("tokenizers", "0.1")
+    monkeypatch.setattr(optional, "oldest", lambda package: "0.22")
+    finding = machine.found("tokenizers")
+    assert (finding.found, finding.optional) == ("tokenizers 0.1 is too old", False)
 
 
 def test_a_bare_machine_is_told_a_command_for_everything(machine: Machine) -> None:
@@ -209,7 +247,35 @@ def test_a_bundle_whose_own_pruner_was_refused_here_says_so(
 
 def test_a_damaged_bundle_is_a_finding_and_no_failure(machine: Machine, tmp_path: Path) -> None:
     finding = machine.found("bundle", tmp_path / "nothing")
-    assert (finding.found, finding.fine) == ("no such directory", False)
+    assert (finding.found, finding.fine) == ("no such directory, expected a bundle", False)
+
+
+def test_the_last_line_says_once_why_a_bundle_cannot_be_run(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """Of a machine that is well; of one that is not, what it lacks."""
+    bundle = write_bundle(tmp_path / "bundle")
+    for file in ("config.json", "graphs/embed.onnx"):
+        (bundle / file).unlink()
+    assert diagnose(bundle, machine.root, verify=True).verdict.startswith("nothing can be run")
+    machine.install("onnxruntime", "1.31.1", get_available_providers=list)
+    machine.install_video()
+    first = bundle / "graphs/embed.onnx"
+    for broken, why in (
+        (tmp_path / "nothing", "no such directory, expected a bundle"),
+        (bundle, f"{first}: is missing, expected 9 bytes (and 1 more)"),
+    ):
+        diagnosis = diagnose(broken, machine.root, verify=True)
+        assert diagnosis.backends == []
+        assert diagnosis.verdict == f"{broken} cannot be run here: {why}"
+    whole = write_bundle(tmp_path / "whole")
+    assert diagnose(whole, machine.root).verdict == f"{whole} can be run here with: onnxruntime"
+    machine.packages.pop("onnxruntime")
+    machine.install("cuda.bindings.runtime", "13.0")
+    machine.install("tensorrt", "10.16.1")
+    machine.device = GEFORCE
+    told = f"{whole} cannot be run here: has no engines"
+    assert diagnose(whole, machine.root).verdict == told
 
 
 def test_the_command_prints_lines_and_ends_in_one_when_nothing_can_run(
@@ -217,7 +283,7 @@ def test_the_command_prints_lines_and_ends_in_one_when_nothing_can_run(
 ) -> None:
     assert doctor.main([]) == 1
     printed = capsys.readouterr().out
-    assert "to fix  onnxruntime: Python package onnxruntime not found\n" in printed
+    assert "to fix    onnxruntime: Python package onnxruntime not found\n" in printed
     assert "fix: pip install onnxruntime" in printed
     assert "nothing can be run here yet; missing: video (PyAV), pictures (Pillow)" in printed
 
@@ -228,4 +294,7 @@ def test_the_command_prints_json(machine: Machine, capsys: pytest.CaptureFixture
     assert doctor.main(["--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["backends"] == ["onnxruntime"]
-    assert {"subject", "found", "fix", "needed_for", "vital"} == set(document["findings"][0])
+    assert document["verdict"] == "bundles can be run here with: onnxruntime"
+    assert {"subject", "found", "fix", "needed_for", "vital", "optional"} == set(
+        document["findings"][0]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -12,11 +13,17 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from stc.errors import VideoError, guarded
+from stc.runtime.commands import run as run_command
+from stc.runtime.video.file import VideoFile
+from stc.runtime.video.source.source import Frame
 from stc.shell import command
 from stc.shell.command import uninterrupted
+from stc.shell.streams import STDOUT
 from tests.as_user import CLIP, ROOT, frames_of, run, standing, start
 from tests.own_process import script_of
 
@@ -90,32 +97,101 @@ def test_a_stop_waits_for_the_end_of_a_frame(
     assert signal.getsignal(stop) is outside
 
 
+def callback_fails(kind: str) -> NoReturn:
+    """What a library raises in place of what its callback raised."""
+    if kind == "guarded":
+        with guarded("tokenizer", "fails"):
+            raise RuntimeError("a callback failed")
+    errors = {"RuntimeError": RuntimeError, "SystemError": SystemError, "OSError": OSError}
+    raise errors[kind]("a callback failed")
+
+
+MASKS = ("RuntimeError", "SystemError", "OSError", "guarded")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", MASKS)
 def test_a_stop_that_a_library_makes_an_error_of_is_a_stop(
-    capsys: pytest.CaptureFixture[str],
+    kind: str, stop: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As torch's tracing does where it calls back from C."""
 
     def stopped() -> int:
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise RuntimeError("a callback failed") from None
-        return 0
-
-    def broken() -> int:
-        raise RuntimeError("a callback failed")
-
-    def handled() -> int:
         with suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        command.stop_handled()
-        return broken()
+            signal.raise_signal(stop)
+        callback_fails(kind)
 
     assert command.run(stopped) == 130
-    assert capsys.readouterr().err == "interrupted; nothing was written\n"
-    for body in (broken, handled):
-        with pytest.raises(RuntimeError, match="a callback failed"):
-            command.run(body)
+    assert capsys.readouterr() == ("", "interrupted; nothing was written\n")
+
+
+@pytest.mark.parametrize("stop", [None, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", MASKS)
+def test_an_error_after_a_stop_that_was_handled_is_an_error(
+    kind: str, stop: signal.Signals | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> int:
+        if stop is not None:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(stop)
+            command.stop_handled()
+        callback_fails(kind)
+
+    if kind in ("RuntimeError", "SystemError"):
+        with pytest.raises((RuntimeError, SystemError), match="a callback failed"):
+            command.run(broken)
+        return
+    assert command.run(broken) == 2
+    subject = "tokenizer: fails (" if kind == "guarded" else "a file: "
+    told = capsys.readouterr().err
+    assert (told.startswith(f"error: {subject}a callback failed"), told.count("\n")) == (True, 1)
+
+
+@pytest.mark.parametrize(("reason", "code"), [(errno.EPIPE, 141), (errno.ENOSPC, 2)])
+def test_a_stdout_that_fails_after_a_stop_keeps_its_code(
+    reason: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped() -> int:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        try:
+            callback_fails("guarded")
+        finally:
+            raise OSError(reason, os.strerror(reason), STDOUT)
+
+    assert command.run(stopped) == code
+    told = capsys.readouterr().err
+    full = "error: stdout: cannot be written (No space left on device)\n"
+    assert told == ("" if code == 141 else full)
+
+
+def test_a_stop_that_a_source_makes_an_error_of_ends_the_stream_as_a_stop(
+    demo_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The frames before are kept, and the source is not told to be lost."""
+    read = VideoFile.__next__
+
+    def stopped(self: VideoFile) -> Frame:
+        frame = read(self)
+        if frame.index == 2:
+            with suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            with guarded("video", "cannot be read", error=VideoError):
+                callback_fails("RuntimeError")
+        return frame
+
+    monkeypatch.setattr(VideoFile, "__next__", stopped)
+    out = tmp_path / "o.json"
+    flags = ["--video", str(CLIP), "--json", str(out)]
+    assert run_command.main([str(demo_bundle), *flags]) == 0
+    document = json.loads(out.read_text())
+    assert (document["ended_by"], document["summary"]["frames"]) == ("interrupt", 2)
+    told = capsys.readouterr().err
+    assert "interrupted; this is the stream so far" in told
+    assert "error" not in told
 
 
 def test_a_stop_that_is_ignored_stays_ignored() -> None:

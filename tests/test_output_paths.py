@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from stc.bundles.bundle import Bundle
+from stc.export import command as export_command
 from stc.manifest import MANIFEST, WEIGHTS
 from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.commands import run as run_command
 from tests.as_user import CLIP, standing
+from tests.tiny_bundle import write_bundle
 
 Outcome = subprocess.CompletedProcess[str]
 MAINS = {
@@ -99,3 +102,34 @@ def test_an_overlay_without_a_name_is_one_line(
 ) -> None:
     line = refused("stc-run", demo_bundle, "--video", CLIP, "--overlay", ".")
     assert "unknown ending ''" in line
+
+
+def test_an_output_of_an_export_is_refused_before_torch_is_imported(
+    run_main: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes seconds."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "stc.export.bundle_export", None)
+    write_bundle(tmp_path / "bundle")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").write_text("dear")
+    (tmp_path / "bundle.txt").write_text("none")
+    before = standing(tmp_path)
+
+    def line(*arguments: object) -> str:
+        done = run_main(export_command.main, "--model", "demo", *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert standing(tmp_path) == before
+        [told] = done.stderr.splitlines()
+        return told
+
+    other = "choose another --output"
+    for output, flags, told in (
+        ("bundle", [], f"exists and is not empty; replace it with --force, or {other}"),
+        ("mine", [], f"exists and is not empty; {other}"),
+        ("mine", ["--force"], "holds files and is no bundle, --force would delete them"),
+        ("bundle.txt", ["--force"], f"is a file; {other}"),
+    ):
+        assert line("--output", output, *flags).startswith(f"error: {output}: {told}")
+    for flags in (["--output", "bundle", "--force"], ["--output", "new"]):
+        assert "stc.export.bundle_export is not installed" in line(*flags)

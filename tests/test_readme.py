@@ -8,6 +8,7 @@ flags. The quick tests run the others on the first seconds of the clip.
 from __future__ import annotations
 
 import ast
+import fnmatch
 import json
 import os
 import re
@@ -107,16 +108,19 @@ def test_quick_commands_run_in_the_order_they_are_shown(
         first = (frame.rgb for frame in islice(video, SHOWN))
         write_clip(checkout / "tests" / "data" / CLIP.name, first, rate=5)
     monkeypatch.chdir(checkout)
+    demo, of_the_demo = checkout / "out" / "demo", {"overlay.mp4", "overlay.png", "report.json"}
+    for name in of_the_demo:
+        (demo / name).write_text("the demo's")
     for line in commands():
         if line in SLOW | ELSEWHERE | SCRIPTS:
             continue
         command, *arguments = shlex.split(line)
         result = run_main(import_module(MODULES[command]).main, *arguments)
         assert result.returncode == 0, f"{line}\n{result.stderr}"
-    demo = checkout / "out" / "demo"
-    frames = json.loads((demo / "report.json").read_text())["summary"]["frames"]
-    assert frames == frames_of(demo / "overlay.mp4") == SHOWN
-    assert (demo / "overlay.png").exists()
+    frames = json.loads((demo / "cacher.json").read_text())["summary"]["frames"]
+    assert frames == frames_of(demo / "cacher.mp4") == SHOWN
+    assert (demo / "cacher.png").exists()
+    assert all((demo / name).read_text() == "the demo's" for name in of_the_demo)
 
 
 @pytest.mark.parametrize("line", sorted(SLOW | ELSEWHERE))
@@ -226,6 +230,15 @@ def test_every_link_leads_somewhere(page: str) -> None:
         if heading:
             headings = re.findall(r"^#+ (.*)$", leads_to.read_text(), re.MULTILINE)
             assert heading in {one.lower().replace(" ", "-") for one in headings}, target
+
+
+def test_every_file_of_the_test_data_has_a_line() -> None:
+    data = ROOT / "tests" / "data"
+    table = re.findall(r"^\| `([^`]+)` \|", (data / "README.md").read_text(), re.MULTILINE)
+    found = {path.name + "/" * path.is_dir() for path in data.iterdir()} - {"README.md"}
+    lines = {line: fnmatch.filter(found, line) for line in table}
+    assert all(lines.values()), lines
+    assert set().union(*lines.values()) == found
 
 
 def test_every_letter_of_a_shape_is_explained() -> None:

@@ -1,8 +1,10 @@
-"""`stc-run` with questions, and `stc-bench --prefill`."""
+"""`stc-run` with questions."""
 
 from __future__ import annotations
 
 import json
+import signal
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,15 @@ import numpy as np
 import pytest
 
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend, OnnxRuntimeEngine
-from stc.errors import LanguageError
+from stc.errors import EngineError, LanguageError
 from stc.runtime.answers import conversation
 from stc.runtime.answers.stream_language import StreamLanguage
-from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import run as run_command
 from stc.runtime.memory.settings import POLICIES
-from stc.runtime.report import Prefill
+from stc.runtime.report import FrameReport, Prefill
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.open import open_video
+from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
 from tests.kept_tokens import POOLED
@@ -165,6 +167,7 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
         (["--ask", "a", "--window", "16", "--prefill-every", "5", "--preset", "off"], "the 20 of"),
         (["--ask", "a", "--window", "390"], "at most 296, the model's 400 positions"),
         (["--ask", "a", "--prefill-every", "0"], "--prefill-every: got 0"),
+        (["--ask", " ".join([QUESTION] * 100)], "question: 4 tokens of context and "),
         (["--window", "16"], "--window: requires --ask, --ask-at or --chat"),
         (["--max-new-tokens", "9"], "--max-new-tokens: requires --ask, --ask-at or --chat"),
         (["--chat"], "--chat: stdin is no terminal; use --ask TEXT"),
@@ -178,6 +181,33 @@ def test_mistakes_are_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert told in error
+
+
+def test_an_answer_that_can_never_fit_is_refused_before_the_first_frame(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model has 400 positions, 4 of them for what stands before the video."""
+    pushed: list[Frame] = []
+    push = StreamSession.push
+
+    def counted(self: StreamSession, frame: Frame) -> FrameReport:
+        pushed.append(frame)
+        return push(self, frame)
+
+    monkeypatch.setattr(StreamSession, "push", counted)
+    flags = ["--frames", "1", "--max-new-tokens"]
+    for asked in (["--ask", QUESTION], ["--ask-at", f"0:{QUESTION}"]):
+        capsys.readouterr()
+        assert run(*flags, "400", *asked) == 2
+        told = capsys.readouterr().err
+        start = "error: --max-new-tokens: got 400, expected at most "
+        end = ", what a question leaves of the model's 400 positions\n"
+        room = int(told.removeprefix(start).removesuffix(end))
+        assert run(*flags, str(room + 1), *asked) == 2
+        assert not pushed
+        assert run(*flags, str(room - POOLED), "--preset", "off", *asked) == 0
+        assert len(pushed) == 1
+        pushed.clear()
 
 
 @pytest.mark.parametrize("flags", [["--ask-at", "soon:x"], ["--window", "9"], ["--chat"]])
@@ -304,9 +334,11 @@ def test_nan_in_a_prefill_costs_those_frames_only(
     assert "error: qkv_02: NaN or infinity in value" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("masked", [False, True])
 def test_ctrl_c_during_an_answer_keeps_what_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    masked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also one that a library makes an error of."""
     out = tmp_path / "run.json"
     ask = StreamLanguage.ask
 
@@ -316,7 +348,9 @@ def test_ctrl_c_during_an_answer_keeps_what_was_given(
 
         def pressed(token: int) -> Any:
             if len(answer.token_ids) == 3:
-                raise KeyboardInterrupt
+                with suppress(KeyboardInterrupt) if masked else nullcontext():
+                    signal.raise_signal(signal.SIGINT)
+                raise EngineError("embed", "a callback failed")
             return decode(token)
 
         answer._decode = pressed
@@ -326,45 +360,7 @@ def test_ctrl_c_during_an_answer_keeps_what_was_given(
     assert run("--frames", "3", "--ask", QUESTION, "--json", str(out)) == 0
     (asked,) = json.loads(out.read_text())["language"]["questions"]
     assert (asked["answer_tokens"], asked["stopped"]) == (3, "cancelled")
-
-
-def test_prefill_is_measured_at_keep_all_and_at_the_preset(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    case = language_case()
-    flags = ["--prefill", "--frames", "3", "--budget", "1", "--context", "60"]
-    code = bench_command.main(
-        [str(case.bundle.root), *flags, "--against", "torch", "--checkpoint", str(case.checkpoint)]
-    )
-    assert code == 0
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    for name in (
-        "prefill_keep_all_ms_p50",
-        "prefill_preset_ms_p50",
-        "decode_tokens_per_s",
-        "ttft_ms_p50",
-        "torch_decode_ms_p50",
-    ):
-        assert figures[name] > 0
-    assert figures["prefill_cut"] == pytest.approx(
-        1 - figures["prefill_preset_ms_p50"] / figures["prefill_keep_all_ms_p50"]
-    )
-    assert (figures["tokens_keep_all"], figures["tokens_preset"]) == (POOLED, 1)
-
-
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        (["--context", "3"], "--context: got 3, which requires --prefill"),
-        (["--prefill", "--context", "390"], "at most 380"),
-        (["--prefill", "--video", VIDEO], "--video: cannot be combined with --prefill"),
-    ],
-)
-def test_prefill_mistakes_are_one_line(
-    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert bench_command.main([str(language_case().bundle.root), *flags]) == 2
-    assert told in capsys.readouterr().err
+    assert "error" not in asked
 
 
 def test_a_session_without_a_language_side_refuses_questions() -> None:

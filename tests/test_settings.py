@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from stc.errors import SettingsError
 from stc.manifest import DefaultSettings
-from stc.settings import DEFAULT_PRESET, PRESETS, Settings, add_flags, from_flags, scaled
+from stc.settings import (
+    DEFAULT_PRESET,
+    PRESETS,
+    Settings,
+    add_flags,
+    flags_of,
+    from_flags,
+    scaled,
+)
 
 POOLED = 196
 PAPER = PRESETS["paper"]
@@ -206,6 +214,26 @@ def test_preset_replaces_the_default(name: str) -> None:
     default = Settings(reference_interval=9, budget=3, anchor_window=2)
     assert read("--preset", name, default=default) == PRESETS[name]
     assert read("--preset", name, pooled=49) == scaled(PRESETS[name], 49)
+
+
+@pytest.mark.parametrize("pooled", [196, 49])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        *(["--preset", name] for name in PRESETS if name != DEFAULT_PRESET),
+        ["--reference-interval", "3"],
+        ["--recompute-ratio", "1e-300"],
+        ["--budget", "2", "--anchor-window", "9"],
+        ["--selection", "shared", "--pruner", "gaussian-fixed"],
+        ["--preset", "cacher", "--recompute-ratio", "0.5"],
+        ["--preset", "released", "--selection", "shared"],
+        ["--preset", "off", "--anchor-window", "7"],
+    ],
+)
+def test_settings_are_made_anew_by_the_fewest_flags(words: list[str], pooled: int) -> None:
+    chosen = read(*words, default=scaled(PRESETS["paper"], pooled), pooled=pooled)
+    assert flags_of(chosen, pooled) == words
 
 
 def test_budget_flag_is_not_scaled() -> None:

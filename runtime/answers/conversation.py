@@ -33,7 +33,8 @@ class Conversation:
     aside: entered while an answer is written.
     `say` is told what else the user should know.
 
-    Raises LanguageError for a question that cannot be asked at any time, before anything runs.
+    Raises LanguageError for a question that cannot be asked, or answered as long as is asked for,
+    at any time, before anything runs.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class Conversation:
         chat: Chat | None = None,
     ) -> None:
         for question in questions.asked:
-            language.check(question.text)
+            language.check_answer(len(language.check(question.text)), questions.most)
+        if chat is not None:
+            language.check_answer(1, questions.most)
         self.failed = 0
         self.left_out = 0
         self.language = language
@@ -126,7 +129,8 @@ class Conversation:
         self._record |= {"time_s": self._time_s, "frames": self._frames}
         try:
             most, sampling = self._questions.most, self._questions.sampling
-            self._answer = self.language.ask(question, most, sampling)
+            with command.unmasked_stops():
+                self._answer = self.language.ask(question, most, sampling)
         except StcError as error:
             self._end(error)
         except KeyboardInterrupt:
@@ -135,7 +139,8 @@ class Conversation:
 
     def _go_on(self, answer: Answer) -> None:
         try:
-            piece = next(answer)
+            with command.unmasked_stops():
+                piece = next(answer)
             self._out.write(printable(piece))
             self._out.flush()
         except StopIteration:

@@ -32,6 +32,7 @@ from stc.runtime.language.sampling import GREEDY, Sampler, Sampling
 from stc.runtime.memory.settings import MAX_TOGETHER, MemorySettings
 from stc.runtime.memory.window import Context, MemoryFacts, WindowMemory, refuse_long
 from stc.runtime.report import Prefill
+from stc.shell import command
 from stc.shell.ranges import MAX_COUNT, shown, whole
 
 MAX_NEW_TOKENS = 128
@@ -150,6 +151,16 @@ class StreamLanguage:
             raise LanguageError("question", f"got {shown(question)}", "text, a str")
         return self._prompted().after(question)
 
+    def check_answer(self, question_tokens: int, max_new_tokens: int) -> None:
+        """Raise LanguageError when so long an answer to a question of so many text tokens cannot
+        be given whatever is remembered."""
+        text = len(self._prompted().before) + question_tokens
+        refuse_long(self.model, text - question_tokens, question_tokens + 1)
+        positions = self.model.spec.max_positions
+        if text + max_new_tokens > positions:
+            left = f"at most {positions - text}, what a question leaves of the model's {positions}"
+            raise LanguageError("--max-new-tokens", f"got {max_new_tokens}", f"{left} positions")
+
     def facts(self) -> MemoryFacts:
         """What is remembered now."""
         with self._lock:
@@ -186,7 +197,8 @@ class StreamLanguage:
         try:
             self._begin()
             start = time.perf_counter()
-            self._memory.remember(np.concatenate(frames))
+            with command.unmasked_stops():
+                self._memory.remember(np.concatenate(frames))
         except DeviceError:
             raise
         except StcError as error:

@@ -75,18 +75,15 @@ def _doctor(flags: argparse.Namespace) -> int:
 
 def _show(diagnosis: Diagnosis) -> None:
     console = Console()
-    for finding in diagnosis.findings:
-        sign = "ok    " if finding.fine else "to fix"
-        console.say(f"{sign}  {finding.subject}: {finding.found}")
-        if not finding.fine:
+    for finding in sorted(diagnosis.findings, key=lambda finding: finding.optional):
+        sign = "ok" if finding.fine else "optional" if finding.optional else "to fix"
+        console.say(f"{sign:<8}  {finding.subject}: {finding.found}")
+        if finding.optional:
+            console.say(f"          for {finding.needed_for}: {finding.fix}")
+        elif not finding.fine:
             needed = f" (for {finding.needed_for})" if finding.needed_for else ""
-            console.say(f"        fix: {finding.fix}{needed}")
-    if diagnosis.backends:
-        console.say(f"bundles can be run here with: {', '.join(diagnosis.backends)}")
-        return
-    vital = [one.subject for one in diagnosis.findings if one.vital and not one.fine]
-    first = ", ".join(vital) or "a backend, onnxruntime is the quickest"
-    console.say(f"nothing can be run here yet; missing: {first}")
+            console.say(f"          fix: {finding.fix}{needed}")
+    console.say(diagnosis.verdict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +92,7 @@ class Finding:
 
     subject: what; found: what was seen of it; fix: the command that fixes it, "" where nothing
     is to be done. needed_for: what does not work without it. vital: stc-run cannot do without it.
+    optional: it is not here, and need not be where nobody wants what it is needed for.
     """
 
     subject: str
@@ -102,6 +100,7 @@ class Finding:
     fix: str = ""
     needed_for: str = ""
     vital: bool = False
+    optional: bool = False
 
     @property
     def fine(self) -> bool:
@@ -114,10 +113,12 @@ class Diagnosis:
     """All findings, and the backends with which stc-run can run a bundle here.
 
     Of the bundle that was looked at, if one was; it names no backend where something vital lacks.
+    verdict: with what can be run, or why nothing can, in one line.
     """
 
     findings: list[Finding]
     backends: list[str]
+    verdict: str
 
 
 def diagnose(
@@ -154,13 +155,24 @@ def diagnose(
     ]
     backends = ["onnxruntime"] if runtime.fine else []
     backends += [flavour for flavour, (_, usable) in zip(FLAVOURS, flavours, strict=True) if usable]
-    if bundle is not None:
-        found, unusable = _bundle(bundle, verify, backends, device)
-        findings += found
-        backends = [backend for backend in backends if backend not in unusable]
-    if not all(finding.fine for finding in findings if finding.vital):
-        backends = []
-    return Diagnosis(findings, backends)
+    if not backends:  # it is the quickest to install
+        findings[findings.index(runtime)] = replace(runtime, optional=False)
+    missing = [finding.subject for finding in findings if finding.vital and not finding.fine]
+    missing += [] if backends else ["a backend (onnxruntime is the quickest to install)"]
+    found, unusable = _bundle(bundle, verify, backends, device) if bundle is not None else ([], ())
+    wrong = [finding for finding in found if not finding.fine]
+    damaged = any(finding.vital for finding in wrong)
+    runs = [] if missing or damaged else [one for one in backends if one not in unusable]
+    return Diagnosis([*findings, *found], runs, _verdict(bundle, runs, missing, wrong))
+
+
+def _verdict(bundle: Path | None, runs: list[str], missing: list[str], wrong: list[Finding]) -> str:
+    if missing:
+        return f"nothing can be run here yet; missing: {', '.join(missing)}"
+    if runs:
+        return f"{bundle or 'bundles'} can be run here with: {', '.join(runs)}"
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    return f"{bundle} cannot be run here: {wrong[0].found}{more}"
 
 
 def _gpu() -> tuple[Finding, DeviceFacts | None]:
@@ -169,10 +181,9 @@ def _gpu() -> tuple[Finding, DeviceFacts | None]:
         device = device_facts(load_cuda())
     except DeviceError as error:
         fix = error.fix or "install or update the NVIDIA driver"
-        fix = f"none where only the CPU is used; else {fix}"
-        return Finding(subject, error.got, fix, needed), None
+        return Finding(subject, error.got, fix, needed, optional=True), None
     except EngineError as error:
-        return Finding(subject, error.got, error.fix, needed), None
+        return _unloaded(subject, error, needed), None
     capability = "{}.{}".format(*device.compute_capability)
     found = (
         f"{device.name}, compute capability {capability}, "
@@ -193,7 +204,7 @@ def _flavour(flavour: Flavour, device: DeviceFacts | None) -> tuple[Finding, boo
         alike = targets_of(device.compute_capability) if device is not None else []
         if flavour == "tensorrt-rtx" and alike and not any(target.rtx for target in alike):
             return Finding(flavour, "not installed; it does not run on this GPU"), False
-        return Finding(flavour, error.got, error.fix, needed), False
+        return _unloaded(flavour, error, needed), False
     profiles = "" if tensorrt.several_profiles else ", one engine per size (before 10.8)"
     if device is None:
         return Finding(flavour, f"{tensorrt.version}{profiles}, no GPU to run on"), False
@@ -213,8 +224,14 @@ def _package(
     try:
         found = optional.load(module, package, subject=subject, fix=fix)
     except EngineError as error:
-        return Finding(subject, error.got, error.fix, needed_for, vital)
+        return _unloaded(subject, error, needed_for, vital=vital)
     return Finding(subject, optional.version_of(found, package), vital=vital)
+
+
+def _unloaded(subject: str, error: EngineError, needed_for: str, *, vital: bool = False) -> Finding:
+    """What `optional.load` refused with `error`: it may stay out, but not be there and broken."""
+    absent = isinstance(error.__cause__, ModuleNotFoundError)
+    return Finding(subject, error.got, error.fix, needed_for, vital, absent and not vital)
 
 
 def _cameras(system: Path) -> Finding:
@@ -282,7 +299,8 @@ def _bundle(
 
 def _damage(error: BundleError, path: Path) -> Finding:
     fix = error.fix or "export it again with stc-export"
-    found = error.got if str(error.subject) == str(path) else f"{error.subject}: {error.got}"
+    got = f"{error.got}, expected {error.expected}" if error.expected else error.got
+    found = got if str(error.subject) == str(path) else f"{error.subject}: {got}"
     return Finding("bundle", found, fix, "running it", vital=True)
 
 

@@ -82,11 +82,8 @@ class StreamRun:
         """
         start = time.perf_counter()
         try:
-            for frame in self._meanwhile():
-                # A frame is in the metrics, the table and the overlay, or in none of them.
-                with command.uninterrupted():
-                    self._push(frame, table)
-                self._give_answers()
+            with command.unmasked_stops():
+                self._take_all(table)
         except (KeyboardInterrupt, EngineError) as stop:
             if not self._metrics.frames:
                 raise
@@ -96,6 +93,13 @@ class StreamRun:
             else:
                 command.stop_handled()
         self._wall_s = time.perf_counter() - start
+
+    def _take_all(self, table: LiveTable) -> None:
+        for frame in self._meanwhile():
+            # A frame is in the metrics, the table and the overlay, or in none of them.
+            with command.uninterrupted():
+                self._push(frame, table)
+            self._give_answers()
 
     def summary(self) -> StreamSummary:
         """The stream's figures so far."""
@@ -144,7 +148,8 @@ class StreamRun:
                 while not self._source.wait(0.0 if conversation.answering else TYPED_S):
                     conversation.advance()
             try:
-                frame = next(self._source)
+                with command.unmasked_stops():
+                    frame = next(self._source)
             except StopIteration:
                 self._lost(self._source.loss)
                 return

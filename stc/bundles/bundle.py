@@ -29,14 +29,17 @@ from stc.manifest import (
     MAX_MANIFEST_BYTES,
     ON_REQUEST,
     SCHEMA_VERSION,
+    DefaultSettings,
     FileEntry,
     GraphChoice,
+    Grid,
     Manifest,
     Provenance,
     Weights,
     first_mistake,
 )
 from stc.onnx_files.graph_check import MAX_GRAPH_BYTES, GraphRefusedError, check_graph
+from stc.settings import Settings, flags_of
 
 PARTIAL = ".stc-partial"
 """How the name of a directory ends in which a bundle is still being written."""
@@ -203,7 +206,13 @@ class Bundle:
         """What to tell a user who must replace it: as it was made, but for the flags `more` and
         fields of its provenance that are to be `other`; with a language side if it is to answer."""
         document = self.manifest.model_dump(
-            include={"provenance": True, "language": True, "variants": {"__all__": {"options"}}}
+            include={
+                "provenance": True,
+                "language": True,
+                "settings": True,
+                "vision": {"grid"},
+                "variants": {"__all__": {"options"}},
+            }
         )
         if answers:
             del document["language"]
@@ -256,7 +265,33 @@ def export_again(root: Path, document: object = None, more: Iterable[str] = ()) 
         schema_1 = _at(document, f"{name}_group")
         own = (_at(document, "variants", name, "options", "group"), schema_1)
         words += [word for group in groups if group in own for word in (f"--{name}", str(group))]
+    words += _settings_flags(document)
     return f"export again with: {shlex.join([*words, *more, '--output', str(root), '--force'])}"
+
+
+def _settings_flags(document: object) -> list[str]:
+    """The flags with which an export has the settings that `document` tells; none where it does
+    not, or tells such as no export takes."""
+    try:
+        made = DefaultSettings.model_validate(_at(document, "settings"))
+        chosen, pooled = Settings(**made.model_dump()), _pooled(document)
+        chosen.kept(pooled)
+    except (ValidationError, SettingsError):
+        return []
+    return flags_of(chosen, pooled)
+
+
+def _pooled(document: object) -> int:
+    """n of a manifest of any schema, 0 when it does not tell."""
+    image, patch = (_at(document, "vision", name) for name in ("image_size", "patch_size"))
+    if isinstance(image, int) and isinstance(patch, int) and patch > 0:  # of schema 1
+        side = image // patch
+        return (side - side // 2) ** 2
+    try:
+        grid = Grid.model_validate(_at(document, "vision", "grid"))
+    except ValidationError:
+        return 0
+    return grid.pooled_rows * grid.pooled_columns
 
 
 def _at(document: object, *keys: str) -> object:

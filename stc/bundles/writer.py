@@ -70,6 +70,16 @@ class BundleWriter:
             self._undo = undo.pop_all()
         return self
 
+    def refuse_taken(self) -> None:
+        """Raise BundleError when something stands at `path` that must stay; nothing is changed.
+
+        For who has much to do before the first file is written, which looks again.
+        """
+        try:
+            self._refuse_taken()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
     def finish(self, manifest: Manifest) -> None:
         """The manifest stands beside the files, the last one written."""
         text = manifest.model_dump_json(indent=2) + "\n"

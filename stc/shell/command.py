@@ -97,6 +97,31 @@ def stop_handled() -> None:
     _raised.clear()
 
 
+@contextmanager
+def unmasked_stops() -> Iterator[None]:
+    """A stop in the body is a KeyboardInterrupt, also where a library made an error of it.
+
+    For who tells errors and goes on, which a stop must not. So is any error that follows a stop
+    which was not handled.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, StopIteration) or not _is_stop(error):
+            raise
+        raise KeyboardInterrupt from error
+
+
+def _is_stop(error: BaseException) -> bool:
+    """Whether `error` is a KeyboardInterrupt or follows one that was not handled, as what
+    libraries make of it. That of stdout is no such."""
+    return isinstance(error, KeyboardInterrupt) or bool(_raised and not _of_stdout(error))
+
+
+def _of_stdout(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.filename == STDOUT
+
+
 def _outcome(body: Callable[[], int]) -> int:
     try:
         try:
@@ -104,28 +129,33 @@ def _outcome(body: Callable[[], int]) -> int:
         finally:
             # Here, and not when the interpreter ends, where what it raises cannot be caught.
             sys.stdout.flush()
-    except StcError as error:
+    except BaseException as error:
+        told = _told(error)
+        if told is None:
+            raise
+        return told
+
+
+def _told(error: BaseException) -> int | None:
+    """The exit code of a command that ended with `error`, which is told; None for a bug's."""
+    if _is_stop(error):
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
+    if isinstance(error, StcError):
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
-    except OSError as error:
-        if isinstance(error.__context__, StcError):  # what ended the body; then stdout failed too
-            print(f"error: {error.__context__}", file=sys.stderr)
-        if error.filename == STDOUT and isinstance(error, BrokenPipeError):
-            return 141
-        reason = error.strerror or str(error)
-        what = f"cannot be written ({reason})" if error.filename == STDOUT else reason
-        subject = error.filename or "a file"
-        print(f"error: {one_line(f'{subject}: {what}')}", file=sys.stderr)
-        return 2
-    except Exception:
-        if not _raised:
-            raise
-        # Libraries make errors of their own of a KeyboardInterrupt that passes through them.
-        print("interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+    if not isinstance(error, OSError):
+        return None
+    before = error.__context__  # what ended the body; then stdout failed too
+    if isinstance(before, StcError) and not _raised:
+        print(f"error: {before}", file=sys.stderr)
+    if _of_stdout(error) and isinstance(error, BrokenPipeError):
+        return 141
+    reason = error.strerror or str(error)
+    what = f"cannot be written ({reason})" if _of_stdout(error) else reason
+    subject = error.filename or "a file"
+    print(f"error: {one_line(f'{subject}: {what}')}", file=sys.stderr)
+    return 2
 
 
 @contextmanager

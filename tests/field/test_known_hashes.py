@@ -331,7 +331,7 @@ def test_the_doctor_hashes_whatever_is_remembered(place: Path, run_main: Run) ->
     assert "was altered" not in run_main(doctor_command.main, place).stdout
     done = run_main(doctor_command.main, "--verify", place)
     assert done.returncode == 1
-    assert f"to fix  bundle: {place / WEIGHTS}: was altered" in done.stdout
+    assert f"to fix    bundle: {place / WEIGHTS}: was altered" in done.stdout
     refused(place)
 
 
@@ -351,7 +351,7 @@ def test_the_doctor_names_every_file_that_is_wrong(place: Path, run_main: Run) -
 def test_the_doctor_says_that_all_files_are_right(place: Path, run_main: Run) -> None:
     """It remembers what it hashed; without a bundle there is nothing to verify."""
     done = run_main(doctor_command.main, "--verify", place)
-    assert f"ok      bundle: demo, fp32, {len(FILES)} files as their digests say" in done.stdout
+    assert f"ok        bundle: demo, fp32, {len(FILES)} files as their digests say" in done.stdout
     done = run_main(doctor_command.main, "--verify")
     assert done.returncode == 2
     assert done.stderr == "error: --verify: no bundle, expected stc-doctor --verify BUNDLE\n"

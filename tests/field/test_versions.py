@@ -65,7 +65,9 @@ def test_the_doctor_fails_for_a_bundle_that_cannot_be_run(
     with (bundle / "graphs" / "weights.bin").open("r+b") as weights:
         weights.truncate(1000)
     assert doctor_command.main([str(bundle)]) == 1
-    assert "missing: bundle" in capsys.readouterr().out
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told.startswith(f"{bundle} cannot be run here: ")
+    assert "weights.bin: is truncated" in told
 
 
 def test_a_library_that_breaks_while_it_is_imported_is_named(
