@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 
 from stc.errors import CheckpointError
 from stc.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from stc.export.demo.checkpoint import write_demo_checkpoint
+from stc.export.demo.tokenizer import MODEL
 from stc.export.made_up.synthetic import SIZES, RandomCheckpoint, random_checkpoint
 from stc.manifest import Weights
 
@@ -33,12 +32,4 @@ def open_weights(
             raise CheckpointError(source, "no such random weights", " or ".join(SIZES), fix)
         yield random_checkpoint(size)
     else:
-        with tempfile.TemporaryDirectory(prefix="stc-demo-") as folder:
-            directory = Path(folder) / "demo"
-            try:
-                write_demo_checkpoint(directory)
-            except OSError as error:
-                got = f"the demo model cannot be written ({error.strerror})"
-                fix = "free space there, or set TMPDIR to another folder"
-                raise CheckpointError(folder, got, fix=fix) from error
-            yield open_checkpoint(str(directory))
+        yield replace(open_checkpoint(str(MODEL)), name=kind)

@@ -22,9 +22,6 @@ import pytest
 from tests.once import SHARED, Once
 
 if TYPE_CHECKING:
-    from transformers import LlavaOnevisionConfig
-
-    from stc.export.demo.checkpoint import DemoTokenizer
     from tests.device_cases import Rig
     from tests.trace_cache import TraceCache
     from tests.vision_cases import Exported
@@ -112,18 +109,12 @@ def demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
 @pytest.fixture(scope="session")
 def half_demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
     """The demo bundle in float16, which engines are built from; its tower has two blocks."""
-    from stc.export.demo import checkpoint as demo
-
-    def shallow(tokenizer: DemoTokenizer) -> LlavaOnevisionConfig:
-        config = demo_config(tokenizer)
-        config.vision_config.num_hidden_layers = 2
-        return config
-
-    demo_config = demo.demo_config
+    from stc.export import weights
+    from tests.shallow_demo import write_shallow_demo
 
     def export(root: Path) -> None:
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(demo, "demo_config", shallow)
+            monkeypatch.setattr(weights, "MODEL", write_shallow_demo(root / "demo", blocks=2))
             exported_demo(root, "--precision", "fp16")
 
     return once("half-demo", export) / "bundle"

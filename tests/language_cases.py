@@ -21,7 +21,7 @@ from stc.bundles.bundle import Bundle
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.export.bundle_export import export_bundle
 from stc.export.checkpoint.checkpoint import open_checkpoint
-from stc.export.demo.checkpoint import demo_tokenizer
+from stc.export.demo.tokenizer import demo_tokenizer
 from stc.manifest import Group, Precision
 from stc.prompts.prompt import Prompt
 from stc.runtime.language.kv_buckets import KvBuckets

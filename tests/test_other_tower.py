@@ -179,7 +179,7 @@ SQUARE = r"image_size|(spec|vision|grid)\.side\b|pooled_side|side ?\*\* ?2|\*\* 
 PARTS = ("export/towers/siglip/", "export/models/llava_onevision.py", "export/decoders/")
 HUGGING_FACE = {
     "export/companions.py": "bounds of what config.json says",
-    "export/made_up/demo.py": "a SigLIP of its own",
+    "export/demo/checkpoint.py": "a SigLIP of its own",
     "export/made_up/synthetic.py": "SigLIP's weights, made up",
 }
 """Files that name a field or tensor of Hugging Face's SigLIP."""

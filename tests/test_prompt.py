@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from stc.errors import LanguageError
-from stc.export.demo.checkpoint import CHAT_TEMPLATE
+from stc.export.demo.tokenizer import CHAT_TEMPLATE
 from stc.manifest import LanguageSpec
 from stc.prompts.prompt import Prompt
 from tests.language_cases import language_case

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import (
-    AutoTokenizer,
-    LlavaOnevisionForConditionalGeneration,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from stc.errors import CheckpointError
-from stc.export.checkpoint.checkpoint import open_checkpoint
 from stc.export.companions import read_companions
-from stc.export.demo.checkpoint import write_demo_checkpoint
 from stc.export.made_up.synthetic import SIZES, Size, random_checkpoint, vision_tensor
 from stc.export.models.llava_onevision import described_spec, projector_shapes
 from stc.export.towers.siglip.tower import SIGLIP
@@ -29,21 +20,6 @@ from stc.manifest import VisionSpec
 from tests.squares import square
 
 PATCH = 8
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("written") / "demo"
-    write_demo_checkpoint(directory)
-    return directory
-
-
-def load(directory: Path) -> tuple[Any, dict[str, Any]]:
-    """The model as transformers loads it, and what it says of missing and unexpected tensors."""
-    model, loading = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        directory, output_loading_info=True
-    )
-    return model.eval(), loading
 
 
 def tower(spec: VisionSpec) -> Any:
@@ -160,131 +136,3 @@ def test_activations_stay_small_and_tokens_apart_through_26_blocks_in_float16() 
     assert functional.cosine_similarity(half.float(), exact).min() > 0.999
     unit = functional.normalize(exact)
     assert (unit @ unit.T).mean() < 0.6
-
-
-# The demo checkpoint.
-
-
-def test_transformers_loads_the_demo_whole(demo: Path) -> None:
-    model, loading = load(demo)
-    assert not any(loading.values())
-    checkpoint = open_checkpoint(str(demo))
-    state = model.state_dict()
-    for name in SIGLIP.shapes(checkpoint.spec):
-        assert torch.equal(checkpoint.vision(name), state[f"model.vision_tower.{name}"]), name
-    for name in projector_shapes(checkpoint.spec):
-        expected = state[f"model.multi_modal_projector.{name}"]
-        assert torch.equal(checkpoint.projector(name), expected), name
-
-
-def test_the_demo_has_the_geometry_it_promises(demo: Path) -> None:
-    checkpoint = open_checkpoint(str(demo))
-    spec = checkpoint.spec
-    assert checkpoint.name == "demo"
-    assert (*spec.pixel_shape, spec.patch_size, spec.tokens, spec.pooled) == (
-        3,
-        112,
-        112,
-        8,
-        196,
-        49,
-    )
-    assert (spec.width, spec.heads, spec.head_width) == (192, 3, 64)
-    assert (spec.mlp_width, spec.blocks, spec.language_width) == (768, 6, 128)
-    assert spec.activation == "gelu_pytorch_tanh"
-    assert (spec.image_mean, spec.image_std) == ((0.5,) * 3, (0.5,) * 3)
-
-
-def test_the_demo_is_equal_every_time_and_differs_by_seed(demo: Path, tmp_path: Path) -> None:
-    def digests(directory: Path) -> dict[str, str]:
-        return {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in directory.iterdir()
-        }
-
-    first = digests(demo)
-    write_demo_checkpoint(tmp_path)
-    assert digests(tmp_path) == first
-    write_demo_checkpoint(tmp_path, seed=1)
-    second = digests(tmp_path)
-    assert {name for name in first if first[name] != second[name]} == {"model.safetensors"}
-
-
-def test_an_interrupted_demo_does_not_open(
-    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_demo_checkpoint(tmp_path)
-
-    def fail(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("stc.export.demo.checkpoint.save", fail)
-    with pytest.raises(KeyboardInterrupt):
-        write_demo_checkpoint(tmp_path)
-    with pytest.raises(CheckpointError, match="no weights"):
-        open_checkpoint(str(tmp_path))
-
-
-def test_the_demo_tokenizer_gives_every_text_back(demo: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(demo)
-    config = json.loads((demo / "config.json").read_text())
-    assert len(tokenizer) == config["text_config"]["vocab_size"]
-    for text in (
-        "How many people are walking?",
-        "Zürich 2026: naïve\n\n\t42 caf\u00e9s \U0001f6b2",
-    ):
-        assert tokenizer.decode(tokenizer(text).input_ids) == text
-    question = "Is the red car moving to the left?"
-    assert len(tokenizer(question).input_ids) < len(question) / 3
-    for token, key in (("<image>", "image_token_index"), ("<video>", "video_token_index")):
-        assert tokenizer(f"a{token}b").input_ids[1] == config[key]
-    assert tokenizer.convert_tokens_to_ids("<|im_end|>") == tokenizer.eos_token_id
-    assert config["text_config"]["eos_token_id"] == tokenizer.eos_token_id
-
-
-def test_the_demo_prompt_has_llava_onevisions_form(demo: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(demo)
-    question = {"type": "text", "text": "What moves?"}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": "A car."}]}
-    asked = {"role": "user", "content": [question, {"type": "video"}, {"type": "image"}]}
-    prompt = tokenizer.apply_chat_template(
-        [asked, answer, {"role": "user", "content": "And now?"}],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    assert prompt == (
-        "<|im_start|>user <image><video>\nWhat moves?<|im_end|>"
-        "<|im_start|>assistant \nA car.<|im_end|>"
-        "<|im_start|>user \nAnd now?<|im_end|>"
-        "<|im_start|>assistant\n"
-    )
-
-
-def test_the_demo_answers_from_the_video(demo: Path) -> None:
-    model, _ = load(demo)
-    frames, _, _ = scene()
-    video = model.config.video_token_id
-    ids = torch.tensor([[5, *[video] * (2 * 49 + 1), 6]])
-    with torch.no_grad():
-        logits, others = (
-            model(input_ids=ids, pixel_values_videos=clip[None]).logits[0, -1]
-            for clip in (frames, frames.flip(-1))
-        )
-    assert torch.isfinite(logits).all()
-    assert 0.5 < logits.std() < 5
-    assert (logits - others).abs().max() > 0.01
-
-
-def test_keys_of_the_demo_pick_what_moves_in_every_block(demo: Path) -> None:
-    model, _ = load(demo)
-    vision = model.model.vision_tower
-    frames, changed, far = scene()
-    assert 10 <= int(changed.sum()) <= 50
-    with torch.no_grad():
-        states = vision(frames, output_hidden_states=True).hidden_states
-        for block, hidden in zip(vision.encoder.layers, states, strict=False):
-            reference, key = block.self_attn.k_proj(block.layer_norm1(hidden))
-            score = functional.cosine_similarity(key, reference, dim=1)
-            lowest = score.topk(int(changed.sum()), largest=False).indices
-            assert changed[lowest].float().mean() > 0.9
-            assert score[far].min() > 0.98
-            assert score[changed].mean() < 0.95

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, LlavaOnevisionProcessor
 
-from stc.export.demo.checkpoint import demo_tokenizer
+from stc.export.demo.tokenizer import demo_tokenizer
 from stc.export.made_up.synthetic import preprocessing
 from stc.manifest import LanguageSpec
 from stc.prompts.prompt import Prompt

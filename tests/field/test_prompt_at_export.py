@@ -12,7 +12,7 @@ import pytest
 
 from stc.errors import ExportError
 from stc.export import bundle_export, command
-from stc.export.demo.checkpoint import CHAT_TEMPLATE, demo_tokenizer
+from stc.export.demo.tokenizer import CHAT_TEMPLATE, demo_tokenizer
 from tests.language_cases import language_model
 from tests.tiny_checkpoint import write_checkpoint
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc import contracts
-from stc.export.demo.checkpoint import demo_tokenizer
+from stc.export.demo.tokenizer import demo_tokenizer
 from stc.manifest import LanguageSpec
 from stc.prompts.prompt import Prompt
 from stc.runtime.language.kv_buckets import KvBuckets

@@ -45,16 +45,18 @@ class Codebook:
     def __init__(self, width: int, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(width, width, generator=generator)
-        self.codes = torch.linalg.qr(noise).Q[: len(NAMES)].contiguous() * NORM
+        self.codes: Tensor = torch.linalg.qr(noise).Q[: len(NAMES)].contiguous() * NORM
 
     @cached_property
     def transposed(self) -> Tensor:
         """What reads features [.., D] back as shares of the codes [.., len(NAMES)]."""
-        return (self.codes / NORM**2).T.contiguous()
+        back: Tensor = (self.codes / NORM**2).T
+        return back.contiguous()
 
     def of(self, name: str) -> Tensor:
         """The code [D] of `name`."""
-        return self.codes[NAMES.index(name)]
+        code: Tensor = self.codes[NAMES.index(name)]
+        return code
 
 
 def shares(labels: Labels) -> NDArray[np.float32]:

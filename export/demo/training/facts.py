@@ -29,6 +29,8 @@ HEADS: Mapping[str, int] = {
     "ever": 5,
 }
 """Heads by name, and between how many values each decides."""
+LATE = ("right", "now", "ever")
+"""Those that come last: they compare what was found, or count."""
 IGNORED = -100
 VISIBLE = 0.6
 """Share of a thing that must be in sight to count."""
@@ -43,9 +45,9 @@ class Facts:
 
     def __init__(self, labels: Labels, frame: int) -> None:
         self._labels, self._frame = labels, frame
-        shown = labels.shown[: frame + 1] >= VISIBLE
-        self._seen = shown.any(0)
-        self._visible = shown[-1]
+        shown: NDArray[np.bool_] = labels.shown[: frame + 1] >= VISIBLE
+        self._seen: NDArray[np.bool_] = shown.any(0)
+        self._visible: NDArray[np.bool_] = shown[-1]
         first = np.where(self._seen, shown.argmax(0), frame + 1)
         self._rank = np.argsort(np.argsort(first, kind="stable"), kind="stable")
 

@@ -29,12 +29,10 @@ def judged(learner: Learner, scenes: int = SCENES) -> Iterator[str]:
         features = seen(model, scene)
         asked = [learner.asker.asked(scene.labels, question) for question in questions]
         for keep in KEEPS if asked else ():
-            one = batch(
-                learner.asker.before, [(features, kept_of(features, keep, random), asked)]
-            )
+            one = batch(learner.asker.before, [(features, kept_of(features, keep, random), asked)])
             embed = model.get_input_embeddings()
             joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
-            hidden, _ = decoded(model, joined, one)
+            hidden, *_ = decoded(model, joined, one)
             chosen = model.lm_head(hidden[:, -one.ids.shape[1] :]).argmax(2)[0]
             told = (one.labels[0] != IGNORED) & (one.labels[0] != learner.asker.stop)
             right = (chosen == one.labels[0])[told].tolist()

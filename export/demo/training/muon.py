@@ -1,7 +1,7 @@
 """Muon, the optimizer for matrices: the momentum's direction with all singular values alike.
 
-Keller Jordan's method (2024). torch has it, but orthogonalises in bfloat16, which processors without
-it emulate: a step of this small model would take three times as long.
+Keller Jordan's method (2024). torch has it, but orthogonalises in bfloat16, which many processors
+emulate: a step of this small model would take three times as long.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:
         """One step; matrices of one shape are orthogonalised together."""
         for group in self.param_groups:
             alike: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
@@ -54,7 +56,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrices: Tensor) -> Tensor:
     """`matrices` [n, rows, columns] with singular values of about 1, in float32."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.mT if tall else matrices
+    x: Tensor = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ROUNDS):

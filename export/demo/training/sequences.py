@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from stc.export.demo.checkpoint import DemoTokenizer
+from stc.export.demo.tokenizer import DemoTokenizer
 from stc.export.demo.training.facts import HEADS, IGNORED, Facts, option
 from stc.scenes.labels import Labels
 from stc.scenes.words import COLOURS, KINDS, Question
@@ -31,12 +31,14 @@ PLACES = 7 * 7
 class Asked:
     """A question as it follows the video: ids [m], the answer's among them.
 
-    labels [m]: what the next token is, where it is the answer's. targets [m, len(HEADS)].
+    labels [m]: what the next token is, where it is the answer's. words [m]: where the answer begins,
+    its word, also where a letter is asked for. targets [m, len(HEADS)].
     """
 
     frame: int
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
+    words: NDArray[np.int64]
     targets: NDArray[np.int64]
 
 
@@ -53,6 +55,7 @@ class Batch:
     allowed: Tensor
     positions: Tensor
     labels: Tensor
+    words: Tensor
     targets: Tensor
 
 
@@ -80,6 +83,8 @@ class Asker:
         expected = np.full(len(ids), IGNORED, np.int64)
         begin = len(ids) - len(answer)
         expected[begin - 1 : -1] = ids[begin:]
+        words = np.full(len(ids), IGNORED, np.int64)
+        words[begin - 1] = self._tokenizer.encode(word_of(question))[0]
         targets = np.full((len(ids), len(HEADS)), IGNORED, np.int64)
         for place, token in enumerate(text):
             if token in self._words:
@@ -87,7 +92,7 @@ class Asker:
         for letter, place in self._options(question, text):
             targets[place] = np.maximum(targets[place], option(letter == question.answer))
         targets[begin - 1] = facts.counts()
-        return Asked(question.frame, ids[:-1], expected[:-1], targets[:-1])
+        return Asked(question.frame, ids[:-1], expected[:-1], words[:-1], targets[:-1])
 
     def _options(self, question: Question, text: Sequence[int]) -> list[tuple[str, int]]:
         """Each option's letter and the place of its last token."""
@@ -98,12 +103,20 @@ class Asker:
         return [(letter, place) for letter, place in found if place < len(text)]
 
 
+def word_of(question: Question) -> str:
+    """The word that answers `question`, also where its letter is asked for."""
+    if not question.options:
+        return question.answer
+    return question.options["ABCD".index(question.answer)]
+
+
 def kept_of(features: Tensor, keep: int, random: np.random.Generator) -> Tensor:
-    """int64 [F, keep] of features [F, 49, D]: at random or what the paper's pruner keeps."""
+    """int64 [F, keep] of features [F, 49, D]: what the paper's pruner keeps, or at random where so
+    many are kept that hardly anything is lost."""
     frames = len(features)
     if keep == PLACES:
         return torch.arange(PLACES).expand(frames, -1)
-    if random.random() < 0.4:
+    if keep >= 20 and random.random() < 0.4:
         rank = torch.from_numpy(random.random((frames, PLACES)).astype(np.float32))
     else:
         rank = likeness(features)
@@ -116,9 +129,8 @@ def likeness(features: Tensor) -> Tensor:
     count = torch.arange(1, len(mean) + 1).unsqueeze(1)
     past = torch.cat([mean[:1], (mean.cumsum(0) / count)[:-1]])
     unit = F.normalize(features, dim=-1)
-    return sum(
-        torch.einsum("fnd,fd->fn", unit, F.normalize(anchor, dim=-1)) for anchor in (mean, past)
-    )
+    anchors = F.normalize(mean, dim=-1) + F.normalize(past, dim=-1)
+    return torch.einsum("fnd,fd->fn", unit, anchors)
 
 
 def batch(
@@ -140,13 +152,14 @@ def batch(
     positions = np.zeros(shape, np.int64)
     ids = np.zeros((len(streams), longest_text), np.int64)
     labels = np.full((len(streams), longest_text), IGNORED, np.int64)
+    words = labels.copy()
     targets = np.full((len(streams), longest_text, len(HEADS)), IGNORED, np.int64)
     for row, (features, kept, asked) in enumerate(streams):
         frames, keep = kept.shape
         count = kept.numel()
-        video[row, :count] = features.gather(
-            1, kept.unsqueeze(2).expand(-1, -1, width)
-        ).reshape(count, width)
+        video[row, :count] = features.gather(1, kept.unsqueeze(2).expand(-1, -1, width)).reshape(
+            count, width
+        )
         group[row, : prefix + count] = -1
         frame[row, :prefix] = -1
         frame[row, prefix : prefix + count] = np.repeat(np.arange(frames), keep)
@@ -155,7 +168,7 @@ def batch(
         at = 0
         for number, one in enumerate(asked):
             text, whole = slice(at, at + len(one.ids)), prefix + longest_video + at
-            ids[row, text], labels[row, text] = one.ids, one.labels
+            ids[row, text], labels[row, text], words[row, text] = one.ids, one.labels, one.words
             targets[row, text] = one.targets
             span = slice(whole, whole + len(one.ids))
             group[row, span], sees[row, span] = number, one.frame
@@ -176,5 +189,6 @@ def batch(
         allowed=allowed.unsqueeze(1),
         positions=torch.from_numpy(positions),
         labels=torch.from_numpy(labels),
+        words=torch.from_numpy(words),
         targets=torch.from_numpy(targets),
     )

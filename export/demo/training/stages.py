@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,16 +27,17 @@ from stc.export.demo.training.codebook import (
     pooled,
     shares,
 )
-from stc.export.demo.training.facts import HEADS, IGNORED
+from stc.export.demo.training.facts import HEADS, IGNORED, LATE
 from stc.export.demo.training.sequences import KEEPS, Asker, Batch, batch, kept_of
 from stc.scenes.scene import Scene, make_scene
 from stc.scenes.words import CELLS, PATCH
 
-WINDOW = 8
-"""Side of what the tower sees of a frame while it learns, patches: a third of the work, and most
-of what it sees is of a thing."""
-AUX_BLOCK = 3
-"""Behind which block of the language model the heads sit that are thrown away."""
+WINDOWS = {0.0: 6, 0.5: 8, 0.8: CELLS}
+"""Side of what the tower sees of a frame from each share of its training on, patches: less work, and
+most of what it sees is of a thing."""
+AUX_BLOCK, LATE_BLOCK = 3, 4
+"""Behind which blocks of the language model the heads sit that are thrown away: those at the words
+of a question, and those where it ends, which also say the answer's word."""
 QUESTIONS = 14
 SHARPNESS = 8.0
 """Of the choice between colours, kinds and digits when the tower learns them."""
@@ -55,22 +57,21 @@ class TowerTask:
 
     model: Any
     codebook: Codebook
-    windows: int = 64
-    whole_from: float = 0.8
-    """Share of the training after which frames are seen whole."""
+    tokens: int = 4096
+    """Patches of a batch."""
 
     def loss(self, random: np.random.Generator, share: float) -> tuple[Tensor, Figures]:
-        whole = share >= self.whole_from
-        side = CELLS if whole else WINDOW
-        count = self.windows // 3 if whole else self.windows
-        pixels, places, truth = self._windows(random, count, side)
+        side = max(size for begin, size in WINDOWS.items() if share >= begin)
+        pixels, places, truth = self._windows(random, self.tokens // side**2, side)
         features = features_of(self.model, pixels, places)
         return self._judged(features.flatten(0, 1), truth.flatten(0, 1))
 
     def _windows(
         self, random: np.random.Generator, count: int, side: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pixels, places, truth = [], [], []
+        pixels: list[NDArray[Any]] = []
+        places: list[NDArray[Any]] = []
+        truth: list[NDArray[Any]] = []
         while len(pixels) < count:
             scene = make_scene("train", int(random.integers(1 << 40)))
             labels = scene.labels
@@ -85,9 +86,7 @@ class TowerTask:
                 coded = shares(labels) if coded is None else coded
                 down, across = slice(row, row + side), slice(column, column + side)
                 rgb = scene.render(int(frame))
-                crop = rgb[row * PATCH : (row + side) * PATCH, column * PATCH :][
-                    :, : side * PATCH
-                ]
+                crop = rgb[row * PATCH : (row + side) * PATCH, column * PATCH :][:, : side * PATCH]
                 pixels.append(crop)
                 grid = np.arange(CELLS * CELLS).reshape(CELLS, CELLS)
                 places.append(grid[down, across].ravel())
@@ -110,7 +109,7 @@ class TowerTask:
             if said.any():
                 right = truth[said][:, span].argmax(1)
                 chosen = found[said][:, span]
-                loss = loss + 0.5 * F.cross_entropy(SHARPNESS * chosen, right)
+                loss = loss + F.cross_entropy(SHARPNESS * chosen, right)
                 figures[name] = (chosen.argmax(1) == right).float().mean().item()
         figures["thing"] = ((found[:, OCCUPIED] > 0.5) == thing).float().mean().item()
         return loss, figures
@@ -159,7 +158,7 @@ class LanguageTask:
     def _made(self, scene: Scene, random: np.random.Generator) -> Tensor:
         """Features [F, 49, D] of a tower that is nearly right."""
         coded = pooled(shares(scene.labels))
-        loud = random.uniform(0.02, 0.2)
+        loud = random.uniform(0.02, 0.1)
         coded = coded + loud * random.standard_normal(coded.shape, dtype=np.float32)
         features = torch.from_numpy(coded.astype(np.float32)) @ self.codebook.codes
         noise = random.standard_normal(features.shape, dtype=np.float32)
@@ -168,36 +167,41 @@ class LanguageTask:
     def _judged(self, one: Batch, share: float) -> tuple[Tensor, Figures]:
         embed = self.model.get_input_embeddings()
         joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
-        hidden, early = decoded(self.model, joined, one)
         start = joined.shape[1] - one.ids.shape[1]
-        hidden, early = hidden[:, start:], early[:, start:]
+        hidden, early, late = (each[:, start:] for each in decoded(self.model, joined, one))
         asked = one.labels != IGNORED
         logits = self.model.lm_head(hidden[asked])
         answers = one.labels[asked]
         loss = F.cross_entropy(logits, answers)
         stop = answers == self.asker.stop
         right = (logits.argmax(1) == answers)[~stop].float().mean().item()
-        figures = {"answer": loss.item(), "right": right}
-        told = self._told(early, one.targets)
-        figures["heads"] = told.item()
-        return loss + (1.0 if share < 0.7 else 0.3) * told, figures
+        ends = one.words != IGNORED
+        said = self.model.lm_head(self.model.model.language_model.norm(late[ends]))
+        word = F.cross_entropy(said, one.words[ends])
+        told = self._told(early, late, one.targets)
+        figures = {"answer": loss.item(), "right": right, "word": word.item(), "heads": told.item()}
+        return loss + word + (1.0 if share < 0.7 else 0.3) * told, figures
 
-    def _told(self, early: Tensor, targets: Tensor) -> Tensor:
+    def _told(self, early: Tensor, late: Tensor, targets: Tensor) -> Tensor:
         about = (targets != IGNORED).any(2)
-        parts = self.heads(early[about]).split(list(HEADS.values()), 1)
         wanted = targets[about]
+        sizes = list(HEADS.values())
+        parts = self.heads(early[about]).split(sizes, 1)
+        later = self.heads(late[about]).split(sizes, 1)
         losses = [
-            F.cross_entropy(part, wanted[:, head], ignore_index=IGNORED)
-            for head, part in enumerate(parts)
+            F.cross_entropy(
+                late_one if name in LATE else part, wanted[:, head], ignore_index=IGNORED
+            )
+            for head, (name, part, late_one) in enumerate(zip(HEADS, parts, later, strict=True))
             if (wanted[:, head] != IGNORED).any()
         ]
         return torch.stack(losses).mean()
 
 
-def decoded(model: Any, joined: Tensor, one: Batch) -> tuple[Tensor, Tensor]:
-    """The language model's last hidden state and that behind block AUX_BLOCK, [B, s, D]."""
+def decoded(model: Any, joined: Tensor, one: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """The language model's last hidden state and those behind AUX_BLOCK and LATE_BLOCK, [B, s, D]."""
     language = model.model.language_model
-    hidden, early = joined, joined
+    hidden, behind = joined, {}
     turned = language.rotary_emb(hidden, one.positions)
     for number, layer in enumerate(language.layers):
         hidden = layer(
@@ -207,9 +211,8 @@ def decoded(model: Any, joined: Tensor, one: Batch) -> tuple[Tensor, Tensor]:
             position_embeddings=turned,
             use_cache=False,
         )
-        if number + 1 == AUX_BLOCK:
-            early = hidden
-    return language.norm(hidden), early
+        behind[number + 1] = hidden
+    return language.norm(hidden), behind[AUX_BLOCK], behind[LATE_BLOCK]
 
 
 def features_of(model: Any, pixels: Tensor, places: Tensor | None = None) -> Tensor:
@@ -233,8 +236,6 @@ def seen(model: Any, scene: Scene) -> Tensor:
     return halves.mean((2, 4)).reshape(frames, -1, width)
 
 
-def pixel_values(rgb: np.ndarray[Any, Any]) -> Tensor:
+def pixel_values(rgb: NDArray[np.uint8]) -> Tensor:
     """uint8 [.., h, w, 3] as the checkpoint's preprocessing makes them, [.., 3, h, w]."""
     return torch.from_numpy(rgb).movedim(-1, -3).float() / 127.5 - 1
-
-

@@ -1,9 +1,9 @@
 """Training of the demo model from nothing: step by step, seeded, and to be gone on with.
 
 Everything that a step draws follows from the seed, the stage and the step's number, and what was
-learnt is kept every SAVED steps: a run that was stopped goes on as if it had not been. Two processes
-share the work: at first the tower's and the language model's, then two halves of each batch. One
-process does the same work alone, and on a GPU does it there.
+learnt is kept every SAVED steps: a run that was stopped goes on as if it had not been. Two
+processes share the work: at first the tower's and the language model's, then two halves of each
+batch. One process does the same work alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import distributed, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from stc.export.demo.checkpoint import DemoTokenizer, demo_config
+from stc.export.demo.checkpoint import demo_config
+from stc.export.demo.tokenizer import DemoTokenizer
 from stc.export.demo.training.codebook import NAMES, NORM, Codebook
 from stc.export.demo.training.facts import HEADS
 from stc.export.demo.training.muon import Muon
@@ -32,6 +33,9 @@ SAVED = 200
 WARM_UP = 50
 DECAY_FROM = 0.6
 """Share of a stage after which the learning rate falls to nothing."""
+
+
+Parts = list[tuple[str, nn.Parameter]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Learner:
             where = self.model.model.vision_tower.embeddings.position_embedding.weight
             where.normal_(0.0, 0.3)
 
-    def tower_parts(self) -> list[tuple[str, nn.Parameter]]:
+    def tower_parts(self) -> Parts:
         """What the tower's stage trains."""
         return [
             (name, one)
@@ -86,7 +90,7 @@ class Learner:
             and "post_layernorm" not in name
         ]
 
-    def language_parts(self) -> list[tuple[str, nn.Parameter]]:
+    def language_parts(self) -> Parts:
         """What the language model's stages train."""
         own = self.model.model.language_model.named_parameters()
         return [*own, *self.heads.named_parameters("heads")]
@@ -96,7 +100,8 @@ class Optimizers:
     """Muon for the matrices between layers, AdamW for everything else."""
 
     def __init__(self, parts: Iterable[tuple[str, nn.Parameter]], plan: Plan) -> None:
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, one in parts:
             inner = one.ndim == 2 and not name.startswith(("embed", "heads"))
             (matrices if inner and "embedding" not in name else others).append(one)
@@ -135,7 +140,7 @@ def rate_at(step: int, steps: int) -> float:
 def run_stage(
     name: str,
     task: Task,
-    parts: list[tuple[str, nn.Parameter]],
+    parts: Parts,
     steps: int,
     plan: Plan,
     folder: Path,
@@ -165,7 +170,7 @@ def run_stage(
         for shard in shards:
             random = np.random.default_rng([plan.seed, *name.encode(), step, shard])
             loss, figures = task.loss(random, step / steps)
-            (loss / len(shards)).backward()
+            torch.autograd.backward(loss / len(shards))
         if averaged:
             for one in optimizers.parameters:
                 if one.grad is not None:

@@ -9,9 +9,18 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from stc.export.demo.checkpoint import demo_tokenizer, write_checkpoint
+from stc.export.demo.checkpoint import write_checkpoint
+from stc.export.demo.tokenizer import made_tokenizer
 from stc.export.demo.training.judge import judged
-from stc.export.demo.training.train import Learner, Plan, language_task, run_stage, tower_task
+from stc.export.demo.training.stages import Task
+from stc.export.demo.training.train import (
+    Learner,
+    Parts,
+    Plan,
+    language_task,
+    run_stage,
+    tower_task,
+)
 
 
 def work(rank: int, processes: int, plan: Plan, output: Path, store: str) -> None:
@@ -19,24 +28,25 @@ def work(rank: int, processes: int, plan: Plan, output: Path, store: str) -> Non
     alone = processes == 1
     if not alone:
         distributed.init_process_group("gloo", store, rank=rank, world_size=processes)
-    tokenizer = demo_tokenizer()
+    tokenizer = made_tokenizer()
     learner = Learner(tokenizer, plan.seed)
-    steps = output / "steps"
+    kept = output / "steps"
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    # One after the other where there is one process; else each does its own, and reads the other's.
-    for owner, name, task, parts, count in (
-        (0, "tower", tower_task(learner), learner.tower_parts(), plan.tower),
-        (1, "language", language_task(learner, real=False), learner.language_parts(), plan.language),
-    ):
+    stages: list[tuple[str, Task, Parts, int]] = [
+        ("tower", tower_task(learner), learner.tower_parts(), plan.tower),
+        ("language", language_task(learner, real=False), learner.language_parts(), plan.language),
+    ]
+    # One after the other where there is one process; else each its own, and then the other's read.
+    for owner, (name, task, parts, steps) in enumerate(stages):
         if alone or rank == owner:
-            run_stage(name, task, parts, count, plan, steps, say)
+            run_stage(name, task, parts, steps, plan, kept, say)
     if not alone:
         distributed.barrier()
-    run_stage("tower", tower_task(learner), learner.tower_parts(), 0, plan, steps, say)
-    run_stage("language", language_task(learner, real=False), learner.language_parts(), 0, plan, steps, say)
+    for name, task, parts, _ in stages:
+        run_stage(name, task, parts, 0, plan, kept, say)
     shards = (0, 1) if alone else (rank,)
     run_stage(
         "together",
@@ -44,7 +54,7 @@ def work(rank: int, processes: int, plan: Plan, output: Path, store: str) -> Non
         learner.language_parts(),
         plan.together,
         plan,
-        steps,
+        kept,
         say if rank == 0 else lambda _: None,
         shards,
         averaged=not alone,
