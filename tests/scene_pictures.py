@@ -100,7 +100,7 @@ def small(picture: Bytes, body: Mask) -> Bytes:
 
 
 def shrunk(picture: Floats, high: int, wide: int) -> Floats:
-    return across(across(picture, high).swapaxes(0, 1), wide).swapaxes(0, 1)
+    return np.asarray(across(across(picture, high).swapaxes(0, 1), wide).swapaxes(0, 1))
 
 
 def across(picture: Floats, count: int) -> Floats:
