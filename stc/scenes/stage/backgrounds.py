@@ -49,7 +49,7 @@ def _place(random: np.random.Generator, split: Split, light: bool) -> npt.NDArra
     left = whole(random, 0, picture.shape[1] - size)
     out = _resized(picture[top : top + size, left : left + size])
     out = out[:, ::-1] if chance(random, 0.5) else out
-    bright = whole(random, 170, 262) if street else whole(random, 256, 420)
+    bright = whole(random, 215 if light else 170, 262) if street else whole(random, 256, 420)
     gain = np.asarray([bright + whole(random, -14, 14) for _ in range(3)], np.int32)
     return np.asarray(np.minimum(out * gain // 256, 255), np.uint8)
 

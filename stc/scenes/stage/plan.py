@@ -100,7 +100,7 @@ def _look(random: np.random.Generator, split: Split, thing: Thing) -> Look:
     if thing.kind == "person":
         image = pick(random, list(store.people(split)))
         image = image[:, ::-1] if chance(random, 0.5) else image
-        high = min(whole(random, 14, 40), whole(random, 20, 44))
+        high = min(whole(random, 15, 40), whole(random, 22, 44))
         return Look("person", high, (0, 0, 0), (0, 0, 0), image=image)
     if thing.digit is not None:
         image = pick(random, list(store.digits(split)[thing.digit]))
