@@ -216,7 +216,7 @@ def derived(labels: scenes.Labels, question: scenes.Question) -> str | None:
     if question.kind == "colour":
         return labels.things[named[0]].colour
     if question.kind in ("where", "person where", "dot where"):
-        x = labels.centre[question.frame, named[0], 0]
+        x = min(labels.centre[question.frame, named[0], 0], scenes.SIDE - 1)
         return ("left", "middle", "right")[int(x // (scenes.SIDE / 3))]
     if question.kind == "how many":
         kinds = [labels.things[n].kind for n in np.flatnonzero(until[-1])]

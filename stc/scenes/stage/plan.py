@@ -48,7 +48,7 @@ def make_plan(split: Split, seed: int) -> Plan:
     camera = make_camera(random, frame_count, still)
     count = _count(random)
     things = _things(random, count)
-    things = _with_dot(random, things, 0.42 if still else 0.09)
+    things = _with_dot(random, things, 0.6 if still else 0.03)
     looks = tuple(_look(random, split, thing) for thing in things)
     track, there = _tracks(random, looks, camera, still)
     occluder = _occluder(random) if chance(random, 0.0 if still else 0.28) else None
