@@ -1,5 +1,6 @@
 """Generated video streams with questions and right answers: what small models are trained on."""
 
+from stc.scenes.frozen import FROZEN_SHA256, frozen_sha256, frozen_test
 from stc.scenes.labels import Labels
 from stc.scenes.scene import Scene, make_scene
 from stc.scenes.words import (
@@ -22,6 +23,7 @@ __all__ = [
     "COLOURS",
     "DIGITS",
     "FPS",
+    "FROZEN_SHA256",
     "KINDS",
     "PATCH",
     "SHAPES",
@@ -30,6 +32,8 @@ __all__ = [
     "Question",
     "Scene",
     "Thing",
+    "frozen_sha256",
+    "frozen_test",
     "make_scene",
     "stems",
     "words",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from stc.scenes.labels import Labels
 from stc.scenes.stage.camera import Camera
@@ -22,40 +21,45 @@ class Facts:
     """Of one scene; frames and things are numbers, `frame` is the last one seen."""
 
     def __init__(self, labels: Labels, camera: Camera) -> None:
-        self.labels, self.camera = labels, camera
+        self.camera = camera
         self.things: tuple[Thing, ...] = labels.things
         self.numbers = range(len(self.things))
         self.frame_count = len(labels.shown)
-        self.clear = labels.shown >= SHOWN
-        self._times_clear = np.cumsum(self.clear, axis=0)
-        self._most = np.maximum.accumulate(labels.shown, axis=0)
-        self._steady = labels.centre + camera.shift[:, None].astype(np.float32)
+        clear = labels.shown >= SHOWN
+        steady = labels.centre + camera.shift[:, None].astype(np.float32)
+        # Lists, since single numbers are looked up by the thousand.
+        self._clear: list[list[bool]] = clear.tolist()
+        self._hidden: list[list[bool]] = (labels.shown < HIDDEN).tolist()
+        self._times_clear: list[list[int]] = np.cumsum(clear, axis=0).tolist()
+        self._unseen: list[list[bool]] = np.logical_and.accumulate(
+            labels.shown < HIDDEN, axis=0
+        ).tolist()
+        self._centre: list[list[list[float]]] = labels.centre.tolist()
+        self._steps: list[list[list[float]]] = np.diff(steady, axis=0).tolist()
         self.shapes = [n for n in self.numbers if self.things[n].kind in SHAPES]
         self.dots = [n for n in self.numbers if self.things[n].kind == "dot"]
 
     def visible(self, frame: int, number: int) -> bool:
-        return bool(self.clear[frame, number])
+        return self._clear[frame][number]
 
     def absent(self, frame: int, number: int) -> bool:
-        return bool(self.labels.shown[frame, number] < HIDDEN)
+        return self._hidden[frame][number]
 
     def seen(self, frame: int, number: int) -> bool:
         """Clearly there in at least two frames so far."""
-        return bool(self._times_clear[frame, number] >= 2)
+        return self._times_clear[frame][number] >= 2
 
     def unseen(self, frame: int, number: int) -> bool:
-        return bool(self._most[frame, number] < HIDDEN)
+        return self._unseen[frame][number]
 
     def came(self, frame: int, number: int) -> int | None:
         """The first frame in which it was clearly there, None if there was none yet."""
-        if not self._times_clear[frame, number]:
-            return None
-        return int(np.argmax(self.clear[:, number]))
+        return next((f for f in range(frame + 1) if self._clear[f][number]), None)
 
     def first_trace(self, number: int) -> int:
         """The first frame in which anything of it was there; the frame count if none."""
-        there = self.labels.shown[:, number] >= HIDDEN
-        return int(np.argmax(there)) if there.any() else self.frame_count
+        frames = range(self.frame_count)
+        return next((f for f in frames if not self._hidden[f][number]), self.frame_count)
 
     def alone(self, number: int, of: str) -> bool:
         """Whether no other thing of the scene has this one's kind or colour."""
@@ -63,7 +67,7 @@ class Facts:
         return every.count(every[number]) == 1
 
     def outside(self, frame: int, number: int) -> bool:
-        x, y = (float(at) for at in self.labels.centre[frame, number])
+        x, y = self._centre[frame][number]
         return not (0 <= x < SIDE and 0 <= y < SIDE)
 
     def left(self, frame: int, number: int) -> bool:
@@ -80,36 +84,35 @@ class Facts:
 
     def third(self, frame: int, number: int) -> str | None:
         """Of the picture's width, None near a border between thirds."""
-        x = float(self.labels.centre[frame, number, 0])
+        x = self._centre[frame][number][0]
         borders = (SIDE / 3, 2 * SIDE / 3)
         if min(abs(x - border) for border in borders) < BORDER_PX:
             return None
         return THIRDS[sum(x > border for border in borders)]
 
-    def steps(self, frame: int, number: int) -> npt.NDArray[np.float32]:
-        """The last two moves, x and y px, [2, 2], without the camera's shaking."""
-        return np.diff(self._steady[frame - 2 : frame + 1, number], axis=0)
-
     def way(self, frame: int, number: int) -> str | None:
         """left, right, up, down or still, None if that is not clear; the camera must stand."""
-        if frame < 2 or not self.clear[frame - 1 : frame + 1, number].all():
+        if frame < 2 or not (self.visible(frame, number) and self.visible(frame - 1, number)):
             return None
-        steps = self.steps(frame, number)
-        if not steps.any():
+        if self._stood(frame, number):
             return "still" if self.visible(frame - 2, number) else None
-        ways = {way_of(float(x), float(y)) for x, y in steps}
+        ways = {way_of(*self._steps[f][number]) for f in (frame - 2, frame - 1)}
         return ways.pop() if len(ways) == 1 else None
 
     def unchanged(self, frame: int, number: int) -> bool:
         """Whether it was the same in the last three frames."""
-        shown = self.labels.shown[frame - 2 : frame + 1, number]
-        if (shown < HIDDEN).all():
+        frames = (frame - 2, frame - 1, frame)
+        if all(self._hidden[f][number] for f in frames):
             return True
-        return bool(not self.steps(frame, number).any() and (shown >= SHOWN).all())
+        return self._stood(frame, number) and all(self._clear[f][number] for f in frames)
+
+    def _stood(self, frame: int, number: int) -> bool:
+        """Whether it did not move in the last two frames, the camera's shaking left out."""
+        return not any(any(self._steps[f][number]) for f in (frame - 2, frame - 1))
 
     def exit_way(self, frame: int, number: int) -> str | None:
         """The side by which a thing that left went out."""
-        x, y = (float(at) for at in self.labels.centre[frame, number])
+        x, y = self._centre[frame][number]
         sides = {"left": x < 0, "right": x >= SIDE, "up": y < 0, "down": y >= SIDE}
         out = [side for side, is_out in sides.items() if is_out]
         return out[0] if len(out) == 1 else None

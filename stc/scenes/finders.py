@@ -118,6 +118,8 @@ def _first_shape(facts: Facts, frame: int) -> list[Found]:
 
 
 def _first_colour(facts: Facts, frame: int) -> list[Found]:
+    if any(facts.things[n].colour is None for n in facts.numbers):
+        return []
     first = _first(facts, frame, [*facts.shapes, *facts.dots])
     alone = first is not None and facts.alone(first, "colour")
     return [Found(_of(facts, first)[1])] if first is not None and alone else []

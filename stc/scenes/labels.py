@@ -73,11 +73,10 @@ def make_labels(plan: Plan) -> Labels:
 
 def _points(mask: Flags) -> tuple[Floats, int]:
     """Points of a body, [P, 2] of x and y from its centre, and the px each stands for."""
-    step = 1 if mask.shape[0] <= 18 else 2
-    rows, columns = np.nonzero(mask[::step, ::step])
-    middle = mask.shape[0] / 2 - 0.5
-    at = np.stack([columns, rows], axis=1) * step - middle
-    return at.astype(np.float32), step * step
+    rows, columns = np.nonzero(mask)
+    area = 1 if mask.shape[0] <= 18 else 2
+    at = np.stack([columns, rows], axis=1)[(rows + columns) % area == 0]
+    return (at - (mask.shape[0] / 2 - 0.5)).astype(np.float32), area
 
 
 def _seen(plan: Plan, at: Floats, masks: list[Flags], centre: Floats, number: int) -> Flags:

@@ -16,21 +16,21 @@ from stc.scenes.words import LETTERS, QUESTIONS, Question, with_options
 _FRAMES_TRIED = 3
 _ROUNDS = 4
 _KEPT: dict[tuple[str, str], float] = {
-    ("how many", "zero"): 0.4,
+    ("how many", "zero"): 0.25,
     ("how many", "one"): 0.4,
     ("how many", "two"): 0.5,
-    ("how many came", "zero"): 0.5,
+    ("how many came", "zero"): 0.35,
     ("how many came", "one"): 0.5,
     ("how many came", "two"): 0.6,
     ("way", "still"): 0.2,
-    ("moving", "no"): 0.75,
-    ("person", "no"): 0.12,
-    ("was there", "no"): 0.65,
-    ("anything", "yes"): 0.22,
-    ("appeared", "no"): 0.65,
-    ("person yet", "no"): 0.13,
-    ("left yet", "no"): 0.14,
-    ("dot", "no"): 0.16,
+    ("moving", "no"): 0.55,
+    ("person", "no"): 0.08,
+    ("was there", "no"): 0.48,
+    ("anything", "yes"): 0.32,
+    ("appeared", "no"): 0.48,
+    ("person yet", "no"): 0.09,
+    ("left yet", "no"): 0.085,
+    ("dot", "no"): 0.1,
 }
 """How often an answer that most scenes offer is taken, so that all are about as frequent."""
 _RARE = {

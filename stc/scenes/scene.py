@@ -98,7 +98,8 @@ class Scene:
         camera = self.plan.camera
         part = int(camera.cut > 0 and frame >= camera.cut)
         if part not in self._backgrounds:
-            self._backgrounds[part] = background(self.split, self.seed, part)
+            light = any(thing.kind == "person" for thing in self.plan.things)
+            self._backgrounds[part] = background(self.split, self.seed, part, light)
         whole = self._backgrounds[part]
         across, down = (int(step) for step in camera.shift[frame])
         zoom = np.float32(camera.zoom[frame])

@@ -24,7 +24,7 @@ def _arrays(name: str) -> dict[str, npt.NDArray[np.uint8]]:
 
 
 def people(split: Split) -> npt.NDArray[np.uint8]:
-    """Persons cut out of a street, uint8 [count, 40, 24, 4] RGBA, feet at the bottom."""
+    """Persons cut out of a street, uint8 [count, 40, 24, 4] RGBA."""
     return _arrays("people")[split]
 
 

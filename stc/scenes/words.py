@@ -79,7 +79,7 @@ QUESTIONS: dict[str, Kind] = {
     "colour": Kind(
         "now", ("What colour is the {shape}?", "Which colour does the {shape} have?"), _COLOURS
     ),
-    "shape": Kind("now", ("Which shape is {colour}?", "What is {colour}?"), SHAPES),
+    "shape": Kind("now", ("Which shape is {colour}?", "What shape is {colour}?"), SHAPES),
     "where": Kind("now", ("Where is the {shape}?",), THIRDS),
     "how many": Kind(
         "now", ("How many shapes are there?", "How many shapes can you see now?"), NUMBERS

@@ -27,28 +27,31 @@ def _steps() -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     return steps[:, None], steps[None, :]
 
 
-def background(split: Split, seed: int, part: int) -> npt.NDArray[np.uint8]:
-    """uint8 [160, 160, 3]; `part` tells the pictures before and after a cut."""
+def background(split: Split, seed: int, part: int, light: bool) -> npt.NDArray[np.uint8]:
+    """uint8 [160, 160, 3]; `part` tells the pictures before and after a cut.
+
+    A `light` one has no dark regions, against which persons in black could not be seen.
+    """
     random = generator(store.SPLITS.index(split), seed, 2, part)
     at = random.random()
     if at < 0.4:
-        return _place(random, split)
+        return _place(random, split, light)
     mixed = _clouds(random) if at < 0.6 else pick(random, TEXTURES[split])(random)
-    return _between_colours(random, mixed)
+    return _between_colours(random, mixed, light)
 
 
-def _place(random: np.random.Generator, split: Split) -> npt.NDArray[np.uint8]:
+def _place(random: np.random.Generator, split: Split, light: bool) -> npt.NDArray[np.uint8]:
     held = store.places(split)
-    street = chance(random, 0.75)
+    street = chance(random, 0.75) or light
     picture = held[0] if street else pick(random, held[1:])
     size = whole(random, 84, min(picture.shape[0], picture.shape[1], 2 * WIDE))
     top = whole(random, 0, picture.shape[0] - size)
     left = whole(random, 0, picture.shape[1] - size)
     out = _resized(picture[top : top + size, left : left + size])
     out = out[:, ::-1] if chance(random, 0.5) else out
-    bright = whole(random, 170, 262) if street else whole(random, 256, 420)
-    gain = np.asarray([bright + whole(random, -14, 14) for _ in range(3)])
-    return np.asarray(np.minimum((out * gain) >> 8, 255), np.uint8)
+    bright = whole(random, 215 if light else 170, 262) if street else whole(random, 256, 420)
+    gain = np.asarray([bright + whole(random, -14, 14) for _ in range(3)], np.int32)
+    return np.asarray(np.minimum(out * gain // 256, 255), np.uint8)
 
 
 def _resized(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
@@ -59,19 +62,20 @@ def _resized(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
     held = picture.astype(np.int32)
     rows = held[low] * (64 - past)[:, None, None] + held[low + 1] * past[:, None, None]
     past = past[:, None]
-    return np.asarray((rows[:, low] * (64 - past) + rows[:, low + 1] * past) >> 12, np.int32)
+    both = rows[:, low] * (64 - past) + rows[:, low + 1] * past
+    return np.asarray(both // 4096, np.int32)
 
 
 def _between_colours(
-    random: np.random.Generator, mixed: npt.NDArray[np.int32]
+    random: np.random.Generator, mixed: npt.NDArray[np.int32], light: bool
 ) -> npt.NDArray[np.uint8]:
-    """Two or three muted colours, mixed by 0..256."""
-    first, second = _muted(random), _muted(random)
+    """Two muted colours, mixed by 0..256."""
+    first, second = _muted(random, light), _muted(random, light)
     return (first + (((second - first) * mixed[..., None]) >> 8)).astype(np.uint8)
 
 
-def _muted(random: np.random.Generator) -> Colours:
-    grey = whole(random, 30, 205)
+def _muted(random: np.random.Generator, light: bool) -> Colours:
+    grey = whole(random, 100 if light else 30, 205)
     return np.asarray([grey + whole(random, -26, 26) for _ in range(3)], np.int32)
 
 

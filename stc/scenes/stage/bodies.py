@@ -61,6 +61,9 @@ def _grid(n: int) -> tuple[Floats, Floats]:
 def _shape(look: Look, x: Floats, y: Floats, zoom: float) -> Pixels:
     cosine, sine = np.float32(look.turn[0]), np.float32(look.turn[1])
     half = np.float32(look.size_px * zoom / 2)
+    if look.kind == "triangle":
+        across, down = _turned_middle(*look.turn)
+        x, y = x + np.float32(across) * half, y + np.float32(down) * half
     far = _outside(look.kind, cosine * x + sine * y, cosine * y - sine * x, half)
     alpha = np.clip(np.float32(0.5) - far, 0, 1)
     wide = RIM_PX * zoom * (0.6 if look.kind == "dot" else 1)
@@ -96,6 +99,14 @@ def _triangle(x: Floats, y: Floats, half: np.float32) -> Floats:
     y = y - np.float32(0.25) * reach
     flank = np.float32(0.8660254) * abs(x) - np.float32(0.5) * y
     return np.asarray(np.maximum(y, flank) - np.float32(0.5) * reach)
+
+
+def _turned_middle(cosine: float, sine: float) -> tuple[float, float]:
+    """Where the middle of a turned triangle's box is, in halves of its height."""
+    corners = [(0.0, -0.9), (1.0392305, 0.9), (-1.0392305, 0.9)]
+    across = [cosine * x - sine * y for x, y in corners]
+    down = [sine * x + cosine * y for x, y in corners]
+    return (min(across) + max(across)) / 2, (min(down) + max(down)) / 2
 
 
 def _star(x: Floats, y: Floats, half: np.float32) -> Floats:
@@ -139,10 +150,18 @@ def _halved(image: Pixels) -> Pixels:
 def _digit(look: Look, x: Floats, y: Floats, zoom: float) -> Pixels:
     assert look.image is not None
     scale = look.size_px * zoom / 8
+    down, across = (_middle(look.image.max(axis)) * scale for axis in (1, 0))
+    x, y = x + np.float32(across), y + np.float32(down)
     ink = _sampled(look.image[..., None].astype(np.float32), x, y, scale)[..., 0]
     alpha = np.clip((ink - np.float32(1.5)) / np.float32(2.5), 0, 1)
     rim = np.clip((np.float32(10.5) - ink) / np.float32(3), 0, 1)
     return _inked(look.ink, look.rim, rim, alpha)
+
+
+def _middle(levels: Pixels) -> float:
+    """How far the middle of the ink lies from the middle of the paper, in pixels of the image."""
+    inked = np.flatnonzero(levels >= 4)
+    return (int(inked[0]) + int(inked[-1]) + 1 - len(levels)) / 2
 
 
 def _sampled(image: Floats, x: Floats, y: Floats, scale: float) -> Floats:

@@ -48,7 +48,7 @@ def make_plan(split: Split, seed: int) -> Plan:
     camera = make_camera(random, frame_count, still)
     count = _count(random)
     things = _things(random, count)
-    things = _with_dot(random, things, 0.42 if still else 0.09)
+    things = _with_dot(random, things, 0.6 if still else 0.03)
     looks = tuple(_look(random, split, thing) for thing in things)
     track, there = _tracks(random, looks, camera, still)
     occluder = _occluder(random) if chance(random, 0.0 if still else 0.28) else None
@@ -100,7 +100,7 @@ def _look(random: np.random.Generator, split: Split, thing: Thing) -> Look:
     if thing.kind == "person":
         image = pick(random, list(store.people(split)))
         image = image[:, ::-1] if chance(random, 0.5) else image
-        high = min(whole(random, 14, 40), whole(random, 20, 44))
+        high = min(whole(random, 15, 40), whole(random, 22, 44))
         return Look("person", high, (0, 0, 0), (0, 0, 0), image=image)
     if thing.digit is not None:
         image = pick(random, list(store.digits(split)[thing.digit]))
