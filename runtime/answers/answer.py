@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from stc.prompts.prompt import TextStream
 from stc.runtime.language.sampling import Sampler
-from stc.shell import command
+from stc.shell.stops import unmasked_stops
 
 Stop = Literal["", "stop token", "length", "cancelled", "superseded", "video", "error"]
 """Why an answer ended: "" not yet; at a stop token; at its token limit; on request; because another
@@ -112,7 +112,7 @@ class Answer(Iterator[str]):
         if self.token_ids:
             start = time.perf_counter()
             try:
-                with command.unmasked_stops():
+                with unmasked_stops():
                     logits = self._decode(self.token_ids[-1])
             except BaseException as error:
                 self.end("error" if isinstance(error, Exception) else "cancelled")

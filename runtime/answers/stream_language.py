@@ -32,8 +32,8 @@ from stc.runtime.language.sampling import GREEDY, Sampler, Sampling
 from stc.runtime.memory.settings import MAX_TOGETHER, MemorySettings
 from stc.runtime.memory.window import Context, MemoryFacts, WindowMemory, refuse_long
 from stc.runtime.report import Prefill
-from stc.shell import command
 from stc.shell.ranges import MAX_COUNT, shown, whole
+from stc.shell.stops import unmasked_stops
 
 MAX_NEW_TOKENS = 128
 """Text tokens of an answer, unless the caller says otherwise."""
@@ -197,7 +197,7 @@ class StreamLanguage:
         try:
             self._begin()
             start = time.perf_counter()
-            with command.unmasked_stops():
+            with unmasked_stops():
                 self._memory.remember(np.concatenate(frames))
         except DeviceError:
             raise

@@ -26,17 +26,26 @@ from typing import Any, NoReturn
 from rich import console
 
 from stc.errors import StcError, one_line, printable
-from stc.shell.streams import STDOUT, sound_streams, stdout_outlived
+from stc.shell.stops import is_stop, of_stdout, raised, stop_handled, unmasked_stops
+from stc.shell.streams import sound_streams, stdout_outlived
 
-__all__ = ["STOPS", "Console", "Parser", "run", "stdout_outlived", "tell", "uninterrupted"]
+__all__ = [
+    "STOPS",
+    "Console",
+    "Parser",
+    "run",
+    "stdout_outlived",
+    "stop_handled",
+    "tell",
+    "uninterrupted",
+    "unmasked_stops",
+]
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a command to end."""
 INTERRUPTED = 130
 """Exit code of a command that was interrupted before any result, as shells have it."""
 
-_raised: list[int] = []
-"""Stops that raised KeyboardInterrupt, and were not handled since."""
 _AGAIN_S = 0.02
 """After so long a stop that came at a bad moment comes again."""
 
@@ -92,36 +101,6 @@ def run(body: Callable[[], int]) -> int:
         return INTERRUPTED
 
 
-def stop_handled() -> None:
-    """Who caught a KeyboardInterrupt goes on: an error that follows is none of the stop's."""
-    _raised.clear()
-
-
-@contextmanager
-def unmasked_stops() -> Iterator[None]:
-    """A stop in the body is a KeyboardInterrupt, also where a library made an error of it.
-
-    For who tells errors and goes on, which a stop must not. So is any error that follows a stop
-    which was not handled.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, StopIteration) or not _is_stop(error):
-            raise
-        raise KeyboardInterrupt from error
-
-
-def _is_stop(error: BaseException) -> bool:
-    """Whether `error` is a KeyboardInterrupt or follows one that was not handled, as what
-    libraries make of it. That of stdout is no such."""
-    return isinstance(error, KeyboardInterrupt) or bool(_raised and not _of_stdout(error))
-
-
-def _of_stdout(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.filename == STDOUT
-
-
 def _outcome(body: Callable[[], int]) -> int:
     try:
         try:
@@ -138,7 +117,7 @@ def _outcome(body: Callable[[], int]) -> int:
 
 def _told(error: BaseException) -> int | None:
     """The exit code of a command that ended with `error`, which is told; None for a bug's."""
-    if _is_stop(error):
+    if is_stop(error):
         print("interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
     if isinstance(error, StcError):
@@ -147,12 +126,12 @@ def _told(error: BaseException) -> int | None:
     if not isinstance(error, OSError):
         return None
     before = error.__context__  # what ended the body; then stdout failed too
-    if isinstance(before, StcError) and not _raised:
+    if isinstance(before, StcError) and not raised:
         print(f"error: {before}", file=sys.stderr)
-    if _of_stdout(error) and isinstance(error, BrokenPipeError):
+    if of_stdout(error) and isinstance(error, BrokenPipeError):
         return 141
     reason = error.strerror or str(error)
-    what = f"cannot be written ({reason})" if _of_stdout(error) else reason
+    what = f"cannot be written ({reason})" if of_stdout(error) else reason
     subject = error.filename or "a file"
     print(f"error: {one_line(f'{subject}: {what}')}", file=sys.stderr)
     return 2
@@ -169,14 +148,14 @@ def _stoppable(within: CodeType) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _raised.clear()
+    raised.clear()
 
     def stop(number: int, frame: FrameType | None) -> None:
         _leave_terminal(number)
         if _is_extension_loading(frame, within):
             _send_again(number)
             return
-        _raised.append(number)
+        raised.append(number)
         raise KeyboardInterrupt
 
     def unraisable(what: Any) -> None:
