@@ -30,7 +30,7 @@ from stc.export.demo.training.codebook import (
 from stc.export.demo.training.facts import HEADS, IGNORED, LATE
 from stc.export.demo.training.sequences import KEEPS, Asker, Batch, batch, kept_of
 from stc.scenes.scene import Scene, make_scene
-from stc.scenes.words import CELLS, PATCH
+from stc.scenes.words import CELLS, PATCH, SIDE
 
 WINDOWS = {0.0: 6, 0.5: 8, 0.8: CELLS}
 """Side of what the tower sees of a frame from each share of its training on, patches: less work, and
@@ -38,6 +38,12 @@ most of what it sees is of a thing."""
 AUX_BLOCK, LATE_BLOCK = 3, 4
 """Behind which blocks of the language model the heads sit that are thrown away: those at the words
 of a question, and those where it ends, which also say the answer's word."""
+OUTLINE_BLOCK, OUTLINE = 2, 16
+"""Behind which block of the tower a head says which cells of a patch a thing covers, and how many
+cells: shapes are told by their outlines, which nothing else asks for so early."""
+FORM_BLOCK, FORM, FORM_SIDE = 4, 64, 40
+"""Behind which block a head draws the whole thing that a patch belongs to, in how many cells, and
+of how many px: that says more than the name of a shape, and is learnt bit by bit."""
 QUESTIONS = 14
 SHARPNESS = 8.0
 """Of the choice between colours, kinds and digits when the tower learns them."""
@@ -57,26 +63,35 @@ class TowerTask:
 
     model: Any
     codebook: Codebook
+    outlines: nn.Linear
+    forms: nn.Linear
     tokens: int = 4096
     """Patches of a batch."""
 
     def loss(self, random: np.random.Generator, share: float) -> tuple[Tensor, Figures]:
         side = max(size for begin, size in WINDOWS.items() if share >= begin)
-        pixels, places, truth = self._windows(random, self.tokens // side**2, side)
-        features = features_of(self.model, pixels, places)
-        return self._judged(features.flatten(0, 1), truth.flatten(0, 1))
+        pixels, places, truth, covered, whole = self._windows(random, self.tokens // side**2, side)
+        features, behind = features_of(self.model, pixels, places)
+        outline = F.binary_cross_entropy_with_logits(self.outlines(behind[OUTLINE_BLOCK]), covered)
+        thing = truth[..., OCCUPIED] > 0
+        form = F.binary_cross_entropy_with_logits(
+            self.forms(behind[FORM_BLOCK][thing]), whole[thing]
+        )
+        loss, figures = self._judged(features.flatten(0, 1), truth.flatten(0, 1))
+        figures |= {"outline": outline.item(), "form": form.item()}
+        return loss + 4.0 * outline + 4.0 * form, figures
 
-    def _windows(
-        self, random: np.random.Generator, count: int, side: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _windows(self, random: np.random.Generator, count: int, side: int) -> tuple[Tensor, ...]:
         pixels: list[NDArray[Any]] = []
         places: list[NDArray[Any]] = []
         truth: list[NDArray[Any]] = []
+        covered: list[NDArray[Any]] = []
+        whole: list[NDArray[Any]] = []
         while len(pixels) < count:
             scene = make_scene("train", int(random.integers(1 << 40)))
             labels = scene.labels
             coded = None
-            for frame in random.choice(scene.frame_count, 4, replace=False):
+            for frame in random.choice(scene.frame_count, 2, replace=False):
                 cells = np.argwhere(labels.owner[frame] >= 0)
                 if not len(cells) and random.random() < 0.8:
                     continue
@@ -86,8 +101,16 @@ class TowerTask:
                 coded = shares(labels) if coded is None else coded
                 down, across = slice(row, row + side), slice(column, column + side)
                 rgb = scene.render(int(frame))
-                crop = rgb[row * PATCH : (row + side) * PATCH, column * PATCH :][:, : side * PATCH]
-                pixels.append(crop)
+                empty = scene.render_without(tuple(range(len(labels.things))), int(frame))
+                cut = (
+                    slice(row * PATCH, (row + side) * PATCH),
+                    slice(column * PATCH, (column + side) * PATCH),
+                )
+                pixels.append(rgb[cut])
+                mask = (rgb != empty).any(2)
+                covered.append(cells_of(mask[cut], side))
+                forms = forms_of(mask, labels.centre[int(frame)])
+                whole.append(forms[labels.owner[frame, down, across].ravel()])
                 grid = np.arange(CELLS * CELLS).reshape(CELLS, CELLS)
                 places.append(grid[down, across].ravel())
                 truth.append(coded[frame, down, across].reshape(-1, len(NAMES)))
@@ -95,6 +118,8 @@ class TowerTask:
             pixel_values(np.stack(pixels)),
             torch.from_numpy(np.stack(places)),
             torch.from_numpy(np.stack(truth)),
+            torch.from_numpy(np.stack(covered)),
+            torch.from_numpy(np.stack(whole)),
         )
 
     def _judged(self, features: Tensor, truth: Tensor) -> tuple[Tensor, Figures]:
@@ -215,22 +240,49 @@ def decoded(model: Any, joined: Tensor, one: Batch) -> tuple[Tensor, Tensor, Ten
     return language.norm(hidden), behind[AUX_BLOCK], behind[LATE_BLOCK]
 
 
-def features_of(model: Any, pixels: Tensor, places: Tensor | None = None) -> Tensor:
-    """Features [B, tokens, D] of pixel values [B, 3, h, w] before pooling; `places` [B, tokens] are
-    where the patches lie in the frame, None: all of them."""
+def cells_of(covered: NDArray[np.bool_], side: int) -> NDArray[np.float32]:
+    """[side * 8, side * 8] px -> the share of each of OUTLINE cells of every patch, [side**2, 16]."""
+    fine = int(OUTLINE**0.5)
+    step = PATCH // fine
+    parts = covered.reshape(side, fine, step, side, fine, step)
+    shares: NDArray[np.float32] = parts.mean((2, 5), dtype=np.float32)
+    return shares.transpose(0, 2, 1, 3).reshape(side * side, OUTLINE)
+
+
+def forms_of(covered: NDArray[np.bool_], centres: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What is covered round each centre, [K + 1, FORM]: FORM_SIDE px as 8 x 8 cells. The last is
+    nobody's."""
+    half, step = FORM_SIDE // 2, FORM_SIDE // 8
+    padded = np.pad(covered, half)
+    found = np.zeros((len(centres) + 1, FORM), np.float32)
+    for number, (x, y) in enumerate(np.clip(np.rint(centres).astype(int), 0, SIDE - 1)):
+        part = padded[y : y + FORM_SIDE, x : x + FORM_SIDE]
+        found[number] = part.reshape(8, step, 8, step).mean((1, 3)).ravel()
+    return found
+
+
+def features_of(
+    model: Any, pixels: Tensor, places: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """Features [B, tokens, D] of pixel values [B, 3, h, w] before pooling, and the hidden states
+    before and behind every block.
+
+    places: [B, tokens], where the patches lie in the frame; None: all of them.
+    """
     tower = model.model.vision_tower
     embeddings = tower.embeddings
     patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
     where = embeddings.position_embedding.weight
     hidden = patches + (where if places is None else where[places])
+    behind = [hidden]
     for layer in tower.encoder.layers:
-        hidden = layer(hidden, None)
-    return model.model.multi_modal_projector(hidden)
+        behind.append(layer(behind[-1], None))
+    return model.model.multi_modal_projector(behind[-1]), behind
 
 
 def seen(model: Any, scene: Scene) -> Tensor:
     """Features [F, 49, D] of a scene, pooled."""
-    features = features_of(model, pixel_values(scene.frames()))
+    features, _ = features_of(model, pixel_values(scene.frames()))
     frames, _, width = features.shape
     halves = features.view(frames, CELLS // 2, 2, CELLS // 2, 2, width)
     return halves.mean((2, 4)).reshape(frames, -1, width)

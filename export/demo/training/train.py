@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from stc.export.demo.checkpoint import demo_config
@@ -26,7 +26,8 @@ from stc.export.demo.training.codebook import NAMES, NORM, Codebook
 from stc.export.demo.training.facts import HEADS
 from stc.export.demo.training.muon import Muon
 from stc.export.demo.training.sequences import Asker
-from stc.export.demo.training.stages import LanguageTask, Task, TowerTask
+from stc.export.demo.training.stages import FORM, OUTLINE, LanguageTask, Task, TowerTask
+from stc.scenes.words import CELLS
 
 SAVED = 200
 """Steps after which what was learnt is kept."""
@@ -65,6 +66,8 @@ class Learner:
         width = config.text_config.hidden_size
         self.codebook = Codebook(width)
         self.heads = nn.Linear(width, sum(HEADS.values()))
+        self.outlines = nn.Linear(config.vision_config.hidden_size, OUTLINE)
+        self.forms = nn.Linear(config.vision_config.hidden_size, FORM)
         self.asker = Asker(tokenizer)
         self._begin(tokenizer)
 
@@ -79,21 +82,34 @@ class Learner:
                     if len(ids) == 1:
                         words[ids[0]] += self.codebook.of(name) * (1.5 / NORM)
             where = self.model.model.vision_tower.embeddings.position_embedding.weight
-            where.normal_(0.0, 0.3)
+            where.copy_(waves(CELLS, where.shape[1]))
 
     def tower_parts(self) -> Parts:
         """What the tower's stage trains."""
-        return [
+        own = [
             (name, one)
             for name, one in self.model.model.named_parameters()
             if name.startswith(("vision_tower", "multi_modal_projector"))
             and "post_layernorm" not in name
         ]
+        thrown = nn.ModuleDict({"outlines": self.outlines, "forms": self.forms})
+        return [*own, *thrown.named_parameters("heads")]
 
     def language_parts(self) -> Parts:
         """What the language model's stages train."""
         own = self.model.model.language_model.named_parameters()
         return [*own, *self.heads.named_parameters("heads")]
+
+
+def waves(side: int, width: int) -> Tensor:
+    """Positions of side * side patches as sines and cosines of each axis, [side**2, width]: what is
+    beside what can then be told by a product, and shapes are learnt."""
+    lengths = torch.logspace(math.log10(3), math.log10(4 * side), width // 4)
+    turns = 2 * math.pi * torch.arange(side).unsqueeze(1) / lengths
+    axis = torch.cat([turns.sin(), turns.cos()], 1)
+    down = axis.unsqueeze(1).expand(side, side, -1)
+    across = axis.unsqueeze(0).expand(side, side, -1)
+    return 0.5 * torch.cat([down, across], 2).reshape(side * side, width)
 
 
 class Optimizers:
@@ -201,7 +217,7 @@ def _save(
 
 def tower_task(learner: Learner) -> TowerTask:
     """The tower's stage."""
-    return TowerTask(learner.model, learner.codebook)
+    return TowerTask(learner.model, learner.codebook, learner.outlines, learner.forms)
 
 
 def language_task(learner: Learner, *, real: bool, streams: int = 4) -> LanguageTask:
