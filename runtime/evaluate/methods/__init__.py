@@ -6,10 +6,47 @@ from collections.abc import Iterable
 
 from stc.errors import SettingsError
 from stc.runtime.evaluate.method import Method
+from stc.runtime.evaluate.methods.controls.ablations import AttentionOnly, MlpOnly
+from stc.runtime.evaluate.methods.controls.frames import CopyLast, SparseRate
+from stc.runtime.evaluate.methods.controls.keeping import RandomKeep, UniformKeep
+from stc.runtime.evaluate.methods.controls.recompute import RandomRecompute
+from stc.runtime.evaluate.methods.pruning import PruningMethod, cached
+from stc.runtime.evaluate.methods.published.dart import Dart
+from stc.runtime.evaluate.methods.published.dycoke import DyCoke
+from stc.runtime.evaluate.methods.published.evs import Evs, EvsThreshold
+from stc.runtime.evaluate.methods.published.tome import ToMe, ToMeOutput
+from stc.runtime.evaluate.methods.published.vidcom2 import VidCom2
+from stc.runtime.evaluate.methods.published.visionzip import VisionZip
 from stc.runtime.evaluate.methods.stc_methods import STC_METHODS
 from stc.shell.ranges import shown
 
-METHODS: dict[str, Method] = {method.name: method for method in (*STC_METHODS,)}
+TOKEN_PRUNING: tuple[PruningMethod, ...] = (
+    VidCom2(),
+    DyCoke(),
+    Dart(),
+    Evs(),
+    EvsThreshold(),
+    RandomKeep(),
+    UniformKeep(),
+)
+"""Methods that keep some of a frame's finished tokens, of a dense tower or of STC-Cacher's."""
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        *STC_METHODS,
+        ToMe(),
+        ToMeOutput(),
+        VisionZip(),
+        *TOKEN_PRUNING,
+        *map(cached, TOKEN_PRUNING),
+        CopyLast(),
+        SparseRate(),
+        RandomRecompute(),
+        AttentionOnly(),
+        MlpOnly(),
+    )
+}
 
 
 def methods_of(words: str) -> dict[str, Method]:
