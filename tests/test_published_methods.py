@@ -153,7 +153,7 @@ def test_tome_costs_what_the_cacher_does() -> None:
     assert sum(merges) == told["merged_tokens"] == 538  # 191 of 729 are left
     assert merges == sorted(merges, reverse=True) and merges[-1] == 0
     alike = ToMe(schedule="constant").merges(FULL)
-    assert set(alike) == {28}  # one of 729 is left
+    assert alike == [28] * 25 + [14]  # 15 of 729 are left
     dense = merged_macs(FULL, [0] * 26)
     for share in (1.0, 0.7):
         total = sum(ToMe(cost=str(share)).merges(FULL))

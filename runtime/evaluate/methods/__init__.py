@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from stc.errors import SettingsError
 from stc.runtime.evaluate.method import Method
+from stc.runtime.evaluate.methods.blind import BLIND
 from stc.runtime.evaluate.methods.controls.ablations import AttentionOnly, MlpOnly
 from stc.runtime.evaluate.methods.controls.frames import CopyLast, SparseRate
 from stc.runtime.evaluate.methods.controls.keeping import RandomKeep, UniformKeep
@@ -42,6 +43,7 @@ METHODS: dict[str, Method] = {
         *map(cached, TOKEN_PRUNING),
         CopyLast(),
         SparseRate(),
+        BLIND,
         RandomRecompute(),
         AttentionOnly(),
         MlpOnly(),

@@ -101,7 +101,7 @@ class ToMe(Method):
     cost: multiply-accumulates of a frame, as a share of a dense one, or the name of the preset
     whose frames cost as much on average. How many tokens merge follows from it, and from schedule,
     how they are spread over the blocks; both schedules are published. At the cost of `cacher`
-    `constant`, the published default, would leave one token of SigLIP's 729 after the last block,
+    `constant`, the published default, would leave 15 of SigLIP's 729 tokens after the last block,
     `decreasing` leaves 191; hence the default here.
 
     The metric is the keys' mean over heads, means are weighted by size, and attention adds the
