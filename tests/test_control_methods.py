@@ -15,7 +15,7 @@ from stc.export.towers.part import VisionWeights
 from stc.manifest import Grid, VisionSpec
 from stc.method.family import FrameKind, frame_program, macs
 from stc.runtime.evaluate.method import Encoded, Method, Towers
-from stc.runtime.evaluate.methods import METHODS, TOKEN_PRUNING, methods_of
+from stc.runtime.evaluate.methods import ALONE, METHODS, methods_of, token_pruning
 from stc.runtime.evaluate.methods.controls.ablations import AttentionOnly, MlpOnly, ReuseEncoder
 from stc.runtime.evaluate.methods.controls.keeping import sub_grid
 from stc.runtime.evaluate.methods.controls.recompute import RandomRecompute, RandomRecomputeEncoder
@@ -76,11 +76,11 @@ def test_every_method_runs_and_again_alike(name: str, towers: Towers) -> None:
     assert method.about and method.source and isinstance(method.settings(spec), dict)
 
 
-@pytest.mark.parametrize("pruning", TOKEN_PRUNING, ids=lambda one: one.name)
-def test_what_is_kept_is_chosen_of_the_towers_tokens(pruning: Method, towers: Towers) -> None:
+@pytest.mark.parametrize("name", [one.name for one in token_pruning(ALONE)])
+def test_what_is_kept_is_chosen_of_the_towers_tokens(name: str, towers: Towers) -> None:
     cacher = StcEncoder(towers.vision, Settings(budget=0))
     dense = StcEncoder(towers.vision, PRESETS["off"])
-    for method, tower in ((pruning, dense), (METHODS[f"cacher+{pruning.name}"], cacher)):
+    for method, tower in ((METHODS[name], dense), (METHODS[f"cacher+{name}"], cacher)):
         choose = method.chooser(towers)
         assert choose is not None
         for pixels, got in zip(frames_of(towers.spec, 5), streamed(method, towers), strict=True):
@@ -93,16 +93,20 @@ def test_what_is_kept_is_chosen_of_the_towers_tokens(pruning: Method, towers: To
 
 def test_budgets_are_those_of_the_presets(towers: Towers) -> None:
     pruner, paper = (streamed(METHODS[name], towers)[-1] for name in ("pruner", "paper"))
-    [wider] = methods_of("cacher+dart:keep=0.3:reference_interval=2").values()
-    assert wider.settings(towers.spec) == {
+    assert METHODS["cacher+dart"].settings(towers.spec) == {
         "keep": 0.3,
         "pivots": 8,
         "reference_interval": 2,
         "recompute_ratio": 0.25,
     }
+    [other] = methods_of("cacher+dart:keep=0.5:recompute_ratio=0.5").values()
+    told = other.settings(towers.spec)
+    assert (told["keep"], told["recompute_ratio"], told["reference_interval"]) == (0.5, 0.5, 2)
     for name in ("dart", "random-keep", "visionzip"):
         assert len(streamed(METHODS[name], towers)[-1].kept) == len(pruner.kept) == 12
-    assert len(streamed(wider, towers)[-1].kept) == len(paper.kept) == 14
+    for name in ("cacher+dart", "cacher+random-keep"):
+        assert len(streamed(METHODS[name], towers)[-1].kept) == len(paper.kept) == 14
+    assert len(streamed(other, towers)[-1].kept) == 24
 
 
 def test_seeds_draw_apart(towers: Towers) -> None:

@@ -21,16 +21,23 @@ from stc.runtime.evaluate.methods.published.visionzip import VisionZip
 from stc.runtime.evaluate.methods.stc_methods import STC_METHODS
 from stc.shell.ranges import shown
 
-TOKEN_PRUNING: tuple[PruningMethod, ...] = (
-    VidCom2(),
-    DyCoke(),
-    Dart(),
-    Evs(),
-    EvsThreshold(),
-    RandomKeep(),
-    UniformKeep(),
-)
-"""Methods that keep some of a frame's finished tokens, of a dense tower or of STC-Cacher's."""
+ALONE, WITH_CACHER = 0.25, 0.3
+"""Shares of the tokens that STC-Pruner keeps (arXiv 2512.00891, section 4.1): alone, and on
+STC-Cacher's tokens. Whatever chooses tokens keeps as many unless it is told otherwise."""
+
+
+def token_pruning(keep: float) -> tuple[PruningMethod, ...]:
+    """Methods that keep some of a frame's finished tokens; those with a budget keep `keep`."""
+    return (
+        VidCom2(keep=keep),
+        DyCoke(),
+        Dart(keep=keep),
+        Evs(keep=keep),
+        EvsThreshold(),
+        RandomKeep(keep=keep),
+        UniformKeep(keep=keep),
+    )
+
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -39,8 +46,8 @@ METHODS: dict[str, Method] = {
         ToMe(),
         ToMeOutput(),
         VisionZip(),
-        *TOKEN_PRUNING,
-        *map(cached, TOKEN_PRUNING),
+        *token_pruning(ALONE),
+        *map(cached, token_pruning(WITH_CACHER)),
         CopyLast(),
         SparseRate(),
         BLIND,
