@@ -133,7 +133,8 @@ def bars(rows: Sequence[Point], title: str) -> str:
             f"<g><title>{_said(row)}</title>"
             f'<text x="0" y="{top + 11}">{escape(shown)}</text>'
             f'<rect class="back" x="{NAMES}" y="{top}" width="{whole}" height="14"/>'
-            f'<rect class="c{row.colour % COLOURS}" x="{NAMES}" y="{top}" width="{width}" height="14"/>'
+            f'<rect class="c{row.colour % COLOURS}" x="{NAMES}" y="{top}" width="{width}" '
+            'height="14"/>'
         )
         if row.interval:
             low, high = (axis.at(value) for value in row.interval)
