@@ -26,12 +26,12 @@ class VisionZip(Method):
     keep: share of n; 54 of 64 of them dominant, the rest contextual. Published, dominance is the
     attention that the class token pays in the last but one block. SigLIP has no class token, so it
     is the mean attention that a token receives from all, in the last block that runs, the last but
-    one of the checkpoint. LLaVA-OneVision pools its tokens
-    before they are read: attention and keys are pooled as the tokens are, so that a pooled token
-    has the mean of its patches'. Of the tokens that are not dominant every step-th is a target;
-    each of the others goes to the target of the most similar keys (mean of the heads), and the mean
-    of what a target gets is added to it. A frame is a unit of its own, so nothing had to be made
-    causal.
+    one of the checkpoint. LLaVA-OneVision pools its tokens before they are read: attention and keys
+    are pooled as the tokens are, so that a pooled token has the mean of its patches'.
+
+    Of the tokens that are not dominant every step-th is a target; each of the others goes to the
+    target of the most similar keys (mean of the heads), and the mean of what a target gets is added
+    to it. A frame is a unit of its own, so nothing had to be made causal.
     """
 
     name: str = "visionzip"
