@@ -21,8 +21,10 @@ from stc.runtime.evaluate.methods.controls.keeping import sub_grid
 from stc.runtime.evaluate.methods.controls.recompute import RandomRecompute, RandomRecomputeEncoder
 from stc.runtime.evaluate.methods.stc_methods import StcEncoder
 from stc.runtime.stream.opening import open_tower
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS, Settings
-from tests.other_tower import OtherWeights
+from tests.oracle.backend import OracleBackend
+from tests.other_tower import SPEC, OtherWeights, oracle_weights
 from tests.vision_cases import made_up
 
 Array = NDArray[np.float32]
@@ -233,12 +235,19 @@ def test_all_tokens_recomputed_at_random_are_dense(towers: Towers) -> None:
         np.testing.assert_allclose(got.tokens, expected.tokens, rtol=1e-3, atol=1e-4)
 
 
-def test_random_recompute_is_the_cacher_told_what_to_recompute(towers: Towers) -> None:
+def test_random_recompute_is_the_cacher_told_what_to_recompute(
+    towers: Towers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings, spec = RandomRecompute().cacher(), towers.spec
     encoder = RandomRecompute().open(towers)
     drawn: list[NDArray[np.int64]] = []
     draw = encoder._drawn
-    encoder._drawn = lambda: drawn.append(draw()) or drawn[-1]  # type: ignore
+
+    def seen() -> NDArray[np.int64]:
+        drawn.append(draw())
+        return drawn[-1]
+
+    monkeypatch.setattr(encoder, "_drawn", seen)
     cacher = streamed(METHODS["cacher"], towers)
     for index, pixels in enumerate(frames_of(spec, 5)):
         got = encoder.push(pixels)
@@ -258,10 +267,6 @@ def test_random_recompute_is_the_cacher_told_what_to_recompute(towers: Towers) -
 
 
 def test_a_class_token_is_always_among_the_random_ones() -> None:
-    from stc.runtime.vision.tower import VisionTower
-    from tests.oracle.backend import OracleBackend
-    from tests.other_tower import SPEC, oracle_weights
-
     tower = VisionTower(OracleBackend(*oracle_weights(OtherWeights())), SPEC, "fp32")
     for ratio, count in ((0.01, 1), (0.3, 10)):
         settings = Settings(recompute_ratio=ratio, budget=0)
