@@ -58,6 +58,11 @@ def split_heads(x: Tensor, heads: int, head_width: int) -> Tensor:
     return x.reshape(-1, heads, head_width).transpose(0, 1)
 
 
+def join_heads(x: Tensor) -> Tensor:
+    """[H, tokens, d] -> [tokens, C]."""
+    return x.transpose(0, 1).flatten(1)
+
+
 def likeness(key: Tensor, ref_key: Tensor, prefix_tokens: int) -> Tensor:
     """Cosine over all of C, from [H, T, d] caches, ALWAYS for prefix tokens: float32 [T]."""
     a, b = key.float(), ref_key.float()

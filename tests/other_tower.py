@@ -18,6 +18,7 @@ from stc.export.layers import (
     Shapes,
     empty,
     fill,
+    join_heads,
     likeness,
     linear_shapes,
     load_parameters,
@@ -212,18 +213,20 @@ class Reference:
     def normed(self, layer: Any, hidden: Tensor) -> Any:
         return layer.norm1(hidden)
 
+    def query(self, layer: Any, normed: Tensor) -> Tensor:
+        return self._part(layer, normed, 0)
+
     def key(self, layer: Any, normed: Tensor) -> Tensor:
         return self._part(layer, normed, 1)
 
     def value(self, layer: Any, normed: Tensor) -> Tensor:
         return self._part(layer, normed, 2)
 
-    def residual(
-        self, layer: Any, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor
-    ) -> Any:
-        attended = F.scaled_dot_product_attention(self._part(layer, normed, 0), key, value)
-        attention = layer.self_attn.out_proj(attended.transpose(0, 1).reshape(hidden.shape))
-        return attention + layer.linear2(F.gelu(layer.linear1(layer.norm2(hidden + attention))))
+    def joined(self, layer: Any, attended: Tensor) -> Any:
+        return layer.self_attn.out_proj(join_heads(attended))
+
+    def mlp(self, layer: Any, hidden: Tensor) -> Any:
+        return layer.linear2(F.gelu(layer.linear1(layer.norm2(hidden))))
 
     def _part(self, layer: Any, normed: Tensor, part: int) -> Tensor:
         matrix = layer.self_attn.in_proj_weight.chunk(3)[part]

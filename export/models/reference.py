@@ -20,7 +20,8 @@ from transformers.models.llava_onevision.modeling_llava_onevision import (
     LlavaOnevisionMultiModalProjector,
 )
 
-from stc.export.layers import load_parameters
+from stc.export.layers import join_heads, load_parameters
+from stc.export.models.steps import TorchSteps, residual_of
 from stc.export.towers.part import VisionWeights
 from stc.manifest import VisionSpec
 from stc.method.graphs import ALWAYS
@@ -49,11 +50,15 @@ class TorchFrame:
 
 
 class TorchVision:
-    """Tower, projector and pooling of a checkpoint, float32, whole in memory."""
+    """Tower, projector and pooling of a checkpoint, float32, whole in memory.
+
+    steps: the tower one step of a block at a time, for methods that change what a block does.
+    """
 
     def __init__(self, weights: VisionWeights) -> None:
         self.spec = weights.spec
         self._tower = weights.tower.reference(weights)
+        self.steps = TorchSteps(self.spec, self._tower)
         with torch.device("meta"):
             self._projector = LlavaOnevisionMultiModalProjector(_projector_config(self.spec))
         load_parameters(self._projector, weights.projector)
@@ -77,7 +82,7 @@ class TorchVision:
         for layer in tower.layers:
             normed = tower.normed(layer, hidden)
             key, value = tower.key(layer, normed), tower.value(layer, normed)
-            residual = tower.residual(layer, hidden, normed, key, value)
+            residual = residual_of(tower, layer, hidden, normed, key, value)
             self._references.append(BlockReference(key, value, residual))
             hidden = hidden + residual
         return TorchFrame(_numpy(hidden), [everything] * self.spec.blocks, [])
@@ -104,9 +109,7 @@ class TorchVision:
             normed = tower.normed(layer, hidden)
             key = tower.key(layer, normed)
             if selection == "layerwise" or not chosen:
-                flat, ref_flat = (
-                    of.transpose(0, 1).reshape(hidden.shape) for of in (key, reference.key)
-                )
+                flat, ref_flat = join_heads(key), join_heads(reference.key)
                 scores.append(F.cosine_similarity(flat, ref_flat, dim=-1))
                 scores[-1][: self.spec.grid.prefix_tokens] = ALWAYS
                 lowest = torch.topk(scores[-1], recomputed, largest=False).indices
@@ -119,7 +122,7 @@ class TorchVision:
             value = reference.value.clone()
             value[:, rows] = tower.value(layer, normed[rows])
             residual = reference.residual.clone()
-            residual[rows] = tower.residual(layer, hidden[rows], normed[rows], key, value)
+            residual[rows] = residual_of(tower, layer, hidden[rows], normed[rows], key, value)
             hidden = hidden + residual
         return TorchFrame(
             _numpy(hidden), [_numpy(rows) for rows in chosen], [_numpy(s) for s in scores]
@@ -128,15 +131,23 @@ class TorchVision:
     @torch.inference_mode()
     def project(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """hidden [T, C] -> tokens [n, D], through transformers' projector; pooled as it pools."""
+        patches = torch.from_numpy(hidden[self.spec.grid.prefix_tokens :]).unsqueeze(0)
+        return _numpy(self._pooled(self._projector(patches)))
+
+    @torch.inference_mode()
+    def pool(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """values [T, any] of the tower's tokens -> [n, any], pooled as the tokens are."""
+        return _numpy(self._pooled(torch.from_numpy(values[self.spec.grid.prefix_tokens :])))
+
+    def _pooled(self, patches: Tensor) -> Tensor:
         grid = self.spec.grid
-        patches = torch.from_numpy(hidden[grid.prefix_tokens :]).unsqueeze(0)
-        picture = self._projector(patches).view(1, grid.rows, grid.columns, -1)
+        picture = patches.view(1, grid.rows, grid.columns, -1)
         pooled = F.interpolate(
             picture.permute(0, 3, 1, 2).contiguous(),
             size=(grid.pooled_rows, grid.pooled_columns),
             mode="bilinear",
         )
-        return _numpy(pooled.permute(0, 2, 3, 1).reshape(self.spec.pooled, -1))
+        return pooled.permute(0, 2, 3, 1).reshape(self.spec.pooled, -1)
 
 
 def _numpy(tensor: Tensor) -> NDArray[Any]:

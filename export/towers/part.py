@@ -61,9 +61,10 @@ class TowerReference(Protocol):
     """A tower in PyTorch, written without a look at its `TowerPart.module`.
 
     embed: pixel_values [3, Hpx, Wpx] -> hidden [T, C]. dense: a layer's output. The other methods
-    are a layer's steps: `normed` is what keys, values and queries are computed from, and `residual`
-    what the layer adds to the rows `hidden`, which attend to all of `key` and `value`. hidden and
-    normed [tokens, C], key and value [H, tokens, d].
+    are a layer's steps. `normed` is what queries, keys and values are computed from, [H, tokens, d]
+    each; `joined` takes what the heads attended to, [H, tokens, d], through the matrix after them;
+    `mlp` is the layer's second half, its norm included, without the sum. All else is
+    [tokens, C].
     """
 
     layers: Sequence[Any]
@@ -74,10 +75,12 @@ class TowerReference(Protocol):
 
     def normed(self, layer: Any, hidden: Tensor) -> Tensor: ...
 
+    def query(self, layer: Any, normed: Tensor) -> Tensor: ...
+
     def key(self, layer: Any, normed: Tensor) -> Tensor: ...
 
     def value(self, layer: Any, normed: Tensor) -> Tensor: ...
 
-    def residual(
-        self, layer: Any, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor
-    ) -> Tensor: ...
+    def joined(self, layer: Any, attended: Tensor) -> Tensor: ...
+
+    def mlp(self, layer: Any, hidden: Tensor) -> Tensor: ...

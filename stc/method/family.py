@@ -19,6 +19,7 @@ import numpy as np
 
 from stc.contracts import COUNT, HIDDEN, HIDDEN_OUT, KEY, VALUE
 from stc.manifest import Precision, VisionSpec
+from stc.method.cost import attention_macs, embed_macs, key_macs, mlp_macs
 from stc.method.graphs import (
     EMBED,
     FRAME_MEAN,
@@ -167,19 +168,17 @@ def changed_frames(spec: VisionSpec, seed: int = 0) -> Arrays:
 
 def macs(spec: VisionSpec, program: Program) -> int:
     """Multiply-accumulates of the tower's graphs in `program`: the floor under every latency."""
-    one = {EMBED: spec.grid.patches * spec.width * 3 * spec.patch_size**2}
     total = 0
     for call in program.calls:
         if call.stage != VISION or call.graph == SELECT:
             continue
-        if call.graph in one:
-            total += one[call.graph]
+        if call.graph == EMBED:
+            total += embed_macs(spec)
         elif INDICES in call.reads:
             count = call.sizes["M"]
-            total += count * (3 * spec.width**2 + 2 * spec.width * spec.mlp_width)
-            total += 2 * count * spec.tokens * spec.width
+            total += attention_macs(spec, count, spec.tokens) + mlp_macs(spec, count)
         else:
-            total += spec.tokens * spec.width**2
+            total += key_macs(spec, spec.tokens)
     return total
 
 

@@ -86,10 +86,10 @@ def _dual_anchor(x: Array, history_mean: Array, history_count: float) -> tuple[A
     spatial = x.mean(axis=0)
     # The first frame has no past: its own mean stands in for it.
     temporal = history_mean if history_count else spatial
-    unit = _unit(x)
+    direction = unit(x)
     # Not a matrix product: BLAS rounds equal rows differently by their place, and ties must hold.
-    to_temporal = 1 - (unit * _unit(temporal)).sum(axis=1)
-    to_spatial = 1 - (unit * _unit(spatial)).sum(axis=1)
+    to_temporal = 1 - (direction * unit(temporal)).sum(axis=1)
+    to_spatial = 1 - (direction * unit(spatial)).sum(axis=1)
     return ALPHA * to_temporal + (1 - ALPHA) * to_spatial, spatial
 
 
@@ -106,21 +106,20 @@ def _gaussian(
     subset = x[:, channels]
     frame_mean = x.mean(axis=0) if fixed else subset.mean(axis=0)
     anchor = (history_mean * history_count + frame_mean) / (history_count + 1)
-    unit = _unit(subset)
-    centre = unit.mean(axis=0)
-    density = _kernels(unit, centre) + _kernels(unit, _unit(anchor[channels] if fixed else anchor))
-    return -density, frame_mean
+    direction = unit(subset)
+    temporal = unit(anchor[channels] if fixed else anchor)
+    return -density(direction, direction.mean(axis=0)) - density(direction, temporal), frame_mean
 
 
-def _kernels(tokens: Array, anchor: Array) -> Array:
+def density(tokens: Array, anchor: Array) -> Array:
     """Sum over BANDWIDTHS of exp(-|a - b|^2 / (2 bandwidth)): [n, P], [P] -> [n]."""
     squared = ((tokens - anchor) ** 2).sum(axis=1)
     total: Array = np.stack([np.exp(-squared / (2 * width)) for width in BANDWIDTHS]).sum(axis=0)
     return total
 
 
-def _unit(x: Array) -> Array:
+def unit(x: Array) -> Array:
     """`x` at length 1 along its last axis."""
     length = np.sqrt((x * x).sum(axis=-1, keepdims=True))
-    unit: Array = x / np.maximum(length, LENGTH_EPS)
-    return unit
+    scaled: Array = x / np.maximum(length, LENGTH_EPS)
+    return scaled

@@ -1,7 +1,7 @@
 """SigLIP on transformers' own modules: what its graphs are compared with.
 
 Written against transformers' layers, not against `tower` beside it, so that parity with it says
-something about both. Attention is torch's fused one, as transformers runs it by default.
+something about both.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from stc.export.layers import load_parameters, split_heads
+from stc.export.layers import join_heads, load_parameters, split_heads
 from stc.export.towers.part import VisionWeights
 
 
@@ -53,16 +52,17 @@ class SiglipReference:
     def normed(self, layer: Any, hidden: Tensor) -> Any:
         return layer.layer_norm1(hidden)
 
+    def query(self, layer: Any, normed: Tensor) -> Tensor:
+        return split_heads(layer.self_attn.q_proj(normed), *self._heads)
+
     def key(self, layer: Any, normed: Tensor) -> Tensor:
         return split_heads(layer.self_attn.k_proj(normed), *self._heads)
 
     def value(self, layer: Any, normed: Tensor) -> Tensor:
         return split_heads(layer.self_attn.v_proj(normed), *self._heads)
 
-    def residual(
-        self, layer: Any, hidden: Tensor, normed: Tensor, key: Tensor, value: Tensor
-    ) -> Any:
-        query = split_heads(layer.self_attn.q_proj(normed), *self._heads)
-        attended = F.scaled_dot_product_attention(query[None], key[None], value[None])[0]
-        attention = layer.self_attn.out_proj(attended.transpose(0, 1).reshape(hidden.shape))
-        return attention + layer.mlp(layer.layer_norm2(hidden + attention))
+    def joined(self, layer: Any, attended: Tensor) -> Any:
+        return layer.self_attn.out_proj(join_heads(attended))
+
+    def mlp(self, layer: Any, hidden: Tensor) -> Any:
+        return layer.mlp(layer.layer_norm2(hidden))

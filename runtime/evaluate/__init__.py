@@ -1,0 +1,1 @@
+"""What compression costs in answers: methods, questions asked of both sides, statistics."""

@@ -1,0 +1,1 @@
+"""What a method must beat: as cheap, and without its idea."""

@@ -1,0 +1,1 @@
+"""Methods of other papers that Streaming Token Compression is compared with."""
