@@ -61,9 +61,9 @@ def page(document: Figures) -> str:
 
 def _on_what(document: Figures) -> str:
     first = next(iter(document["methods"].values()))
-    said = f"{document['data']}: {document['scenes']} scenes, {first['frames']} frames"
+    said = f"{document['data']}; scenes: {document['scenes']}; frames: {first['frames']}"
     if document["questions"]:
-        said += f", {document['questions']} questions. Right: {document['scoring']}"
+        said += f"; questions: {document['questions']}. Right: {document['scoring']}"
     machine = document["machine"]
     return (
         f"{said}. Measured with {document['backend']}, {document['precision']}, on "
