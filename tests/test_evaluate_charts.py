@@ -46,3 +46,15 @@ def test_points_stand_where_their_values_are() -> None:
         for begin, stop, other in boxes[:number]:
             assert stop <= start or end <= begin or abs(y - other) >= 12
     ElementTree.fromstring(charts.lines([Line("a", [0, 1], [1, 0.9])], "x", "y"))
+
+
+def test_many_methods_are_told_by_their_numbers() -> None:
+    points = [Point(f"m{n}", 1.0, 0.5 + n / 100, number=n) for n in range(charts.FEW + 1)]
+    for given, shown in ((points[:-1], "m0"), (points, "1")):
+        svg = charts.scatter(given, "x", "y", percent_x=True)
+        labels = [
+            one.text
+            for one in ElementTree.fromstring(svg).iter("text")
+            if "label" in one.attrib["class"].split()
+        ]
+        assert len(labels) == len(given) and shown in labels
