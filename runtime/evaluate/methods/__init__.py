@@ -6,10 +6,11 @@ from collections.abc import Iterable
 
 from stc.errors import SettingsError
 from stc.runtime.evaluate.method import Method
+from stc.runtime.evaluate.methods.blind import BLIND
 from stc.runtime.evaluate.methods.stc_methods import STC_METHODS
 from stc.shell.ranges import shown
 
-METHODS: dict[str, Method] = {method.name: method for method in (*STC_METHODS,)}
+METHODS: dict[str, Method] = {method.name: method for method in (*STC_METHODS, BLIND)}
 
 
 def methods_of(words: str) -> dict[str, Method]:

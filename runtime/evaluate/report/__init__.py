@@ -1,0 +1,1 @@
+"""What was found, as tables, documents and a page with charts."""
