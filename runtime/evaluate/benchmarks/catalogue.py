@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from stc.errors import SettingsError
@@ -10,6 +11,7 @@ from stc.runtime.evaluate.benchmarks.entries import is_there, json_lines
 from stc.runtime.evaluate.benchmarks.item import Benchmark, Item, Loaded, Scored
 from stc.runtime.evaluate.benchmarks.offline import EGOSCHEMA, MLVU, VIDEO_MME
 from stc.runtime.evaluate.benchmarks.ovo_bench import OVO_BENCH
+from stc.runtime.evaluate.benchmarks.scores import Answers
 from stc.runtime.evaluate.benchmarks.streamingbench import STREAMINGBENCH
 from stc.shell.ranges import one_of, shown
 
@@ -73,3 +75,14 @@ def read_answers(
     if not answers:
         raise SettingsError(path, "holds no answers", 'lines such as {"answer": "A", "stc": "B"}')
     return list(questions.values()), answers
+
+
+def answer_lines(items: Iterable[Item], answers: Mapping[str, Answers]) -> str:
+    """The file that `read_answers` reads: a line for each of `items`, answered or not."""
+    told = []
+    for item in items:
+        right: object = int(item.right) if item.rule == "count" else item.right or None
+        line = {"id": item.id, "task": item.task, "category": item.category, "answer": right}
+        given = {name: some[item.id] for name, some in answers.items() if item.id in some}
+        told.append(json.dumps(line | given) + "\n")
+    return "".join(told)

@@ -50,6 +50,10 @@ class Entry:
             raise SettingsError(self.where(name), f"got {shown(value)}", "text")
         return value.strip()
 
+    def named(self, *names: str) -> str:
+        """The first of `names` that is a field; the first of all where none is one."""
+        return next((name for name in names if name in self.values), names[0])
+
     def whole(self, name: str, least: int, most: int) -> int:
         """The field as a whole number of a range."""
         value = self.value(name, "a whole number")

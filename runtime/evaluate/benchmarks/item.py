@@ -82,7 +82,8 @@ class Benchmark:
     load: its questions by its folder, or the file of its questions. row: what a line of a file of
         answers says of its question, of the number it has in the file.
     mean: the official figure of it all. category_mean: of a category. also: further figures, by
-        name.
+        name. submission: what is handed in where right answers are not published, of answers by the
+        question's id.
     """
 
     name: str
@@ -91,3 +92,4 @@ class Benchmark:
     mean: Mean
     category_mean: Mean
     also: Mapping[str, Mean] = field(default_factory=dict)
+    submission: Callable[[Mapping[str, str | None]], str] | None = None

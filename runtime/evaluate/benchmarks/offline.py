@@ -6,6 +6,7 @@ The form is that of ReKV's code: `(A) ..` options, and an answer that begins wit
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from stc.runtime.evaluate.benchmarks.entries import (
     json_entries,
 )
 from stc.runtime.evaluate.benchmarks.item import LETTERS, Benchmark, Item, Loaded, Scored
+from stc.runtime.evaluate.benchmarks.rules import letter_of, option_of
 from stc.runtime.evaluate.benchmarks.scores import mean_of_questions, mean_of_tasks
 from stc.shell.ranges import one_of, shown
 
@@ -41,6 +43,7 @@ MLVU_FOLDERS = {
 """Of the tasks, with the folders of their videos."""
 EGOSCHEMA_FILES = ("egoschema*.json", "subset.json", "full.json")
 VIDEO_MME_FILES = ("*.parquet", "video*mme*.json")
+FIVE = LETTERS[:5]
 DURATIONS = ("short", "medium", "long")
 
 
@@ -91,18 +94,37 @@ def load_video_mme(folder: Path) -> Loaded:
 
 
 def row(entry: Entry, number: str) -> Scored:
-    """The question of a line of answers: `answer`, a letter or the number of an option from 0;
-    where there are several, `task` (or `task_type`) and `category` (or `duration`)."""
+    """The question of a line of answers: `answer`, a letter or the number of an option from 0, or
+    null where none is published; where there are several, `task` (or `task_type`) and `category`
+    (or `duration`)."""
     answer = entry.value("answer", "a letter, or a number from 0")
-    if isinstance(answer, str):
+    if answer is None:
+        right = ""
+    elif isinstance(answer, str):
         right = one_of(entry.where("answer"), entry.text("answer"), tuple(LETTERS))
     else:
         right = LETTERS[entry.whole("answer", 0, len(LETTERS) - 1)]
-    names = {}
-    for kind, others in (("task", ("task_type",)), ("category", ("duration",))):
-        given = next((name for name in (kind, *others) if name in entry.values), None)
-        names[kind] = "all" if given is None else entry.text(given)
-    return Scored(id=number, rule="option", right=right, **names)
+    task, category = entry.named("task", "task_type"), entry.named("category", "duration")
+    return Scored(
+        id=number,
+        rule="option",
+        right=right,
+        task=entry.text(task) if task in entry.values else "all",
+        category=entry.text(category) if category in entry.values else "all",
+    )
+
+
+def submission(answers: Mapping[str, str | None]) -> str:
+    """What EgoSchema's server scores: a CSV of videos and the numbers of options.
+
+    An answer that names none of the five options is 0, as in ReKV's code.
+    """
+    told = ["q_uid,answer"]
+    for name, answer in answers.items():
+        letters = ("", "") if answer is None else (option_of(answer), letter_of(answer))
+        number = next((FIVE.index(one) for one in letters if one and one in FIVE), 0)
+        told.append(f"{name},{number}")
+    return "\n".join(told) + "\n"
 
 
 def _mlvu(entry: Entry, path: Path, root: Path) -> list[Item]:
@@ -188,7 +210,9 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-EGOSCHEMA = Benchmark("egoschema", load_egoschema, row, mean_of_questions, mean_of_questions)
+EGOSCHEMA = Benchmark(
+    "egoschema", load_egoschema, row, mean_of_questions, mean_of_questions, submission=submission
+)
 MLVU = Benchmark(
     "mlvu", load_mlvu, row, mean_of_questions, mean_of_questions, {"m_avg": mean_of_tasks}
 )

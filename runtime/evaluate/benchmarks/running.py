@@ -22,6 +22,7 @@ from stc.runtime.evaluate.benchmarks.rules import proactive_answer
 from stc.runtime.evaluate.method import Method, Towers
 from stc.runtime.evaluate.reader import spec_of
 from stc.runtime.memory.settings import MemorySettings
+from stc.runtime.report import Prefill
 from stc.runtime.video.open import open_video
 from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
@@ -162,9 +163,7 @@ class _Seen:
                 "as many of every frame with --memory rekv",
                 "use --memory window or all",
             )
-        told = self._language.append(tokens)
-        if told.error is not None:
-            raise told.error
+        _refuse_left_out(self._language.append(tokens))
         self._tokens += len(tokens)
 
     def asked(
@@ -186,7 +185,15 @@ class _Seen:
         if self._language is None:
             self._language = self._viewer.language(self._viewer._towers.spec.pooled)
         most = self._viewer._most
-        return str(self._language.ask(question, most, begin=item.begin, sought=item.about))
+        answer = self._language.ask(question, most, begin=item.begin, sought=item.about)
+        _refuse_left_out(self._language.prefilled())  # frames that waited for others
+        return str(answer)
+
+
+def _refuse_left_out(told: Prefill) -> None:
+    """Raise why frames could not be remembered: an answer without them would be another's."""
+    if told.error is not None:
+        raise told.error
 
 
 def _due(items: Iterable[Item]) -> list[tuple[float, Item]]:

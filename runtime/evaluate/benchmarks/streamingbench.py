@@ -133,9 +133,9 @@ def load(folder: Path) -> Loaded:
 
 
 def row(entry: Entry, number: str) -> Scored:
-    """The question of a line of answers: `task_type`, and `answer`, a letter or, for a proactive
-    question, `SECOND: TEXT`."""
-    task = entry.text("task_type")
+    """The question of a line of answers: `task_type` (or `task`), and `answer`, a letter or, for a
+    proactive question, `SECOND: TEXT`."""
+    task = entry.text(entry.named("task_type", "task"))
     if task == PROACTIVE:
         answer = entry.text("answer")
         if not re.match(r"\d+: ", answer, re.ASCII):
