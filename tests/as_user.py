@@ -20,6 +20,7 @@ MODULES = {
     "stc-run": "stc.runtime.commands.run",
     "stc-parity": "stc.runtime.commands.parity",
     "stc-bench": "stc.runtime.commands.bench",
+    "stc-eval": "stc.runtime.commands.eval",
     "stc-build": "stc.engines.command",
     "stc-doctor": "stc.runtime.commands.doctor",
 }

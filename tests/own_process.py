@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+ENTRIES = {"stc-eval": "evaluate"}
+"""Names in `stc.entry` that are not the command's own: `eval` is one of Python's."""
 
 
 def script_of(command: str) -> list[str]:
     """What Python is given to begin `command` as its installed script does."""
-    name = command.removeprefix("stc-")
+    name = ENTRIES.get(command, command.removeprefix("stc-"))
     return ["-c", f"import sys; from stc import entry; sys.exit(entry.{name}())"]
 
 

@@ -79,6 +79,7 @@ def line_of(command: str, parser: argparse.ArgumentParser) -> st.SearchStrategy[
         "stc-run": [("bundle",), ("--video", "clip.mp4"), ("--frames", "1")],
         "stc-parity": [("bundle",), ("--frames", "2"), ("--vision-only",)],
         "stc-bench": [("bundle",), ("--frames", "1")],
+        "stc-eval": [("bundle",), ("--data", "clip:clip.mp4"), ("--frames", "1")],
     }
     # What it needs comes first, last or not at all; a count that is repeated stays small.
     rest = needed.get(command, [])

@@ -16,6 +16,7 @@ from stc.engines import command as build_command
 from stc.export import command as export_command
 from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import doctor as doctor_command
+from stc.runtime.commands import eval as eval_command
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.commands import run as run_command
 from stc.settings import DEFAULT_PRESET, PRESETS, Settings
@@ -28,6 +29,7 @@ MAINS: dict[str, Callable[[list[str]], int]] = {
     "stc-run": run_command.main,
     "stc-parity": parity_command.main,
     "stc-bench": bench_command.main,
+    "stc-eval": eval_command.main,
     "stc-doctor": doctor_command.main,
 }
 SAID_BY_THE_GROUP = "STC settings"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from stc.runtime.commands import bench as bench_command
+from stc.runtime.commands import eval as eval_command
 from stc.runtime.commands import parity as parity_command
 from stc.runtime.commands import run as run_command
 from stc.runtime.stream import opening
@@ -19,6 +20,7 @@ MAINS = {
     "stc-run": run_command.main,
     "stc-bench": bench_command.main,
     "stc-parity": parity_command.main,
+    "stc-eval": eval_command.main,
 }
 TENSORRT = ["--device", "cuda", "--backend", "tensorrt"]
 IDLE = "--device cuda: --backend tensorrt, expected --backend onnxruntime; leave one out"
@@ -30,6 +32,7 @@ IDLE = "--device cuda: --backend tensorrt, expected --backend onnxruntime; leave
         (["stc-run", "B", "--video", "V", *TENSORRT], IDLE),
         (["stc-bench", "B", *TENSORRT], IDLE),
         (["stc-parity", "B", *TENSORRT], IDLE),
+        (["stc-eval", "B", *TENSORRT], IDLE),
         (
             ["stc-bench", "B", "--checkpoint", "X"],
             "--checkpoint: requires --against torch",

@@ -112,7 +112,7 @@ def test_every_command_of_the_wheel_can_be_called(wheel: Path) -> None:
         entries = configparser.ConfigParser()
         entries.read_string(archive.read(member).decode())
     scripts = dict(entries["console_scripts"])
-    assert {"stc-export", "stc-run", "stc-parity", "stc-bench"} <= set(scripts)
+    assert {"stc-export", "stc-run", "stc-parity", "stc-bench", "stc-eval"} <= set(scripts)
     # Where the wheel is all there is of stc.
     alone = wheel.parent / "alone"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]

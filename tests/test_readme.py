@@ -38,6 +38,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "docs/accuracy.md",
     "docs/log.md",
     "docs/jetson.md",
     "docs/language.md",

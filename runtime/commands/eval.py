@@ -30,7 +30,7 @@ from stc.runtime.evaluate.methods.stc_methods import DENSE
 from stc.runtime.evaluate.reader import Reader, spec_of
 from stc.runtime.evaluate.report.files import write_report
 from stc.runtime.evaluate.report.table import print_summary
-from stc.runtime.evaluate.store import Store, open_store
+from stc.runtime.evaluate.store import open_store
 from stc.runtime.evaluate.summary import Figures, summary
 from stc.runtime.figures.machine import machine_facts
 from stc.runtime.output import document_output, refuse_shared_paths
@@ -130,22 +130,25 @@ def _evaluate(flags: argparse.Namespace) -> int:
         bundle=flags.bundle,
         checkpoint=flags.checkpoint,
     )
-    with stdout_outlived(), ExitStack() as opened, document_output(flags.json) as write:
-        bundle = Bundle.open(flags.bundle)
-        data = evaluate_data.open_data(flags.data, flags.frames, flags.limit)
-        store = opened.enter_context(open_store(output))
-        methods = _with_baselines(methods, data)
-        try:
-            document = _measured(flags, bundle, data, methods, store, opened)
-        except KeyboardInterrupt:
-            command.stop_handled()
-            line = f"interrupted; finished scenes are in {output}, the same command goes on"
-            Console(stderr=True).say(line)
-            return command.INTERRUPTED
-        console = parity_console()
-        print_summary(console, document)
-        console.say(f"report: {output / 'report.html'}")
-        write(document)
+    bundle = Bundle.open(flags.bundle)
+    data = evaluate_data.open_data(flags.data, flags.frames, flags.limit)
+    methods = _with_baselines(methods, data)
+    for method in methods.values():
+        method.settings(bundle.manifest.vision)
+    if BLIND.name in methods:
+        spec_of(bundle)
+    try:
+        with stdout_outlived(), ExitStack() as opened, document_output(flags.json) as write:
+            document = _measured(flags, bundle, data, methods, output, opened)
+            console = parity_console()
+            print_summary(console, document)
+            console.say(f"report: {output / 'report.html'}")
+            write(document)
+    except KeyboardInterrupt:
+        command.stop_handled()
+        line = f"interrupted; finished scenes are in {output}, the same command goes on"
+        Console(stderr=True).say(line)
+        return command.INTERRUPTED
     return 0
 
 
@@ -163,13 +166,11 @@ def _measured(
     bundle: Bundle,
     data: Data,
     methods: Mapping[str, Method],
-    store: Store,
+    output: Path,
     opened: ExitStack,
 ) -> Figures:
     manifest = bundle.manifest
     asks = any(item.questions for item in data.items)
-    if asks:
-        spec_of(bundle)
     context = CONTEXTS[0] if asks else 0
     backend = opening.open_backend(
         bundle, flags.device, flags.backend, flags.weights, context=context, language=asks
@@ -187,6 +188,8 @@ def _measured(
     }
     header = {**told, "data": data.name, "data_sha256": data.digest}
     reader = Reader(bundle, backend, flags.max_new_tokens) if asks else None
+    # Last of all: what cannot be measured leaves no folder behind.
+    store = opened.enter_context(open_store(output))
     instrument = Instrument(towers, reader, data, methods, store, header, force=flags.force)
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("measuring", total=instrument.missing)

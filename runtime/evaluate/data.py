@@ -98,7 +98,13 @@ def open_data(word: str, frames: int | None = None, limit: int | None = None) ->
         raise SettingsError("--frames", f"requires --data {CLIP}FILE")
     if word != SCENES:
         raise SettingsError("--data", f"got {shown(word)}", f"{SCENES} or {CLIP}FILE")
-    return scenes(SCENES, import_module("stc.scenes").frozen_test(), limit)
+    return scenes(SCENES, frozen_test(), limit)
+
+
+def frozen_test() -> Iterable[tuple[Any, Sequence[Question]]]:
+    """The scenes of the frozen test set with their questions."""
+    made: Iterable[tuple[Any, Sequence[Question]]] = import_module("stc.scenes").frozen_test()
+    return made
 
 
 def scenes(name: str, made: Iterable[tuple[Any, Sequence[Question]]], limit: int | None) -> Data:

@@ -48,25 +48,25 @@ def baselines(data: Data, asked: Sequence[Question], found: Mapping[str, Figures
 
     chance: one over the answers to choose from, which are the options or, where there are none, the
     answers that questions of this kind have; mean over questions. majority: the commonest right
-    answer of each kind, given always; it is taken from these very questions, so it is a little too
-    good. blind: the model with zero frames.
+    answer of each kind, with and without options, given always; it is taken from these very
+    questions, so it is a little too good. blind: the model with zero frames.
     """
     if not asked:
         return {"chance": None, "majority": None, "blind": None}
-    kinds: dict[tuple[str, str], Counter[str]] = {}
+    kinds: dict[tuple[str, str, bool], Counter[str]] = {}
     for question in asked:
-        kind = kinds.setdefault((question.family, question.kind), Counter())
-        kind[normal(question.answer)] += 1
-    chance = [
-        1 / (len(question.options) or len(kinds[question.family, question.kind]))
-        for question in asked
-    ]
+        kinds.setdefault(_form(question), Counter())[normal(question.answer)] += 1
+    chance = [1 / (len(one.options) or len(kinds[_form(one)])) for one in asked]
     commonest = sum(max(kind.values()) for kind in kinds.values())
     return {
         "chance": statistics.mean(chance),
         "majority": commonest / len(asked),
         "blind": found[BLIND.name]["accuracy"] if BLIND.name in found else None,
     }
+
+
+def _form(question: Question) -> tuple[str, str, bool]:
+    return question.family, question.kind, bool(question.options)
 
 
 def question_rows(

@@ -27,6 +27,7 @@ REQUIRED = {
     "stc-run": ["B", "--video", "V"],
     "stc-parity": ["B"],
     "stc-bench": ["B"],
+    "stc-eval": ["B"],
     "stc-doctor": [],
 }
 """What each command cannot do without."""

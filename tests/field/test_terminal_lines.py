@@ -68,7 +68,7 @@ def test_letters_of_any_script_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("command", ["stc-run", "stc-parity", "stc-bench", "stc-build"])
+@pytest.mark.parametrize("command", ["stc-run", "stc-parity", "stc-bench", "stc-eval", "stc-build"])
 def test_a_name_with_control_characters_is_shown_not_obeyed(
     command: str, name: str, run_main: Callable[..., Outcome]
 ) -> None:

@@ -1,0 +1,410 @@
+"""`stc-eval` end to end, on made-up scenes and the smallest bundle that answers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stc.bundles.bundle import Bundle
+from stc.runtime.commands.eval import main
+from stc.runtime.evaluate import data as evaluate_data
+from stc.runtime.evaluate.instrument import Instrument
+from stc.runtime.evaluate.reader import EVERYTHING, Reader
+from stc.runtime.evaluate.report import charts
+from stc.runtime.evaluate.report.charts import Line, Point
+from stc.runtime.stream.opening import open_backend
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.source import Frame
+from stc.runtime.vision.tower import VisionTower
+from stc.settings import PRESETS, scaled
+from tests.as_user import CLIP, standing
+from tests.language_cases import language_case
+from tests.made_scenes import QUESTIONS, MadeScene, made_scenes
+from tests.own_process import ROOT
+
+Outcome = subprocess.CompletedProcess[str]
+Run = Callable[..., Outcome]
+METHODS = "paper,cacher:reference_interval=3:selection=shared"
+LABELS = ["off", *METHODS.split(","), "blind"]
+
+
+@pytest.fixture
+def bundle() -> Path:
+    return language_case().bundle.root
+
+
+@pytest.fixture
+def scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(evaluate_data, "frozen_test", made_scenes)
+    yield
+
+
+@pytest.fixture
+def evaluated(
+    bundle: Path, scenes: None, tmp_path: Path, run_main: Run
+) -> tuple[dict[str, Any], Path, str]:
+    """The document of a run, its folder, and what it printed."""
+    folder = tmp_path / "out"
+    flags = ["--methods", METHODS, "--output", folder, "--max-new-tokens", 3, "--json", "-"]
+    done = run_main(main, bundle, *flags)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), folder, done.stdout
+
+
+def test_a_run_says_what_compression_costs(
+    evaluated: tuple[dict[str, Any], Path, str],
+) -> None:
+    document, folder, printed = evaluated
+    methods = document["methods"]
+    assert list(methods) == LABELS
+    assert (document["scenes"], document["questions"]) == (2, 6)
+    off, paper, cacher, blind = methods.values()
+    for one in methods.values():
+        assert {"accuracy", "retention", "interval", "tower_cost", "questions"} <= set(one)
+        assert (one["questions"], one["frames"]) == (6, 10)
+        assert one["accuracy_interval"][0] <= one["accuracy"] <= one["accuracy_interval"][1]
+        assert {name: of["questions"] for name, of in one["families"].items()} == {
+            "now": 4,
+            "backward": 2,
+        }
+        assert 0 <= one["mcnemar_p"] <= 1
+    assert (
+        off["tower_cost"] == off["tower_cost_ms"] == off["same_answer"] == off["tokens_cost"] == 1
+    )
+    assert off["kl_mean"] == off["right_to_wrong"] == off["relative_l2"] == 0
+    assert off["cosine_min"] == pytest.approx(1)
+    assert 0 < cacher["tower_cost"] < paper["tower_cost"] < 1
+    assert cacher["settings"]["reference_interval"] == 3
+    assert paper["tokens_per_frame"] == paper["settings"]["budget"]
+    assert cacher["tokens_per_frame"] == off["tokens_per_frame"]
+    assert [one["since_reference"] for one in cacher["drift"]] == [0, 1, 2]
+    assert [one["frames"] for one in cacher["drift"]] == [4, 4, 2]
+    assert cacher["drift"][0]["cosine_min"] == pytest.approx(1)
+    assert cacher["drift"][1]["cosine"] < 1
+    assert 0 < paper["recall_chance"] < paper["recall"] <= 1
+    assert 0 < paper["jaccard"] <= 1 and cacher["jaccard"] is None
+    assert paper["kl_mean"] > 0 and blind["kl_mean"] > 0
+    assert (blind["tokens_per_frame"], blind["tower_cost"], blind["cosine"]) == (0, 0, None)
+    # Of two kinds with one answer and one of two options.
+    assert document["baselines"] == {
+        "chance": pytest.approx((1 + 0.5 + 1) / 3),
+        "majority": 1.0,
+        "blind": blind["accuracy"],
+    }
+    for label in LABELS:
+        assert label.split(":")[0] in printed
+    assert f"report: {folder}/report.html" in printed
+
+
+def test_answers_are_those_of_a_stream_session(
+    evaluated: tuple[dict[str, Any], Path, str], bundle: Path
+) -> None:
+    """What is scored is what stc-run would have said."""
+    _, folder, _ = evaluated
+    opened = Bundle.open(bundle)
+    backend = open_backend(opened, "cpu")
+    spec = opened.manifest.vision
+    reader = Reader(opened, backend, 3)
+    tower = VisionTower(backend, spec, opened.manifest.provenance.precision)
+    for label, chosen in (
+        ("off", PRESETS["off"]),
+        ("paper", scaled(PRESETS["paper"], spec.pooled)),
+    ):
+        lines = (folder / "scenes" / f"{label}.jsonl").read_text().splitlines()[1:]
+        for line, (scene, questions) in zip(lines, made_scenes(), strict=True):
+            given = [one["answer"] for one in json.loads(line)["questions"]]
+            assert given == session_answers(reader, tower, chosen, scene, questions)
+    backend.close()
+
+
+def session_answers(
+    reader: Reader, tower: VisionTower, chosen: Any, scene: MadeScene, questions: Any
+) -> list[str]:
+    from stc.runtime.answers.stream_language import StreamLanguage
+
+    memory = EVERYTHING.make(reader._model, len(reader._prompt.before), tower.spec.pooled)
+    language = StreamLanguage(reader._model, memory, reader._prompt)
+    answers = []
+    with closing(StreamSession(tower, chosen, language)) as session:
+        for index, rgb in enumerate(scene.frames()):
+            session.push(Frame(index=index, time_s=float(index), rgb=rgb))
+            for question in questions:
+                if question.frame == index:
+                    answers.append(str(session.ask(question.text, 3)))
+    return answers
+
+
+def test_tables_hold_every_question_and_method(
+    evaluated: tuple[dict[str, Any], Path, str],
+) -> None:
+    document, folder, _ = evaluated
+    with (folder / "questions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 * len(LABELS)
+    for label in LABELS:
+        of = [row for row in rows if row["method"] == label]
+        assert [row["text"] for row in of] == [one.text for one in QUESTIONS] * 2
+        right = sum(row["right"] == "True" for row in of)
+        assert right / 6 == document["methods"][label]["accuracy"]
+    with (folder / "methods.csv").open() as file:
+        table = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(table) == LABELS
+    for label, row in table.items():
+        assert float(row["tower_cost"]) == document["methods"][label]["tower_cost"]
+        assert (
+            float(row["accuracy_now"]) == document["methods"][label]["families"]["now"]["accuracy"]
+        )
+
+
+def test_the_page_is_whole_and_needs_nothing_else(
+    evaluated: tuple[dict[str, Any], Path, str],
+) -> None:
+    _, folder, _ = evaluated
+    text = (folder / "report.html").read_text()
+    assert text.startswith("<!DOCTYPE html>\n")
+    root = ElementTree.fromstring(text.removeprefix("<!DOCTYPE html>\n"))
+    assert not re.search(r"https?:|src=|href=|url\(|@import|<script|<link", text)
+    assert 'name="viewport" content="width=device-width' in text
+    assert "prefers-color-scheme: dark" in text and "max-width" in text
+    drawn = [one for one in root.iter() if one.tag == "svg"]
+    # Two of accuracy, one for each family, and the drift.
+    assert len(drawn) == 2 + 2 + 1
+    for one in drawn[:2]:
+        assert len(list(one.iter("circle"))) == len(LABELS)
+    told = "".join(root.itertext())
+    for label in LABELS:
+        assert label in told
+    cells = [[cell.text for cell in row] for row in root.iter("tr")]
+    assert {len(row) for row in cells} == {len(cells[0])}
+
+
+def test_what_is_finished_is_not_measured_again(
+    evaluated: tuple[dict[str, Any], Path, str],
+    bundle: Path,
+    run_main: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    document, folder, _ = evaluated
+    measured: list[str] = []
+    real = Instrument._measured
+
+    def counted(self: Instrument, label: str, scene: Any) -> Any:
+        measured.append(f"{label} {scene.item.key}")
+        return real(self, label, scene)
+
+    monkeypatch.setattr(Instrument, "_measured", counted)
+    flags = ["--output", folder, "--max-new-tokens", 3, "--json", "-"]
+    again = run_main(main, bundle, *flags, "--methods", METHODS)
+    assert json.loads(again.stdout.splitlines()[-1]) == document
+    assert measured == []
+    more = run_main(main, bundle, *flags, "--methods", f"{METHODS},cacher")
+    assert measured == ["cacher 00000", "cacher 00001"]
+    methods = json.loads(more.stdout.splitlines()[-1])["methods"]
+    assert {label: methods[label] for label in LABELS} == document["methods"]
+    torn = folder / "scenes" / "paper.jsonl"
+    torn.write_bytes(torn.read_bytes()[:-7])
+    run_main(main, bundle, *flags, "--methods", METHODS)
+    assert measured[2:] == ["paper 00001"]
+
+
+def test_another_run_in_the_same_folder_is_refused(
+    evaluated: tuple[dict[str, Any], Path, str], bundle: Path, run_main: Run
+) -> None:
+    _, folder, _ = evaluated
+    before = standing(folder)
+    done = run_main(main, bundle, "--methods", METHODS, "--output", folder, "--max-new-tokens", 4)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {folder}/scenes/off.jsonl: was measured with another max_new_tokens; name another "
+        "--output, or start over with --force\n"
+    )
+    assert {name: of[0] for name, of in standing(folder).items()} == {
+        name: of[0] for name, of in before.items()
+    }
+    flags = ["--output", folder, "--max-new-tokens", 4, "--force", "--limit", 1, "--json", "-"]
+    done = run_main(main, bundle, "--methods", METHODS, *flags)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["questions"] == 3
+
+
+def test_a_killed_run_goes_on(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    flags = ["--output", folder, "--methods", "paper", "--max-new-tokens", 3, "--json", "-"]
+    words = [sys.executable, "-m", "tests.made_scenes", *map(str, (bundle, *flags))]
+    running = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    path, end = folder / "scenes" / "paper.jsonl", time.monotonic() + 60
+    while not path.exists() or path.read_bytes().count(b"\n") < 3:
+        assert time.monotonic() < end and running.poll() is None
+        time.sleep(0.002)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    kept = path.read_bytes().splitlines()[:3]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = path.read_bytes().splitlines()
+    assert lines[:3] == kept
+    assert [json.loads(line)["scene"] for line in lines[1:]] == [f"{n:05d}" for n in range(8)]
+    assert json.loads(done.stdout.splitlines()[-1])["methods"]["paper"]["questions"] == 24
+
+
+def test_an_interrupt_says_how_to_go_on(
+    bundle: Path,
+    scenes: None,
+    tmp_path: Path,
+    run_main: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = Instrument._measured
+
+    def stopped(self: Instrument, label: str, scene: Any) -> Any:
+        if label == "paper":
+            raise KeyboardInterrupt
+        return real(self, label, scene)
+
+    monkeypatch.setattr(Instrument, "_measured", stopped)
+    flags = ["--methods", "paper", "--output", tmp_path / "out", "--json", tmp_path / "o.json"]
+    done = run_main(main, bundle, *flags)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == (
+        f"interrupted; finished scenes are in {tmp_path}/out, the same command goes on\n"
+    )
+    assert not (tmp_path / "o.json").exists()
+    assert len((tmp_path / "out" / "scenes" / "off.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_clip_is_measured_without_questions(
+    exported: Callable[[str], Any], tmp_path: Path, run_main: Run
+) -> None:
+    """A bundle without a language side will do."""
+    folder, root = tmp_path / "out", exported("half").bundle.root
+    flags = ["--data", f"clip:{CLIP}", "--frames", 6, "--methods", "cacher", "--output", folder]
+    done = run_main(main, root, *flags, "--json", tmp_path / "o.json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "o.json").read_text())
+    assert list(document["methods"]) == ["off", "cacher"]
+    cacher = document["methods"]["cacher"]
+    assert (cacher["questions"], cacher["accuracy"], cacher["kl_mean"]) == (0, None, None)
+    assert [one["frames"] for one in cacher["drift"]] == [2, 2, 1, 1]
+    assert cacher["drift"][-1]["cosine"] < cacher["drift"][0]["cosine"]
+    assert "accuracy" not in done.stdout
+    page = (folder / "report.html").read_text()
+    ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+    assert (folder / "questions.csv").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--data", "films"], "--data: got 'films', expected scenes or clip:FILE"),
+        (["--frames", "3"], "--frames: requires --data clip:FILE"),
+        (["--data", "clip:x", "--limit", "3"], "--limit: has no effect with --data clip:FILE"),
+        (["--data", "clip:x.mp4"], "x.mp4: no such file; check the path"),
+        (["--methods", "none"], "--methods: got 'none', expected one of off, cacher"),
+        (["--methods", "paper:budget=1000"], "--budget: got 1000, expected at most"),
+        (["--device", "cuda", "--backend", "tensorrt"], "--device cuda: --backend tensorrt"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    flags: list[str], line: str, bundle: Path, scenes: None, tmp_path: Path, run_main: Run
+) -> None:
+    done = run_main(main, bundle, *flags, "--output", tmp_path / "out", "--json", tmp_path / "o")
+    assert (done.returncode, done.stdout) == (2, "")
+    [told] = done.stderr.splitlines()
+    assert told.startswith(f"error: {line}")
+    assert standing(tmp_path) == {}
+
+
+def test_questions_need_a_bundle_that_answers(
+    exported: Callable[[str], Any], scenes: None, tmp_path: Path, run_main: Run
+) -> None:
+    root = exported("half").bundle.root
+    done = run_main(main, root, "--output", tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {root}: has no language side; export again with: ")
+    done = run_main(main, root, "--data", f"clip:{CLIP}", "--methods", "blind")
+    assert done.stderr == f"error: --methods blind: clip:{CLIP} asks nothing\n"
+    assert standing(tmp_path) == {}
+
+
+def test_outputs_never_land_on_what_is_read(
+    bundle: Path, tmp_path: Path, run_main: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle, tmp_path / "bundle")
+    shutil.copy(CLIP, tmp_path / "v.mp4")
+    for flags, line in (
+        (["--output", "bundle/out"], "--output: bundle/out is inside the bundle bundle"),
+        (["--json", "v.mp4", "--data", "clip:v.mp4"], "--json: v.mp4 is --video as well"),
+    ):
+        before = standing(tmp_path)
+        done = run_main(main, "bundle", *flags)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {line}")
+        assert standing(tmp_path) == before
+
+
+def test_a_question_about_a_frame_that_is_not_there_is_refused() -> None:
+    with pytest.raises(Exception, match="scene 0 is asked at frame 4, expected 0 to 2"):
+        evaluate_data.scenes("made", [(MadeScene(0, count=3), QUESTIONS)], None)
+
+
+def test_the_datas_digest_is_of_all_frames_and_questions() -> None:
+    def digest(scenes: Any, limit: int | None = None) -> str:
+        return evaluate_data.scenes("made", scenes, limit).digest
+
+    pairs = made_scenes()
+    known = digest(pairs)
+    assert digest(made_scenes()) == known == digest(pairs, 1)
+    assert digest(pairs[::-1]) != known
+    assert digest([(MadeScene(0), QUESTIONS), (MadeScene(1), QUESTIONS[:2])]) != known
+    assert digest([(MadeScene(0), QUESTIONS), (MadeScene(2), QUESTIONS)]) != known
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [("A", True), (" a.\n", True), ("A. ", True), ("B", False), ("", False), ("A B", False)],
+)
+def test_what_is_right(answer: str, right: bool) -> None:
+    assert evaluate_data.exact(QUESTIONS[1], answer) is right
+
+
+def test_ticks_are_round_and_span_the_values() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        low, high = np.sort(random.normal(0, 10.0 ** random.integers(-6, 6), 2))
+        marks = charts.ticks(low, high)
+        assert marks[0] <= low + 1e-9 and marks[-1] >= high - 1e-9
+        assert 2 <= len(marks) <= 9
+        assert np.allclose(np.diff(marks), marks[1] - marks[0])
+    assert charts.ticks(0.5, 0.5)[0] < 0.5 < charts.ticks(0.5, 0.5)[-1]
+    assert charts.ticks(0, 0)[-1] > 0
+
+
+def test_points_stand_where_their_values_are() -> None:
+    svg = charts.scatter(
+        [Point("a<b", 0.0, 0.2), Point("c", 1.0, 0.6, (0.5, 0.7)), Point("d", 1.0, 0.6)],
+        "x",
+        "y",
+        percent_x=True,
+    )
+    root = ElementTree.fromstring(svg)
+    at = [(float(one.attrib["cx"]), float(one.attrib["cy"])) for one in root.iter("circle")]
+    assert at[0][0] == charts.LEFT and at[1][0] == charts.WIDTH - charts.RIGHT
+    assert at[0][1] == charts.HEIGHT - charts.BOTTOM
+    labels = {one.text: float(one.attrib["y"]) for one in root.iter("text") if "y" in one.attrib}
+    assert abs(labels["c"] - labels["d"]) >= charts.LINE
+    ElementTree.fromstring(charts.lines([Line("a", [0, 1], [1, 0.9])], "x", "y"))
