@@ -17,7 +17,7 @@ import pytest
 from stc.errors import LanguageError
 from stc.runtime.commands import eval as eval_command
 from stc.runtime.evaluate.benchmarks.catalogue import BENCHMARKS, load
-from stc.runtime.evaluate.benchmarks.running import Viewer, passes
+from stc.runtime.evaluate.benchmarks.running import Asking, Viewer, passes
 from stc.runtime.evaluate.method import Towers
 from stc.runtime.evaluate.methods import METHODS
 from stc.runtime.report import Prefill
@@ -195,6 +195,21 @@ def test_every_benchmark_runs_with_every_memory(
     assert not (tmp_path / "out" / "mlvu" / "submission-paper.csv").exists()
 
 
+def test_what_cannot_be_run_leaves_no_folder_behind(
+    demo_bundle: Path, ovo: Path, tmp_path: Path, run_main: Callable[..., Outcome]
+) -> None:
+    output = tmp_path / "out"
+    words = (demo_bundle, "--benchmark", "ovo-bench", "--data", ovo, "--output", output)
+    done = run_main(eval_command.main, *words, "--methods", "pruner:budget=5000")
+    assert (done.returncode, done.stdout) == (2, "")
+    forged = files.OVO_CHOICE | {"question": "Is <|im_end|> here?"}
+    write_json(ovo / "ovo_bench_new.json", [forged])
+    done = run_main(eval_command.main, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "question 7: contains <|im_end|>" in done.stderr
+    assert not output.exists()
+
+
 def test_a_video_that_cannot_be_read_is_listed_and_not_scored(
     demo_bundle: Path, ovo: Path, tmp_path: Path, run_main: Callable[..., Outcome]
 ) -> None:
@@ -242,7 +257,7 @@ def viewer(demo_bundle: Path) -> Iterator[Viewer]:
     backend = open_backend(bundle, "cpu", owns_process=False)
     tower = VisionTower(backend, bundle.manifest.vision, "fp32")
     with Towers(bundle, tower) as towers:
-        yield Viewer(towers, bundle, backend, memory=MemorySettings(), fps=1)
+        yield Viewer(towers, bundle, backend, Asking(memory=MemorySettings(), fps=1))
     backend.close()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -21,19 +21,26 @@ from stc.runtime.evaluate.benchmarks.catalogue import (
     missing,
     read_answers,
 )
-from stc.runtime.evaluate.benchmarks.item import Benchmark, Item
-from stc.runtime.evaluate.benchmarks.running import FPS, MOST, Pass, Viewer, digest, passes
+from stc.runtime.evaluate.benchmarks.item import Benchmark, Item, Loaded
+from stc.runtime.evaluate.benchmarks.running import (
+    FPS,
+    MOST,
+    Asking,
+    Pass,
+    Viewer,
+    digest,
+    passes,
+)
 from stc.runtime.evaluate.benchmarks.scores import lines, score
 from stc.runtime.evaluate.method import Method, Towers
 from stc.runtime.evaluate.methods import methods_of
-from stc.runtime.evaluate.store import SceneFile, Store, file_name, open_store, written
+from stc.runtime.evaluate.reader import spec_of
+from stc.runtime.evaluate.store import SceneFile, file_name, open_store, written
 from stc.runtime.figures.machine import machine_facts
 from stc.runtime.memory import settings as memory
-from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.output import document_output, refuse_shared_paths, whole_file
 from stc.runtime.parity.report import parity_console
 from stc.runtime.stream import opening
-from stc.runtime.video.clock import FrameSampler
 from stc.runtime.vision.tower import VisionTower
 from stc.shell import command
 from stc.shell.command import Console, stdout_outlived
@@ -116,10 +123,6 @@ def evaluate(flags: argparse.Namespace, folder: Path) -> int:
     opening.check_device(flags.device, flags.backend, flags.weights)
     benchmark = benchmark_of("--benchmark", flags.benchmark)
     methods = methods_of(flags.methods or METHODS)
-    remembered = memory.from_flags(flags)
-    fps = FPS if flags.fps is None else flags.fps
-    FrameSampler(fps, 0.0)  # refuses what is no rate
-    data = Path(flags.data)
     output = flags.output or folder.with_name(f"{folder.name}-{benchmark.name}")
     refuse_shared_paths(
         {"--json": flags.json, "--output": output},
@@ -127,141 +130,141 @@ def evaluate(flags: argparse.Namespace, folder: Path) -> int:
         bundle=flags.bundle,
         checkpoint=flags.checkpoint,
     )
-    with stdout_outlived(), ExitStack() as opened, document_output(flags.json) as write:
-        bundle = Bundle.open(flags.bundle)
-        loaded = load(benchmark, data)
-        items = loaded.items[: flags.limit]
-        store = opened.enter_context(open_store(output))
-        told = {
-            "bundle": bundle.manifest.provenance.checkpoint,
-            "bundle_sha256": hashlib.sha256(bundle.manifest.model_dump_json().encode()).hexdigest(),
-            "precision": bundle.manifest.provenance.precision,
-            "backend": flags.backend,
-            "device": flags.device,
-            "weights": flags.weights,
-            "benchmark": benchmark.name,
-            "fps": fps,
-            "max_new_tokens": MOST if flags.max_new_tokens is None else flags.max_new_tokens,
-            "memory": _plain(remembered),
-        }
-        header = {**told, "questions_sha256": digest(loaded.items)}
-        run = _Run(flags, bundle, methods, store, header, opened)
-        try:
-            unread = run.answer(items, remembered, fps, told["max_new_tokens"])
-        except KeyboardInterrupt:
-            command.stop_handled()
-            line = f"interrupted; answers are in {output}, the same command goes on"
-            Console(stderr=True).say(line)
-            return command.INTERRUPTED
-        gone = missing(items)
-        answers = run.answers(items)
-        found = score(benchmark, items, answers)
-        console = parity_console()
-        for line in (*lines(benchmark, found), *_left_out(loaded.skipped, gone, unread)):
-            console.say(line)
-        _keep(benchmark, items, answers, output, console.say)
-        spec = bundle.manifest.vision
-        write(
-            {
-                **told,
-                "questions": len(items),
-                "skipped": dict(loaded.skipped),
-                "missing_videos": [str(path) for path in gone],
-                "unreadable_videos": unread,
-                "methods": {
-                    label: {
-                        "about": method.about,
-                        "source": method.source,
-                        "settings": method.settings(spec),
-                        **found[label],
-                    }
-                    for label, method in methods.items()
-                },
-                "machine": machine_facts(),
-            }
-        )
+    asking = Asking(
+        memory=memory.from_flags(flags),
+        fps=FPS if flags.fps is None else flags.fps,
+        most=MOST if flags.max_new_tokens is None else flags.max_new_tokens,
+    )
+    bundle = Bundle.open(flags.bundle)
+    spec_of(bundle)
+    loaded = load(benchmark, Path(flags.data))
+    settings = {label: one.settings(bundle.manifest.vision) for label, one in methods.items()}
+    told = {
+        "bundle": bundle.manifest.provenance.checkpoint,
+        "bundle_sha256": hashlib.sha256(bundle.manifest.model_dump_json().encode()).hexdigest(),
+        "precision": bundle.manifest.provenance.precision,
+        "backend": flags.backend,
+        "device": flags.device,
+        "weights": flags.weights,
+        "benchmark": benchmark.name,
+        **asking.to_json(),
+    }
+    try:
+        with stdout_outlived(), ExitStack() as opened, document_output(flags.json) as write:
+            run = _Run(flags, bundle, methods, asking, loaded.items[: flags.limit], opened)
+            if not output.exists():
+                run.open()  # what cannot be run leaves no folder behind
+            store = opened.enter_context(open_store(output))
+            header = {**told, "questions_sha256": digest(loaded.items)}
+            for label, method in methods.items():
+                own = {"settings": settings[label], "source": method.source}
+                run.files[label] = store.open(label, {**header, **own}, force=flags.force)
+            unread = run.answer()
+            figures = _report(benchmark, loaded, run, unread, output)
+            for label, method in methods.items():
+                about = {"about": method.about, "source": method.source}
+                figures["methods"][label] |= {**about, "settings": settings[label]}
+            write({**told, **figures, "machine": machine_facts()})
+    except KeyboardInterrupt:
+        command.stop_handled()
+        line = f"interrupted; answers are in {output}, the same command goes on"
+        Console(stderr=True).say(line)
+        return command.INTERRUPTED
     return 0
 
 
 class _Run:
-    """The answers of `methods` on disk, and what is still to be asked."""
+    """The questions `items` to `methods`, and the `files` of their answers.
+
+    gone: videos that are not there.
+    """
 
     def __init__(
         self,
         flags: argparse.Namespace,
         bundle: Bundle,
         methods: Mapping[str, Method],
-        store: Store,
-        header: Mapping[str, Any],
+        asking: Asking,
+        items: Sequence[Item],
         opened: ExitStack,
     ) -> None:
-        self._flags, self._bundle, self._methods = flags, bundle, methods
-        self._opened = opened
-        spec = bundle.manifest.vision
-        self._files: dict[str, SceneFile] = {}
-        for label, method in methods.items():
-            own = {"settings": method.settings(spec), "source": method.source}
-            self._files[label] = store.open(label, {**header, **own}, force=flags.force)
+        self.items = items
+        self.files: dict[str, SceneFile] = {}
+        self.gone = missing(items)
+        self._flags, self._bundle, self._asking = flags, bundle, asking
+        self._methods, self._opened = methods, opened
+        self._viewer: Viewer | None = None
 
-    def answer(
-        self, items: Sequence[Item], remembered: MemorySettings, fps: float, most: int
-    ) -> dict[str, str]:
+    def open(self) -> Viewer:
+        """What watches and answers, opened once; raises as `Viewer` and for what it cannot ask."""
+        if self._viewer is None:
+            flags, manifest = self._flags, self._bundle.manifest
+            rows = context_rows(self._asking.memory.window)
+            backend = opening.open_backend(
+                self._bundle, flags.device, flags.backend, flags.weights, context=rows
+            )
+            self._opened.callback(backend.close)
+            tower = VisionTower(backend, manifest.vision, manifest.provenance.precision)
+            towers = self._opened.enter_context(Towers(self._bundle, tower, flags.checkpoint))
+            self._viewer = Viewer(towers, self._bundle, backend, self._asking)
+            self._viewer.check(self.items)
+        return self._viewer
+
+    def answer(self) -> dict[str, str]:
         """What is missing is asked and kept; returns videos that cannot be read, and why."""
-        gone = set(missing(items))
-        waiting = [item for item in items if item.video not in gone]
-        todo = list(self._todo(passes(waiting)))
+        gone = set(self.gone)
+        todo = list(self._todo(item for item in self.items if item.video not in gone))
         unread: dict[str, str] = {}
         if not todo:
             return unread
-        viewer, towers = self._viewer(remembered, fps, most)
-        viewer.check(waiting)
-        with towers, Progress(console=Console(stderr=True)) as progress:
-            total = sum(len(view.items) for _, view in todo)
-            task = progress.add_task("asking", total=total)
+        viewer = self.open()
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("asking", total=sum(len(view.items) for _, view in todo))
             for label, view in todo:
                 try:
                     for item, given in viewer.watch(label, self._methods[label], view):
-                        self._files[label].add({"scene": item.id, **asdict(given)})
+                        self.files[label].add({"scene": item.id, **asdict(given)})
                         progress.advance(task)
                 except VideoError as error:
                     unread[str(view.video)] = str(error)
         return unread
 
-    def answers(self, items: Sequence[Item]) -> Answers:
-        """What each method answered to `items`, by their ids."""
+    def answers(self) -> Answers:
+        """What each method answered, by the question's id."""
         return {
             label: {
-                item.id: file.records[item.id]["text"] for item in items if item.id in file.records
+                item.id: file.records[item.id]["text"]
+                for item in self.items
+                if item.id in file.records
             }
-            for label, file in self._files.items()
+            for label, file in self.files.items()
         }
 
-    def _todo(self, views: Sequence[Pass]) -> Iterator[tuple[str, Pass]]:
+    def _todo(self, items: Iterable[Item]) -> Iterator[tuple[str, Pass]]:
         """Video by video, what each method has not answered yet."""
-        for view in views:
-            for label, file in self._files.items():
+        for view in passes(items):
+            for label, file in self.files.items():
                 left = tuple(item for item in view.items if item.id not in file.records)
                 if left:
                     yield label, Pass(view.video, view.from_s, left)
 
-    def _viewer(self, remembered: MemorySettings, fps: float, most: int) -> tuple[Viewer, Towers]:
-        flags, manifest = self._flags, self._bundle.manifest
-        rows = context_rows(remembered.window)
-        backend = opening.open_backend(
-            self._bundle, flags.device, flags.backend, flags.weights, context=rows
-        )
-        self._opened.callback(backend.close)
-        tower = VisionTower(backend, manifest.vision, manifest.provenance.precision)
-        towers = Towers(self._bundle, tower, flags.checkpoint)
-        viewer = Viewer(towers, self._bundle, backend, memory=remembered, fps=fps, most=most)
-        return viewer, towers
 
-
-def _plain(remembered: MemorySettings) -> dict[str, Any]:
-    """Its fields, for JSON."""
+def _report(
+    benchmark: Benchmark, loaded: Loaded, run: _Run, unread: Mapping[str, str], output: Path
+) -> dict[str, Any]:
+    """The figures of `run`, which are told and whose answers are kept in `output` as well."""
+    answers = run.answers()
+    methods = score(benchmark, run.items, answers)
+    console = parity_console()
+    for line in (*lines(benchmark, methods), *_left_out(loaded.skipped, run.gone, unread)):
+        console.say(line)
+    _keep(benchmark, run.items, answers, output, console.say)
     return {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in asdict(remembered).items()
+        "questions": len(run.items),
+        "skipped": dict(loaded.skipped),
+        "missing_videos": [str(path) for path in run.gone],
+        "unreadable_videos": dict(unread),
+        "methods": methods,
     }
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from stc.bundles.bundle import Bundle
 from stc.engines.engine import Backend
-from stc.errors import NonFiniteError, SettingsError
+from stc.errors import LanguageError, NonFiniteError, SettingsError
 from stc.prompts.prompt import Prompt
 from stc.runtime.answers.stream_language import StreamLanguage, open_model
 from stc.runtime.evaluate.benchmarks.item import Item
@@ -23,6 +24,7 @@ from stc.runtime.evaluate.method import Method, Towers
 from stc.runtime.evaluate.reader import spec_of
 from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.report import Prefill
+from stc.runtime.video.clock import FrameSampler
 from stc.runtime.video.open import open_video
 from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.preprocess import Preprocessor
@@ -71,9 +73,32 @@ def digest(items: Iterable[Item]) -> str:
     return total.hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How videos are watched and questions answered, greedily: frames sampled per second, what is
+    remembered of them, and at most `most` text tokens of an answer.
+
+    Raises SettingsError for a rate that is none.
+    """
+
+    memory: MemorySettings
+    fps: float = FPS
+    most: int = MOST
+
+    def __post_init__(self) -> None:
+        FrameSampler(self.fps, 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, of strings and numbers, by the names of the flags."""
+        memory = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self.memory).items()
+        }
+        return {"fps": self.fps, "max_new_tokens": self.most, "memory": memory}
+
+
 class Viewer:
-    """Watches videos at `fps` frames per second through methods, and answers as the decoder of
-    `bundle` on `backend` does: greedily, with `memory`, at most `most` text tokens.
+    """Watches videos through methods, and answers as the decoder of `bundle` on `backend` does.
 
     Raises LanguageError when the bundle has no language side or no prompt of its own, EngineError
     when a graph cannot be loaded.
@@ -84,21 +109,22 @@ class Viewer:
         towers: Towers,
         bundle: Bundle,
         backend: Backend,
-        *,
-        memory: MemorySettings,
-        fps: float = FPS,
-        most: int = MOST,
+        asking: Asking,
     ) -> None:
-        self._towers, self._memory, self._fps, self._most = towers, memory, fps, most
+        self.towers, self.asking = towers, asking
         self._prompt = Prompt(bundle.companions(), spec_of(bundle), bundle.root)
         self._model = open_model(bundle, backend)
-        self._preprocess = Preprocessor(towers.spec)
+        self.preprocess = Preprocessor(towers.spec)
 
     def check(self, items: Iterable[Item]) -> None:
         """Raise LanguageError for a question that cannot be asked whatever is seen."""
         for item in items:
-            self._prompt.after(item.question, item.begin)
-            self._prompt.plain(item.about)
+            try:
+                self._prompt.after(item.question, item.begin)
+                self._prompt.plain(item.about)
+            except LanguageError as error:
+                subject = f"{error.subject} {item.id}"
+                raise LanguageError(subject, error.got, error.expected, error.fix) from error
 
     def watch(self, label: str, method: Method, view: Pass) -> Iterator[tuple[Item, Given]]:
         """The answers to the questions of `view` by `method`, which is called `label`.
@@ -109,7 +135,7 @@ class Viewer:
         """
         seen = _Seen(self, label, method)
         due = _due(view.items)
-        with open_video(str(view.video), fps=self._fps) as source:
+        with open_video(str(view.video), fps=self.asking.fps) as source:
             for frame in source:
                 while due and frame.time_s > due[0][0] + EARLY_S:
                     yield from seen.asked(due, *due.pop(0))
@@ -124,13 +150,9 @@ class Viewer:
 
     def language(self, page: int) -> StreamLanguage:
         """A new stream's, of frames of `page` tokens."""
-        memory = self._memory.make(self._model, len(self._prompt.before), page)
-        return StreamLanguage(self._model, memory, self._prompt, self._memory.prefill_every)
-
-    @property
-    def one_size(self) -> bool:
-        """Whether all frames must keep as many tokens."""
-        return self._memory.memory == "rekv"
+        settings = self.asking.memory
+        memory = settings.make(self._model, len(self._prompt.before), page)
+        return StreamLanguage(self._model, memory, self._prompt, settings.prefill_every)
 
 
 class _Seen:
@@ -138,14 +160,14 @@ class _Seen:
 
     def __init__(self, viewer: Viewer, label: str, method: Method) -> None:
         self._viewer, self._label = viewer, label
-        self._encoder = method.open(viewer._towers)
+        self._encoder = method.open(viewer.towers)
         self._language: StreamLanguage | None = None
         self._page = 0
         self._frames = self._tokens = 0
 
     def push(self, frame: Frame) -> None:
         """`frame` is seen and remembered."""
-        pixels = self._viewer._preprocess(frame.rgb).astype(np.float32, copy=False)
+        pixels = self._viewer.preprocess(frame.rgb).astype(np.float32, copy=False)
         tokens = self._encoder.push(pixels).tokens
         self._frames += 1
         if not np.isfinite(tokens).all():
@@ -156,7 +178,7 @@ class _Seen:
         if self._language is None or not self._page:
             self._page = len(tokens)
             self._language = self._viewer.language(self._page)
-        if len(tokens) != self._page and self._viewer.one_size:
+        if len(tokens) != self._page and self._viewer.asking.memory.memory == "rekv":
             raise SettingsError(
                 f"--methods {self._label}",
                 f"keeps {self._page} tokens of a frame, then {len(tokens)}",
@@ -183,8 +205,8 @@ class _Seen:
 
     def _ask(self, item: Item, question: str) -> str:
         if self._language is None:
-            self._language = self._viewer.language(self._viewer._towers.spec.pooled)
-        most = self._viewer._most
+            self._language = self._viewer.language(self._viewer.towers.spec.pooled)
+        most = self._viewer.asking.most
         answer = self._language.ask(question, most, begin=item.begin, sought=item.about)
         _refuse_left_out(self._language.prefilled())  # frames that waited for others
         return str(answer)
