@@ -356,6 +356,18 @@ def test_a_part_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         load(BENCHMARKS["streamingbench"], other)
 
 
+@pytest.mark.parametrize("place", ["StreamingBench/src/data", "."])
+def test_videos_lie_beside_the_questions_or_in_the_folder_named(place: str, tmp_path: Path) -> None:
+    write_json(tmp_path / "StreamingBench" / "src" / "data" / "questions_real.json", files.REAL)
+    video = make(tmp_path / place / "videos" / "sample_3_real.mp4")
+    folder = tmp_path if place == "." else tmp_path / "StreamingBench"
+    if place == ".":
+        with pytest.raises(SettingsError, match="holds none of its files"):
+            load(BENCHMARKS["streamingbench"], folder)  # three folders down
+        (tmp_path / "StreamingBench" / "src").rename(tmp_path / "src")
+    assert {one.video for one in loaded("streamingbench", folder).values()} == {video}
+
+
 def test_a_path_that_no_file_can_have_is_a_missing_video(tmp_path: Path) -> None:
     entry = json.loads(json.dumps(files.REAL))
     entry[0]["video_path"] = "x" * 5000 + ".mp4"

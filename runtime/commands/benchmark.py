@@ -61,14 +61,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of both; see `check`."""
     group = parser.add_argument_group("public benchmarks")
     names = tuple(BENCHMARKS)
-    group.add_argument(
-        "--benchmark", choices=names, help="ask its questions; --data is the folder of its files"
-    )
+    asks = "ask its questions; --data is the folder of its files; default none"
+    group.add_argument("--benchmark", choices=names, help=asks)
     rate = f"frames sampled per second, default {FPS:g}"
     group.add_argument("--fps", type=number_flag, metavar="F", help=rate)
-    group.add_argument(
-        "--score", choices=names, help="score the --answers to this benchmark; no BUNDLE"
-    )
+    scores = "score the --answers to this benchmark, without BUNDLE; default none"
+    group.add_argument("--score", choices=names, help=scores)
     told = "JSON lines: a question's task and right answer, and what each method answered"
     group.add_argument("--answers", type=Path, metavar="FILE", help=told)
     memory.add_flags(parser)

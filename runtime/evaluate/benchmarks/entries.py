@@ -129,9 +129,15 @@ def find_all(folder: Path, names: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
-def first_of(folder: Path, names: Sequence[str]) -> Path:
-    """The first of `names` that is a file of `folder`; the first of all where none is one."""
-    paths = [folder / name for name in names]
+def roots_of(folder: Path, path: Path) -> tuple[Path, ...]:
+    """Where the videos of the questions in `path`, found in `folder`, may lie: beside them, or from
+    there."""
+    return (path.parent,) if folder.is_file() else (path.parent, folder)
+
+
+def first_of(roots: Sequence[Path], names: Sequence[str]) -> Path:
+    """The first of `names` that is a file below one of `roots`; the first of all where none is."""
+    paths = [root / name for name in names for root in roots]
     return next((path for path in paths if is_there(path)), paths[0])
 
 

@@ -6,7 +6,7 @@ The form is that of ReKV's code: `(A) ..` options, and an answer that begins wit
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from stc.runtime.evaluate.benchmarks.entries import (
     find_one,
     first_of,
     json_entries,
+    roots_of,
 )
 from stc.runtime.evaluate.benchmarks.item import LETTERS, Benchmark, Item, Loaded, Scored
 from stc.runtime.evaluate.benchmarks.rules import letter_of, option_of
@@ -50,6 +51,7 @@ DURATIONS = ("short", "medium", "long")
 def load_egoschema(folder: Path) -> Loaded:
     """The questions of EgoSchema's subset, or of all of it, whose answers are not published."""
     path = find_one(folder, EGOSCHEMA_FILES)
+    roots = roots_of(folder, path)
     items = []
     for entry in json_entries(path):
         name = entry.text("video_id")
@@ -58,7 +60,7 @@ def load_egoschema(folder: Path) -> Loaded:
             right = ""
             if one.values.get("answer") is not None:
                 right = LETTERS[one.whole("answer", 0, len(options) - 1)]
-            video = _video(path.parent, entry.text("video_path"), f"{name}.mp4")
+            video = _video(roots, entry.text("video_path"), f"{name}.mp4")
             number = name if index == 0 else f"{name}.{index}"
             items.append(_item(number, "all", "all", right, video, one.text("question"), options))
     return Loaded(tuple(items))
@@ -70,7 +72,10 @@ def load_mlvu(folder: Path) -> Loaded:
     per_task = [path for path in paths if re.match(r"[1-7]_", path.name)]
     paths = per_task or [find_one(folder, MLVU_FILES)]
     items = [
-        one for path in paths for entry in json_entries(path) for one in _mlvu(entry, path, folder)
+        one
+        for path in paths
+        for entry in json_entries(path)
+        for one in _mlvu(entry, path, roots_of(folder, path))
     ]
     return Loaded(tuple(items))
 
@@ -81,14 +86,15 @@ def load_video_mme(folder: Path) -> Loaded:
     Raises SettingsError where parquet cannot be read, and says how to install what reads it.
     """
     path = find_one(folder, VIDEO_MME_FILES)
+    roots = roots_of(folder, path)
     if path.suffix == ".parquet":
         rows = [Entry(row, f"{path} row {number}") for number, row in enumerate(_parquet(path))]
-        return Loaded(tuple(_video_mme_row(one, path.parent, folder) for one in rows))
+        return Loaded(tuple(_video_mme_row(one, roots) for one in rows))
     items = []
     for place, entry in enumerate(json_entries(path)):
         for index, one in enumerate(entry.entries("conversations")):
             name = f"{entry.text('video_id')}-{place}.{index}"
-            video = _video(path.parent, entry.text("video_path"))
+            video = _video(roots, entry.text("video_path"))
             items.append(_video_mme(name, entry, one, "choices", video))
     return Loaded(tuple(items))
 
@@ -127,7 +133,7 @@ def submission(answers: Mapping[str, str | None]) -> str:
     return "\n".join(told) + "\n"
 
 
-def _mlvu(entry: Entry, path: Path, root: Path) -> list[Item]:
+def _mlvu(entry: Entry, path: Path, roots: Sequence[Path]) -> list[Item]:
     """Of a video with its conversations, as ReKV has it, or of an official question."""
     if "conversations" in entry.values:
         asked, video = entry.entries("conversations"), entry.text("video_path")
@@ -146,16 +152,15 @@ def _mlvu(entry: Entry, path: Path, root: Path) -> list[Item]:
             got = f"got {shown(answer)}"
             raise SettingsError(one.where("answer"), got, f"one of {shown(options)}")
         names = (f"{MLVU_FOLDERS[task]}/{Path(video).name}", Path(video).name)
-        found = _video(path.parent if root.is_file() else root, video, *names)
+        found = _video(roots, video, *names)
         right = LETTERS[options.index(answer)]
         name = f"{path.stem}{place}.{index}"
         items.append(_item(name, task, "all", right, found, one.text("question"), options))
     return items
 
 
-def _video_mme_row(one: Entry, parent: Path, folder: Path) -> Item:
-    root = folder if folder.is_dir() else parent
-    video = _video(root, f"data/{one.text('videoID')}.mp4", f"{one.text('videoID')}.mp4")
+def _video_mme_row(one: Entry, roots: Sequence[Path]) -> Item:
+    video = _video(roots, f"data/{one.text('videoID')}.mp4", f"{one.text('videoID')}.mp4")
     return _video_mme(one.text("question_id"), one, one, "options", video)
 
 
@@ -186,11 +191,11 @@ def _item(
     )
 
 
-def _video(root: Path, given: str, *names: str) -> Path:
+def _video(roots: Sequence[Path], given: str, *names: str) -> Path:
     """The file at the path a file of questions has, or below folders that videos lie in."""
     tried = [*names, Path(given).name]
     paths = [f"{folder}{name}" for folder in ("videos/", "video/", "data/", "") for name in tried]
-    return first_of(root, [*([] if Path(given).is_absolute() else [given]), *paths])
+    return first_of(roots, [*([] if Path(given).is_absolute() else [given]), *paths])
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:

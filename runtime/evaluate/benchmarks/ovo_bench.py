@@ -7,6 +7,7 @@ Official files: `ovo_bench_new.json`, and videos that end where the question is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from stc.runtime.evaluate.benchmarks.entries import (
@@ -15,6 +16,7 @@ from stc.runtime.evaluate.benchmarks.entries import (
     first_of,
     is_there,
     json_entries,
+    roots_of,
 )
 from stc.runtime.evaluate.benchmarks.item import LETTERS, Benchmark, Item, Loaded, Rule, Scored
 from stc.runtime.evaluate.benchmarks.scores import mean_of_categories, mean_of_tasks
@@ -60,13 +62,14 @@ def load(folder: Path) -> Loaded:
     Raises SettingsError for a file that is missing or not in the official form.
     """
     path = find_one(folder, FILES)
+    roots = roots_of(folder, path)
     items: list[Item] = []
     for entry in json_entries(path):
         task = one_of(entry.where("task"), entry.value("task", "a task"), tuple(CATEGORIES))
         if CATEGORIES[task] == "forward":
-            items += _forward(entry, task, path.parent)
+            items += _forward(entry, task, roots)
         else:
-            items.append(_chosen(entry, task, path.parent))
+            items.append(_chosen(entry, task, roots))
     return Loaded(tuple(items))
 
 
@@ -82,17 +85,17 @@ def row(entry: Entry, number: str) -> Scored:
     return Scored(id=number, task=task, rule=rule, right=right, category=CATEGORIES[task])
 
 
-def _chosen(entry: Entry, task: str, root: Path) -> Item:
+def _chosen(entry: Entry, task: str, roots: Sequence[Path]) -> Item:
     options = entry.texts("options", len(LETTERS))
     right = LETTERS[entry.whole("gt", 0, len(options) - 1)]
     about = entry.text("question")
     marked = (f"{letter}. {text};" for letter, text in zip(LETTERS, options, strict=False))
     question = CHOOSE.format(about=about, options=" ".join(marked))
     name = str(entry.whole("id", 0, MOST))
-    return _item(entry, entry, root, name, task, "letter occurs", right, about, question)
+    return _item(entry, entry, roots, name, task, "letter occurs", right, about, question)
 
 
-def _forward(entry: Entry, task: str, root: Path) -> list[Item]:
+def _forward(entry: Entry, task: str, roots: Sequence[Path]) -> list[Item]:
     name = str(entry.whole("id", 0, MOST))
     items = []
     for index, test in enumerate(entry.entries("test_info")):
@@ -105,14 +108,14 @@ def _forward(entry: Entry, task: str, root: Path) -> list[Item]:
             question = (STEP if task == "SSR" else ENOUGH).format(about=about)
             right = YES_NO[test.whole("type", 0, 1)]
         one = f"{name}_{index}"
-        items.append(_item(entry, test, root, one, task, RULES[task], right, about, question))
+        items.append(_item(entry, test, roots, one, task, RULES[task], right, about, question))
     return items
 
 
 def _item(
     entry: Entry,
     timed: Entry,
-    root: Path,
+    roots: Sequence[Path],
     name: str,
     task: str,
     rule: Rule,
@@ -123,10 +126,10 @@ def _item(
     """The question called `name`, about the chunk that is called so, or a video cut where `timed`
     is."""
     until_s = timed.seconds("realtime")
-    chunk = root / "chunked_videos" / f"{name}.mp4"
+    chunk = first_of(roots, [f"chunked_videos/{name}.mp4"])
     cut = is_there(chunk)
     video = entry.text("video")
-    whole = first_of(root, [f"src_videos/{video}", video])
+    whole = first_of(roots, [f"src_videos/{video}", video])
     return Item(
         id=name,
         task=task,

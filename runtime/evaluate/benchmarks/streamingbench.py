@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from stc.runtime.evaluate.benchmarks.entries import (
     first_of,
     json_entries,
     read_json,
+    roots_of,
 )
 from stc.runtime.evaluate.benchmarks.item import (
     LETTERS,
@@ -121,10 +123,10 @@ def load(folder: Path) -> Loaded:
         if len(found) > 1:
             got = f"holds part {part.name} twice ({', '.join(map(str, found))})"
             raise SettingsError(folder, got, "once", NAME_IT)
-        root = folder.parent if folder.is_file() else folder
         for path in found:
+            roots = roots_of(folder, path)
             for thread in _threads(path, part):
-                items += _thread(thread, part, root)
+                items += _thread(thread, part, roots)
     if not items and not skipped:
         names = ", ".join(name for part in PARTS for name in part.files[::2])
         got = "is none of its files" if folder.is_file() else "holds none of its files"
@@ -210,14 +212,14 @@ def _literal(text: str) -> object:
         return text  # refused as no list
 
 
-def _thread(thread: list[_Question], part: Part, root: Path) -> list[Item]:
+def _thread(thread: list[_Question], part: Part, roots: Sequence[Path]) -> list[Item]:
     if part.name == "proactive":
-        return [_proactive(one, part, root) for one in thread]
+        return [_proactive(one, part, roots) for one in thread]
     items = []
     told: list[str] = []
     for one in thread:
         context = EARLIER.format(told="\n".join(told)) if told else ""
-        items.append(_chosen(one, part, root, context))
+        items.append(_chosen(one, part, roots, context))
         if part.name == "sqa":
             about, time = one.entry.text("question"), one.entry.text("time_stamp")
             options = " ".join(one.options)
@@ -227,7 +229,7 @@ def _thread(thread: list[_Question], part: Part, root: Path) -> list[Item]:
     return items
 
 
-def _chosen(one: _Question, part: Part, root: Path, context: str) -> Item:
+def _chosen(one: _Question, part: Part, roots: Sequence[Path], context: str) -> Item:
     about = one.entry.text("question")
     options = "\n".join(one.options)
     return Item(
@@ -236,14 +238,14 @@ def _chosen(one: _Question, part: Part, root: Path, context: str) -> Item:
         category=part.name,
         rule="letter",
         right=one.answer,
-        video=_video(one, part, root),
+        video=_video(one, part, roots),
         until_s=one.entry.clock("time_stamp"),
         question=CHOOSE.format(context=context, about=about, options=options),
         about=about,
     )
 
 
-def _proactive(one: _Question, part: Part, root: Path) -> Item:
+def _proactive(one: _Question, part: Part, roots: Sequence[Path]) -> Item:
     about, output = one.entry.text("question"), one.entry.text("ground_truth_output")
     asked_s = one.entry.clock("time_stamp")
     right_s = one.entry.clock("ground_truth_time_stamp")
@@ -254,7 +256,7 @@ def _proactive(one: _Question, part: Part, root: Path) -> Item:
         category=part.name,
         rule="proactive",
         right=proactive_answer(right_s, output),
-        video=_video(one, part, root),
+        video=_video(one, part, roots),
         from_s=asked_s,
         until_s=last,
         question=WAITING.format(about=READY.format(about=about, output=output)),
@@ -263,7 +265,7 @@ def _proactive(one: _Question, part: Part, root: Path) -> Item:
     )
 
 
-def _video(one: _Question, part: Part, root: Path) -> Path:
+def _video(one: _Question, part: Part, roots: Sequence[Path]) -> Path:
     """The file, wherever the official archives or scripts put it."""
     if one.video.endswith(".mp4"):
         name = Path(one.video).name
@@ -276,7 +278,7 @@ def _video(one: _Question, part: Part, root: Path) -> Path:
     names = [f"videos/{name}", *unpacked, f"{sample}/video.mp4", name]
     if one.video.endswith(".mp4") and not Path(one.video).is_absolute():
         names.insert(0, one.video)
-    return first_of(root, names)
+    return first_of(roots, names)
 
 
 STREAMINGBENCH = Benchmark("streamingbench", load, row, mean_of_questions, mean_of_questions)
