@@ -9,30 +9,43 @@ from html import escape
 
 WIDTH, HEIGHT = 420, 330
 """Of a chart, in its own units: about the pixels of a phone's width, so that text stays legible."""
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 14, 46
+RIGHT, TOP, BOTTOM = 22, 14, 46
 LINE = 15
 """Height of a line of text."""
+LETTER = 7.2
+"""Width of a letter of a label."""
+DOT = 5
+"""Radius of a point."""
+STEPS = [0.0, *(sign * LINE * count for count in range(1, 9) for sign in (-1, 1))]
+"""How far labels move up or down."""
+TICKS = 6
+NAMES, ROW = 140, 24
+"""Of bars: width of their labels, height of a row."""
 COLOURS = 8
 """Classes `c0` to `c7`, which come again."""
+_Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A method at `x`, `y`, with the `interval` of y if it has one."""
+    """A method at `x`, `y`, with the `interval` of y if it has one; `colour` is its number."""
 
     label: str
     x: float
     y: float
     interval: tuple[float, float] | None = None
+    colour: int = 0
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method's values `y` at `x`."""
+    """A method's values `y` at `x`; `colour` is its number."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    colour: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,12 +62,12 @@ class _Axis:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers from `low` or below to `high` or above, at most about `most` of them."""
+def ticks(low: float, high: float, least: float = 0.0) -> list[float]:
+    """About six round numbers from `low` or below to `high` or above, at least `least` apart."""
     if high <= low:
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
-    raw = (high - low) / most
+    raw = max((high - low) / TICKS, least)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -74,79 +87,82 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, *, percent_x: b
         (x_title, y_title),
         (percent_x, True),
     )
-    for number, point in enumerate(points):
-        colour, across, up = f"c{number % COLOURS}", x.at(point.x), y.at(point.y)
+    for point in points:
+        colour, across, up = f"c{point.colour % COLOURS}", x.at(point.x), y.at(point.y)
         drawn.append(f'<g class="{colour}"><title>{_said(point)}</title>')
         if point.interval:
             low, high = (y.at(end) for end in point.interval)
             drawn.append(f'<path class="whisker" d="M{across} {low}V{high}"/>')
-        drawn.append(f'<circle cx="{across}" cy="{up}" r="5"/></g>')
+        drawn.append(f'<circle cx="{across}" cy="{up}" r="{DOT}"/></g>')
     places = [(x.at(point.x), y.at(point.y), point.label) for point in points]
-    return _svg([*drawn, *_labels(places)], f"{y_title} by {x_title}")
+    return _svg([*drawn, *_labels(places, x.start)], f"{y_title} by {x_title}")
 
 
 def lines(series: Sequence[Line], x_title: str, y_title: str) -> str:
-    """Lines with their labels at the right end."""
+    """Lines with their labels at the right end; x are whole numbers."""
     across = [value for one in series for value in one.x]
     up = [value for one in series for value in one.y]
     x, y, drawn = _frame(
-        ticks(min(across), max(across)),
+        ticks(min(across), max(across), least=1),
         ticks(min(up), max(up)),
         (x_title, y_title),
         (False, False),
     )
     places = []
-    for number, one in enumerate(series):
+    for one in series:
+        colour = f"c{one.colour % COLOURS}"
         path = "L".join(f"{x.at(a)} {y.at(b)}" for a, b in zip(one.x, one.y, strict=True))
-        drawn.append(f'<path class="line c{number % COLOURS}" d="M{path}"/>')
+        drawn.append(f'<path class="line {colour}" d="M{path}"/>')
         drawn.extend(
-            f'<circle class="c{number % COLOURS}" cx="{x.at(a)}" cy="{y.at(b)}" r="3"/>'
+            f'<circle class="{colour}" cx="{x.at(a)}" cy="{y.at(b)}" r="3"/>'
             for a, b in zip(one.x, one.y, strict=True)
         )
         places.append((x.at(one.x[-1]), y.at(one.y[-1]), one.label))
-    return _svg([*drawn, *_labels(places)], f"{y_title} by {x_title}")
+    return _svg([*drawn, *_labels(places, x.start)], f"{y_title} by {x_title}")
 
 
 def bars(rows: Sequence[Point], title: str) -> str:
-    """A bar from 0 to 100% for each row's y, with its interval, its label above it."""
-    axis, step = _Axis(0, 1, 4, WIDTH - 60), 40
+    """A bar from 0 to 100% for each row's y, with its interval, beside its label and figure."""
+    axis = _Axis(0, 1, NAMES, WIDTH - 50)
     drawn = []
     for number, row in enumerate(rows):
-        top, end = number * step, axis.at(row.y)
-        colour, middle = f"c{number % COLOURS}", top + 26
-        drawn.append(f'<text x="4" y="{top + 14}">{escape(row.label)}</text>')
+        top, end = number * ROW + 5, axis.at(row.y)
+        shown = row.label if len(row.label) < 21 else f"{row.label[:19]}…"
+        whole, width = axis.end - axis.start, round(end - axis.start, 1)
         drawn.append(
-            f'<g class="{colour}"><title>{_said(row)}</title>'
-            f'<rect class="back" x="4" y="{top + 20}" width="{WIDTH - 64}" height="12"/>'
-            f'<rect x="4" y="{top + 20}" width="{round(end - 4, 1)}" height="12"/>'
+            f"<g><title>{_said(row)}</title>"
+            f'<text x="0" y="{top + 11}">{escape(shown)}</text>'
+            f'<rect class="back" x="{NAMES}" y="{top}" width="{whole}" height="14"/>'
+            f'<rect class="c{row.colour % COLOURS}" x="{NAMES}" y="{top}" width="{width}" '
+            'height="14"/>'
         )
         if row.interval:
             low, high = (axis.at(value) for value in row.interval)
-            drawn.append(f'<path class="error" d="M{low} {middle}H{high}"/>')
-        drawn.append(f'</g><text x="{WIDTH - 54}" y="{top + 31}">{100 * row.y:.1f}%</text>')
-    return _svg(drawn, title, len(rows) * step + 4)
+            drawn.append(f'<path class="error" d="M{low} {top + 7}H{high}"/>')
+        drawn.append(f'<text x="{WIDTH - 44}" y="{top + 11}">{100 * row.y:.1f}%</text></g>')
+    return _svg(drawn, title, len(rows) * ROW + 4)
 
 
 def _frame(
     across: list[float], up: list[float], titles: tuple[str, str], percents: tuple[bool, bool]
 ) -> tuple[_Axis, _Axis, list[str]]:
     """Both axes, and their grid and texts."""
-    x = _Axis(across[0], across[-1], LEFT, WIDTH - RIGHT)
-    y = _Axis(up[0], up[-1], HEIGHT - BOTTOM, TOP)
+    beside = [_tick(value, up, percents[1]) for value in up]
+    left, right, foot = 24 + LETTER * max(map(len, beside)), WIDTH - RIGHT, HEIGHT - BOTTOM
+    x, y = _Axis(across[0], across[-1], left, right), _Axis(up[0], up[-1], foot, TOP)
     drawn = []
-    for value in up:
-        at, text = y.at(value), _tick(value, up, percents[1])
-        drawn.append(f'<path class="grid" d="M{LEFT} {at}H{WIDTH - RIGHT}"/>')
-        drawn.append(f'<text class="tick end" x="{LEFT - 6}" y="{at + 4}">{text}</text>')
+    for value, text in zip(up, beside, strict=True):
+        at = y.at(value)
+        drawn.append(f'<path class="grid" d="M{left} {at}H{right}"/>')
+        drawn.append(f'<text class="tick end" x="{left - 6}" y="{at + 4}">{text}</text>')
     for value in across:
         at, text = x.at(value), _tick(value, across, percents[0])
-        drawn.append(f'<path class="grid" d="M{at} {TOP}V{HEIGHT - BOTTOM}"/>')
-        drawn.append(f'<text class="tick middle" x="{at}" y="{HEIGHT - BOTTOM + 16}">{text}</text>')
-    centre, below = (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8
+        drawn.append(f'<path class="grid" d="M{at} {TOP}V{foot}"/>')
+        drawn.append(f'<text class="tick middle" x="{at}" y="{foot + 16}">{text}</text>')
+    centre, below = round((left + right) / 2, 1), HEIGHT - 8
     drawn.append(f'<text class="middle" x="{centre}" y="{below}">{escape(titles[0])}</text>')
-    # What is up is told by the heading above the chart too; turned text takes no width.
     drawn.append(
-        f'<text class="tick middle" transform="translate(11 {HEIGHT / 2}) rotate(-90)">'
+        f'<text class="tick middle" transform="translate(11 {(TOP + foot) / 2}) rotate(-90)">'
         f"{escape(titles[1])}</text>"
     )
     return x, y, drawn
@@ -159,26 +175,43 @@ def _tick(value: float, among: list[float], percent: bool) -> str:
     return f"{shown}%" if percent else shown
 
 
-def _labels(places: Sequence[tuple[float, float, str]]) -> list[str]:
-    """Labels beside their points, moved up or down until none lies on another."""
-    drawn: list[str] = []
-    taken: list[tuple[float, float, float]] = []
+def _labels(places: Sequence[tuple[float, float, str]], start: float) -> list[str]:
+    """Labels beside their points, where none lies on another or on a point; a thin line leads to
+    those that had to move away."""
+    taken = [(across - DOT, up - DOT, across + DOT, up + DOT) for across, up, _ in places]
+    drawn = []
     for across, up, label in sorted(places, key=lambda place: place[1]):
-        left = across > (LEFT + WIDTH) / 2
-        width = 7 * len(label)
-        start = across - 9 - width if left else across + 9
-        at = up + 4
-        while any(
-            abs(at - other) < LINE and start < end and begin < start + width
-            for other, begin, end in taken
-        ):
-            at += 1
-        taken.append((at, start, start + width))
-        anchor, place = ("end", across - 9) if left else ("start", across + 9)
+        spots = [_spot(across, up, label, side, step) for step in STEPS for side in (1, -1)]
+        inside = [one for one in spots if one[0] >= start and one[2] <= WIDTH and one[1] >= 0]
+        spot = next((one for one in inside if not _meets(one, taken)), spots[0])
+        taken.append(spot)
+        left, top, right, bottom = spot
+        near, anchor = (left, "start") if left > across else (right, "end")
+        middle = round((top + bottom) / 2, 1)
+        if abs(middle - up) > LINE:
+            drawn.append(f'<path class="lead" d="M{across} {up}L{round(near, 1)} {middle}"/>')
         drawn.append(
-            f'<text class="{anchor} label" x="{place}" y="{round(at, 1)}">{escape(label)}</text>'
+            f'<text class="label {anchor}" x="{round(near, 1)}" y="{round(bottom - 3, 1)}">'
+            f"{escape(label)}</text>"
         )
     return drawn
+
+
+def _spot(across: float, up: float, label: str, side: int, step: float) -> _Box:
+    """The box of `label` on one side of its point, moved down by `step`."""
+    width, top = LETTER * len(label), up + step - LINE / 2
+    near = across + side * (DOT + 3)
+    return (
+        (near, top, near + width, top + LINE) if side > 0 else (near - width, top, near, top + LINE)
+    )
+
+
+def _meets(box: _Box, others: Sequence[_Box]) -> bool:
+    left, top, right, bottom = box
+    return any(
+        left < other[2] and other[0] < right and top < other[3] and other[1] < bottom
+        for other in others
+    )
 
 
 def _said(point: Point) -> str:

@@ -26,7 +26,7 @@ svg text { fill: var(--ink); } svg .tick { fill: var(--soft); font-size: 12px; }
 .grid { stroke: var(--faint); stroke-width: 1; } .whisker { stroke-width: 2; opacity: .55; }
 .label { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
 .line { fill: none; stroke-width: 2.5; } .error { stroke: var(--ink); stroke-width: 1.5; }
-.back { fill: var(--back); }
+.back { fill: var(--back); } .lead { stroke: var(--soft); stroke-width: 1; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 1rem; }
 th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--faint); text-align: right;
   white-space: nowrap; font-variant-numeric: tabular-nums; }
@@ -74,8 +74,8 @@ def _on_what(document: Figures) -> str:
 def _accuracy(methods: dict[str, Figures]) -> Iterable[str]:
     def points(name: str) -> list[Point]:
         return [
-            Point(label, one[name], one["accuracy"], tuple(one["accuracy_interval"]))
-            for label, one in methods.items()
+            Point(label, one[name], one["accuracy"], tuple(one["accuracy_interval"]), number)
+            for number, (label, one) in enumerate(methods.items())
         ]
 
     yield "<h2>Accuracy against the tower's cost</h2>"
@@ -93,8 +93,8 @@ def _families(methods: dict[str, Figures]) -> Iterable[str]:
     for family, figures in first["families"].items():
         yield f"<h3>{_text(family)}, {figures['questions']} questions</h3>"
         rows = [
-            Point(label, 0.0, of["accuracy"], tuple(of["accuracy_interval"]))
-            for label, one in methods.items()
+            Point(label, 0.0, of["accuracy"], tuple(of["accuracy_interval"]), number)
+            for number, (label, one) in enumerate(methods.items())
             for of in (one["families"][family],)
         ]
         yield charts.bars(rows, f"accuracy of {family}")
@@ -115,8 +115,9 @@ def _drift(methods: dict[str, Figures]) -> Iterable[str]:
             label,
             [one["since_reference"] for one in figures["drift"]],
             [one["cosine"] for one in figures["drift"]],
+            number,
         )
-        for label, figures in methods.items()
+        for number, (label, figures) in enumerate(methods.items())
         if len(figures["drift"]) > 1
     ]
     if series:
