@@ -12,15 +12,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from stc.errors import LanguageError
+from stc.bundles.bundle import Bundle
+from stc.errors import LanguageError, SettingsError, VideoError
 from stc.runtime.commands import eval as eval_command
 from stc.runtime.evaluate.benchmarks.catalogue import BENCHMARKS, load
 from stc.runtime.evaluate.benchmarks.running import Asking, Viewer, passes
-from stc.runtime.evaluate.method import Towers
+from stc.runtime.evaluate.method import Encoded, Towers
 from stc.runtime.evaluate.methods import METHODS
+from stc.runtime.evaluate.methods.stc_methods import StcMethod
+from stc.runtime.memory.settings import MemorySettings
 from stc.runtime.report import Prefill
+from stc.runtime.stream.opening import open_backend
+from stc.runtime.vision.tower import VisionTower
 from tests import benchmark_files as files
 from tests.as_user import ROOT
 from tests.benchmark_files import write_json
@@ -80,7 +86,7 @@ def test_questions_are_asked_at_their_time_and_scored(
         assert {name: one["frames"] for name, one in found.items()} == {"7": 4, "8_0": 3, "8_1": 3}
         assert {one["tokens"] for one in found.values()} == {3 * kept, 4 * kept}
         told = document["methods"][method]
-        assert (told["answered"], told["asked"], told["common_questions"]) == (3, 5, 3)
+        assert (told["answered"], told["asked"], told["questions"]) == (3, 5, 3)
         assert list(told["categories"]) == ["backward", "forward"]
         assert told["categories"]["forward"]["asked"] == 4
     done = run_main(
@@ -248,11 +254,6 @@ class Scripted:
 @pytest.fixture
 def viewer(demo_bundle: Path) -> Iterator[Viewer]:
     """The demo, watching a frame each second."""
-    from stc.bundles.bundle import Bundle
-    from stc.runtime.memory.settings import MemorySettings
-    from stc.runtime.stream.opening import open_backend
-    from stc.runtime.vision.tower import VisionTower
-
     bundle = Bundle.open(demo_bundle)
     backend = open_backend(bundle, "cpu", owns_process=False)
     tower = VisionTower(backend, bundle.manifest.vision, "fp32")
@@ -287,6 +288,69 @@ def test_a_proactive_question_is_repeated_until_a_yes(
     assert len([one for one in language.asked if "right time" in one[1]]) == last - 1
     if yes_at != 99:
         assert language.asked[-1][1] == view.items[0].polls.then  # type: ignore[union-attr]
+
+
+def test_a_question_that_could_see_no_frame_is_not_answered(
+    viewer: Viewer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The video ends before the question is put."""
+    write_json(tmp_path / "questions_proactive.json", files.PROACTIVE)
+    clip(tmp_path / "videos" / "sample_1_proactive.mp4", seconds=1)
+    [view] = passes(load(BENCHMARKS["streamingbench"], tmp_path).items)
+    language = Scripted(lambda _: "no")
+    monkeypatch.setattr(viewer, "language", lambda page: language)
+    with pytest.raises(VideoError, match=r"proactive.mp4: no frame from second 1 to 7"):
+        list(viewer.watch("paper", METHODS["paper"], view))
+    assert language.asked == []
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    demo_bundle: Path,
+    ovo: Path,
+    tmp_path: Path,
+    run_main: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watch, output = Viewer.watch, tmp_path / "out"
+
+    def stopped(*words: Any) -> Iterator[Any]:
+        yield next(watch(*words))
+        raise KeyboardInterrupt
+
+    words = (demo_bundle, "--benchmark", "ovo-bench", "--data", ovo, "--output", output)
+    with monkeypatch.context() as patched:
+        patched.setattr(Viewer, "watch", stopped)
+        done = run_main(eval_command.main, *words, "--methods", "paper", "--json", "-")
+    assert (done.returncode, done.stdout) == (130, "")
+    line = f"interrupted; answers are in {output}, the same command goes on\n"
+    assert done.stderr == line
+    assert list(records(output, "paper")) == ["7"]
+    document = evaluate(run_main, *words, "--methods", "paper")
+    assert document["methods"]["paper"]["answered"] == 3
+
+
+def test_a_method_that_keeps_now_more_now_less_needs_another_memory(
+    viewer: Viewer, ovo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages are frames of one size."""
+    [view, *_] = passes(load(BENCHMARKS["ovo-bench"], ovo).items)
+    width = viewer.towers.spec.language_width
+    sizes = iter((0, 5, 0, 4))
+
+    class Varying:
+        def push(self, pixels: object) -> Encoded:
+            none = np.empty(0, np.int64)
+            tokens = np.zeros((next(sizes), width), np.float32)
+            return Encoded(tokens, none, None, none, 0)
+
+    monkeypatch.setattr(StcMethod, "open", lambda *_: Varying())
+    viewer.asking = Asking(memory=MemorySettings(memory="rekv"), fps=1)
+    with pytest.raises(SettingsError, match=r"paper: keeps 5 tokens of a frame, then 4, expected"):
+        list(viewer.watch("paper", METHODS["paper"], view))
+    sizes = iter((0, 5, 0, 4))
+    viewer.asking = Asking(memory=MemorySettings(), fps=1, most=1)
+    [(_, given)] = viewer.watch("paper", METHODS["paper"], view)
+    assert (given.frames, given.tokens) == (4, 9)
 
 
 def test_answers_are_begun_and_frames_sought_by_the_bare_question(

@@ -133,7 +133,7 @@ def test_methods_are_compared_over_what_all_answered(tmp_path: Path) -> None:
     questions, answers = read_answers(benchmark, write(tmp_path / "a.jsonl", rows))
     methods = score(benchmark, questions, answers)
     one, two = methods["one"], methods["two"]
-    assert (one["answered"], one["asked"], one["common_questions"]) == (3, 4, 2)
+    assert (one["answered"], one["asked"], one["questions"]) == (3, 4, 2)
     assert (one["accuracy"], one["lenient"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert (two["accuracy"], two["lenient"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
     assert (one["common"], two["common"]) == (0.5, 0.5)

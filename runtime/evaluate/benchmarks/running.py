@@ -15,7 +15,7 @@ import numpy as np
 
 from stc.bundles.bundle import Bundle
 from stc.engines.engine import Backend
-from stc.errors import LanguageError, NonFiniteError, SettingsError
+from stc.errors import LanguageError, NonFiniteError, SettingsError, VideoError
 from stc.prompts.prompt import Prompt
 from stc.runtime.answers.stream_language import StreamLanguage, open_model
 from stc.runtime.evaluate.benchmarks.item import Item
@@ -129,11 +129,12 @@ class Viewer:
     def watch(self, label: str, method: Method, view: Pass) -> Iterator[tuple[Item, Given]]:
         """The answers to the questions of `view` by `method`, which is called `label`.
 
-        Raises VideoError when the video cannot be read, at its start or on its way, SettingsError
-        when method and memory do not go together, LanguageError when frames or a question do not
-        fit the memory, EngineError or NonFiniteError when a graph fails.
+        Raises VideoError when the video cannot be read, at its start or on its way, or has no frame
+        that a question could see, SettingsError when method and memory do not go together,
+        LanguageError when frames or a question do not fit the memory, EngineError or NonFiniteError
+        when a graph fails.
         """
-        seen = _Seen(self, label, method)
+        seen = _Seen(self, label, method, view)
         due = _due(view.items)
         with open_video(str(view.video), fps=self.asking.fps) as source:
             for frame in source:
@@ -158,8 +159,8 @@ class Viewer:
 class _Seen:
     """One video through one method, as far as it has been seen."""
 
-    def __init__(self, viewer: Viewer, label: str, method: Method) -> None:
-        self._viewer, self._label = viewer, label
+    def __init__(self, viewer: Viewer, label: str, method: Method, view: Pass) -> None:
+        self._viewer, self._label, self._view = viewer, label, view
         self._encoder = method.open(viewer.towers)
         self._language: StreamLanguage | None = None
         self._page = 0
@@ -192,6 +193,11 @@ class _Seen:
         self, due: list[tuple[float, Item]], second: float, item: Item
     ) -> Iterator[tuple[Item, Given]]:
         """The answer to `item` at `second`; none yet where it is repeated later, as `due` says."""
+        if not self._frames:
+            if item.polls is not None and second < item.polls.last:
+                return
+            got = f"no frame from second {self._view.from_s:g} to {second:g}"
+            raise VideoError(self._view.video, got)
         reply = self._ask(item, item.question)
         if item.polls is not None:
             said_yes = "yes" in reply.lower()

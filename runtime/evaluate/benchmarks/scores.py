@@ -36,7 +36,7 @@ def score(
 
     accuracy: by the benchmark's own code. lenient: as a person would read. Both over the questions
         `answered`, of those `asked`.
-    common: accuracy over the `common_questions` that every method answered.
+    common: accuracy over the `questions` that every method answered.
     """
     known = [one for one in questions if one.right]
     common = [one for one in known if all(one.id in given for given in answers.values())]
@@ -59,7 +59,7 @@ def lines(benchmark: Benchmark, methods: Mapping[str, Any]) -> list[str]:
             f"{name}: {', '.join(shares)}, {one['answered']:,} of {one['asked']:,} answered"
         )
         if len(methods) > 1:
-            number = one["common_questions"]
+            number = one["questions"]
             told.append(f"  {_percent(one['common'])} of the {number:,} that all answered")
         for kind in ("categories", "tasks"):
             if len(one[kind]) > 1:
@@ -79,7 +79,7 @@ def _method(
         "answered": len(given),
         "asked": asked,
         "common": _share(benchmark.mean, common, given, strict),
-        "common_questions": len(common),
+        "questions": len(common),
         **{name: _share(mean, questions, given, strict) for name, mean in benchmark.also.items()},
         "categories": _parts("category", benchmark.category_mean, questions, given),
         "tasks": _parts("task", mean_of_questions, questions, given),
