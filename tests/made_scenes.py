@@ -54,5 +54,5 @@ def made_scenes(count: int = 2) -> list[tuple[MadeScene, tuple[MadeQuestion, ...
 if __name__ == "__main__":
     from stc.runtime.commands.eval import main
 
-    data.frozen_test = lambda: made_scenes(8)
+    vars(data)["frozen_test"] = lambda: made_scenes(8)
     sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shutil
@@ -12,17 +13,21 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from stc.bundles.bundle import Bundle
+from stc.engines import onnxruntime_backend
 from stc.runtime.commands.eval import main
 from stc.runtime.evaluate import data as evaluate_data
 from stc.runtime.evaluate.instrument import Instrument
+from stc.runtime.evaluate.method import Encoded, Method, Pixels, Runtime, Towers
+from stc.runtime.evaluate.methods import METHODS
 from stc.runtime.evaluate.reader import EVERYTHING, Reader
 from stc.runtime.evaluate.report import charts
 from stc.runtime.evaluate.report.charts import Line, Point
@@ -38,11 +43,11 @@ from tests.own_process import ROOT
 
 Outcome = subprocess.CompletedProcess[str]
 Run = Callable[..., Outcome]
-METHODS = "paper,cacher:reference_interval=3:selection=shared"
-LABELS = ["off", *METHODS.split(","), "blind"]
+CHOSEN = "paper,cacher:reference_interval=3:selection=shared"
+LABELS = ["off", *CHOSEN.split(","), "blind"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bundle() -> Path:
     return language_case().bundle.root
 
@@ -53,16 +58,24 @@ def scenes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def evaluated(
-    bundle: Path, scenes: None, tmp_path: Path, run_main: Run
+    bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path, str]:
-    """The document of a run, its folder, and what it printed."""
-    folder = tmp_path / "out"
-    flags = ["--methods", METHODS, "--output", folder, "--max-new-tokens", 3, "--json", "-"]
-    done = run_main(main, bundle, *flags)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), folder, done.stdout
+    """The document of a run, its folder, which nobody writes into, and what it printed."""
+    folder, printed = tmp_path_factory.mktemp("evaluated") / "out", io.StringIO()
+    flags = ["--methods", CHOSEN, "--output", folder, "--max-new-tokens", 3, "--json", "-"]
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(printed):
+        patched.setattr(evaluate_data, "frozen_test", made_scenes)
+        patched.setattr(onnxruntime_backend, "share_threads", lambda: None)
+        assert main(list(map(str, (bundle, *flags)))) == 0
+    return json.loads(printed.getvalue().splitlines()[-1]), folder, printed.getvalue()
+
+
+@pytest.fixture
+def written(evaluated: tuple[dict[str, Any], Path, str], scenes: None, tmp_path: Path) -> Path:
+    """A copy of the folder of that run."""
+    return Path(shutil.copytree(evaluated[1], tmp_path / "written"))
 
 
 def test_a_run_says_what_compression_costs(
@@ -194,11 +207,12 @@ def test_the_page_is_whole_and_needs_nothing_else(
 
 def test_what_is_finished_is_not_measured_again(
     evaluated: tuple[dict[str, Any], Path, str],
+    written: Path,
     bundle: Path,
     run_main: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    document, folder, _ = evaluated
+    document, folder = evaluated[0], written
     measured: list[str] = []
     real = Instrument._measured
 
@@ -208,25 +222,25 @@ def test_what_is_finished_is_not_measured_again(
 
     monkeypatch.setattr(Instrument, "_measured", counted)
     flags = ["--output", folder, "--max-new-tokens", 3, "--json", "-"]
-    again = run_main(main, bundle, *flags, "--methods", METHODS)
+    again = run_main(main, bundle, *flags, "--methods", CHOSEN)
     assert json.loads(again.stdout.splitlines()[-1]) == document
     assert measured == []
-    more = run_main(main, bundle, *flags, "--methods", f"{METHODS},cacher")
+    more = run_main(main, bundle, *flags, "--methods", f"{CHOSEN},cacher")
     assert measured == ["cacher 00000", "cacher 00001"]
     methods = json.loads(more.stdout.splitlines()[-1])["methods"]
     assert {label: methods[label] for label in LABELS} == document["methods"]
     torn = folder / "scenes" / "paper.jsonl"
     torn.write_bytes(torn.read_bytes()[:-7])
-    run_main(main, bundle, *flags, "--methods", METHODS)
+    run_main(main, bundle, *flags, "--methods", CHOSEN)
     assert measured[2:] == ["paper 00001"]
 
 
 def test_another_run_in_the_same_folder_is_refused(
-    evaluated: tuple[dict[str, Any], Path, str], bundle: Path, run_main: Run
+    written: Path, bundle: Path, run_main: Run
 ) -> None:
-    _, folder, _ = evaluated
+    folder = written
     before = standing(folder)
-    done = run_main(main, bundle, "--methods", METHODS, "--output", folder, "--max-new-tokens", 4)
+    done = run_main(main, bundle, "--methods", CHOSEN, "--output", folder, "--max-new-tokens", 4)
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {folder}/scenes/off.jsonl: was measured with another max_new_tokens; name another "
@@ -236,7 +250,7 @@ def test_another_run_in_the_same_folder_is_refused(
         name: of[0] for name, of in before.items()
     }
     flags = ["--output", folder, "--max-new-tokens", 4, "--force", "--limit", 1, "--json", "-"]
-    done = run_main(main, bundle, "--methods", METHODS, *flags)
+    done = run_main(main, bundle, "--methods", CHOSEN, *flags)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["questions"] == 3
 
@@ -246,7 +260,7 @@ def test_a_killed_run_goes_on(bundle: Path, tmp_path: Path) -> None:
     flags = ["--output", folder, "--methods", "paper", "--max-new-tokens", 3, "--json", "-"]
     words = [sys.executable, "-m", "tests.made_scenes", *map(str, (bundle, *flags))]
     running = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    path, end = folder / "scenes" / "paper.jsonl", time.monotonic() + 60
+    path, end = folder / "scenes" / "paper.jsonl", time.monotonic() + 300
     while not path.exists() or path.read_bytes().count(b"\n") < 3:
         assert time.monotonic() < end and running.poll() is None
         time.sleep(0.002)
@@ -338,6 +352,48 @@ def test_questions_need_a_bundle_that_answers(
     done = run_main(main, root, "--data", f"clip:{CLIP}", "--methods", "blind")
     assert done.stderr == f"error: --methods blind: clip:{CLIP} asks nothing\n"
     assert standing(tmp_path) == {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InTorch(Method):
+    """Dense frames in PyTorch, of which the first `keep` tokens are read."""
+
+    name: str = "in-torch"
+    about: str = "the first tokens"
+    source: str = "control"
+    keep: int = 2
+    runtime: ClassVar[Runtime] = "PyTorch"
+
+    def open(self, towers: Towers) -> InTorchEncoder:
+        return InTorchEncoder(towers, self.keep)
+
+
+class InTorchEncoder:
+    def __init__(self, towers: Towers, keep: int) -> None:
+        self.torch, self.kept = towers.torch, np.arange(keep)
+
+    def push(self, pixels: Pixels) -> Encoded:
+        whole = self.torch.project(self.torch.dense(pixels))
+        return Encoded(whole[self.kept], self.kept, whole, None, 7)
+
+
+def test_a_method_may_run_in_pytorch(
+    bundle: Path, scenes: None, tmp_path: Path, run_main: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "in-torch", InTorch())
+    flags = ["--methods", "in-torch:keep=3", "--output", tmp_path / "out", "--json", "-"]
+    done = run_main(main, bundle, *flags)
+    assert done.returncode == 2
+    assert done.stderr.endswith("which was not given; add --checkpoint DIR_OR_ID\n")
+    assert standing(tmp_path) == {}
+    done = run_main(main, bundle, *flags, "--checkpoint", language_case().checkpoint)
+    assert done.returncode == 0, done.stderr
+    method = json.loads(done.stdout.splitlines()[-1])["methods"]["in-torch:keep=3"]
+    assert (method["runtime"], method["settings"]) == ("PyTorch", {"keep": 3})
+    assert method["tokens_per_frame"] == 3
+    assert 0.9999 < method["cosine_min"] < method["cosine"] + 1e-9
+    # Beside dense frames in PyTorch, which do nothing less.
+    assert 0.2 < method["tower_cost_ms"] < 5
 
 
 def test_outputs_never_land_on_what_is_read(

@@ -40,6 +40,7 @@ from stc.runtime.figures.machine import machine_facts
 from stc.runtime.memory import settings as memory
 from stc.runtime.output import document_output, refuse_shared_paths, whole_file
 from stc.runtime.parity.report import parity_console
+from stc.runtime.parity.sides import PYTORCH
 from stc.runtime.stream import opening
 from stc.runtime.vision.tower import VisionTower
 from stc.shell import command
@@ -204,6 +205,8 @@ class _Run:
             self._opened.callback(backend.close)
             tower = VisionTower(backend, manifest.vision, manifest.provenance.precision)
             towers = self._opened.enter_context(Towers(self._bundle, tower, flags.checkpoint))
+            if any(method.runtime == PYTORCH for method in self._methods.values()):
+                _ = towers.torch  # what it lacks is told before anything runs
             self._viewer = Viewer(towers, self._bundle, backend, self._asking)
             self._viewer.check(self.items)
         return self._viewer

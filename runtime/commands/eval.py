@@ -35,6 +35,7 @@ from stc.runtime.evaluate.summary import Figures, summary
 from stc.runtime.figures.machine import machine_facts
 from stc.runtime.output import document_output, refuse_shared_paths
 from stc.runtime.parity.report import parity_console
+from stc.runtime.parity.sides import PYTORCH
 from stc.runtime.stream import opening
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
@@ -188,6 +189,8 @@ def _measured(
     }
     header = {**told, "data": data.name, "data_sha256": data.digest}
     reader = Reader(bundle, backend, flags.max_new_tokens) if asks else None
+    if any(method.runtime == PYTORCH for method in methods.values()):
+        _ = towers.torch  # asked for here, so that what is missing is told before anything runs
     # Last of all: what cannot be measured leaves no folder behind.
     store = opened.enter_context(open_store(output))
     instrument = Instrument(towers, reader, data, methods, store, header, force=flags.force)

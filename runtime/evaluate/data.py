@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import islice
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from stc.errors import SettingsError, VideoError
 from stc.runtime.video.open import open_video
 from stc.runtime.video.source.source import without_credentials
+from stc.scenes import frozen_test
 from stc.shell.ranges import shown
 
 Pictures = Sequence[NDArray[np.uint8]]
@@ -99,12 +99,6 @@ def open_data(word: str, frames: int | None = None, limit: int | None = None) ->
     if word != SCENES:
         raise SettingsError("--data", f"got {shown(word)}", f"{SCENES} or {CLIP}FILE")
     return scenes(SCENES, frozen_test(), limit)
-
-
-def frozen_test() -> Iterable[tuple[Any, Sequence[Question]]]:
-    """The scenes of the frozen test set with their questions."""
-    made: Iterable[tuple[Any, Sequence[Question]]] = import_module("stc.scenes").frozen_test()
-    return made
 
 
 def scenes(name: str, made: Iterable[tuple[Any, Sequence[Question]]], limit: int | None) -> Data:

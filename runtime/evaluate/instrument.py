@@ -132,7 +132,7 @@ class Instrument:
 class _Dense:
     encoded: list[Encoded]
     frames: list[DenseFrame]
-    ms: float
+    ms: list[float]
 
 
 class _Scene:
@@ -154,12 +154,14 @@ class _Scene:
         return _Dense(encoded, frames, spent_ms)
 
     @cached_property
-    def torch_ms(self) -> float:
-        """What dense frames take in PyTorch."""
-        tower, start = self._towers.torch, time.perf_counter()
+    def torch_ms(self) -> list[float]:
+        """What each frame takes dense in PyTorch."""
+        tower, spent_ms = self._towers.torch, []
         for pixels in self.pixels:
+            start = time.perf_counter()
             tower.project(tower.dense(pixels))
-        return (time.perf_counter() - start) * 1e3
+            spent_ms.append((time.perf_counter() - start) * 1e3)
+        return spent_ms
 
 
 def _encoded(
@@ -167,16 +169,17 @@ def _encoded(
     encoder: FrameEncoder,
     pixels: Sequence[Pixels],
     look: Callable[[Encoded], None] = lambda _: None,
-) -> tuple[list[Encoded], float]:
-    """The frames of one stream, and the milliseconds from pixels to kept tokens.
+) -> tuple[list[Encoded], list[float]]:
+    """The frames of one stream, and the milliseconds from pixels to kept tokens of each.
 
     Raises NonFiniteError when a kept token is no number.
     """
-    found, spent_ms = [], 0.0
+    found: list[Encoded] = []
+    spent_ms: list[float] = []
     for index, frame in enumerate(pixels):
         start = time.perf_counter()
         encoded = encoder.push(frame)
-        spent_ms += (time.perf_counter() - start) * 1e3
+        spent_ms.append((time.perf_counter() - start) * 1e3)
         if not np.isfinite(encoded.tokens).all():
             raise NonFiniteError(f"method {label}, frame {index}", "NaN or infinity in its tokens")
         look(encoded)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from stc.manifest import VisionSpec
 from stc.runtime.evaluate import statistics
 from stc.runtime.evaluate.data import Data, Question, normal
@@ -135,15 +137,19 @@ def _answers(
 
 
 def _cost(scenes: Sequence[Record], dense: Sequence[Record]) -> Figures:
+    """Times: frames of each age (since the last reference) take the median of that age, so that
+    the few that something else held up do not count."""
     frames, theirs = (list(_frames(of)) for of in (scenes, dense))
+    spent_ms, dense_ms = (_typical_ms(scenes, name) for name in ("ms", "dense_ms"))
     kept = [frame["kept"] for frame in frames]
     read = [pair for pair in zip(scenes, dense, strict=True) if "prefill_ms" in pair[0]]
     return {
         "frames": len(frames),
         "tower_cost": sum(frame["macs"] for frame in frames)
         / sum(frame["dense_macs"] for frame in frames),
-        "tower_cost_ms": statistics.median([one["ms"] / one["dense_ms"] for one in scenes]),
-        "frame_ms": statistics.median([one["ms"] / len(one["frames"]) for one in scenes]),
+        "tower_cost_ms": spent_ms / dense_ms,
+        "frame_ms": spent_ms,
+        "dense_frame_ms": dense_ms,
         "tokens_per_frame": statistics.mean(kept),
         "tokens_cost": sum(kept) / sum(frame["kept"] for frame in theirs),
         "prefill_ms_per_frame": statistics.median(
@@ -153,6 +159,16 @@ def _cost(scenes: Sequence[Record], dense: Sequence[Record]) -> Figures:
             [one["prefill_ms"] / other["prefill_ms"] for one, other in read if other["prefill_ms"]]
         ),
     }
+
+
+def _typical_ms(scenes: Sequence[Record], name: str) -> float:
+    """Milliseconds of a frame: the medians of all ages, each as often as it occurs."""
+    ages: dict[int, list[float]] = {}
+    for one in scenes:
+        for frame, ms in zip(one["frames"], one[name], strict=True):
+            ages.setdefault(frame["since"], []).append(ms)
+    total = sum(len(times) * float(np.median(times)) for times in ages.values())
+    return total / sum(map(len, ages.values()))
 
 
 def _fidelity(scenes: Sequence[Record]) -> Figures:

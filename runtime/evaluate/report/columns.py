@@ -89,7 +89,7 @@ COST = (
     Column(
         "frame time",
         "time from pixels to kept tokens as a share of dense's in the same runtime, measured scene "
-        "by scene in turns: median over scenes",
+        "by scene in turns; frames of each age since the reference take the median of that age",
         lambda one: percent(one["tower_cost_ms"]),
     ),
     Column(

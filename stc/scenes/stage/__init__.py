@@ -1,0 +1,1 @@
+"""What is seen in a scene: things, their paths, the camera, backgrounds."""
