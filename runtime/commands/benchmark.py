@@ -273,7 +273,7 @@ def _left_out(
     skipped: Mapping[str, int], gone: Sequence[Path], unread: Mapping[str, str]
 ) -> Iterator[str]:
     for reason, count in skipped.items():
-        yield f"left out: {count:,} questions, {reason}"
+        yield f"questions left out: {count:,}, {reason}"
     if gone:
         more = f" and {len(gone) - SHOWN:,} more" if len(gone) > SHOWN else ""
         yield f"missing: {len(gone):,} videos, {', '.join(map(str, gone[:SHOWN]))}{more}"
