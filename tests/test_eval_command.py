@@ -14,11 +14,9 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from contextlib import closing, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import pytest
 
 from stc.bundles.bundle import Bundle
@@ -26,11 +24,7 @@ from stc.engines import onnxruntime_backend
 from stc.runtime.commands.eval import main
 from stc.runtime.evaluate import data as evaluate_data
 from stc.runtime.evaluate.instrument import Instrument
-from stc.runtime.evaluate.method import Encoded, Method, Pixels, Runtime, Towers
-from stc.runtime.evaluate.methods import METHODS
 from stc.runtime.evaluate.reader import EVERYTHING, Reader
-from stc.runtime.evaluate.report import charts
-from stc.runtime.evaluate.report.charts import Line, Point
 from stc.runtime.stream.opening import open_backend
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import Frame
@@ -354,48 +348,6 @@ def test_questions_need_a_bundle_that_answers(
     assert standing(tmp_path) == {}
 
 
-@dataclass(frozen=True, kw_only=True)
-class InTorch(Method):
-    """Dense frames in PyTorch, of which the first `keep` tokens are read."""
-
-    name: str = "in-torch"
-    about: str = "the first tokens"
-    source: str = "control"
-    keep: int = 2
-    runtime: ClassVar[Runtime] = "PyTorch"
-
-    def open(self, towers: Towers) -> InTorchEncoder:
-        return InTorchEncoder(towers, self.keep)
-
-
-class InTorchEncoder:
-    def __init__(self, towers: Towers, keep: int) -> None:
-        self.torch, self.kept = towers.torch, np.arange(keep)
-
-    def push(self, pixels: Pixels) -> Encoded:
-        whole = self.torch.project(self.torch.dense(pixels))
-        return Encoded(whole[self.kept], self.kept, whole, None, 7)
-
-
-def test_a_method_may_run_in_pytorch(
-    bundle: Path, scenes: None, tmp_path: Path, run_main: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(METHODS, "in-torch", InTorch())
-    flags = ["--methods", "in-torch:keep=3", "--output", tmp_path / "out", "--json", "-"]
-    done = run_main(main, bundle, *flags)
-    assert done.returncode == 2
-    assert done.stderr.endswith("which was not given; add --checkpoint DIR_OR_ID\n")
-    assert standing(tmp_path) == {}
-    done = run_main(main, bundle, *flags, "--checkpoint", language_case().checkpoint)
-    assert done.returncode == 0, done.stderr
-    method = json.loads(done.stdout.splitlines()[-1])["methods"]["in-torch:keep=3"]
-    assert (method["runtime"], method["settings"]) == ("PyTorch", {"keep": 3})
-    assert method["tokens_per_frame"] == 3
-    assert 0.9999 < method["cosine_min"] < method["cosine"] + 1e-9
-    # Beside dense frames in PyTorch, which do nothing less.
-    assert 0.2 < method["tower_cost_ms"] < 5
-
-
 def test_outputs_never_land_on_what_is_read(
     bundle: Path, tmp_path: Path, run_main: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,66 +363,3 @@ def test_outputs_never_land_on_what_is_read(
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {line}")
         assert standing(tmp_path) == before
-
-
-def test_a_question_about_a_frame_that_is_not_there_is_refused() -> None:
-    with pytest.raises(Exception, match="scene 0 is asked at frame 4, expected 0 to 2"):
-        evaluate_data.scenes("made", [(MadeScene(0, count=3), QUESTIONS)], None)
-
-
-def test_the_datas_digest_is_of_all_frames_and_questions() -> None:
-    def digest(scenes: Any, limit: int | None = None) -> str:
-        return evaluate_data.scenes("made", scenes, limit).digest
-
-    pairs = made_scenes()
-    known = digest(pairs)
-    assert digest(made_scenes()) == known == digest(pairs, 1)
-    assert digest(pairs[::-1]) != known
-    assert digest([(MadeScene(0), QUESTIONS), (MadeScene(1), QUESTIONS[:2])]) != known
-    assert digest([(MadeScene(0), QUESTIONS), (MadeScene(2), QUESTIONS)]) != known
-
-
-@pytest.mark.parametrize(
-    ("answer", "right"),
-    [("A", True), (" a.\n", True), ("A. ", True), ("B", False), ("", False), ("A B", False)],
-)
-def test_what_is_right(answer: str, right: bool) -> None:
-    assert evaluate_data.exact(QUESTIONS[1], answer) is right
-
-
-def test_ticks_are_round_and_span_the_values() -> None:
-    random = np.random.default_rng(0)
-    for _ in range(200):
-        low, high = np.sort(random.normal(0, 10.0 ** random.integers(-6, 6), 2))
-        marks = charts.ticks(low, high)
-        assert marks[0] <= low + 1e-9 and marks[-1] >= high - 1e-9
-        assert 2 <= len(marks) <= charts.TICKS + 2
-        assert np.allclose(np.diff(marks), marks[1] - marks[0])
-    assert charts.ticks(0.5, 0.5)[0] < 0.5 < charts.ticks(0.5, 0.5)[-1]
-    assert charts.ticks(0, 0)[-1] > 0
-    assert charts.ticks(0, 3, least=1) == [0, 1, 2, 3]
-
-
-def test_points_stand_where_their_values_are() -> None:
-    svg = charts.scatter(
-        [Point("a<b", 0.0, 0.2), Point("c", 1.0, 0.6, (0.5, 0.7)), Point("d", 1.0, 0.6)],
-        "x",
-        "y",
-        percent_x=True,
-    )
-    root = ElementTree.fromstring(svg)
-    at = [(float(one.attrib["cx"]), float(one.attrib["cy"])) for one in root.iter("circle")]
-    assert at[0][0] < 80 and at[1][0] == at[2][0] == charts.WIDTH - charts.RIGHT
-    assert at[0][1] == charts.HEIGHT - charts.BOTTOM > at[1][1] == at[2][1] > charts.TOP
-    labels = [one for one in root.iter("text") if "label" in one.attrib["class"].split()]
-    assert {one.text for one in labels} == {"a<b", "c", "d"}
-    boxes = []
-    for one in labels:
-        assert one.text is not None
-        x, y, width = float(one.attrib["x"]), float(one.attrib["y"]), 6 * len(one.text)
-        start = x - width if "end" in one.attrib["class"].split() else x
-        boxes.append((start, start + width, y))
-    for number, (start, end, y) in enumerate(boxes):
-        for begin, stop, other in boxes[:number]:
-            assert stop <= start or end <= begin or abs(y - other) >= 12
-    ElementTree.fromstring(charts.lines([Line("a", [0, 1], [1, 0.9])], "x", "y"))

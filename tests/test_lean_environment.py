@@ -191,6 +191,16 @@ def test_a_device_measures_itself(device: Path, demo_bundle: Path, tmp_path: Pat
     assert json.loads(ran.stdout.splitlines()[-1])["reuse_over_reference"] > 0
 
 
+def test_a_device_measures_what_compression_costs(
+    device: Path, demo_bundle: Path, tmp_path: Path
+) -> None:
+    flags = ["--data", f"clip:{CLIP}", "--frames", 4, "--methods", "cacher", "--json", "-"]
+    ran = run_on(device, tmp_path, "stc-eval", demo_bundle, *flags)
+    assert ran.returncode == 0, ran.stderr
+    methods = json.loads(ran.stdout.splitlines()[-1])["methods"]
+    assert methods["cacher"]["tower_cost"] < methods["off"]["tower_cost"] == 1
+
+
 def test_what_needs_torch_says_so_on_a_device(
     device: Path, demo_bundle: Path, tmp_path: Path
 ) -> None:

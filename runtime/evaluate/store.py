@@ -24,7 +24,7 @@ from stc.errors import SettingsError
 from stc.runtime.output import whole_file
 
 SCHEMA = 1
-LOCK = "lock"
+LOCK = ".lock"
 Record = dict[str, Any]
 """Of a scene: its `scene`, and whatever was measured of it."""
 

@@ -16,6 +16,8 @@ LETTER = 7.2
 """Width of a letter of a label."""
 DOT = 5
 """Radius of a point."""
+FEW = 8
+"""More methods than so many are told by their number."""
 STEPS = [0.0, *(sign * LINE * count for count in range(1, 9) for sign in (-1, 1))]
 """How far labels move up or down."""
 TICKS = 6
@@ -29,23 +31,23 @@ _Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Point:
-    """A method at `x`, `y`, with the `interval` of y if it has one; `colour` is its number."""
+    """A method at `x`, `y`, with the `interval` of y if it has one; `number` counts from 0."""
 
     label: str
     x: float
     y: float
     interval: tuple[float, float] | None = None
-    colour: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True)
 class Line:
-    """A method's values `y` at `x`; `colour` is its number."""
+    """A method's values `y` at `x`; `number` counts from 0."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: int = 0
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def ticks(low: float, high: float, least: float = 0.0) -> list[float]:
 
 
 def scatter(points: Sequence[Point], x_title: str, y_title: str, *, percent_x: bool) -> str:
-    """Points with intervals and their labels beside them; y is a share, x as well if `percent_x`.
+    """Points with intervals and their names beside them; y is a share, x as well if `percent_x`.
 
     The x axis begins at 0.
     """
@@ -88,18 +90,18 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, *, percent_x: b
         (percent_x, True),
     )
     for point in points:
-        colour, across, up = f"c{point.colour % COLOURS}", x.at(point.x), y.at(point.y)
+        colour, across, up = f"c{point.number % COLOURS}", x.at(point.x), y.at(point.y)
         drawn.append(f'<g class="{colour}"><title>{_said(point)}</title>')
         if point.interval:
             low, high = (y.at(end) for end in point.interval)
             drawn.append(f'<path class="whisker" d="M{across} {low}V{high}"/>')
         drawn.append(f'<circle cx="{across}" cy="{up}" r="{DOT}"/></g>')
-    places = [(x.at(point.x), y.at(point.y), point.label) for point in points]
+    places = [(x.at(one.x), y.at(one.y), _named(one, len(points))) for one in points]
     return _svg([*drawn, *_labels(places, x.start)], f"{y_title} by {x_title}")
 
 
 def lines(series: Sequence[Line], x_title: str, y_title: str) -> str:
-    """Lines with their labels at the right end; x are whole numbers."""
+    """Lines with their names at the right end; x are whole numbers."""
     across = [value for one in series for value in one.x]
     up = [value for one in series for value in one.y]
     x, y, drawn = _frame(
@@ -110,14 +112,14 @@ def lines(series: Sequence[Line], x_title: str, y_title: str) -> str:
     )
     places = []
     for one in series:
-        colour = f"c{one.colour % COLOURS}"
+        colour = f"c{one.number % COLOURS}"
         path = "L".join(f"{x.at(a)} {y.at(b)}" for a, b in zip(one.x, one.y, strict=True))
         drawn.append(f'<path class="line {colour}" d="M{path}"/>')
         drawn.extend(
             f'<circle class="{colour}" cx="{x.at(a)}" cy="{y.at(b)}" r="3"/>'
             for a, b in zip(one.x, one.y, strict=True)
         )
-        places.append((x.at(one.x[-1]), y.at(one.y[-1]), one.label))
+        places.append((x.at(one.x[-1]), y.at(one.y[-1]), _named(one, len(series))))
     return _svg([*drawn, *_labels(places, x.start)], f"{y_title} by {x_title}")
 
 
@@ -133,7 +135,7 @@ def bars(rows: Sequence[Point], title: str) -> str:
             f"<g><title>{_said(row)}</title>"
             f'<text x="0" y="{top + 11}">{escape(shown)}</text>'
             f'<rect class="back" x="{NAMES}" y="{top}" width="{whole}" height="14"/>'
-            f'<rect class="c{row.colour % COLOURS}" x="{NAMES}" y="{top}" width="{width}" '
+            f'<rect class="c{row.number % COLOURS}" x="{NAMES}" y="{top}" width="{width}" '
             'height="14"/>'
         )
         if row.interval:
@@ -175,6 +177,11 @@ def _tick(value: float, among: list[float], percent: bool) -> str:
     return f"{shown}%" if percent else shown
 
 
+def _named(one: Point | Line, among: int) -> str:
+    """Its label, or where there are many its number, from 1."""
+    return one.label if among <= FEW else str(one.number + 1)
+
+
 def _labels(places: Sequence[tuple[float, float, str]], start: float) -> list[str]:
     """Labels beside their points, where none lies on another or on a point; a thin line leads to
     those that had to move away."""
@@ -183,7 +190,7 @@ def _labels(places: Sequence[tuple[float, float, str]], start: float) -> list[st
     for across, up, label in sorted(places, key=lambda place: place[1]):
         spots = [_spot(across, up, label, side, step) for step in STEPS for side in (1, -1)]
         inside = [one for one in spots if one[0] >= start and one[2] <= WIDTH and one[1] >= 0]
-        spot = next((one for one in inside if not _meets(one, taken)), spots[0])
+        spot = next((one for one in inside if not _meets(one, taken)), [*inside, *spots][0])
         taken.append(spot)
         left, top, right, bottom = spot
         near, anchor = (left, "start") if left > across else (right, "end")

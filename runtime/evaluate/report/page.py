@@ -32,6 +32,7 @@ th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--faint); text-align
   white-space: nowrap; font-variant-numeric: tabular-nums; }
 th:first-child, td:first-child { text-align: left; }
 dt { font-weight: 600; } dd { margin: 0 0 .6rem; color: var(--soft); }
+.legend { columns: 2; font-size: .9rem; } .legend li { break-inside: avoid; }
 .soft { color: var(--soft); }
 """
 HUES = ("#3b82c4", "#d9772b", "#2a9d74", "#c2569b", "#b8901f", "#7b6fd0", "#c94f4f", "#4a9fb0")
@@ -61,9 +62,9 @@ def page(document: Figures) -> str:
 
 def _on_what(document: Figures) -> str:
     first = next(iter(document["methods"].values()))
-    said = f"{document['data']}: {document['scenes']} scenes, {first['frames']} frames"
+    said = f"Data: {document['data']}. Scenes: {document['scenes']}, frames: {first['frames']}"
     if document["questions"]:
-        said += f", {document['questions']} questions. Right: {document['scoring']}"
+        said += f", questions: {document['questions']}. Right: {document['scoring']}"
     machine = document["machine"]
     return (
         f"{said}. Measured with {document['backend']}, {document['precision']}, on "
@@ -85,6 +86,14 @@ def _accuracy(methods: dict[str, Figures]) -> Iterable[str]:
     yield "<h2>Accuracy against tokens kept</h2>"
     title = "tokens read per frame"
     yield charts.scatter(points("tokens_per_frame"), title, "accuracy", percent_x=False)
+    yield from _legend(methods)
+
+
+def _legend(methods: dict[str, Figures]) -> Iterable[str]:
+    """Which method has which number, where charts tell them by it."""
+    if len(methods) > charts.FEW:
+        listed = "".join(f"<li>{_text(label)}</li>" for label in methods)
+        yield f'<ol class="legend">{listed}</ol>'
 
 
 def _families(methods: dict[str, Figures]) -> Iterable[str]:
@@ -124,6 +133,8 @@ def _drift(methods: dict[str, Figures]) -> Iterable[str]:
         yield "<h2>Drift since the reference frame</h2>"
         yield '<p class="soft">Mean cosine of tokens with those of dense frames.</p>'
         yield charts.lines(series, "frames since the reference", "cosine")
+        if len(series) > charts.FEW:
+            yield from _legend(methods)
 
 
 def _table(title: str, methods: dict[str, Figures], asked: bool) -> Iterable[str]:

@@ -13,7 +13,7 @@ from stc.shell.command import Console
 def print_summary(console: Console, document: Figures) -> None:
     """`console` shows the figures of `document`, as `summary` made them."""
     asked, scenes = document["questions"], document["scenes"]
-    console.say(f"data: {document['data']}, {scenes} scenes, {asked} questions")
+    console.say(f"data: {document['data']}; scenes: {scenes}; questions: {asked}")
     if asked:
         console.print(_table("answers", document, ANSWERS))
         console.print(_families(document))
