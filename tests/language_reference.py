@@ -49,9 +49,12 @@ class ReferenceRekv:
             hidden = self.attend(layer, hidden, query, [first, *pages[-self.window :]])
 
     @torch.inference_mode()
-    def answer(self, ids: NDArray[np.int64], count: int) -> tuple[list[int], list[list[int]]]:
-        """`count` tokens chosen greedily, and the pages every block retrieved."""
-        chosen = self.retrieve(self.embed(ids))
+    def answer(
+        self, ids: NDArray[np.int64], count: int, sought: NDArray[np.int64] | None = None
+    ) -> tuple[list[int], list[list[int]]]:
+        """`count` tokens chosen greedily, and the pages every block retrieved for `sought`, None
+        for `ids`."""
+        chosen = self.retrieve(self.embed(ids if sought is None else sought))
         given: list[int] = []
         for _ in range(count):
             hidden = self.embed([*ids, *given])

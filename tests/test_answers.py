@@ -198,3 +198,24 @@ def test_a_stop_token_ends_the_answer_and_is_no_part_of_it() -> None:
     assert answer.stopped == "stop token"
     assert answer.token_ids == unstopped.token_ids[: unstopped.token_ids.index(stop)]
     assert unstopped.text.startswith(text)
+
+
+def test_an_answer_goes_on_from_how_it_is_begun() -> None:
+    """Its text is what follows alone."""
+    case = numpy_case()
+    language = stream(case)
+    video = frames(3)
+    for tokens in video:
+        language.append(tokens)
+    begun = "Best option: ("
+    answer = language.ask(QUESTION, TOKENS, begin=begun)
+    text = str(answer)
+    prompt = case.prompt()
+    before, after = (
+        case.decoder.text_embed(ids)[0] for ids in (prompt.before, prompt.after(QUESTION, begun))
+    )
+    expected = case.decoder.greedy(np.concatenate((before, *video, after)), TOKENS)
+    assert answer.token_ids == expected != greedy(case, video)
+    assert not text.startswith(begun)
+    assert answer.prompt_tokens == len(before) + 3 * POOLED + len(after)
+    assert str(language.ask(QUESTION, TOKENS)) != text

@@ -166,3 +166,23 @@ def test_a_tokenizer_of_another_model_is_refused(root: Path) -> None:
     other = spec().model_copy(update={"video_token_id": 7})
     with pytest.raises(LanguageError, match=r"one, id 7 by config.json"):
         prompt_of(root, other)
+
+
+def test_a_begun_answer_ends_the_prompt(root: Path) -> None:
+    prompt = prompt_of(root, spec())
+    tokenizer = AutoTokenizer.from_pretrained(root)
+    begun = prompt.after(QUESTION, "Best option: (")
+    plain = prompt.after(QUESTION)
+    assert tokenizer.decode(begun) == tokenizer.decode(plain) + "Best option: ("
+    assert prompt.after(QUESTION, "").tolist() == plain.tolist()
+    with pytest.raises(LanguageError, match="changes the tokens around it"):
+        prompt.after(QUESTION, "Best<|im_end|>")
+
+
+def test_plain_text_is_its_own_tokens(root: Path) -> None:
+    prompt = prompt_of(root, spec())
+    tokenizer = AutoTokenizer.from_pretrained(root)
+    assert prompt.plain(QUESTION).tolist() == tokenizer.encode(QUESTION, add_special_tokens=False)
+    assert prompt.plain("").tolist() == []
+    with pytest.raises(LanguageError, match=r"question: contains <\|im_end\|>"):
+        prompt.plain("a<|im_end|>")

@@ -45,6 +45,7 @@ PAGES = [
     "docs/language.md",
     "docs/python.md",
     "docs/field.md",
+    "docs/benchmarks.md",
 ]
 MARKDOWN = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")]
 

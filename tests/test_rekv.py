@@ -47,3 +47,27 @@ def test_blocks_retrieve_different_pages() -> None:
         reference.frame(tokens)
     _, chosen = reference.answer(prompt.after(QUESTION), 1)
     assert len({tuple(numbers) for numbers in chosen}) > 1
+
+
+def test_what_is_sought_may_be_other_words_than_what_is_asked() -> None:
+    """As in ReKV, which looks for the bare question and asks with options around it."""
+    case = language_case()
+    language, _ = rekv_stream(case, case.language(), window=3, top=4)
+    prompt = case.prompt()
+    reference = ReferenceRekv(case.model, prompt.before, window=3, top=4)
+    for tokens in frames(17):
+        language.append(tokens)
+        reference.frame(tokens)
+    asked, sought = prompt.after(QUESTION), prompt.plain("Where is the red cup?")
+    expected, chosen = reference.answer(asked, TOKENS, sought)
+    assert chosen != reference.answer(asked, 1)[1]
+    answer = language.ask(QUESTION, TOKENS, sought="Where is the red cup?")
+    list(answer)
+    assert answer.token_ids == expected
+    assert answer.prompt_tokens == len(prompt.before) + 4 * POOLED + len(asked)
+    longer = "What was there before the red cup came and after the blue one had left the table?"
+    assert len(prompt.plain(longer)) > len(asked)
+    expected, _ = reference.answer(asked, TOKENS, prompt.plain(longer))
+    answer = language.ask(QUESTION, TOKENS, sought=longer)
+    list(answer)
+    assert answer.token_ids == expected

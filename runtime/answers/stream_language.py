@@ -100,8 +100,14 @@ class StreamLanguage:
         question: str,
         max_new_tokens: int = MAX_NEW_TOKENS,
         sampling: Sampling = GREEDY,
+        *,
+        begin: str = "",
+        sought: str = "",
     ) -> Answer:
         """The answer to `question`, about to be given; its first token is known.
+
+        begin: how the answer begins; its text is what follows. sought: what a memory that fetches
+        frames looks for, all of the question where it is empty; other memories have no use for it.
 
         It sees every frame appended before, but those that could not be remembered. An answer
         that is still being given ends. Raises LanguageError for a question that cannot
@@ -117,16 +123,19 @@ class StreamLanguage:
                 "a stc.runtime.Sampling",
                 "make one with Sampling(temperature=0.7)",
             )
-        prompt, ids = self._prompted(), self.check(question)
+        prompt, ids = self._prompted(), self.check(question, begin)
+        looked_for = prompt.plain(sought)
         with self._lock:
             self.model.backend.refuse_closed()
             if self._answer is not None:
                 self._answer.end("superseded")
             self._remember_waiting()
             self._begin()
-            context = self._memory.context(len(ids))
+            context = self._memory.context(max(len(ids), len(looked_for)))
             refuse_long(self.model, context.start_position, len(ids) + most)
             text = _Text(self.model, context)
+            if len(looked_for):
+                text.seek(looked_for)
             answer = Answer(
                 question,
                 text.run(ids),
@@ -142,14 +151,14 @@ class StreamLanguage:
             self._answer = answer
             return answer
 
-    def check(self, question: object) -> NDArray[np.int64]:
-        """The text tokens of `question`.
+    def check(self, question: object, begin: str = "") -> NDArray[np.int64]:
+        """The text tokens of `question`, and of how its answer begins.
 
         Raises LanguageError when it could not be asked whatever is remembered.
         """
         if not isinstance(question, str):
             raise LanguageError("question", f"got {shown(question)}", "text, a str")
-        return self._prompted().after(question)
+        return self._prompted().after(question, begin)
 
     def check_answer(self, question_tokens: int, max_new_tokens: int) -> None:
         """Raise LanguageError when so long an answer to a question of so many text tokens cannot
@@ -231,6 +240,17 @@ class _Text:
         self._context = context
         self._positions = context.positions
         self._count = 0
+        self._retrieve = context.retrieve
+
+    def seek(self, ids: NDArray[np.int64]) -> None:
+        """What is retrieved is what the text tokens `ids` look for; they are forgotten again."""
+        if self._retrieve is None:
+            return
+        self.run(ids)
+        places = self._context.start_row + np.arange(len(ids))
+        self._positions[places] = EMPTY
+        self._context.rows.clear(places)
+        self._count = 0
 
     def run(self, ids: NDArray[np.int64]) -> Logits:
         """Logits [V] after the text tokens `ids`, which follow those of earlier runs."""
@@ -240,14 +260,14 @@ class _Text:
         longer = rows.capacity - len(self._positions)
         self._positions = np.pad(self._positions, (0, longer), constant_values=EMPTY)
         self._positions[places] = context.start_position + self._count + np.arange(len(ids))
-        # What is retrieved for the question serves its answer too.
-        retrieve = context.retrieve if self._count == 0 else None
         try:
             hidden = self._model.embed(ids)
-            logits = self._model.logits(hidden, rows, places, self._positions, retrieve)
+            logits = self._model.logits(hidden, rows, places, self._positions, self._retrieve)
         except BaseException:
             rows.clear(places)
             raise
+        # What is retrieved for the question serves its answer too.
+        self._retrieve = None
         self._count += len(ids)
         return logits
 

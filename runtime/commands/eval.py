@@ -1,7 +1,8 @@
 """`stc-eval`: what does compression cost in answers? Methods beside dense frames, scene by scene.
 
 Dense (`off`) and, where something is asked, `blind` are always measured too. A run that was killed
-goes on where it was when it is started again.
+goes on where it was when it is started again. `--benchmark` asks the questions of a public
+benchmark, and `--score` scores a file of answers without a bundle.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 from stc.bundles.bundle import Bundle
 from stc.engines.library.plan import CONTEXTS
 from stc.errors import SettingsError
+from stc.runtime.commands import benchmark
 from stc.runtime.evaluate import data as evaluate_data
+from stc.runtime.evaluate.benchmarks import running
 from stc.runtime.evaluate.data import SCENES, Data
 from stc.runtime.evaluate.instrument import Instrument
 from stc.runtime.evaluate.method import Method, Towers
@@ -48,33 +51,32 @@ MOST = 8
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return command.run(lambda: _evaluate(_parse(arguments)))
+    return command.run(lambda: _begun(_parse(arguments)))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.Parser(prog="stc-eval", description=__doc__)
-    opening.add_flags(parser)
+    opening.add_flags(parser, required=False)
     opening.add_weights_flag(parser)
     presets = [DENSE, *(name for name in PRESETS if name != DENSE)]
     parser.add_argument(
         "--methods",
         metavar="NAME,..",
-        default=",".join(presets),
         help=f"any of {', '.join(METHODS)}; NAME:FIELD=VALUE:.. sets a method's own settings, as "
-        f"cacher:reference_interval=8; default {','.join(presets)}",
+        f"cacher:reference_interval=8; default {','.join(presets)}, of --benchmark "
+        f"{benchmark.METHODS}",
     )
     parser.add_argument(
         "--data",
         metavar="NAME",
-        default=SCENES,
         help="scenes, the frozen test set, or clip:FILE, a video about which nothing is asked; "
-        "default scenes",
+        "default scenes; with --benchmark the folder, or the file of questions, of it",
     )
     parser.add_argument(
         "--limit",
         type=whole_flag(1, MAX_COUNT),
         metavar="N",
-        help="first scenes measured, for a quick look, default all",
+        help="first scenes measured, or questions of --benchmark, for a quick look, default all",
     )
     parser.add_argument(
         "--frames",
@@ -85,9 +87,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-new-tokens",
         type=whole_flag(1, MAX_COUNT),
-        default=MOST,
         metavar="N",
-        help=f"text tokens of an answer at most, default {MOST}",
+        help=f"text tokens of an answer at most, default {MOST}, of --benchmark {running.MOST}",
     )
     parser.add_argument("--checkpoint", metavar="DIR_OR_ID", help="weights for PyTorch's methods")
     parser.add_argument(
@@ -100,7 +101,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--force", action="store_true", help="measure again what --output holds already"
     )
     parser.add_argument("--json", metavar="OUT", help="file, or - for the last line of stdout")
-    return parser.parse_args(arguments)
+    benchmark.add_flags(parser)
+    flags = parser.parse_args(arguments)
+    benchmark.check(parser, flags)
+    if flags.benchmark is None:
+        defaults = {"methods": ",".join(presets), "data": SCENES, "max_new_tokens": MOST}
+        for name, value in defaults.items():
+            if getattr(flags, name) is None:
+                setattr(flags, name, value)
+    return flags
+
+
+def _begun(flags: argparse.Namespace) -> int:
+    if flags.score is not None:
+        return benchmark.score_answers(flags)
+    if flags.benchmark is not None:
+        return benchmark.evaluate(flags, OUTPUT / flags.bundle.resolve().name)
+    return _evaluate(flags)
 
 
 def _evaluate(flags: argparse.Namespace) -> int:

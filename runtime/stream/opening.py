@@ -31,9 +31,11 @@ MAX_HELD = 32
 """Frames that are measured with again and again: decoded, so 200 MB of full HD."""
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags every command that runs a bundle has."""
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of stc-export")
+def add_flags(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The flags every command that runs a bundle has, which may be left out unless `required`."""
+    told = "directory of stc-export"
+    count = None if required else "?"
+    parser.add_argument("bundle", type=Path, nargs=count, metavar="BUNDLE", help=told)
     parser.add_argument(
         "--backend",
         choices=BACKENDS,

@@ -122,6 +122,10 @@ class PromptTokens:
             told = last
         return ids + self._text(prompt[told:], typed), meant
 
+    def plain(self, text: str) -> list[int]:
+        """The text tokens of `text` alone. Raises LanguageError where it spells a special token."""
+        return self._text(text, self.typed(text))
+
     def _text(self, piece: str, typed: Typed) -> list[int]:
         """The text tokens of a piece of a prompt, as if no token had been added."""
         for part, letter in reversed(typed.stand_ins):
@@ -172,12 +176,13 @@ class Prompt:
         if np.array_equal(first, self.after(SAMPLES[1])):
             raise LanguageError(self._name, "its chat template leaves the question out", fix=OTHER)
 
-    def after(self, question: str) -> NDArray[np.int64]:
-        """The text tokens that follow the video: the question, and the start of its answer.
+    def after(self, question: str, begin: str = "") -> NDArray[np.int64]:
+        """The text tokens that follow the video: the question, and the start of its answer, which
+        goes on with `begin`.
 
         Tokens with a meaning of their own that a question spells are text in it. Raises
-        LanguageError for an empty or endless question, one that spells a special token, and one
-        that the template cannot render.
+        LanguageError for an empty or endless question, one that spells a special token, one that
+        the template cannot render, and a `begin` that spells a token with a meaning.
         """
         if not question.strip():
             raise LanguageError("question", "empty", "some text")
@@ -187,7 +192,7 @@ class Prompt:
         if any("\ud800" <= letter <= "\udfff" for letter in question):
             fix = "set LANG and the terminal to UTF-8"
             raise LanguageError("question", "bytes that are no letters", "text in UTF-8", fix)
-        before, after, meant = self._split(question)
+        before, after, meant = self._split(question, begin)
         if not np.array_equal(before, self.before):
             got = "its chat template puts the question before the video"
             raise LanguageError(self._name, got, "after it", OTHER)
@@ -195,14 +200,21 @@ class Prompt:
             raise LanguageError("question", "changes the tokens around it", "plain text")
         return after
 
+    def plain(self, text: str) -> NDArray[np.int64]:
+        """The text tokens of `text` alone, int64; raises LanguageError where it spells a special
+        token."""
+        return np.array(self._tokens.plain(text), np.int64)
+
     def text_stream(self) -> TextStream:
         """A decoder of one answer's tokens as they come."""
         return TextStream(self._tokenizer)
 
-    def _split(self, question: str) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
+    def _split(
+        self, question: str, begin: str = ""
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
         """The text tokens before and after the video, and those that have a meaning."""
         typed = self._tokens.typed(question)
-        encoded, meant = self._tokens.encode(self._rendered(typed.text), typed)
+        encoded, meant = self._tokens.encode(self._rendered(typed.text) + begin, typed)
         ids = np.array(encoded, np.int64)
         videos = np.flatnonzero(ids == self._spec.video_token_id)
         if len(videos) != 1:

@@ -1,0 +1,1 @@
+"""Public benchmarks: their official files, prompts and scores."""
