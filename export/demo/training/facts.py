@@ -25,6 +25,7 @@ HEADS: Mapping[str, int] = {
     "direction": 5,
     "rank": 4,
     "right": 2,
+    "letter": 4,
     "now": 5,
     "ever": 5,
 }
@@ -96,9 +97,9 @@ class Facts:
         return 2 * axis + int(step[axis] > 0)
 
 
-def option(right: bool) -> Targets:
+def option(letter: str, right: bool) -> Targets:
     """The targets at an option of a question."""
-    return _targets({"right": int(right)})
+    return _targets({"right": int(right), "letter": "ABCD".index(letter)})
 
 
 def _targets(found: Mapping[str, int]) -> Targets:

@@ -31,8 +31,8 @@ PLACES = 7 * 7
 class Asked:
     """A question as it follows the video: ids [m], the answer's among them.
 
-    labels [m]: what the next token is, where it is the answer's. words [m]: where the answer begins,
-    its word, also where a letter is asked for. targets [m, len(HEADS)].
+    labels [m]: what the next token is, where it is the answer's. words [m]: where the answer
+    begins, its word, also where a letter is asked for. targets [m, len(HEADS)].
     """
 
     frame: int
@@ -90,7 +90,7 @@ class Asker:
             if token in self._words:
                 targets[place] = facts.about(self._words[token])
         for letter, place in self._options(question, text):
-            targets[place] = np.maximum(targets[place], option(letter == question.answer))
+            targets[place] = np.maximum(targets[place], option(letter, letter == question.answer))
         targets[begin - 1] = facts.counts()
         return Asked(question.frame, ids[:-1], expected[:-1], words[:-1], targets[:-1])
 

@@ -33,8 +33,8 @@ from stc.scenes.scene import Scene, make_scene
 from stc.scenes.words import CELLS, PATCH, SIDE
 
 WINDOWS = {0.0: 6, 0.5: 8, 0.8: CELLS}
-"""Side of what the tower sees of a frame from each share of its training on, patches: less work, and
-most of what it sees is of a thing."""
+"""Side of what the tower sees of a frame from each share of its training on, patches: less work,
+and most of what it sees is of a thing."""
 AUX_BLOCK, LATE_BLOCK = 3, 4
 """Behind which blocks of the language model the heads sit that are thrown away: those at the words
 of a question, and those where it ends, which also say the answer's word."""
@@ -65,8 +65,8 @@ class TowerTask:
     codebook: Codebook
     outlines: nn.Linear
     forms: nn.Linear
-    tokens: int = 4096
-    """Patches of a batch."""
+    tokens: int = 2048
+    """Patches of a shard of a batch."""
 
     def loss(self, random: np.random.Generator, share: float) -> tuple[Tensor, Figures]:
         side = max(size for begin, size in WINDOWS.items() if share >= begin)
@@ -148,7 +148,7 @@ class LanguageTask:
     heads: nn.Linear
     codebook: Codebook
     asker: Asker
-    streams: int = 4
+    streams: int = 2
     real: bool = False
     pool: deque[tuple[Scene, Tensor]] = field(default_factory=lambda: deque(maxlen=256))
 
@@ -224,7 +224,7 @@ class LanguageTask:
 
 
 def decoded(model: Any, joined: Tensor, one: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The language model's last hidden state and those behind AUX_BLOCK and LATE_BLOCK, [B, s, D]."""
+    """The language model's last hidden state and those behind AUX_BLOCK and LATE_BLOCK."""
     language = model.model.language_model
     hidden, behind = joined, {}
     turned = language.rotary_emb(hidden, one.positions)
@@ -241,7 +241,7 @@ def decoded(model: Any, joined: Tensor, one: Batch) -> tuple[Tensor, Tensor, Ten
 
 
 def cells_of(covered: NDArray[np.bool_], side: int) -> NDArray[np.float32]:
-    """[side * 8, side * 8] px -> the share of each of OUTLINE cells of every patch, [side**2, 16]."""
+    """[side * 8, side * 8] px -> the share covered of each cell of every patch, [side**2, 16]."""
     fine = int(OUTLINE**0.5)
     step = PATCH // fine
     parts = covered.reshape(side, fine, step, side, fine, step)

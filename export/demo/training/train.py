@@ -2,8 +2,7 @@
 
 Everything that a step draws follows from the seed, the stage and the step's number, and what was
 learnt is kept every SAVED steps: a run that was stopped goes on as if it had not been. Two
-processes share the work: at first the tower's and the language model's, then two halves of each
-batch. One process does the same work alone.
+processes share the work, half of each batch each; one process does the same alone.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ Parts = list[tuple[str, nn.Parameter]]
 class Plan:
     """How many steps each stage takes, and its learning rates."""
 
-    tower: int = 2400
-    language: int = 2400
+    tower: int = 2000
+    language: int = 1600
     together: int = 500
     seed: int = 0
     muon: float = 0.02
@@ -161,13 +160,11 @@ def run_stage(
     plan: Plan,
     folder: Path,
     say: Callable[[str], None],
-    shards: tuple[int, ...] = (0,),
-    averaged: bool = False,
+    shards: tuple[int, ...],
 ) -> None:
     """`steps` steps of `task` on `parts`; goes on where `folder` says it stopped.
 
-    shards: parts of each batch that this process computes. averaged: gradients are those of all
-    processes.
+    shards: the parts of each batch that this process computes; gradients are averaged over all.
     """
     optimizers = Optimizers(parts, plan)
     file = folder / f"{name}.pt"
@@ -187,13 +184,14 @@ def run_stage(
             random = np.random.default_rng([plan.seed, *name.encode(), step, shard])
             loss, figures = task.loss(random, step / steps)
             torch.autograd.backward(loss / len(shards))
-        if averaged:
+        if distributed.is_initialized():
             for one in optimizers.parameters:
-                if one.grad is not None:
-                    distributed.all_reduce(one.grad)
-                    one.grad /= distributed.get_world_size()
+                if one.grad is None:  # a head that this shard had nothing for
+                    one.grad = torch.zeros_like(one)
+                distributed.all_reduce(one.grad)
+                one.grad /= distributed.get_world_size()
         optimizers.step(rate_at(step, steps))
-        if (step + 1) % SAVED == 0 or step + 1 == steps:
+        if shards[0] == 0 and ((step + 1) % SAVED == 0 or step + 1 == steps):
             _save(file, step + 1, parts, optimizers)
         if (step + 1) % 25 == 0 or step + 1 == steps:
             took = time.perf_counter() - told
@@ -220,8 +218,13 @@ def tower_task(learner: Learner) -> TowerTask:
     return TowerTask(learner.model, learner.codebook, learner.outlines, learner.forms)
 
 
-def language_task(learner: Learner, *, real: bool, streams: int = 4) -> LanguageTask:
+def language_task(learner: Learner, *, real: bool) -> LanguageTask:
     """The language model's stages."""
     return LanguageTask(
-        learner.model, learner.heads, learner.codebook, learner.asker, streams, real
+        learner.model,
+        learner.heads,
+        learner.codebook,
+        learner.asker,
+        streams=4 if real else 2,
+        real=real,
     )

@@ -33,32 +33,16 @@ def work(rank: int, processes: int, plan: Plan, output: Path, store: str) -> Non
     kept = output / "steps"
 
     def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        if rank == 0:
+            print(line, file=sys.stderr, flush=True)
 
     stages: list[tuple[str, Task, Parts, int]] = [
         ("tower", tower_task(learner), learner.tower_parts(), plan.tower),
         ("language", language_task(learner, real=False), learner.language_parts(), plan.language),
+        ("together", language_task(learner, real=True), learner.language_parts(), plan.together),
     ]
-    # One after the other where there is one process; else each its own, and then the other's read.
-    for owner, (name, task, parts, steps) in enumerate(stages):
-        if alone or rank == owner:
-            run_stage(name, task, parts, steps, plan, kept, say)
-    if not alone:
-        distributed.barrier()
-    for name, task, parts, _ in stages:
-        run_stage(name, task, parts, 0, plan, kept, say)
-    shards = (0, 1) if alone else (rank,)
-    run_stage(
-        "together",
-        language_task(learner, real=True),
-        learner.language_parts(),
-        plan.together,
-        plan,
-        kept,
-        say if rank == 0 else lambda _: None,
-        shards,
-        averaged=not alone,
-    )
+    for name, task, parts, steps in stages:
+        run_stage(name, task, parts, steps, plan, kept, say, (0, 1) if alone else (rank,))
     if rank == 0:
         write_checkpoint(output / "checkpoint", tokenizer, learner.model)
         for line in judged(learner):
