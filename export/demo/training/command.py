@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch.multiprocessing import spawn
+from torch.multiprocessing.spawn import spawn
 
 from stc.export.demo.training.train import Plan
 from stc.export.demo.training.work import work
@@ -46,7 +46,7 @@ def _train(flags: argparse.Namespace) -> int:
     else:
         with tempfile.TemporaryDirectory() as folder:
             store = f"file://{folder}/store"
-            spawn(work, (2, plan, flags.output, store), nprocs=2)
+            spawn(work, (2, plan, flags.output, store), nprocs=2)  # type: ignore[no-untyped-call]
     return 0
 
 
