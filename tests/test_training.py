@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,14 +52,6 @@ def tokenizer() -> DemoTokenizer:
 def learner(tokenizer: DemoTokenizer) -> Learner:
     """Untrained."""
     return Learner(tokenizer, seed=0)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Training takes all cores of its process, which are then given back."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def labels() -> Labels:
@@ -128,9 +120,10 @@ def test_training_sees_what_the_model_sees(learner: Learner) -> None:
     preprocess = Preprocessor(open_checkpoint(str(MODEL)).spec)
     np.testing.assert_allclose(pixels[0], preprocess(frames[0]), atol=1e-6)
     with torch.no_grad():
-        expected = learner.model.model.get_video_features(pixels[None]).pooler_output
+        *expected, _ = learner.model.model.get_video_features(pixels[None]).pooler_output[0]
         got = seen(learner.model, scene)
-    torch.testing.assert_close(got.flatten(0, 1), expected.reshape(-1, got.shape[2]))
+    # The last is the newline behind a video, which no frame holds.
+    torch.testing.assert_close(got.flatten(0, 1), torch.stack(expected))
 
 
 def test_a_form_is_what_is_covered_round_a_centre() -> None:
@@ -230,7 +223,7 @@ def stream(
     texts = (
         "Is anything moving?",
         "Was there a star?",
-        "What colour is the circle? A. red B. blue",
+        "Where is the circle? A. red B. blue",
     )
     asked = [
         learner.asker.asked(labels(), Question("now", "", text, "A", ("red", "blue"), frame))
@@ -336,10 +329,12 @@ def quick(patch: Callable[[object, str, Any], None]) -> None:
     patch(work, "judged", partial(judged, scenes=1))
     patch(stages, "QUESTIONS", 3)
     patch(train, "SAVED", 2)
+    patch(torch, "set_num_threads", lambda _: None)  # this process has more to do
 
 
 def quick_work(rank: int, processes: int, plan: Plan, output: Path, store: str) -> None:
     """What a process of a quick training does."""
+    torch.set_num_threads(1)
     quick(setattr)
     work.work(rank, processes, plan, output, store)
 
@@ -352,7 +347,6 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    threads: None,
 ) -> None:
     quick(monkeypatch.setattr)
     monkeypatch.setattr(Plan, "scaled", lambda *_: PLAN)
@@ -384,7 +378,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     open_checkpoint(str(parts))
 
 
-def test_two_processes_learn_what_one_does(tmp_path: Path, threads: None) -> None:
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     """To rounding: gradients are added in another order."""
     plan = replace(PLAN, tower=2, language=1)
     with pytest.MonkeyPatch.context() as patched:
