@@ -32,7 +32,7 @@ from stc.export.demo.training.sequences import KEEPS, Asker, Batch, batch, kept_
 from stc.scenes.scene import Scene, make_scene
 from stc.scenes.words import CELLS, PATCH, SIDE
 
-WINDOWS = {0.0: 6, 0.5: 8, 0.8: CELLS}
+WINDOWS = {0.0: 6, 0.5: 8, 0.9: CELLS}
 """Side of what the tower sees of a frame from each share of its training on, patches: less work,
 and most of what it sees is of a thing."""
 AUX_BLOCK, LATE_BLOCK = 3, 4
@@ -44,6 +44,8 @@ cells: shapes are told by their outlines, which nothing else asks for so early."
 FORM_BLOCK, FORM, FORM_SIDE = 4, 64, 40
 """Behind which block a head draws the whole thing that a patch belongs to, in how many cells, and
 of how many px: that says more than the name of a shape, and is learnt bit by bit."""
+DIGITS_SHARE = 0.35
+"""Of the windows that show handwriting: the hardest thing to learn, and rare in scenes."""
 QUESTIONS = 14
 SHARPNESS = 8.0
 """Of the choice between colours, kinds and digits when the tower learns them."""
@@ -88,11 +90,15 @@ class TowerTask:
         covered: list[NDArray[Any]] = []
         whole: list[NDArray[Any]] = []
         while len(pixels) < count:
-            scene = make_scene("train", int(random.integers(1 << 40)))
+            digits = random.random() < DIGITS_SHARE
+            scene = _scene(random, digits)
             labels = scene.labels
             coded = None
             for frame in random.choice(scene.frame_count, 2, replace=False):
-                cells = np.argwhere(labels.owner[frame] >= 0)
+                wanted = labels.owner[frame] >= 0
+                if digits:
+                    wanted &= _digit(scene)[labels.owner[frame]]
+                cells = np.argwhere(wanted)
                 if not len(cells) and random.random() < 0.8:
                     continue
                 centre = cells[random.integers(len(cells))] if len(cells) else (7, 7)
@@ -238,6 +244,19 @@ def decoded(model: Any, joined: Tensor, one: Batch) -> tuple[Tensor, Tensor, Ten
         )
         behind[number + 1] = hidden
     return language.norm(hidden), behind[AUX_BLOCK], behind[LATE_BLOCK]
+
+
+def _scene(random: np.random.Generator, digit: bool) -> Scene:
+    """A scene to train on, with a digit in it where that is asked for."""
+    while True:
+        scene = make_scene("train", int(random.integers(1 << 40)))
+        if not digit or any(_digit(scene)):
+            return scene
+
+
+def _digit(scene: Scene) -> NDArray[np.bool_]:
+    """Which things are digits."""
+    return np.array([thing.kind == "digit" for thing in scene.labels.things], bool)
 
 
 def cells_of(covered: NDArray[np.bool_], side: int) -> NDArray[np.float32]:
