@@ -35,6 +35,13 @@ def stream(demo_bundle: Path) -> Iterator[stc.Stream]:
         yield opened
 
 
+@pytest.fixture
+def talkative(talkative_demo_bundle: Path) -> Iterator[stc.Stream]:
+    """A stream whose answers end at their token limit alone."""
+    with stc.open(talkative_demo_bundle) as opened:
+        yield opened
+
+
 # What it names, and what that imports.
 
 
@@ -111,7 +118,8 @@ def test_it_runs_what_stc_run_does(
     assert question["memory"]["policy"] == "rekv"
 
 
-def test_an_answer_is_printed_whole(stream: stc.Stream) -> None:
+def test_an_answer_is_printed_whole(talkative: stc.Stream) -> None:
+    stream = talkative
     list(stream.watch(CLIP, fps=1, frames=3))
     whole = "".join(stream.ask(QUESTION, max_new_tokens=6))
     assert whole
@@ -127,8 +135,8 @@ def test_an_answer_is_printed_whole(stream: stc.Stream) -> None:
     assert len(drawn) > 1
 
 
-def test_a_cancelled_answer_has_the_text_so_far(stream: stc.Stream) -> None:
-    answer = stream.ask(QUESTION)
+def test_a_cancelled_answer_has_the_text_so_far(talkative: stc.Stream) -> None:
+    answer = talkative.ask(QUESTION)
     first = next(answer)
     answer.cancel()
     assert str(answer) == first
@@ -348,7 +356,8 @@ def test_four_bit_answers_are_given_by_their_own_graphs() -> None:
     assert 1e-3 < error < np.abs(logits[0]).max()
 
 
-def test_a_closed_stream_refuses(stream: stc.Stream) -> None:
+def test_a_closed_stream_refuses(talkative: stc.Stream) -> None:
+    stream = talkative
     answer = stream.ask(QUESTION)
     stream.close()
     stream.close()

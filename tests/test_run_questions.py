@@ -24,7 +24,7 @@ from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
 from tests.kept_tokens import POOLED
-from tests.language_cases import language_case
+from tests.language_cases import BEFORE, language_case
 from tests.test_answers import stream
 
 VIDEO = str(Path(__file__).parent / "data" / "street.mp4")
@@ -52,7 +52,7 @@ def test_questions_are_answered_when_they_are_due(
         assert asked["answer_tokens"] == 5
         assert asked["stopped"] == "length"
         assert asked["first_token_ms"] > 0
-        assert asked["memory"]["tokens"] == 4 + asked["frames"] * POOLED
+        assert asked["memory"]["tokens"] == BEFORE + asked["frames"] * POOLED
     assert language["prefill_ms_p50"] > 0
     printed = capsys.readouterr().out
     assert f"[2.0 s] {QUESTION}\n> {first['answer']}\n" in printed
@@ -134,12 +134,11 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
     (asked,) = json.loads(out.read_text())["language"]["questions"]
     memory = asked["memory"]
     assert memory["policy"] == policy
-    assert memory["tokens"] == (4 + 12 * POOLED if policy == "all" else 4 + 16)
+    assert memory["tokens"] == BEFORE + (12 * POOLED if policy == "all" else 16)
     assert memory["host_pages"] == (8 if policy == "rekv" else 0)
     prompt = asked["prompt_tokens"]
-    assert prompt == {"all": 52, "window": 20, "rekv": 12}[policy] + len(
-        language_case().prompt().after(QUESTION)
-    )
+    after = len(language_case().prompt().after(QUESTION))
+    assert prompt == BEFORE + {"all": 48, "window": 16, "rekv": 8}[policy] + after
 
 
 @pytest.mark.parametrize(
@@ -285,7 +284,7 @@ def test_a_failed_question_is_told_and_the_stream_goes_on(
     assert first["error"].startswith("head: NaN or infinity in logits")
     assert (first["question"], first["answer"]) == (QUESTION, "")
     assert second["answer_tokens"] == 3
-    assert second["memory"]["tokens"] == 4 + 8 * POOLED
+    assert second["memory"]["tokens"] == BEFORE + 8 * POOLED
     assert "error: head: NaN or infinity in logits" in capsys.readouterr().err
 
 
@@ -330,7 +329,7 @@ def test_nan_in_a_prefill_costs_those_frames_only(
     assert (language["frames_prefilled"], language["frames_left_out"]) == (6, 2)
     (asked,) = language["questions"]
     assert asked["answer_tokens"] == 3
-    assert asked["memory"]["tokens"] == 4 + 6 * POOLED
+    assert asked["memory"]["tokens"] == BEFORE + 6 * POOLED
     assert "error: qkv_02: NaN or infinity in value" in capsys.readouterr().err
 
 
