@@ -24,6 +24,7 @@ from tests.clips import numbered_clip
 from tests.device_cases import Rig, write_device_bundle
 from tests.own_process import run_python
 from tests.session_case import assert_equal
+from tests.trace_cache import TraceCache
 
 QUESTION = "What is moving?"
 HEAVY = ("numpy", "pydantic", "rich", "onnxruntime", "av", "PIL", "tokenizers", "tensorrt")
@@ -36,9 +37,11 @@ def stream(demo_bundle: Path) -> Iterator[stc.Stream]:
 
 
 @pytest.fixture
-def talkative(talkative_demo_bundle: Path) -> Iterator[stc.Stream]:
-    """A stream whose answers end at their token limit alone."""
-    with stc.open(talkative_demo_bundle) as opened:
+def talkative(kept_traces: TraceCache) -> Iterator[stc.Stream]:
+    """A stream whose answers are long: the demo's are a word."""
+    from tests.language_cases import language_case
+
+    with stc.open(language_case().bundle.root) as opened:
         yield opened
 
 

@@ -159,14 +159,14 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
         (["--ask", "a", "--memory", "rekv", "--spill-mb", "3"], "requires --spill DIR"),
         (["--ask", "a", "--memory", "rekv", "--top-pages", "100000"], "--top-pages: got 100000, "),
         (
-            ["--ask", "a", "--memory", "rekv", "--top-pages", "75", "--preset", "off"],
-            "frames of 4 tokens, expected at most 74, what the model's 400 positions less question",
+            ["--ask", "a", "--memory", "rekv", "--top-pages", "74", "--preset", "off"],
+            "frames of 4 tokens, expected at most 73, what the model's 400 positions less question",
         ),
         (["--ask", "a", "--window", "3", "--preset", "off"], "at least the 4 of one language"),
         (["--ask", "a", "--window", "16", "--prefill-every", "5", "--preset", "off"], "the 20 of"),
-        (["--ask", "a", "--window", "390"], "at most 296, the model's 400 positions"),
+        (["--ask", "a", "--window", "390"], "at most 295, the model's 400 positions"),
         (["--ask", "a", "--prefill-every", "0"], "--prefill-every: got 0"),
-        (["--ask", " ".join([QUESTION] * 100)], "question: 4 tokens of context and "),
+        (["--ask", " ".join([QUESTION] * 100)], "question: 5 tokens of context and "),
         (["--window", "16"], "--window: requires --ask, --ask-at or --chat"),
         (["--max-new-tokens", "9"], "--max-new-tokens: requires --ask, --ask-at or --chat"),
         (["--chat"], "--chat: stdin is no terminal; use --ask TEXT"),
@@ -185,7 +185,7 @@ def test_mistakes_are_one_line(
 def test_an_answer_that_can_never_fit_is_refused_before_the_first_frame(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model has 400 positions, 4 of them for what stands before the video."""
+    """The model has 400 positions, some of them for what stands before the video."""
     pushed: list[Frame] = []
     push = StreamSession.push
 
@@ -298,13 +298,13 @@ def test_frames_that_cannot_be_remembered_are_told_once_and_the_stream_goes_on(
     document = json.loads(out.read_text())
     assert document["summary"]["frames"] == 80
     language = document["language"]
-    assert (language["frames_prefilled"], language["frames_left_out"]) == (74, 6)
+    assert (language["frames_prefilled"], language["frames_left_out"]) == (73, 7)
     assert [asked["answer_tokens"] for asked in language["questions"]] == [3, 3]
     written = capsys.readouterr().err
     errors = [line for line in written.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert errors[0].startswith("error: --memory all: 300 tokens remembered and 4 more")
-    assert "6 frames could not be remembered" in written
+    assert errors[0].startswith("error: --memory all: 297 tokens remembered and 4 more")
+    assert "7 frames could not be remembered" in written
 
 
 def test_nan_in_a_prefill_costs_those_frames_only(
