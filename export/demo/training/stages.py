@@ -265,7 +265,8 @@ def cells_of(covered: NDArray[np.bool_], side: int) -> NDArray[np.float32]:
     step = PATCH // fine
     parts = covered.reshape(side, fine, step, side, fine, step)
     shares: NDArray[np.float32] = parts.mean((2, 5), dtype=np.float32)
-    return shares.transpose(0, 2, 1, 3).reshape(side * side, OUTLINE)
+    found: NDArray[np.float32] = shares.transpose(0, 2, 1, 3).reshape(side * side, OUTLINE)
+    return found
 
 
 def forms_of(covered: NDArray[np.bool_], centres: NDArray[np.float32]) -> NDArray[np.float32]:
