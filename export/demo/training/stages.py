@@ -32,7 +32,7 @@ from stc.export.demo.training.sequences import KEEPS, Asker, Batch, batch, kept_
 from stc.scenes.scene import Scene, make_scene
 from stc.scenes.words import CELLS, PATCH, SIDE
 
-WINDOWS = {0.0: 6, 0.5: 8, 0.9: CELLS}
+WINDOWS = {0.0: 6, 0.5: 8, 0.8: CELLS}
 """Side of what the tower sees of a frame from each share of its training on, patches: less work,
 and most of what it sees is of a thing."""
 AUX_BLOCK, LATE_BLOCK = 3, 4

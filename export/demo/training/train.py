@@ -42,7 +42,7 @@ Parts = list[tuple[str, nn.Parameter]]
 class Plan:
     """How many steps each stage takes, and its learning rates."""
 
-    tower: int = 3000
+    tower: int = 2400
     language: int = 1300
     together: int = 400
     seed: int = 0
