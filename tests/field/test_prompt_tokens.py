@@ -167,11 +167,11 @@ def test_a_word_that_the_vocabulary_holds_as_well_is_refused(tmp_path: Path) -> 
     file = directory / "tokenizer.json"
     held = json.loads(file.read_bytes())
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip"), False) | PLAIN
-    known = {"id": held["model"]["vocab"]["mage"], "content": "mage", **plain}
+    known = {"id": held["model"]["vocab"]["triangle"], "content": "triangle", **plain}
     held["added_tokens"] = [known, *held["added_tokens"]]
     write_json(file, held)
-    with pytest.raises(LanguageError, match="question: contains mage, expected plain text"):
-        prompt_of(directory).after("mage, are you there?")
+    with pytest.raises(LanguageError, match="question: contains triangle, expected plain text"):
+        prompt_of(directory).after("triangle, are you there?")
 
 
 def test_letters_a_vocabulary_lacks_are_what_transformers_makes_of_them(tmp_path: Path) -> None:
