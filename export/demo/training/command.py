@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from torch.multiprocessing.spawn import spawn
 
+from stc.errors import SettingsError
 from stc.export.demo.training.train import Plan
 from stc.export.demo.training.work import work
 from stc.shell import command
@@ -43,6 +46,7 @@ def _train(flags: argparse.Namespace) -> int:
     share = real("--share", flags.share, "a finite number above 0", above=0)
     plan = Plan(seed=flags.seed).scaled(share)
     flags.output.mkdir(parents=True, exist_ok=True)
+    _refuse_another(plan, flags.output)
     try:
         with unmasked_stops():
             _work(plan, flags.output, flags.processes)
@@ -52,6 +56,16 @@ def _train(flags: argparse.Namespace) -> int:
         command.Console(stderr=True).say(line)
         return command.INTERRUPTED
     return 0
+
+
+def _refuse_another(plan: Plan, output: Path) -> None:
+    """Raise SettingsError when `output` holds the steps of another plan; else it holds this one."""
+    file = output / "plan.json"
+    planned = asdict(plan)
+    if file.exists() and (begun := json.loads(file.read_text())) != planned:
+        got = f"holds a training of seed {begun['seed']} with other steps or settings"
+        raise SettingsError(f"--output {output}", got, "the same", "remove it, or name another")
+    file.write_text(json.dumps(planned))
 
 
 def _work(plan: Plan, output: Path, processes: int) -> None:

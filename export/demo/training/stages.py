@@ -6,8 +6,7 @@ of labels, to answer; then the language model goes on with the tower's own featu
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,7 +27,7 @@ from stc.export.demo.training.codebook import (
     shares,
 )
 from stc.export.demo.training.facts import HEADS, IGNORED, LATE
-from stc.export.demo.training.sequences import KEEPS, Asker, Batch, batch, kept_of
+from stc.export.demo.training.sequences import KEEPS, Asked, Asker, Batch, batch, kept_of
 from stc.scenes.scene import Scene, make_scene
 from stc.scenes.words import CELLS, PATCH, SIDE
 
@@ -156,38 +155,28 @@ class LanguageTask:
     asker: Asker
     streams: int = 2
     real: bool = False
-    pool: deque[tuple[Scene, Tensor]] = field(default_factory=lambda: deque(maxlen=256))
 
     def loss(self, random: np.random.Generator, share: float) -> tuple[Tensor, Figures]:
-        streams = []
+        streams: list[tuple[Tensor, Tensor, list[Asked]]] = []
         # One budget for a batch: streams of unlike length would be filled up with padding.
         keeps = KEEPS if self.real or share > 0.4 else KEEPS[-2:]
         keep = int(keeps[random.integers(len(keeps))])
-        for _ in range(self.streams):
-            scene, features = self._seen(random)
+        while len(streams) < self.streams:
+            scene = make_scene("train", int(random.integers(1 << 40)))
             asked = [
                 self.asker.asked(scene.labels, question)
                 for question in scene.questions(random, QUESTIONS)
             ]
             if asked:
+                features = self._features(scene, random)
                 streams.append((features, kept_of(features, keep, random), asked))
         return self._judged(batch(self.asker.before, streams), share)
 
-    def _seen(self, random: np.random.Generator) -> tuple[Scene, Tensor]:
-        if not self.real:
-            scene = make_scene("train", int(random.integers(1 << 40)))
-            return scene, self._made(scene, random)
-        # Each stream that the tower has seen is asked about again, with other questions and keeps.
-        if len(self.pool) > 8 and random.random() < 0.5:
-            return self.pool[int(random.integers(len(self.pool)))]
-        scene = make_scene("train", int(random.integers(1 << 40)))
-        with torch.no_grad():
-            features = seen(self.model, scene)
-        self.pool.append((scene, features))
-        return scene, features
-
-    def _made(self, scene: Scene, random: np.random.Generator) -> Tensor:
-        """Features [F, 49, D] of a tower that is nearly right."""
+    def _features(self, scene: Scene, random: np.random.Generator) -> Tensor:
+        """Features [F, 49, D] of the tower, or of one that is nearly right."""
+        if self.real:
+            with torch.no_grad():
+                return seen(self.model, scene)
         coded = pooled(shares(scene.labels))
         loud = random.uniform(0.02, 0.1)
         coded = coded + loud * random.standard_normal(coded.shape, dtype=np.float32)

@@ -200,9 +200,7 @@ def run_stage(
             told = time.perf_counter()
 
 
-def _save(
-    file: Path, step: int, parts: list[tuple[str, nn.Parameter]], optimizers: Optimizers
-) -> None:
+def _save(file: Path, step: int, parts: Parts, optimizers: Optimizers) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "step": step,
