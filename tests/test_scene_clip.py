@@ -57,7 +57,7 @@ def test_every_level_of_every_colour_comes_back(tmp_path: Path) -> None:
     [
         ("scene.mp4", "--output: got "),
         ("missing/scene.mkv", "cannot be written (No such file or directory)"),
-        ("folder.mkv", "cannot be written (Is a directory)"),
+        ("folder.mkv", "cannot be written (is a folder)"),
         ("taken.mkv", "cannot be written (Is a directory)"),
     ],
 )
