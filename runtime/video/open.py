@@ -87,7 +87,7 @@ def open_video(
 
 
 def _crop(sides: Sequence[int]) -> Crop:
-    if isinstance(sides, str) or len(sides) != 4:
+    if len(sides) != 4:
         raise SettingsError("--crop", f"got {shown(sides)}", "x, y, width and height in px")
     return Crop(*sides)
 
