@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.clips import numbered, write_clip
+
+RATE = 2
+"""Frames per second of the videos."""
 OPTIONS = ["A. A red cup.", "B. A blue cup.", "C. A green cup.", "D. No cup."]
 
 OVO_CHOICE = {
@@ -231,3 +235,19 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def clip(path: Path, seconds: int = 6) -> Path:
+    """A video at `path`, of a picture each half second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_clip(path, (numbered(n % 22) for n in range(seconds * RATE)), rate=RATE)
+
+
+def write_ovo(data: Path) -> Path:
+    """`data` holds OVO-Bench: a whole video, a chunk, and one that is missing."""
+    gone = OVO_CLUE | {"video": "gone.mp4"}
+    write_json(data / "ovo_bench_new.json", [OVO_CHOICE, OVO_COUNT, gone])
+    clip(data / "src_videos" / "Ego4D" / "one.mp4")
+    clip(data / "src_videos" / "two.mp4")
+    clip(data / "chunked_videos" / "8_1.mp4", seconds=3)
+    return data

@@ -6,6 +6,7 @@ Runs of several processes share them, and a core belongs to each process alone.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import signal
@@ -104,6 +105,19 @@ def exported(once: Once) -> Callable[[str], Exported]:
 def demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
     """The built-in demo model's bundle, written by `stc-export`."""
     return once("demo", exported_demo) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def talkative_demo_bundle(demo_bundle: Path, once: Once) -> Path:
+    """The same without stop tokens: its answers are as long as they may be, whatever it learnt."""
+
+    def without_stops(root: Path) -> None:
+        manifest = shutil.copytree(demo_bundle, root / "bundle") / "manifest.json"
+        document = json.loads(manifest.read_text())
+        document["language"]["stop_token_ids"] = []
+        manifest.write_text(json.dumps(document))
+
+    return once("talkative-demo", without_stops) / "bundle"
 
 
 @pytest.fixture(scope="session")

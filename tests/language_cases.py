@@ -32,6 +32,8 @@ from tests.once import SHARED
 from tests.tiny_checkpoint import write_checkpoint
 
 BLOCKS = 3
+BEFORE = len(demo_tokenizer().prompt_parts()[0])
+"""Text tokens before the video."""
 
 
 @dataclass(frozen=True)

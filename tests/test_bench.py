@@ -67,7 +67,7 @@ def test_the_last_line_has_every_figure(demo_bundle: Path) -> None:
     assert document["settings"]["reference_interval"] == 4
     assert document["peak_rss_bytes"] > 50e6
     assert 0 < document["host_overhead_fraction"] < 1
-    assert document["references_bytes"] == 6 * 3 * 196 * 192 * 4
+    assert document["references_bytes"] == 6 * 3 * 196 * 128 * 4
     assert document["video"] == str(DATA / "street.mp4")
 
 

@@ -20,7 +20,7 @@ from stc.runtime.evaluate.methods.controls.ablations import AttentionOnly, MlpOn
 from stc.runtime.evaluate.methods.controls.keeping import sub_grid
 from stc.runtime.evaluate.methods.controls.recompute import RandomRecompute, RandomRecomputeEncoder
 from stc.runtime.evaluate.methods.stc_methods import StcEncoder
-from stc.runtime.stream.opening import open_tower
+from stc.runtime.stream.opening import open_backend
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS, Settings
 from tests.oracle.backend import OracleBackend
@@ -35,7 +35,10 @@ INTERVAL_3 = Settings(reference_interval=3, recompute_ratio=0.3, budget=0)
 @pytest.fixture(scope="module")
 def towers(demo_bundle: Path) -> Iterator[Towers]:
     bundle = Bundle.open(demo_bundle)
-    with Towers(bundle, open_tower(bundle, "cpu")) as towers:
+    # Made before what keeps a test's process from taking threads of its own.
+    backend = open_backend(bundle, "cpu", language=False, owns_process=False)
+    tower = VisionTower(backend, bundle.manifest.vision, bundle.manifest.provenance.precision)
+    with Towers(bundle, tower) as towers:
         yield towers
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.kept_tokens import POOLED
-from tests.language_cases import language_case
+from tests.language_cases import BEFORE, language_case
 from tests.own_process import run_python
 
 WINDOW = ("--memory", "window", "--window", 280)
@@ -71,7 +71,7 @@ def assert_flat_with_questions(
         assert_flat(figures, name, slice(4, 6), slice(6, 8))
     assert figures["answer_tokens"] == [2] * (frames // every)
     facts = figures["memory"]
-    assert facts["tokens"] == 4 + 280
+    assert facts["tokens"] == BEFORE + 280
     if facts["policy"] == "rekv":
         assert facts["host_bytes"] <= int(memory[-1]) * 1_000_000  # type: ignore[call-overload]
         assert facts["host_pages"] + facts["dropped_pages"] == frames - 280 // kept
@@ -98,5 +98,5 @@ def test_the_time_to_a_first_token_does_not_depend_on_the_length_of_the_stream(
     """Four minutes at a frame per second; the window of 1,120 tokens is full after 80 s."""
     window = ("--memory", "window", "--window", 1120)
     figures = streamed(demo_bundle, 240, "--ask-every", 6, *window)
-    assert figures["memory"]["tokens"] == 4 + 1120
+    assert figures["memory"]["tokens"] == BEFORE + 1120
     assert_flat(figures, "first_token_ms", slice(4, 6), slice(6, 8))

@@ -15,10 +15,11 @@ from stc.method.family import frame_program, macs
 from stc.runtime.evaluate.method import Towers
 from stc.runtime.evaluate.methods import METHODS, methods_of
 from stc.runtime.evaluate.methods.stc_methods import StcEncoder, StcMethod
-from stc.runtime.stream.opening import open_tower
+from stc.runtime.stream.opening import open_backend
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.open import open_video
 from stc.runtime.vision.preprocess import Preprocessor
+from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS, Settings
 from tests.as_user import CLIP
 
@@ -26,7 +27,10 @@ from tests.as_user import CLIP
 @pytest.fixture(scope="module")
 def towers(demo_bundle: Path) -> Iterator[Towers]:
     bundle = Bundle.open(demo_bundle)
-    with Towers(bundle, open_tower(bundle, "cpu")) as towers:
+    # Made before what keeps a test's process from taking threads of its own.
+    backend = open_backend(bundle, "cpu", language=False, owns_process=False)
+    tower = VisionTower(backend, bundle.manifest.vision, bundle.manifest.provenance.precision)
+    with Towers(bundle, tower) as towers:
         yield towers
 
 

@@ -24,6 +24,7 @@ from tests.clips import numbered_clip
 from tests.device_cases import Rig, write_device_bundle
 from tests.own_process import run_python
 from tests.session_case import assert_equal
+from tests.trace_cache import TraceCache
 
 QUESTION = "What is moving?"
 HEAVY = ("numpy", "pydantic", "rich", "onnxruntime", "av", "PIL", "tokenizers", "tensorrt")
@@ -32,6 +33,15 @@ HEAVY = ("numpy", "pydantic", "rich", "onnxruntime", "av", "PIL", "tokenizers", 
 @pytest.fixture
 def stream(demo_bundle: Path) -> Iterator[stc.Stream]:
     with stc.open(demo_bundle) as opened:
+        yield opened
+
+
+@pytest.fixture
+def talkative(kept_traces: TraceCache) -> Iterator[stc.Stream]:
+    """A stream whose answers are long: the demo's are a word."""
+    from tests.language_cases import language_case
+
+    with stc.open(language_case().bundle.root) as opened:
         yield opened
 
 
@@ -111,7 +121,8 @@ def test_it_runs_what_stc_run_does(
     assert question["memory"]["policy"] == "rekv"
 
 
-def test_an_answer_is_printed_whole(stream: stc.Stream) -> None:
+def test_an_answer_is_printed_whole(talkative: stc.Stream) -> None:
+    stream = talkative
     list(stream.watch(CLIP, fps=1, frames=3))
     whole = "".join(stream.ask(QUESTION, max_new_tokens=6))
     assert whole
@@ -127,8 +138,8 @@ def test_an_answer_is_printed_whole(stream: stc.Stream) -> None:
     assert len(drawn) > 1
 
 
-def test_a_cancelled_answer_has_the_text_so_far(stream: stc.Stream) -> None:
-    answer = stream.ask(QUESTION)
+def test_a_cancelled_answer_has_the_text_so_far(talkative: stc.Stream) -> None:
+    answer = talkative.ask(QUESTION)
     first = next(answer)
     answer.cancel()
     assert str(answer) == first
@@ -348,7 +359,8 @@ def test_four_bit_answers_are_given_by_their_own_graphs() -> None:
     assert 1e-3 < error < np.abs(logits[0]).max()
 
 
-def test_a_closed_stream_refuses(stream: stc.Stream) -> None:
+def test_a_closed_stream_refuses(talkative: stc.Stream) -> None:
+    stream = talkative
     answer = stream.ask(QUESTION)
     stream.close()
     stream.close()

@@ -22,7 +22,7 @@ from stc.runtime.memory.rekv import Representatives, best, page_shape
 from tests.as_user import CLIP
 from tests.endless_stream import rss_bytes
 from tests.kept_tokens import POOLED, frames
-from tests.language_cases import language_case
+from tests.language_cases import BEFORE, language_case
 from tests.language_reference import ReferenceRekv
 from tests.rekv_cases import rekv_stream, spill_of
 
@@ -116,14 +116,14 @@ def test_a_full_disk_stops_the_spilling_and_not_the_stream(
 
 def test_a_run_goes_on_when_its_disk_is_full(
     full_disk: Path,
-    demo_bundle: Path,
+    talkative_demo_bundle: Path,
     monkeypatch: pytest.MonkeyPatch,
     run_main: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     monkeypatch.setattr("stc.runtime.memory.host_pages.SEGMENT_BYTES", 400_000)
     memory = ["--memory", "rekv", "--window", "280", "--host-memory-mb", "1", "--spill", full_disk]
     flags = ["--video", CLIP, *memory, "--ask", QUESTION, "--max-new-tokens", "3", "--json", "-"]
-    done = run_main(run_command.main, demo_bundle, *flags)
+    done = run_main(run_command.main, talkative_demo_bundle, *flags)
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("spill file in ")]
     assert len(told) == 1
@@ -131,9 +131,9 @@ def test_a_run_goes_on_when_its_disk_is_full(
     (asked,) = json.loads(done.stdout.splitlines()[-1])["language"]["questions"]
     assert asked["answer_tokens"] == 3
     memory_facts = asked["memory"]
-    assert memory_facts["spilled_pages"] > 50
+    assert memory_facts["spilled_pages"] > 40
     assert memory_facts["dropped_pages"] > 0
-    assert memory_facts["tokens"] == 4 + 280
+    assert memory_facts["tokens"] == BEFORE + 280
 
 
 def test_a_spill_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -180,9 +180,12 @@ PARTS = ("export/towers/siglip/", "export/models/llava_onevision.py", "export/de
 HUGGING_FACE = {
     "export/companions.py": "bounds of what config.json says",
     "export/demo/checkpoint.py": "a SigLIP of its own",
+    "export/demo/training/stages.py": "scenes are square, and so are the windows cut out of them",
+    "export/demo/training/train.py": "positions of that SigLIP",
+    "stc/bundles/bundle.py": "manifests of schema 1 had a square",
     "export/made_up/synthetic.py": "SigLIP's weights, made up",
 }
-"""Files that name a field or tensor of Hugging Face's SigLIP."""
+"""Files that name a field or tensor of Hugging Face's SigLIP, or a square of their own."""
 
 
 def test_nothing_but_siglip_and_its_model_knows_of_a_square_or_of_its_matrices() -> None:

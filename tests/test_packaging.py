@@ -20,6 +20,8 @@ import stc
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"stc": "stc", "export": "stc/export", "engines": "stc/engines", "runtime": "stc/runtime"}
 """Each source folder, and where a wheel puts it."""
+DATA = {"stc/scenes/data": "stc/scenes/data", "export/demo/model": "stc/export/demo/model"}
+"""Folders of what is no module, and where a wheel puts them."""
 
 HELPS = """
 import sys
@@ -42,7 +44,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (*FOLDERS, "tests", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         path = ROOT / name
         if path.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "data")
+            ignored = shutil.ignore_patterns("__pycache__", *["data"] * (name == "tests"))
             shutil.copytree(path, source / name, symlinks=True, ignore=ignored)
         else:
             shutil.copy(path, source / name)
@@ -64,10 +66,18 @@ def test_the_wheel_holds_each_module_once_and_nothing_else(wheel: Path) -> None:
         for path in (ROOT / folder).rglob("*.py")
         if folder != "stc" or path.relative_to(ROOT).parts[1] not in FOLDERS
     ]
-    assert Counter(names) == Counter([*modules, "stc/py.typed"])
-    assert {"stc/__init__.py", "stc/runtime/stream/session.py", "stc/export/command.py"} <= set(
-        names
-    )
+    data = [
+        f"{target}/{path.relative_to(ROOT / source)}"
+        for source, target in DATA.items()
+        for path in (ROOT / source).iterdir()
+    ]
+    assert Counter(names) == Counter([*modules, *data, "stc/py.typed"])
+    assert {
+        "stc/__init__.py",
+        "stc/runtime/stream/session.py",
+        "stc/export/command.py",
+        "stc/export/demo/model/model.safetensors",
+    } <= set(names)
 
 
 def test_no_source_is_ignored_by_git() -> None:

@@ -24,7 +24,7 @@ from stc.runtime.video.source.source import Frame
 from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
 from tests.kept_tokens import POOLED
-from tests.language_cases import language_case
+from tests.language_cases import BEFORE, language_case
 from tests.test_answers import stream
 
 VIDEO = str(Path(__file__).parent / "data" / "street.mp4")
@@ -52,7 +52,7 @@ def test_questions_are_answered_when_they_are_due(
         assert asked["answer_tokens"] == 5
         assert asked["stopped"] == "length"
         assert asked["first_token_ms"] > 0
-        assert asked["memory"]["tokens"] == 4 + asked["frames"] * POOLED
+        assert asked["memory"]["tokens"] == BEFORE + asked["frames"] * POOLED
     assert language["prefill_ms_p50"] > 0
     printed = capsys.readouterr().out
     assert f"[2.0 s] {QUESTION}\n> {first['answer']}\n" in printed
@@ -134,12 +134,11 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
     (asked,) = json.loads(out.read_text())["language"]["questions"]
     memory = asked["memory"]
     assert memory["policy"] == policy
-    assert memory["tokens"] == (4 + 12 * POOLED if policy == "all" else 4 + 16)
+    assert memory["tokens"] == BEFORE + (12 * POOLED if policy == "all" else 16)
     assert memory["host_pages"] == (8 if policy == "rekv" else 0)
     prompt = asked["prompt_tokens"]
-    assert prompt == {"all": 52, "window": 20, "rekv": 12}[policy] + len(
-        language_case().prompt().after(QUESTION)
-    )
+    after = len(language_case().prompt().after(QUESTION))
+    assert prompt == BEFORE + {"all": 48, "window": 16, "rekv": 8}[policy] + after
 
 
 @pytest.mark.parametrize(
@@ -160,14 +159,14 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
         (["--ask", "a", "--memory", "rekv", "--spill-mb", "3"], "requires --spill DIR"),
         (["--ask", "a", "--memory", "rekv", "--top-pages", "100000"], "--top-pages: got 100000, "),
         (
-            ["--ask", "a", "--memory", "rekv", "--top-pages", "75", "--preset", "off"],
-            "frames of 4 tokens, expected at most 74, what the model's 400 positions less question",
+            ["--ask", "a", "--memory", "rekv", "--top-pages", "74", "--preset", "off"],
+            "frames of 4 tokens, expected at most 73, what the model's 400 positions less question",
         ),
         (["--ask", "a", "--window", "3", "--preset", "off"], "at least the 4 of one language"),
         (["--ask", "a", "--window", "16", "--prefill-every", "5", "--preset", "off"], "the 20 of"),
-        (["--ask", "a", "--window", "390"], "at most 296, the model's 400 positions"),
+        (["--ask", "a", "--window", "390"], "at most 295, the model's 400 positions"),
         (["--ask", "a", "--prefill-every", "0"], "--prefill-every: got 0"),
-        (["--ask", " ".join([QUESTION] * 100)], "question: 4 tokens of context and "),
+        (["--ask", " ".join([QUESTION] * 100)], "question: 5 tokens of context and "),
         (["--window", "16"], "--window: requires --ask, --ask-at, --questions or --chat"),
         (["--max-new-tokens", "9"], "requires --ask, --ask-at, --questions or --chat"),
         (["--chat"], "--chat: stdin is no terminal; use --ask TEXT"),
@@ -186,7 +185,7 @@ def test_mistakes_are_one_line(
 def test_an_answer_that_can_never_fit_is_refused_before_the_first_frame(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model has 400 positions, 4 of them for what stands before the video."""
+    """The model has 400 positions, some of them for what stands before the video."""
     pushed: list[Frame] = []
     push = StreamSession.push
 
@@ -285,7 +284,7 @@ def test_a_failed_question_is_told_and_the_stream_goes_on(
     assert first["error"].startswith("head: NaN or infinity in logits")
     assert (first["question"], first["answer"]) == (QUESTION, "")
     assert second["answer_tokens"] == 3
-    assert second["memory"]["tokens"] == 4 + 8 * POOLED
+    assert second["memory"]["tokens"] == BEFORE + 8 * POOLED
     assert "error: head: NaN or infinity in logits" in capsys.readouterr().err
 
 
@@ -299,13 +298,13 @@ def test_frames_that_cannot_be_remembered_are_told_once_and_the_stream_goes_on(
     document = json.loads(out.read_text())
     assert document["summary"]["frames"] == 80
     language = document["language"]
-    assert (language["frames_prefilled"], language["frames_left_out"]) == (74, 6)
+    assert (language["frames_prefilled"], language["frames_left_out"]) == (73, 7)
     assert [asked["answer_tokens"] for asked in language["questions"]] == [3, 3]
     written = capsys.readouterr().err
     errors = [line for line in written.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert errors[0].startswith("error: --memory all: 300 tokens remembered and 4 more")
-    assert "6 frames could not be remembered" in written
+    assert errors[0].startswith("error: --memory all: 297 tokens remembered and 4 more")
+    assert "7 frames could not be remembered" in written
 
 
 def test_nan_in_a_prefill_costs_those_frames_only(
@@ -330,7 +329,7 @@ def test_nan_in_a_prefill_costs_those_frames_only(
     assert (language["frames_prefilled"], language["frames_left_out"]) == (6, 2)
     (asked,) = language["questions"]
     assert asked["answer_tokens"] == 3
-    assert asked["memory"]["tokens"] == 4 + 6 * POOLED
+    assert asked["memory"]["tokens"] == BEFORE + 6 * POOLED
     assert "error: qkv_02: NaN or infinity in value" in capsys.readouterr().err
 
 

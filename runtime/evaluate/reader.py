@@ -27,14 +27,13 @@ EVERYTHING = MemorySettings(memory="all")
 class Reading:
     """Answers by the number of their question.
 
-    first: float32 [questions, V], log-probabilities of their first text tokens. tokens: read of
-    all frames, in `prefill_ms` milliseconds.
+    first: float32 [questions, V], log-probabilities of their first text tokens. prefill_ms:
+    milliseconds of each frame's language call, 0 where nothing was read.
     """
 
     answers: list[str]
     first: NDArray[np.float32]
-    tokens: int
-    prefill_ms: float
+    prefill_ms: list[float]
 
 
 class Reader:
@@ -69,21 +68,19 @@ class Reader:
         for number, question in enumerate(questions):
             asked.setdefault(question.frame, []).append(number)
         given: dict[int, tuple[str, NDArray[np.float32]]] = {}
-        tokens, prefill_ms = 0, 0.0
+        prefill_ms: list[float] = []
+        seen = False
         for index, frame in enumerate(encoded):
-            if len(frame.tokens):
-                told = language.append(frame.tokens)
-                if told.error is not None:
-                    raise told.error
-                tokens, prefill_ms = tokens + len(frame.tokens), prefill_ms + told.ms
+            seen = seen or len(frame.tokens) > 0
+            prefill_ms.append(_appended(language, frame) if len(frame.tokens) else 0.0)
             for number in asked.get(index, ()):
-                given[number] = self._answer(language, questions[number].text, seen=tokens > 0)
+                given[number] = self._answer(language, questions[number].text, seen=seen)
         if len(given) < len(questions):
             raise LanguageError("questions", "some are about frames that there are not")
         ordered = [given[number] for number in range(len(questions))]
         rows = [first for _, first in ordered]
         first = np.stack(rows) if rows else np.empty((0, self._model.spec.vocabulary), np.float32)
-        return Reading([answer for answer, _ in ordered], first, tokens, prefill_ms)
+        return Reading([answer for answer, _ in ordered], first, prefill_ms)
 
     def _answer(
         self, language: StreamLanguage, question: str, *, seen: bool
@@ -97,6 +94,15 @@ class Reader:
         if not seen:
             self._unseen[question] = given
         return given
+
+
+def _appended(language: StreamLanguage, frame: Encoded) -> float:
+    """The milliseconds that it took to read `frame`. Raises when it cannot be read: nothing is
+    left out of a measurement."""
+    told = language.append(frame.tokens)
+    if told.error is not None:
+        raise told.error
+    return told.ms
 
 
 def spec_of(bundle: Bundle) -> LanguageSpec:

@@ -75,11 +75,6 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def median(values: Sequence[float]) -> float | None:
-    """Their median; None of none."""
-    return float(np.median(values)) if len(values) else None
-
-
 def quantile(values: Sequence[float], share: float) -> float | None:
     """What `share` of the values lie below; None of none."""
     return float(np.quantile(values, share)) if len(values) else None

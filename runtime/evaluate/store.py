@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from stc.errors import SettingsError
 from stc.runtime.output import whole_file
 
-SCHEMA = 1
+SCHEMA = 2
 LOCK = ".lock"
 Record = dict[str, Any]
 """Of a scene: its `scene`, and whatever was measured of it."""

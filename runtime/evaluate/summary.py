@@ -138,12 +138,14 @@ def _answers(
 
 
 def _cost(scenes: Sequence[Record], dense: Sequence[Record]) -> Figures:
-    """Times: frames of each age (since the last reference) take the median of that age, so that
-    the few that something else held up do not count."""
     frames, theirs = (list(_frames(of)) for of in (scenes, dense))
-    spent_ms, dense_ms = (_typical_ms(scenes, name) for name in ("ms", "dense_ms"))
     kept = [frame["kept"] for frame in frames]
-    read = [pair for pair in zip(scenes, dense, strict=True) if "prefill_ms" in pair[0]]
+    spent_ms, dense_ms = (_typical_ms(scenes, name, "since") for name in ("ms", "dense_ms"))
+    read = [one for one in scenes if "prefill_ms" in one]
+    beside = [one for one in dense if "prefill_ms" in one]
+    prefill_ms, dense_prefill_ms = (
+        _typical_ms(of, "prefill_ms", "kept") if of else None for of in (read, beside)
+    )
     return {
         "frames": len(frames),
         "tower_cost": sum(frame["macs"] for frame in frames)
@@ -153,23 +155,22 @@ def _cost(scenes: Sequence[Record], dense: Sequence[Record]) -> Figures:
         "dense_frame_ms": dense_ms,
         "tokens_per_frame": statistics.mean(kept),
         "tokens_cost": sum(kept) / sum(frame["kept"] for frame in theirs),
-        "prefill_ms_per_frame": statistics.median(
-            [one["prefill_ms"] / len(one["frames"]) for one, _ in read]
-        ),
-        "prefill_cost_ms": statistics.median(
-            [one["prefill_ms"] / other["prefill_ms"] for one, other in read if other["prefill_ms"]]
-        ),
+        "prefill_ms_per_frame": prefill_ms,
+        "prefill_cost_ms": prefill_ms / dense_prefill_ms
+        if prefill_ms is not None and dense_prefill_ms
+        else None,
     }
 
 
-def _typical_ms(scenes: Sequence[Record], name: str) -> float:
-    """Milliseconds of a frame: the medians of all ages, each as often as it occurs."""
-    ages: dict[int, list[float]] = {}
+def _typical_ms(scenes: Sequence[Record], name: str, alike: str) -> float:
+    """Milliseconds of a frame, mean over all where each counts as the median of those like it, of
+    the same value of `alike`: the few that something else held up do not count."""
+    groups: dict[int, list[float]] = {}
     for one in scenes:
         for frame, ms in zip(one["frames"], one[name], strict=True):
-            ages.setdefault(frame["since"], []).append(ms)
-    total = sum(len(times) * float(np.median(times)) for times in ages.values())
-    return total / sum(map(len, ages.values()))
+            groups.setdefault(frame[alike], []).append(ms)
+    total = sum(len(times) * float(np.median(times)) for times in groups.values())
+    return total / sum(map(len, groups.values()))
 
 
 def _fidelity(scenes: Sequence[Record]) -> Figures:

@@ -107,7 +107,7 @@ def test_a_videos_name_is_shown_not_obeyed(
 
 
 def test_an_answer_is_shown_not_obeyed_and_exact_in_the_document(
-    demo_bundle: Path,
+    talkative_demo_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     run_main: Callable[..., Outcome],
@@ -117,7 +117,7 @@ def test_an_answer_is_shown_not_obeyed_and_exact_in_the_document(
     monkeypatch.setattr(TextStream, "step", lambda *_: next(pieces, ""))
     monkeypatch.setattr(TextStream, "finish", lambda *_: "")
     flags = ["--video", CLIP, "--frames", "1", "--max-new-tokens", "5", "--ask", f"what{CLEAR}?"]
-    done = run_main(MAINS["stc-run"], demo_bundle, *flags, "--json", tmp_path / "o.json")
+    done = run_main(MAINS["stc-run"], talkative_demo_bundle, *flags, "--json", tmp_path / "o.json")
     assert is_fit(done.stdout.replace("\t", ""))
     assert "what\\x1b[2J?\n> \\x1b[2Jja\n\tund \\x1b]0;gone\\x07\\u202egnp.exe" in done.stdout
     document = json.loads((tmp_path / "o.json").read_text())

@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch.multiprocessing import spawn
+from torch.multiprocessing.spawn import spawn
 
 from stc.export.demo.training.train import Plan
 from stc.export.demo.training.work import work
 from stc.shell import command
-from stc.shell.ranges import number_flag, whole_flag
+from stc.shell.ranges import number_flag, real, whole_flag
+from stc.shell.stops import unmasked_stops
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,15 +40,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _train(flags: argparse.Namespace) -> int:
-    plan = Plan(seed=flags.seed).scaled(flags.share)
+    share = real("--share", flags.share, "a finite number above 0", above=0)
+    plan = Plan(seed=flags.seed).scaled(share)
     flags.output.mkdir(parents=True, exist_ok=True)
-    if flags.processes == 1:
-        work(0, 1, plan, flags.output, "")
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            store = f"file://{folder}/store"
-            spawn(work, (2, plan, flags.output, store), nprocs=2)
+    try:
+        with unmasked_stops():
+            _work(plan, flags.output, flags.processes)
+    except KeyboardInterrupt:
+        command.stop_handled()
+        line = f"interrupted; what was learnt is in {flags.output}, the same command goes on"
+        command.Console(stderr=True).say(line)
+        return command.INTERRUPTED
     return 0
+
+
+def _work(plan: Plan, output: Path, processes: int) -> None:
+    if processes == 1:
+        work(0, 1, plan, output, "")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"file://{folder}/store"
+        spawn(work, (2, plan, output, store), nprocs=2)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Facts:
     def __init__(self, labels: Labels, frame: int) -> None:
         self._labels, self._frame = labels, frame
         shown: NDArray[np.bool_] = labels.shown[: frame + 1] >= VISIBLE
-        self._seen: NDArray[np.bool_] = shown.any(0)
+        self._seen: NDArray[np.bool_] = np.logical_or.reduce(shown, axis=0)
         self._visible: NDArray[np.bool_] = shown[-1]
         first = np.where(self._seen, shown.argmax(0), frame + 1)
         self._rank = np.argsort(np.argsort(first, kind="stable"), kind="stable")

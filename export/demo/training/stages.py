@@ -44,6 +44,8 @@ cells: shapes are told by their outlines, which nothing else asks for so early."
 FORM_BLOCK, FORM, FORM_SIDE = 4, 64, 40
 """Behind which block a head draws the whole thing that a patch belongs to, in how many cells, and
 of how many px: that says more than the name of a shape, and is learnt bit by bit."""
+DIGITS_SHARE = 0.35
+"""Of the windows that show handwriting: the hardest thing to learn, and rare in scenes."""
 QUESTIONS = 14
 SHARPNESS = 8.0
 """Of the choice between colours, kinds and digits when the tower learns them."""
@@ -88,11 +90,15 @@ class TowerTask:
         covered: list[NDArray[Any]] = []
         whole: list[NDArray[Any]] = []
         while len(pixels) < count:
-            scene = make_scene("train", int(random.integers(1 << 40)))
+            digits = random.random() < DIGITS_SHARE
+            scene = _scene(random, digits)
             labels = scene.labels
             coded = None
             for frame in random.choice(scene.frame_count, 2, replace=False):
-                cells = np.argwhere(labels.owner[frame] >= 0)
+                wanted = labels.owner[frame] >= 0
+                if digits:
+                    wanted &= _digit(scene)[labels.owner[frame]]
+                cells = np.argwhere(wanted)
                 if not len(cells) and random.random() < 0.8:
                     continue
                 centre = cells[random.integers(len(cells))] if len(cells) else (7, 7)
@@ -240,13 +246,27 @@ def decoded(model: Any, joined: Tensor, one: Batch) -> tuple[Tensor, Tensor, Ten
     return language.norm(hidden), behind[AUX_BLOCK], behind[LATE_BLOCK]
 
 
+def _scene(random: np.random.Generator, digit: bool) -> Scene:
+    """A scene to train on, with a digit in it where that is asked for."""
+    while True:
+        scene = make_scene("train", int(random.integers(1 << 40)))
+        if not digit or any(_digit(scene)):
+            return scene
+
+
+def _digit(scene: Scene) -> NDArray[np.bool_]:
+    """Which things are digits."""
+    return np.array([thing.kind == "digit" for thing in scene.labels.things], bool)
+
+
 def cells_of(covered: NDArray[np.bool_], side: int) -> NDArray[np.float32]:
     """[side * 8, side * 8] px -> the share covered of each cell of every patch, [side**2, 16]."""
     fine = int(OUTLINE**0.5)
     step = PATCH // fine
     parts = covered.reshape(side, fine, step, side, fine, step)
     shares: NDArray[np.float32] = parts.mean((2, 5), dtype=np.float32)
-    return shares.transpose(0, 2, 1, 3).reshape(side * side, OUTLINE)
+    found: NDArray[np.float32] = shares.transpose(0, 2, 1, 3).reshape(side * side, OUTLINE)
+    return found
 
 
 def forms_of(covered: NDArray[np.bool_], centres: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -42,9 +42,9 @@ Parts = list[tuple[str, nn.Parameter]]
 class Plan:
     """How many steps each stage takes, and its learning rates."""
 
-    tower: int = 2000
-    language: int = 1600
-    together: int = 500
+    tower: int = 2400
+    language: int = 1300
+    together: int = 400
     seed: int = 0
     muon: float = 0.02
     adam: float = 2e-3

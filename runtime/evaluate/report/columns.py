@@ -99,7 +99,7 @@ COST = (
     ),
     Column(
         "prefill ms / frame",
-        "language forward over a frame's kept tokens, median over scenes",
+        "language forward over a frame's kept tokens; frames of as many tokens take their median",
         lambda one: number(one["prefill_ms_per_frame"]),
     ),
 )

@@ -1,0 +1,412 @@
+"""Training of the demo model: its targets are right, its batches compute what the model computes
+when it is asked, and a run that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from transformers import AutoTokenizer
+
+from stc.export.checkpoint.checkpoint import open_checkpoint
+from stc.export.demo.tokenizer import MODEL, DemoTokenizer, demo_tokenizer
+from stc.export.demo.training import command, stages, train, work
+from stc.export.demo.training.codebook import NAMES, NORM, Codebook, pooled, shares
+from stc.export.demo.training.facts import HEADS, IGNORED, Facts, Targets, option
+from stc.export.demo.training.judge import judged
+from stc.export.demo.training.muon import Muon, orthogonal
+from stc.export.demo.training.sequences import KEEPS, Asked, batch, kept_of
+from stc.export.demo.training.stages import LanguageTask, TowerTask, decoded, pixel_values, seen
+from stc.export.demo.training.train import Learner, Plan
+from stc.runtime.vision.preprocess import Preprocessor
+from stc.scenes.labels import Labels
+from stc.scenes.scene import make_scene
+from stc.scenes.words import CELLS, COLOURS, DIGITS, KINDS, Question, Thing
+
+ROOT = Path(__file__).parents[1]
+SHORT_SHARE = 0.15
+"""Of the steps that a slow test trains: some minutes on two cores."""
+SHORT_ACCURACY = 0.5
+"""Share of right answers that it reaches on scenes of the validation split, all tokens kept."""
+
+PLAN = Plan(tower=3, language=3, together=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> DemoTokenizer:
+    return demo_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def learner(tokenizer: DemoTokenizer) -> Learner:
+    """Untrained."""
+    return Learner(tokenizer, seed=0)
+
+
+def labels() -> Labels:
+    """Four frames with a red circle that moves right, a blue square that leaves after the third, a
+    red star that is mostly hidden, and a seven that comes last and stands."""
+    things = (
+        Thing("circle", "red"),
+        Thing("square", "blue"),
+        Thing("star", "red"),
+        Thing("digit", None, 7),
+    )
+    centre = np.zeros((4, 4, 2), np.float32)
+    centre[:, 0] = [(8, 40), (12, 40), (16, 41), (20, 41)]
+    centre[:, 1], centre[:, 2], centre[:, 3] = (60, 20), (90, 90), (100, 60)
+    shown = np.array([[1, 0, 0.5, 0], [1, 1, 0.5, 0], [0.7, 1, 0.5, 0], [1, 0.2, 0.5, 1]])
+    owner = np.full((4, CELLS, CELLS), -1, np.int8)
+    owner[:, 4:6, 1:3] = 0
+    owner[3, 7, 12] = 3
+    return Labels(things, centre, shown.astype(np.float32), owner)
+
+
+# What the tower says.
+
+
+def test_what_a_token_says_can_be_read_back() -> None:
+    book = Codebook(128)
+    square = book.codes @ book.codes.T
+    torch.testing.assert_close(square, NORM**2 * torch.eye(len(NAMES)), rtol=0, atol=1e-4)
+    said = torch.rand(5, len(NAMES), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(said @ book.codes @ book.transposed, said)
+    assert torch.equal(book.of("star"), book.codes[NAMES.index("star")])
+
+
+def test_shares_say_what_the_labels_say() -> None:
+    said = shares(labels())
+    assert said.shape == (4, CELLS, CELLS, len(NAMES))
+
+    def at(frame: int, row: int, column: int) -> dict[str, float]:
+        values = said[frame, row, column]
+        return {NAMES[n]: round(float(values[n]), 4) for n in np.flatnonzero(values)}
+
+    # Places are thirds of nothing: seven bins of 16 px, whose centres are 8, 24, 40 ...
+    circle = {"red": 1.0, "circle": 1.0, "occupied": 1.0}
+    assert at(0, 4, 1) == circle | {"x0": 1.0, "y2": 1.0}
+    assert at(3, 5, 2) == circle | {"x0": 0.25, "x1": 0.75, "y2": 0.9375, "y3": 0.0625}
+    seven = {"digit": 1.0, "seven": 1.0, "occupied": 1.0}
+    assert at(3, 7, 12) == seven | {"x5": 0.25, "x6": 0.75, "y3": 0.75, "y4": 0.25}
+    # Background says where it lies itself: patch centres are 4, 12, 20 ...
+    assert at(3, 0, 2) == {"background": 1.0, "x0": 0.25, "x1": 0.75, "y0": 1.0}
+    assert at(2, 7, 12) == {"background": 1.0, "x5": 0.25, "x6": 0.75, "y3": 0.75, "y4": 0.25}
+
+
+def test_shares_are_pooled_as_the_model_pools_tokens(learner: Learner) -> None:
+    said = shares(make_scene("train", 3).labels)
+    flat = torch.from_numpy(said).flatten(1, 2)
+    with torch.no_grad():
+        expected = learner.model.model.apply_pooling(flat)
+    torch.testing.assert_close(torch.from_numpy(pooled(said)), expected)
+
+
+def test_training_sees_what_the_model_sees(learner: Learner) -> None:
+    """Pixel values as the product makes them; pooled features as transformers computes them."""
+    scene = make_scene("train", 5)
+    frames = scene.frames()
+    pixels = pixel_values(frames)
+    preprocess = Preprocessor(open_checkpoint(str(MODEL)).spec)
+    np.testing.assert_allclose(pixels[0], preprocess(frames[0]), atol=1e-6)
+    with torch.no_grad():
+        *expected, _ = learner.model.model.get_video_features(pixels[None]).pooler_output[0]
+        got = seen(learner.model, scene)
+    # The last is the newline behind a video, which no frame holds.
+    torch.testing.assert_close(got.flatten(0, 1), torch.stack(expected))
+
+
+def test_a_form_is_what_is_covered_round_a_centre() -> None:
+    covered = np.zeros((112, 112), bool)
+    covered[30:50, 40:80] = True  # the upper half of 40 px round (60, 50)
+    covered[0:8, 0:4] = True
+    form, nobody = stages.forms_of(covered, np.array([[60, 50]], np.float32))
+    assert np.array_equal(form.reshape(8, 8), np.repeat([[1.0], [0.0]], 4, 0).repeat(8, 1))
+    assert not nobody.any()
+    cells = stages.cells_of(covered, CELLS)
+    assert np.array_equal(cells[0].reshape(4, 4), [[1, 1, 0, 0]] * 4)
+    assert cells.sum() * 4 == covered.sum()
+
+
+# What questions are about.
+
+
+def told(targets: Targets) -> dict[str, int]:
+    return {
+        name: value for name, value in zip(HEADS, targets.tolist(), strict=True) if value != IGNORED
+    }
+
+
+def test_facts_are_those_of_the_labels() -> None:
+    facts = Facts(labels(), 3)
+    circle = {"colour": list(COLOURS).index("red"), "kind": KINDS.index("circle"), "seen": 1}
+    # Two frames ago it was 4 px to the left.
+    circle |= {"visible": 1, "third": 0, "direction": 1, "rank": 0}
+    assert told(facts.about("circle")) == told(facts.about("red")) == circle
+    square = {"colour": list(COLOURS).index("blue"), "kind": KINDS.index("square"), "seen": 1}
+    assert told(facts.about("blue")) == square | {"visible": 0, "rank": 1}
+    seven = {"kind": KINDS.index("digit"), "digit": DIGITS.index("seven"), "seen": 1}
+    seven |= {"visible": 1, "third": 2, "direction": 4, "rank": 2}
+    assert told(facts.about("digit")) == seven
+    assert told(facts.about("star")) == told(facts.about("green")) == {"seen": 0}
+    assert told(facts.counts()) == {"now": 2, "ever": 3}
+
+
+def test_facts_know_nothing_of_later_frames() -> None:
+    first = Facts(labels(), 0)
+    assert told(first.about("blue")) == told(first.about("digit")) == {"seen": 0}
+    assert told(first.about("red"))["direction"] == 4
+    assert told(first.counts()) == {"now": 1, "ever": 1}
+    # Two red things: none is meant more than the other.
+    both = replace(labels(), shown=np.ones((4, 4), np.float32))
+    assert told(Facts(both, 3).about("red")) == {"seen": 1}
+
+
+def test_a_question_has_its_targets_at_its_words(
+    learner: Learner, tokenizer: DemoTokenizer
+) -> None:
+    text = "What colour is the circle? A. blue B. red"
+    asked = learner.asker.asked(
+        labels(), Question("now", "colour", text, "B", ("blue", "red"), frame=3)
+    )
+    pieces = [tokenizer.tokenizer.decode([one], skip_special_tokens=False) for one in asked.ids]
+    facts = Facts(labels(), 3)
+    at = {
+        pieces[place].strip(): told(targets)
+        for place, targets in enumerate(asked.targets)
+        if told(targets)
+    }
+    assert at.pop("circle") == told(facts.about("circle"))
+    assert at.pop("red") == told(facts.about("red")) | told(option("B", right=True))
+    assert at.pop("blue") == told(facts.about("blue")) | told(option("A", right=False))
+    [(_, counts)] = at.items()
+    assert counts == told(facts.counts())
+    # The last two text tokens are followed by the answer and the end.
+    [answer], [word] = tokenizer.encode("B"), tokenizer.encode("red")
+    assert asked.ids[-1] == answer
+    assert asked.labels.tolist() == [IGNORED] * (len(asked.ids) - 2) + [answer, tokenizer.stop]
+    assert asked.words.tolist() == [IGNORED] * (len(asked.ids) - 2) + [word, IGNORED]
+
+
+def test_a_question_is_put_as_the_template_puts_it(learner: Learner) -> None:
+    template = AutoTokenizer.from_pretrained(MODEL)
+    question = Question("now", "moving", "Is anything moving?", "yes", (), frame=2)
+    parts = [{"type": "video"}, {"type": "text", "text": question.text}]
+    expected = template.apply_chat_template(
+        [{"role": "user", "content": parts}], add_generation_prompt=True, return_dict=False
+    )
+    before, ids = learner.asker.before, learner.asker.asked(labels(), question).ids[:-1]
+    video = template.convert_tokens_to_ids("<video>")
+    assert [*before, video, *ids] == expected
+
+
+# Batches.
+
+
+def stream(
+    learner: Learner, seed: int, frames: int, keep: int
+) -> tuple[Tensor, Tensor, list[Asked]]:
+    """Features that are noise, which tokens are kept, and questions at several frames."""
+    random = np.random.default_rng(seed)
+    noise = random.standard_normal((frames, 49, 128), dtype=np.float32)
+    features = torch.from_numpy(noise)
+    texts = (
+        "Is anything moving?",
+        "Was there a star?",
+        "Where is the circle? A. red B. blue",
+    )
+    asked = [
+        learner.asker.asked(labels(), Question("now", "", text, "A", ("red", "blue"), frame))
+        for text, frame in zip(texts[: frames - 2], (3, 1, 3), strict=False)
+    ]
+    return features, kept_of(features, keep, random), asked
+
+
+def test_questions_of_a_batch_are_answered_as_if_each_were_asked_alone(learner: Learner) -> None:
+    """By transformers, the frames up to the question's before it."""
+    streams = [stream(learner, 0, frames=5, keep=10), stream(learner, 1, frames=4, keep=10)]
+    assert [len(asked) for *_, asked in streams] == [3, 2]
+    model, embed = learner.model, learner.model.get_input_embeddings()
+    one = batch(learner.asker.before, streams)
+    compared = 0
+    with torch.no_grad():
+        joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
+        hidden, *_ = decoded(model, joined, one)
+        got = model.lm_head(hidden[:, -one.ids.shape[1] :])
+        for row, (features, kept, asked) in enumerate(streams):
+            at = 0
+            for question in asked:
+                video = [features[n, kept[n]] for n in range(question.frame + 1)]
+                ids = torch.from_numpy(question.ids)
+                alone = torch.cat([embed(one.before[0]), *video, embed(ids)])
+                expected = model(inputs_embeds=alone[None]).logits[0, -len(ids) :]
+                part = slice(at, at + len(ids))
+                torch.testing.assert_close(got[row, part], expected, rtol=1e-4, atol=1e-4)
+                assert torch.equal(one.ids[row, part], ids)
+                assert np.array_equal(one.labels[row, part], question.labels)
+                assert np.array_equal(one.words[row, part], question.words)
+                assert np.array_equal(one.targets[row, part], question.targets)
+                at, compared = part.stop, compared + 1
+            for padding in (one.labels, one.words, one.targets):
+                assert (padding[row, at:] == IGNORED).all()
+    assert compared == 5
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_tokens_are_kept_in_their_order(keep: int) -> None:
+    random = np.random.default_rng(0)
+    features = torch.from_numpy(random.standard_normal((6, 49, 16), dtype=np.float32))
+    for _ in range(8):  # by likeness, and at random
+        kept = kept_of(features, keep, random)
+        assert kept.shape == (6, keep)
+        assert (kept.diff(dim=1) > 0).all()
+        assert kept.min() >= 0
+        assert kept.max() < 49
+
+
+def test_the_tokens_that_are_alike_go_first() -> None:
+    features = torch.ones(3, 49, 8)
+    features[:, 20:30] = -1.0
+    assert kept_of(features, 10, np.random.default_rng(0)).tolist() == [list(range(20, 30))] * 3
+
+
+# The optimizer.
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 40), (2, 24, 64), (2, 64, 24)])
+def test_orthogonal_matrices_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    got = orthogonal(matrices)
+    near = values > values.amax(1, keepdim=True) / 30
+    sizes = torch.einsum("nik,nij,nkj->nk", left, got, right)[near]
+    assert near.float().mean() > 0.9
+    assert sizes.min() > 0.6
+    assert sizes.max() < 1.3
+    # The directions are those of the matrix.
+    whole = left @ torch.diag_embed(torch.einsum("nik,nij,nkj->nk", left, got, right)) @ right
+    torch.testing.assert_close(got, whole, rtol=0, atol=1e-4)
+
+
+def test_muon_steps_by_its_rate_whatever_the_gradient_s_size() -> None:
+    gradient = torch.randn(24, 24, generator=torch.Generator().manual_seed(0))
+    moved = []
+    for size in (1e-3, 1e3):
+        matrix = torch.nn.Parameter(torch.zeros(24, 24))
+        matrix.grad = size * gradient
+        Muon([matrix], lr=0.1).step()
+        moved.append(matrix.detach())
+    torch.testing.assert_close(*moved)
+    assert (moved[0] * gradient).sum() < 0
+    assert 0.05 < torch.linalg.matrix_norm(moved[0], 2) < 0.13
+
+
+# Runs.
+
+
+def quick(patch: Callable[[object, str, Any], None]) -> None:
+    """Steps of a moment: few patches, one stream of few questions, hardly anything judged."""
+    whole_tower, whole_language = train.tower_task, train.language_task
+
+    def tower(learner: Learner) -> TowerTask:
+        return replace(whole_tower(learner), tokens=72)
+
+    def language(learner: Learner, *, real: bool) -> LanguageTask:
+        return replace(whole_language(learner, real=real), streams=1)
+
+    patch(work, "tower_task", tower)
+    patch(work, "language_task", language)
+    patch(work, "judged", partial(judged, scenes=1))
+    patch(stages, "QUESTIONS", 3)
+    patch(train, "SAVED", 2)
+    patch(torch, "set_num_threads", lambda _: None)  # this process has more to do
+
+
+def quick_work(rank: int, processes: int, plan: Plan, output: Path, store: str) -> None:
+    """What a process of a quick training does."""
+    torch.set_num_threads(1)
+    quick(setattr)
+    work.work(rank, processes, plan, output, store)
+
+
+def run(output: Path) -> int:
+    return command.main(["--output", str(output), "--processes", "1"])
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    quick(monkeypatch.setattr)
+    monkeypatch.setattr(Plan, "scaled", lambda *_: PLAN)
+    assert run(tmp_path / "whole") == 0
+    assert "49 tokens kept: all 0." in capsys.readouterr().err
+    loss, calls = LanguageTask.loss, 0
+
+    def stopped(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:  # the third step's second half
+            raise KeyboardInterrupt
+        return loss(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageTask, "loss", stopped)
+        assert run(tmp_path / "parts") == 130
+    line = f"interrupted; what was learnt is in {tmp_path / 'parts'}, the same command goes on\n"
+    assert capsys.readouterr().err.endswith(line)
+    assert not (tmp_path / "parts" / "checkpoint").exists()
+    assert torch.load(tmp_path / "parts" / "steps" / "language.pt")["step"] == 2
+    assert run(tmp_path / "parts") == 0
+    told = capsys.readouterr().err
+    assert "tower" not in told.split("tokens kept")[0]
+    whole, parts = (tmp_path / name / "checkpoint" for name in ("whole", "parts"))
+    assert {path.name for path in whole.iterdir()} == {path.name for path in MODEL.iterdir()}
+    for path in whole.iterdir():
+        assert (parts / path.name).read_bytes() == path.read_bytes(), path.name
+    open_checkpoint(str(parts))
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    """To rounding: gradients are added in another order."""
+    plan = replace(PLAN, tower=2, language=1)
+    with pytest.MonkeyPatch.context() as patched:
+        quick(patched.setattr)
+        work.work(0, 1, plan, tmp_path / "one", "")
+    store = f"file://{tmp_path}/store"
+    spawn(quick_work, (2, plan, tmp_path / "two", store), nprocs=2)  # type: ignore[no-untyped-call]
+    one, two = (
+        load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=0, atol=2e-3, msg=name)
+
+
+@pytest.mark.parametrize("share", ["0", "-1", "nan", "inf"])
+def test_a_share_that_is_none_is_refused(
+    share: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["--share", share, "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --share: got {float(share)}, expected")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_short_training_answers_questions(tmp_path: Path) -> None:
+    words = ["scripts/train-demo", "--share", str(SHORT_SHARE), "--output", str(tmp_path)]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    [right] = re.findall(r"^49 tokens kept: all ([0-9.]+)", ran.stderr, re.MULTILINE)
+    assert float(right) >= SHORT_ACCURACY
