@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from stc.errors import SettingsError
+from stc.prompts.prompt import TextStream
 from stc.runtime.answers.questions import SIGN, Chat
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.stream import run as stream_run
@@ -69,10 +70,10 @@ def test_a_chat_whose_answers_can_never_fit_is_refused_before_the_first_frame(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin", Terminal([]))
-    assert run("--frames", "3", "--chat", "--max-new-tokens", "396") == 2
-    told = "error: --max-new-tokens: got 396, expected at most 395, what a question leaves of "
+    assert run("--frames", "3", "--chat", "--max-new-tokens", "395") == 2
+    told = "error: --max-new-tokens: got 395, expected at most 394, what a question leaves of "
     assert capsys.readouterr().err == f"{told}the model's 400 positions\n"
-    assert run("--frames", "1", "--chat", "--max-new-tokens", "395") == 0
+    assert run("--frames", "1", "--chat", "--max-new-tokens", "394") == 0
 
 
 class Typist:
@@ -166,6 +167,8 @@ def test_frames_of_a_live_source_keep_coming_during_an_answer(
     camera: Camera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_run, "PIECES", 1)
+    # Each text token is a piece: of a character, some make one together.
+    monkeypatch.setattr(TextStream, "step", lambda *_: "x")
     decode = StreamLanguage._decode
     taken = []
 

@@ -11,8 +11,10 @@ from transformers import AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from stc.export.checkpoint.checkpoint import open_checkpoint
 from stc.export.demo.tokenizer import FILES, MODEL, demo_tokenizer, made_tokenizer
+from stc.export.demo.training.stages import pixel_values
 from stc.export.models.llava_onevision import projector_shapes
 from stc.export.towers.siglip.tower import SIGLIP
+from stc.scenes.scene import make_scene
 from stc.scenes.words import words
 
 
@@ -92,6 +94,20 @@ def test_the_demo_prompt_has_llava_onevisions_form() -> None:
         "<|im_start|>user \nAnd now?<|im_end|>"
         "<|im_start|>assistant\n"
     )
+
+
+def test_the_demo_answers_from_the_video() -> None:
+    model, _ = load(MODEL)
+    video = model.config.video_token_id
+    ids = torch.tensor([[5, *[video] * (2 * 49 + 1), 6]])
+    frames = pixel_values(make_scene("validation", 0).frames()[[3, 6]])
+    with torch.no_grad():
+        logits, others = (
+            model(input_ids=ids, pixel_values_videos=clip[None]).logits[0, -1]
+            for clip in (frames, frames.flip(-1))
+        )
+    assert torch.isfinite(logits).all()
+    assert (logits - others).abs().max() > 0.01
 
 
 def test_every_word_of_the_scenes_is_one_text_token() -> None:

@@ -158,10 +158,10 @@ def test_all_refuses_more_than_the_model_takes_and_goes_on_answering() -> None:
     language.append(np.concatenate(frames(70)))
     told = language.append(np.concatenate(frames(10)))
     assert isinstance(told.error, LanguageError)
-    assert "284 tokens remembered and 40 more, expected at most 300, " in str(told.error)
+    assert "285 tokens remembered and 40 more, expected at most 300, " in str(told.error)
     assert language.append(frames(1)[0]).error is None
-    assert memory.facts().tokens == 288
-    with pytest.raises(LanguageError, match="question: 288 tokens of context"):
+    assert memory.facts().tokens == 289
+    with pytest.raises(LanguageError, match="question: 289 tokens of context"):
         language.ask(QUESTION, 111)
     answer = language.ask(QUESTION, TOKENS)
     list(answer)
@@ -182,7 +182,7 @@ def test_all_takes_no_more_than_half_of_the_memory_that_is_free(
         told += language.append(tokens)
     assert (told.frames, told.left_out) == (11, 2)
     assert str(told.error) == (
-        "--memory all: 48 tokens remembered and 4 more, "
+        "--memory all: 49 tokens remembered and 4 more, "
         "expected at most 50, half of the memory that was free at the start; "
         "use --memory window or --memory rekv"
     )

@@ -136,3 +136,21 @@ def test_activations_stay_small_and_tokens_apart_through_26_blocks_in_float16() 
     assert functional.cosine_similarity(half.float(), exact).min() > 0.999
     unit = functional.normalize(exact)
     assert (unit @ unit.T).mean() < 0.6
+
+
+def test_keys_pick_what_moves_in_every_block() -> None:
+    frames, changed, far = scene()
+    assert 10 <= int(changed.sum()) <= 50
+    spec = random_checkpoint().spec.model_copy(
+        update={**square(112, PATCH), "width": 192, "heads": 3, "mlp_width": 768, "blocks": 6}
+    )
+    with torch.no_grad():
+        model = tower(spec)
+        states = model(frames, output_hidden_states=True).hidden_states
+        for block, hidden in zip(model.encoder.layers, states, strict=False):
+            reference, key = block.self_attn.k_proj(block.layer_norm1(hidden))
+            score = functional.cosine_similarity(key, reference, dim=1)
+            lowest = score.topk(int(changed.sum()), largest=False).indices
+            assert changed[lowest].float().mean() > 0.9
+            assert score[far].min() > 0.98
+            assert score[changed].mean() < 0.95

@@ -1,46 +1,29 @@
-"""Training of the demo model: its targets are right, its batches compute what the model computes
-when it is asked, and a run that was stopped goes on as if it had not been."""
+"""What the demo model is trained on: targets are right, and batches compute what the model computes
+when it is asked."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from transformers import AutoTokenizer
 
 from stc.export.checkpoint.checkpoint import open_checkpoint
 from stc.export.demo.tokenizer import MODEL, DemoTokenizer, demo_tokenizer
-from stc.export.demo.training import command, stages, train, work
+from stc.export.demo.training import stages
 from stc.export.demo.training.codebook import NAMES, NORM, Codebook, pooled, shares
 from stc.export.demo.training.facts import HEADS, IGNORED, Facts, Targets, option
-from stc.export.demo.training.judge import judged
 from stc.export.demo.training.muon import Muon, orthogonal
 from stc.export.demo.training.sequences import KEEPS, Asked, batch, kept_of
-from stc.export.demo.training.stages import LanguageTask, TowerTask, decoded, pixel_values, seen
-from stc.export.demo.training.train import Learner, Plan
+from stc.export.demo.training.stages import decoded, pixel_values, seen
+from stc.export.demo.training.train import Learner
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.scenes.labels import Labels
 from stc.scenes.scene import make_scene
 from stc.scenes.words import CELLS, COLOURS, DIGITS, KINDS, Question, Thing
-
-ROOT = Path(__file__).parents[1]
-SHORT_SHARE = 0.15
-"""Of the steps that a slow test trains: some minutes on two cores."""
-SHORT_ACCURACY = 0.5
-"""Share of right answers that it reaches on scenes of the validation split, all tokens kept."""
-
-PLAN = Plan(tower=3, language=3, together=1)
 
 
 @pytest.fixture(scope="module")
@@ -309,104 +292,3 @@ def test_muon_steps_by_its_rate_whatever_the_gradient_s_size() -> None:
     torch.testing.assert_close(*moved)
     assert (moved[0] * gradient).sum() < 0
     assert 0.05 < torch.linalg.matrix_norm(moved[0], 2) < 0.13
-
-
-# Runs.
-
-
-def quick(patch: Callable[[object, str, Any], None]) -> None:
-    """Steps of a moment: few patches, one stream of few questions, hardly anything judged."""
-    whole_tower, whole_language = train.tower_task, train.language_task
-
-    def tower(learner: Learner) -> TowerTask:
-        return replace(whole_tower(learner), tokens=72)
-
-    def language(learner: Learner, *, real: bool) -> LanguageTask:
-        return replace(whole_language(learner, real=real), streams=1)
-
-    patch(work, "tower_task", tower)
-    patch(work, "language_task", language)
-    patch(work, "judged", partial(judged, scenes=1))
-    patch(stages, "QUESTIONS", 3)
-    patch(train, "SAVED", 2)
-    patch(torch, "set_num_threads", lambda _: None)  # this process has more to do
-
-
-def quick_work(rank: int, processes: int, plan: Plan, output: Path, store: str) -> None:
-    """What a process of a quick training does."""
-    torch.set_num_threads(1)
-    quick(setattr)
-    work.work(rank, processes, plan, output, store)
-
-
-def run(output: Path) -> int:
-    return command.main(["--output", str(output), "--processes", "1"])
-
-
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    quick(monkeypatch.setattr)
-    monkeypatch.setattr(Plan, "scaled", lambda *_: PLAN)
-    assert run(tmp_path / "whole") == 0
-    assert "49 tokens kept: all 0." in capsys.readouterr().err
-    loss, calls = LanguageTask.loss, 0
-
-    def stopped(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 6:  # the third step's second half
-            raise KeyboardInterrupt
-        return loss(*arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(LanguageTask, "loss", stopped)
-        assert run(tmp_path / "parts") == 130
-    line = f"interrupted; what was learnt is in {tmp_path / 'parts'}, the same command goes on\n"
-    assert capsys.readouterr().err.endswith(line)
-    assert not (tmp_path / "parts" / "checkpoint").exists()
-    assert torch.load(tmp_path / "parts" / "steps" / "language.pt")["step"] == 2
-    assert run(tmp_path / "parts") == 0
-    told = capsys.readouterr().err
-    assert "tower" not in told.split("tokens kept")[0]
-    whole, parts = (tmp_path / name / "checkpoint" for name in ("whole", "parts"))
-    assert {path.name for path in whole.iterdir()} == {path.name for path in MODEL.iterdir()}
-    for path in whole.iterdir():
-        assert (parts / path.name).read_bytes() == path.read_bytes(), path.name
-    open_checkpoint(str(parts))
-
-
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    """To rounding: gradients are added in another order."""
-    plan = replace(PLAN, tower=2, language=1)
-    with pytest.MonkeyPatch.context() as patched:
-        quick(patched.setattr)
-        work.work(0, 1, plan, tmp_path / "one", "")
-    store = f"file://{tmp_path}/store"
-    spawn(quick_work, (2, plan, tmp_path / "two", store), nprocs=2)  # type: ignore[no-untyped-call]
-    one, two = (
-        load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("one", "two")
-    )
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, two[name], rtol=0, atol=2e-3, msg=name)
-
-
-@pytest.mark.parametrize("share", ["0", "-1", "nan", "inf"])
-def test_a_share_that_is_none_is_refused(
-    share: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command.main(["--share", share, "--output", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --share: got {float(share)}, expected")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_a_short_training_answers_questions(tmp_path: Path) -> None:
-    words = ["scripts/train-demo", "--share", str(SHORT_SHARE), "--output", str(tmp_path)]
-    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
-    [right] = re.findall(r"^49 tokens kept: all ([0-9.]+)", ran.stderr, re.MULTILINE)
-    assert float(right) >= SHORT_ACCURACY

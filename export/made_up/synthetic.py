@@ -109,7 +109,7 @@ class RandomCheckpoint:
 
         Raises CheckpointError when the geometry has no such tensor.
         """
-        return projector_tensor(self.spec, self.seed, name)
+        return seeded(self.seed, name, _shape(projector_shapes(self.spec), name))
 
     def language(self) -> RandomLanguage | None:
         """The decoder, None where only a tower was asked for."""
@@ -169,11 +169,6 @@ def vision_tensor(spec: VisionSpec, seed: int, name: str) -> Tensor:
         own = _matrix(seed, name, shape)
         return QUERY_GAIN * (QUERY_LIKENESS * key + math.sqrt(1 - QUERY_LIKENESS**2) * own)
     return seeded(seed, name, shape)
-
-
-def projector_tensor(spec: VisionSpec, seed: int, name: str) -> Tensor:
-    """The tensor `name` below the projector that follows from `seed`, float32."""
-    return seeded(seed, name, _shape(projector_shapes(spec), name))
 
 
 def seeded(seed: int, name: str, shape: tuple[int, ...]) -> Tensor:

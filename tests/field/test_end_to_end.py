@@ -212,7 +212,7 @@ def test_half_precision_is_compared_by_its_own_rounding(changed: Path) -> None:
     whole = Pretrained(open_checkpoint(str(half.checkpoint)))
     assert exported_compares(half, whole) == ""
     assert parity_compares(half, whole).passed
-    MISREADINGS["rope base"][0](changed)
+    MISREADINGS["gate for up"][0](changed)
     line = exported_compares(half, Pretrained(misread(half.checkpoint, changed)))
     assert "logits after the prompt: differ" in line
 
