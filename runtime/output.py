@@ -67,6 +67,7 @@ def refuse_shared_paths(
     video: str | None,
     bundle: Path,
     checkpoint: str | None = None,
+    questions: Path | None = None,
 ) -> None:
     """Nothing is read or written at, or inside, a path that one of `outputs` would replace.
 
@@ -77,6 +78,8 @@ def refuse_shared_paths(
     """
     fix = "choose another path"
     taken = {} if video is None else {"--video": Path(local_path(video))}
+    if questions is not None:
+        taken["--questions"] = questions
     folders = {"the bundle": bundle}
     if checkpoint is not None:
         folders["--checkpoint"] = Path(checkpoint)

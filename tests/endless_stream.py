@@ -91,6 +91,7 @@ def main() -> None:
         summary,
         settings=settings,
         bundle="demo",
+        video="endless",
         backend=tower.backend.name,
         comparison=compare_with_dense(summary),
     )

@@ -167,8 +167,8 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
         (["--ask", "a", "--window", "390"], "at most 295, the model's 400 positions"),
         (["--ask", "a", "--prefill-every", "0"], "--prefill-every: got 0"),
         (["--ask", " ".join([QUESTION] * 100)], "question: 5 tokens of context and "),
-        (["--window", "16"], "--window: requires --ask, --ask-at or --chat"),
-        (["--max-new-tokens", "9"], "--max-new-tokens: requires --ask, --ask-at or --chat"),
+        (["--window", "16"], "--window: requires --ask, --ask-at, --questions or --chat"),
+        (["--max-new-tokens", "9"], "requires --ask, --ask-at, --questions or --chat"),
         (["--chat"], "--chat: stdin is no terminal; use --ask TEXT"),
     ],
 )

@@ -71,6 +71,7 @@ def test_the_document_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> N
         summary,
         settings=settings,
         bundle="demo",
+        video="street.mp4",
         backend="onnxruntime-cpu",
         weights="int4",
         comparison=compare_with_dense(summary),
@@ -80,8 +81,8 @@ def test_the_document_holds_what_it_takes_to_repeat_the_run(tmp_path: Path) -> N
     read = json.loads(path.read_text())
     assert read == document
     assert Settings(**read["settings"]) == settings
-    made = (read["bundle"], read["backend"], read["weights"])
-    assert made == ("demo", "onnxruntime-cpu", "int4")
+    made = (read["bundle"], read["video"], read["backend"], read["weights"])
+    assert made == ("demo", "street.mp4", "onnxruntime-cpu", "int4")
     assert read["summary"]["frames"] == 4
     assert read["against_dense"]["vision_saving"] == 0.5625
     assert {"platform", "processor", "cores", "python", "versions"} <= read["machine"].keys()

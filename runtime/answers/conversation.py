@@ -5,22 +5,30 @@ Knows nothing of frames but their reports and their time.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import IO, Any
 
-from stc.errors import StcError, printable
+from stc.errors import LanguageError, StcError, one_line, printable
 from stc.runtime.answers.answer import Answer
-from stc.runtime.answers.questions import Chat, Questions
+from stc.runtime.answers.questions import Chat, Question, Questions
+from stc.runtime.answers.scoring import is_right, normal
 from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.figures.metrics import Reservoir
+from stc.runtime.language.sampling import Sampling
 from stc.runtime.report import FrameReport, Prefill
 from stc.shell import command
 
 MAX_ANSWERS = 1_000
 """Answers that are held for the document; of older ones only the figures are."""
+SCORES = (
+    *("expected", "right", "strict"),
+    *("dense_right", "dense_strict", "compared", "same_as_dense"),
+)
+Ask = Callable[[str, int, Sampling], str]
+"""Answers a question with at most so many text tokens."""
 
 
 class Conversation:
@@ -30,8 +38,9 @@ class Conversation:
     failed: questions that could not be asked or answered; each was one line in `out`'s place
         and the stream went on.
     left_out: frames that could not be remembered; the first error was told.
+    unasked: questions with an expected answer whose moment never came.
     aside: entered while an answer is written.
-    `say` is told what else the user should know.
+    `say` is told what else the user should know; `dense`, if any, answers every question too.
 
     Raises LanguageError for a question that cannot be asked, or answered as long as is asked for,
     at any time, before anything runs.
@@ -44,6 +53,7 @@ class Conversation:
         out: IO[str],
         say: Callable[[str], None],
         chat: Chat | None = None,
+        dense: Ask | None = None,
     ) -> None:
         for question in questions.asked:
             language.check_answer(len(language.check(question.text)), questions.most)
@@ -51,12 +61,15 @@ class Conversation:
             language.check_answer(1, questions.most)
         self.failed = 0
         self.left_out = 0
+        self.unasked = 0
         self.language = language
         self.aside: Callable[[], AbstractContextManager[object]] = nullcontext
         self._questions = questions
         self._out = out
         self._say = say
         self._chat = chat
+        self._dense = dense
+        self._scores: Counter[str] = Counter()
         self._due = deque(questions.asked)
         self._time_s = 0.0
         self._frames = 0
@@ -99,41 +112,58 @@ class Conversation:
 
     def ask(self, question: str) -> None:
         """`question` is asked and answered now; a failure is told and counted."""
-        self._begin(question)
-        self._finish()
+        self._ask(Question(question))
 
     def ask_rest(self) -> None:
         """The stream has ended: what was not asked yet is asked, and what is typed until the
-        user ends it."""
+        user ends it. What was to be answered at a moment that never came is not asked, but told."""
         self._finish()
-        while self._due:
-            self.ask(self._due.popleft().text)
+        late = [one for one in self._due if one.at_s is not None and one.expected is not None]
+        self.unasked += len(late)
+        if late:
+            got = f"the stream ended at {self._time_s:.1f} s, {len(late)} of them come later"
+            fix = f"the first is at {late[0].at_s:g} s: correct it, or watch more frames"
+            self._say(f"error: {LanguageError('--questions', got, fix=fix)}")
+        rest = [one for one in self._due if one not in late]
+        self._due.clear()
+        for one in rest:
+            self._ask(one)
         for question in self._chat.rest() if self._chat is not None else ():
             self.ask(question)
 
-    def _next_question(self) -> str | None:
+    def _ask(self, question: Question) -> None:
+        self._begin(question)
+        self._finish()
+
+    def _next_question(self) -> Question | None:
         if self._due:
             at_s = self._due[0].at_s
             if at_s is not None and self._frames and self._time_s >= at_s:
-                return self._due.popleft().text
-        return None if self._chat is None else self._chat.typed()
+                return self._due.popleft()
+        typed = None if self._chat is None else self._chat.typed()
+        return None if typed is None else Question(typed)
 
     def _finish(self) -> None:
         while self._answer is not None:
             self._go_on(self._answer)
 
-    def _begin(self, question: str) -> None:
+    def _begin(self, question: Question) -> None:
         self._beside.enter_context(self.aside())
-        self._out.write(f"[{self._time_s:.1f} s] {printable(question)}\n> ")
-        self._record = {"question": question, "answer": ""}
+        self._out.write(f"[{self._time_s:.1f} s] {printable(question.text)}\n> ")
+        self._record = {"question": question.text, "answer": ""}
         self._record |= {"time_s": self._time_s, "frames": self._frames}
+        if question.expected is not None:
+            self._record["expected"] = question.expected
         try:
             most, sampling = self._questions.most, self._questions.sampling
             with command.unmasked_stops():
-                self._answer = self.language.ask(question, most, sampling)
+                if self._dense is not None:
+                    self._record["dense_answer"] = self._dense(question.text, most, sampling)
+                self._answer = self.language.ask(question.text, most, sampling)
         except StcError as error:
             self._end(error)
         except KeyboardInterrupt:
+            self._record["stopped"] = "cancelled"
             self._end()
             raise
 
@@ -167,7 +197,7 @@ class Conversation:
             self.failed += 1
             self._record["error"] = str(error)
             self._say(f"error: {error}")
-        self._out.write("\n")
+        self._out.write(f"{self._judged()}\n")
         self._out.flush()
         self._count(self.language.prefilled())
         self._asked += 1
@@ -175,6 +205,34 @@ class Conversation:
         self._beside.close()
         if self._chat is not None:
             self._chat.invite()
+
+    def _judged(self) -> str:
+        """What stands beside the answer of the record, which says now whether it is right.
+
+        An answer that was cut off is not judged; one that failed is wrong.
+        """
+        record, scores, told = self._record, self._scores, []
+        if record.get("stopped") == "cancelled":
+            return ""
+        dense, expected = record.get("dense_answer"), record.get("expected")
+        if expected is not None:
+            scores["expected"] += 1
+            told.append(f"expected {expected}: {self._mark('', record['answer'], expected)}")
+            if dense is not None:
+                told.append(f"dense {dense}: {self._mark('dense_', dense, expected)}")
+        elif dense is not None:
+            told.append(f"dense: {dense}")
+        if dense is not None:
+            scores["compared"] += 1
+            scores["same_as_dense"] += normal(dense) == normal(record["answer"])
+        return f"  [{one_line('; '.join(told))}]" if told else ""
+
+    def _mark(self, whose: str, answer: str, expected: str) -> str:
+        marks = {"right": is_right(answer, expected), "strict": answer == expected}
+        for name, mark in marks.items():
+            self._record[whose + name] = mark
+            self._scores[whose + name] += mark
+        return "right" if marks["right"] else "wrong"
 
     def _count(self, prefill: Prefill) -> None:
         """`prefill` is part of the figures; the first error of all is told, and what is new."""
@@ -200,6 +258,8 @@ class Conversation:
         """What prefill took, the memory as it is now, and the newest questions with answers.
 
         Of `questions_asked` the last MAX_ANSWERS are there: memory does not grow with them.
+        `scores` counts questions with an `expected` answer, those answered `right` (strict: to the
+        letter) here and dense, and those `compared` with dense's answer and the same.
         """
         return {
             "frames_prefilled": self._prefilled.frames,
@@ -209,6 +269,8 @@ class Conversation:
             "prefill_ms_p95": self._prefill_ms.quantile(0.95),
             "memory": asdict(self.language.facts()),
             "questions_asked": self._asked,
+            "questions_unasked": self.unasked,
+            "scores": {name: self._scores[name] for name in SCORES},
             "questions": list(self._answers),
         }
 
@@ -232,4 +294,13 @@ class Conversation:
             rate = self._tokens_per_s
             told = f", {rate.mean:.1f} tokens/s" if rate.count else ""
             lines.append(f"answers: first token after {self._first_token_ms.mean:.0f} ms{told}")
+        scores = self._scores
+        if scores["expected"]:
+            line = f"answers right: {scores['right']} of {scores['expected']}"
+            if scores["right"] != scores["strict"]:
+                line += f", to the letter {scores['strict']}"
+            dense = f"; dense: {scores['dense_right']} of {scores['expected']}"
+            lines.append(line + dense * bool(scores["compared"]))
+        if scores["compared"]:
+            lines.append(f"the same as dense: {scores['same_as_dense']} of {scores['compared']}")
         return lines

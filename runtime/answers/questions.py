@@ -7,8 +7,9 @@ import io
 import queue
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from stc.errors import SettingsError
@@ -23,10 +24,15 @@ SIGN = "? "
 
 @dataclass(frozen=True)
 class Question:
-    """`text`, to be asked when the stream reaches `at_s` seconds; at its end when None."""
+    """`text`, to be asked when the stream reaches `at_s` seconds; at its end when None.
+
+    expected: the right answer then, None where nobody said. Such a question is asked at its moment
+        or not at all: what is right may change.
+    """
 
     text: str
     at_s: float | None = None
+    expected: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS:TEXT",
         help="question when the stream gets there; repeatable",
     )
+    add(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help='JSON list of {"at_s": 12.5, "question": "...", "expected": "..."}; what is expected '
+        "may be left out, and is compared with the answer where it is not",
+    )
     add("--chat", action="store_true", help="ask at a prompt while the stream runs and after it")
     most = f"text tokens of an answer at most, default {MAX_NEW_TOKENS}"
     add("--max-new-tokens", type=whole_flag(), metavar="N", help=most)
@@ -63,12 +76,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=whole_flag(), metavar="N", help="of the draws, default 0")
 
 
-def from_flags(flags: argparse.Namespace) -> Questions:
-    """What the user asks, in order of time.
+def from_flags(flags: argparse.Namespace, listed: Sequence[Question] = ()) -> Questions:
+    """What the user asks, in order of time; `listed` is what the file of --questions holds.
 
     Raises SettingsError for a flag out of range, or without anything that it could act on.
     """
-    timed = sorted((_timed(text) for text in flags.ask_at or ()), key=lambda one: one.at_s or 0.0)
+    given = (*listed, *(_timed(text) for text in flags.ask_at or ()))
+    timed = sorted(given, key=lambda one: one.at_s or 0.0)
     drawing = {
         name: value
         for name in ("temperature", "top_p", "seed")

@@ -67,6 +67,13 @@ class StreamLanguage:
         self._answer: Answer | None = None
         self._lock = lock_of(model.backend)
 
+    def beside(self, settings: MemorySettings, kept: int) -> StreamLanguage:
+        """The language side of another stream, of `kept` tokens per frame: the same decoder and
+        prompt, a memory of its own. Raises SettingsError when `settings` do not fit."""
+        before = () if self._prompt is None else self._prompt.before
+        memory = settings.make(self.model, len(before), kept)
+        return StreamLanguage(self.model, memory, self._prompt, settings.prefill_every)
+
     def append(self, tokens: NDArray[Any]) -> Prefill:
         """The kept tokens [k, D] of the next frame are remembered, or wait for more frames.
 

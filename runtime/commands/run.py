@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +15,12 @@ from stc import settings
 from stc.bundles.bundle import Bundle
 from stc.errors import DeviceError, SettingsError, StcError, VideoError
 from stc.manifest import VisionSpec
+from stc.method.family import frame_macs
 from stc.runtime.answers import questions
 from stc.runtime.answers.conversation import Conversation
 from stc.runtime.answers.questions import HINT, Chat, Questions
+from stc.runtime.answers.stream_language import StreamLanguage
+from stc.runtime.evaluate.question_file import read_questions
 from stc.runtime.figures.metrics import compare_with_dense
 from stc.runtime.memory import settings as memory_settings
 from stc.runtime.memory.settings import MemorySettings
@@ -25,6 +29,7 @@ from stc.runtime.show.live_table import LiveTable, print_summary
 from stc.runtime.show.overlay import OverlayWriter
 from stc.runtime.stream import opening
 from stc.runtime.stream.run import DenseRun, EndedBy, StreamRun, run_document
+from stc.runtime.stream.session import StreamSession
 from stc.runtime.stream.stream import open_stream
 from stc.runtime.video import open as video
 from stc.shell import command
@@ -58,7 +63,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compare-dense",
         action="store_true",
-        help="run every frame dense as well, in turns, and compare time and tokens",
+        help="run every frame dense as well, in turns, and compare time, tokens and answers",
     )
     settings.add_flags(parser)
     questions.add_flags(parser)
@@ -75,7 +80,7 @@ def _run(flags: argparse.Namespace) -> int:
         fix = "move it away, or choose another --overlay"
         raise SettingsError("the still of --overlay", f"{still} is a folder", "a file", fix)
     outputs = {"--overlay": flags.overlay, "the still of --overlay": still, "--json": flags.json}
-    refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle)
+    refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle, questions=flags.questions)
     chat = Chat() if flags.chat else None
     bundle = Bundle.open(flags.bundle)
     spec = bundle.manifest.vision
@@ -96,13 +101,15 @@ def _run(flags: argparse.Namespace) -> int:
                 bundle, chosen, memory, flags.device, flags.backend, flags.weights, streams
             )
             device.callback(opened.close)
-            session, conversation = opened.session, None
+            session, conversation, dense = opened.session, None, None
+            if flags.compare_dense:
+                dense = DenseRun(session.tower, _dense_language(session, memory))
             if session.language is not None:
-                conversation = Conversation(session.language, asked, sys.stdout, say, chat)
+                also = None if dense is None else dense.ask
+                conversation = Conversation(session.language, asked, sys.stdout, say, chat, also)
             if chat is not None:
                 say(HINT)
                 chat.invite()
-            dense = DenseRun(session.tower) if flags.compare_dense else None
             stream = StreamRun(
                 source,
                 session,
@@ -136,15 +143,17 @@ def _run(flags: argparse.Namespace) -> int:
                 command.stop_handled()
                 say("interrupted; these are the answers so far")
         summary = stream.summary()
-        comparison = compare_with_dense(summary, dense.summary() if dense else None)
+        macs = frame_macs(spec, session.tower.precision, chosen)
+        comparison = compare_with_dense(summary, dense.summary() if dense else None, macs)
         print_summary(console, summary, comparison)
-        told = [] if dense is None else [dense.line()]
+        told = [] if dense is None else dense.lines()
         told += [] if conversation is None else conversation.lines()
         for line in told:
             say(line)
         document = run_document(
             summary,
             settings=chosen,
+            video=source.name,
             backend=session.tower.backend.name,
             weights=flags.weights,
             bundle=bundle.manifest.provenance.checkpoint,
@@ -153,6 +162,8 @@ def _run(flags: argparse.Namespace) -> int:
         )
         document["fidelity"] = None if dense is None else dense.fidelity()
         document["language"] = None if conversation is None else conversation.to_json()
+        if conversation is not None:
+            document["language"]["dense"] = None if dense is None else dense.language()
         try:
             write(document)
         except OSError:  # of stdout, which is told then; what went wrong before is as well
@@ -163,7 +174,24 @@ def _run(flags: argparse.Namespace) -> int:
         say(f"error: {failure}")
     if failures:
         raise failures[-1]
-    return 2 if conversation is not None and (conversation.failed or conversation.left_out) else 0
+    if conversation is None:
+        return 0
+    missed = conversation.unasked if stream.ended_by != "interrupt" else 0
+    left_out = conversation.left_out + (0 if dense is None else dense.left_out)
+    return 2 if conversation.failed or left_out or missed else 0
+
+
+def _dense_language(session: StreamSession, memory: MemorySettings | None) -> StreamLanguage | None:
+    """The language side of the dense stream beside `session`; None without questions.
+
+    Its window has room for as many frames.
+    """
+    if session.language is None or memory is None:
+        return None
+    pooled = session.tower.spec.pooled
+    if memory.window is not None:
+        memory = replace(memory, window=memory.window * pooled // session.kept)
+    return session.language.beside(memory, pooled)
 
 
 def _stdout_of(flags: argparse.Namespace) -> AbstractContextManager[None]:
@@ -200,13 +228,14 @@ def _asked(flags: argparse.Namespace) -> tuple[Questions, MemorySettings | None]
 
     Raises SettingsError for a flag out of range, or of questions without one.
     """
-    asked, memory = questions.from_flags(flags), memory_settings.from_flags(flags)
+    listed = () if flags.questions is None else read_questions(flags.questions)
+    asked, memory = questions.from_flags(flags, listed), memory_settings.from_flags(flags)
     if asked.asked or flags.chat:
         return asked, memory
     for name in (*questions.ANSWERING, *memory_settings.NAMES):
         if getattr(flags, name) not in (None, False):
             flag = f"--{name.replace('_', '-')}"
-            raise SettingsError(flag, "requires --ask, --ask-at or --chat")
+            raise SettingsError(flag, "requires --ask, --ask-at, --questions or --chat")
     return asked, None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.errors import SettingsError, VideoError
+from stc.runtime.answers.scoring import is_right
 from stc.runtime.video.open import open_video
 from stc.runtime.video.source.source import without_credentials
 from stc.scenes import frozen_test
@@ -58,14 +59,9 @@ Score = Callable[[Question, str], bool]
 """Whether an answer is right."""
 
 
-def normal(answer: str) -> str:
-    """An answer as it is compared: stripped, in lower case, without a full stop at its end."""
-    return answer.strip().lower().removesuffix(".").rstrip()
-
-
 def exact(question: Question, answer: str) -> bool:
     """Whether `answer` is the right one but for blanks around it, case and a full stop."""
-    return normal(answer) == normal(question.answer)
+    return is_right(answer, question.answer)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from stc.manifest import VisionSpec
+from stc.runtime.answers.scoring import normal
 from stc.runtime.evaluate import statistics
-from stc.runtime.evaluate.data import Data, Question, normal
+from stc.runtime.evaluate.data import Data, Question
 from stc.runtime.evaluate.method import Method
 from stc.runtime.evaluate.methods.blind import BLIND
 from stc.runtime.evaluate.methods.stc_methods import DENSE

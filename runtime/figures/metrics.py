@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -230,6 +230,8 @@ class DenseComparison:
         the same graphs over all tokens. Both are the same runtime; nothing else is comparable.
     vision_ms, push_ms: medians by kind of frame, weighted by how often the kind occurred: one
         slow frame (warm-up, another process) does not decide.
+    vision_work: multiply-accumulates of the tower, as a share of dense's; None where it was not
+        said what a frame takes.
     prefill_tokens: visual tokens that reach the language model; prefill is linear in them.
     """
 
@@ -237,6 +239,7 @@ class DenseComparison:
     dense_vision_ms: float
     vision_ms: float
     vision_saving: float
+    vision_work: float | None
     dense_push_ms: float
     push_ms: float
     push_saving: float
@@ -246,9 +249,13 @@ class DenseComparison:
 
 
 def compare_with_dense(
-    summary: StreamSummary, dense: StreamSummary | None = None
+    summary: StreamSummary,
+    dense: StreamSummary | None = None,
+    macs: Mapping[FrameKind, int] | None = None,
 ) -> DenseComparison | None:
     """`summary` against the run `dense`, or against its own reference frames.
+
+    macs: multiply-accumulates of a frame of each kind; a reference frame takes what dense takes.
 
     A run's own reference frames say nothing of pruning, so there dense keeps all n tokens. None
     when there is nothing to compare with: no frame, or no reference frame and no `dense`.
@@ -276,6 +283,7 @@ def compare_with_dense(
         dense_vision_ms=dense_vision_ms,
         vision_ms=vision_ms,
         vision_saving=_saving(vision_ms, dense_vision_ms),
+        vision_work=None if macs is None else _work(summary, macs),
         dense_push_ms=dense_push_ms,
         push_ms=push_ms,
         push_saving=_saving(push_ms, dense_push_ms),
@@ -283,6 +291,11 @@ def compare_with_dense(
         prefill_tokens=summary.tokens_kept,
         prefill_tokens_saving=_saving(summary.tokens_kept, dense_tokens),
     )
+
+
+def _work(summary: StreamSummary, macs: Mapping[FrameKind, int]) -> float:
+    done = sum(macs[name] * kind.frames for name, kind in summary.kinds().items())
+    return done / (macs["reference"] * summary.frames)
 
 
 def _per_frame(timings: list[tuple[int, Timing]]) -> float:

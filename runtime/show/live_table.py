@@ -207,6 +207,9 @@ def _comparison_table(comparison: DenseComparison) -> Table:
         ),
     ):
         table.add_row(name, f"{dense:.1f}", f"{here:.1f}", f"{saving:.1%}")
+    if comparison.vision_work is not None:
+        work = comparison.vision_work
+        table.add_row("vision work", "100.0%", f"{work:.1%}", f"{1 - work:.1%}")
     return table
 
 

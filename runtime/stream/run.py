@@ -15,9 +15,11 @@ import numpy as np
 
 from stc.errors import EngineError, StcError, VideoError
 from stc.runtime.answers.conversation import Conversation
+from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.figures.machine import machine_facts
 from stc.runtime.figures.metrics import DenseComparison, StreamMetrics, StreamSummary
-from stc.runtime.report import FrameReport
+from stc.runtime.language.sampling import Sampling
+from stc.runtime.report import FrameReport, Prefill
 from stc.runtime.show.live_table import LiveTable
 from stc.runtime.show.overlay import OverlayWriter
 from stc.runtime.stream.session import StreamSession
@@ -177,6 +179,7 @@ def run_document(
     *,
     settings: Settings,
     bundle: str,
+    video: str,
     backend: str,
     weights: str | None = None,
     ended_by: EndedBy = "end",
@@ -184,10 +187,11 @@ def run_document(
 ) -> dict[str, Any]:
     """`summary` with all it takes to judge or repeat it, as dicts, lists and finite numbers.
 
-    `bundle` names the model, `weights` those that were chosen of it.
+    `bundle` names the model, `weights` those that were chosen of it, `video` the source.
     """
     return {
         "bundle": bundle,
+        "video": video,
         "backend": backend,
         "weights": weights,
         "settings": asdict(settings),
@@ -199,14 +203,15 @@ def run_document(
 
 
 class DenseRun:
-    """Pushes frames dense through `tower`, in a session of its own.
+    """Pushes frames dense through `tower`, in a session of its own, which answers from `language`.
 
     Adds up how near the kept tokens of the run beside it are to its own, in memory that does not
     grow.
     """
 
-    def __init__(self, tower: VisionTower) -> None:
-        self._session = StreamSession(tower, PRESETS["off"])
+    def __init__(self, tower: VisionTower, language: StreamLanguage | None = None) -> None:
+        self._session = StreamSession(tower, PRESETS["off"], language)
+        self._prefilled = Prefill()
         self._metrics = StreamMetrics(tower.spec.tokens, tower.spec.pooled)
         self._tokens = 0
         self._min_cosine = 1.0
@@ -219,6 +224,7 @@ class DenseRun:
         """
         dense = self._session.push(frame)
         self._metrics.add(dense)
+        self._prefilled += dense.prefill or Prefill()
         if report.kind == "reference":
             return
         got = report.tokens.astype(np.float64)
@@ -230,6 +236,31 @@ class DenseRun:
         self._cosines += float(cosines.sum())
         self._error += float(((got - expected) ** 2).sum())
         self._norm += float((expected**2).sum())
+
+    def ask(self, question: str, max_new_tokens: int, sampling: Sampling) -> str:
+        """The answer to `question` from every token of the frames so far; raises as
+        `StreamSession.ask`."""
+        text = str(self._session.ask(question, max_new_tokens, sampling))
+        if self._session.language is not None:
+            self._prefilled += self._session.language.prefilled()
+        return text
+
+    @property
+    def left_out(self) -> int:
+        """Frames that the language side could not remember."""
+        return self._prefilled.left_out
+
+    def language(self) -> dict[str, Any] | None:
+        """What the language side took; None where there is none."""
+        language, prefilled = self._session.language, self._prefilled
+        if language is None:
+            return None
+        return {
+            "frames_prefilled": prefilled.frames,
+            "frames_left_out": prefilled.left_out,
+            "prefill_ms_per_frame": prefilled.ms / max(1, prefilled.frames),
+            "memory": asdict(language.facts()),
+        }
 
     def summary(self) -> StreamSummary:
         """The times of the dense frames so far."""
@@ -246,8 +277,16 @@ class DenseRun:
             "relative_l2": float(np.sqrt(self._error / max(self._norm, 1e-30))),
         }
 
-    def line(self) -> str:
-        """The fidelity in one line."""
+    def lines(self) -> list[str]:
+        """What a summary on a terminal says: the fidelity, and the language side."""
+        told, language = [self._fidelity_line()], self.language()
+        if language is not None:
+            told.append(f"dense prefill {language['prefill_ms_per_frame']:.1f} ms per frame")
+        if self._prefilled.error is not None:
+            told.append(f"error: dense: {self._prefilled.error}")
+        return told
+
+    def _fidelity_line(self) -> str:
         if not self._tokens:
             return "fidelity: no reuse frame to compare"
         figures = self.fidelity()

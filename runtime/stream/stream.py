@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -73,6 +73,7 @@ class Stream:
         give_up_s: float | None = None,
         rtsp_transport: RtspTransport | None = None,
         probe_s: float | None = None,
+        crop: Sequence[int] | None = None,
     ) -> Generator[FrameReport, None, None]:
         """The reports of the frames of `source`, each computed when it is asked for.
 
@@ -90,6 +91,7 @@ class Stream:
             give_up_s=give_up_s,
             rtsp_transport=rtsp_transport,
             probe_s=probe_s,
+            crop=crop,
         ) as opened:
             self.source = opened
             yield from map(self.push, islice(opened, frames))

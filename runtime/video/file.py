@@ -83,7 +83,7 @@ class VideoFile(VideoSource):
                 following = (None if one is None else stamp_s(one) for one in pictures.coming())
                 time_s = self._clock.time_s(stamp_s(picture), following)
                 if self._sampler.takes(time_s):
-                    rgb = self._decoder.rgb(picture)
+                    rgb = self.cropped(self._decoder.rgb(picture))
                     yield Frame(index=sampled, time_s=time_s, rgb=rgb)
                     sampled += 1
         except FFmpegError as error:

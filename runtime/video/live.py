@@ -109,7 +109,8 @@ class LiveVideo(VideoSource):
         if self._start_s is None:
             self._start_s = newest.time_s
         time_s = newest.time_s - self._start_s
-        frame = Frame(index=self._handed_out - 1, time_s=time_s, rgb=newest.rgb())
+        rgb = self.cropped(newest.rgb())
+        frame = Frame(index=self._handed_out - 1, time_s=time_s, rgb=rgb)
         self.oldest_ms = max(self.oldest_ms, (time.monotonic() - newest.decoded_at_s) * 1e3)
         return frame
 

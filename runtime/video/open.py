@@ -10,7 +10,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,11 +34,12 @@ from stc.runtime.video.source.source import (
     GIVE_UP_S,
     LAST_INDEX,
     RTSP_TRANSPORTS,
+    Crop,
     RtspTransport,
     VideoSource,
     awaited,
 )
-from stc.shell.ranges import number_flag, one_of, real, whole_flag
+from stc.shell.ranges import number_flag, one_of, real, shown, whole_flag
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -57,6 +58,7 @@ def open_video(
     give_up_s: float | None = None,
     rtsp_transport: RtspTransport | None = None,
     probe_s: float | None = None,
+    crop: Sequence[int] | None = None,
 ) -> VideoSource:
     """`source` opened; close it, or use it in a `with`.
 
@@ -70,6 +72,7 @@ def open_video(
     rtsp_transport: what an RTSP camera sends over; auto, as None, tries TCP, then UDP.
     probe_s: seconds of a live stream that libav looks at before its first frame, None for PROBE_S.
         Where they tell no size of the picture, it looks again for the 5 s it takes by itself.
+    crop: x, y, width and height in px of the part of every picture that frames show, None for all.
 
     User name and password in an address may hold any character.
 
@@ -77,6 +80,26 @@ def open_video(
     when PyAV is not installed, or the source cannot be opened or has no video.
     """
     # Checked before anything is opened, so that a wrong value leaves nothing to close.
+    part = None if crop is None else _crop(crop)
+    opened = _opened(source, fps, live, give_up_s, rtsp_transport, probe_s)
+    opened.crop = part
+    return opened
+
+
+def _crop(sides: Sequence[int]) -> Crop:
+    if len(sides) != 4:
+        raise SettingsError("--crop", f"got {shown(sides)}", "x, y, width and height in px")
+    return Crop(*sides)
+
+
+def _opened(
+    source: str,
+    fps: float | None,
+    live: bool,
+    give_up_s: float | None,
+    rtsp_transport: RtspTransport | None,
+    probe_s: float | None,
+) -> VideoSource:
     FrameSampler(fps, 0.0)
     if give_up_s is not None:
         give_up_s = real("--give-up-s", give_up_s, "more than 0 seconds", above=0, most=math.inf)
@@ -231,6 +254,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     source = f"file, /dev/videoN, or an address: {addresses}"
     add("--video", required=True, metavar="SOURCE", help=source)
     add("--fps", type=number_flag, metavar="F", help="frames sampled per second, default all")
+    part = "look at this part of every picture, in px of the source, default all of it"
+    add("--crop", type=crop_flag, metavar="X,Y,W,H", help=part)
     most = whole_flag(1, LAST_INDEX)
     add("--frames", type=most, metavar="N", help="stop after N frames, default none")
     live = "the http(s) address is a camera: late frames are dropped"
@@ -243,7 +268,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--probe-s", type=number_flag, metavar="S", help=probed)
 
 
+def crop_flag(text: str) -> list[int]:
+    """The value of --crop: four whole numbers with commas between them."""
+    return [whole_flag()(side) for side in text.split(",")]
+
+
 def open_source(flags: argparse.Namespace) -> VideoSource:
     """The source the flags name, opened; raises as `open_video`."""
-    names = ("fps", "live", "give_up_s", "rtsp_transport", "probe_s")
+    names = ("fps", "live", "give_up_s", "rtsp_transport", "probe_s", "crop")
     return open_video(flags.video, **{name: getattr(flags, name) for name in names})

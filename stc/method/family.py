@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -180,6 +180,13 @@ def macs(spec: VisionSpec, program: Program) -> int:
         else:
             total += key_macs(spec, spec.tokens)
     return total
+
+
+def frame_macs(spec: VisionSpec, precision: Precision, settings: Settings) -> dict[FrameKind, int]:
+    """`macs` of a frame of each kind of a stream of `settings`."""
+    programs = {program.name: program for program in stream_programs(spec, precision, settings)}
+    kinds: tuple[FrameKind, ...] = get_args(FrameKind)
+    return {kind: macs(spec, programs[kind]) for kind in kinds if kind in programs}
 
 
 @dataclass

@@ -149,7 +149,7 @@ def is_there(path: Path) -> bool:
         return False
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, fix: str = AGAIN) -> str:
     """What `path` holds. Raises SettingsError unless that is text in UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -157,10 +157,10 @@ def read_text(path: Path) -> str:
         raise SettingsError(path, f"cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         got = f"no text in UTF-8 ({first_line(error)})"
-        raise SettingsError(path, got, fix=AGAIN) from error
+        raise SettingsError(path, got, fix=fix) from error
 
 
-def parse_json(text: str, place: str) -> Any:
+def parse_json(text: str, place: str, fix: str = AGAIN) -> Any:
     """The value that `text` of `place` is. Raises SettingsError unless it is JSON."""
 
     def refuse(name: str) -> None:
@@ -169,20 +169,20 @@ def parse_json(text: str, place: str) -> Any:
     try:
         return json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise SettingsError(place, f"no JSON ({first_line(error)})", fix=AGAIN) from error
+        raise SettingsError(place, f"no JSON ({first_line(error)})", fix=fix) from error
 
 
-def read_json(path: Path) -> list[Any]:
+def read_json(path: Path, fix: str = AGAIN) -> list[Any]:
     """The list that the file `path` holds, in JSON. Raises SettingsError unless it does."""
-    value = parse_json(read_text(path), str(path))
+    value = parse_json(read_text(path, fix), str(path), fix)
     if not isinstance(value, list) or not value:
-        raise SettingsError(path, f"got {shown(value)}", "a list of entries, not empty", AGAIN)
+        raise SettingsError(path, f"got {shown(value)}", "a list of entries, not empty", fix)
     return value
 
 
-def json_entries(path: Path) -> list[Entry]:
+def json_entries(path: Path, fix: str = AGAIN) -> list[Entry]:
     """The objects that the file `path` lists. Raises SettingsError unless it does."""
-    return [Entry(value, f"{path}[{index}]") for index, value in enumerate(read_json(path))]
+    return [Entry(value, f"{path}[{index}]") for index, value in enumerate(read_json(path, fix))]
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Entry]]:

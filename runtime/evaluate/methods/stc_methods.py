@@ -13,7 +13,7 @@ from stc.contracts import HIDDEN_OUT
 from stc.engines.eager import EagerRunner
 from stc.engines.engine import Tensor
 from stc.manifest import VisionSpec
-from stc.method.family import FrameKind, frame_program, indices_of, macs, stream_programs
+from stc.method.family import FrameKind, frame_macs, frame_program, indices_of
 from stc.method.graphs import (
     FRAME_MEAN,
     HISTORY_COUNT,
@@ -98,10 +98,7 @@ class StcEncoder:
         spec = tower.spec
         self._tower, self._settings = tower, settings
         self._runner = tower.runner(settings, captured=False)
-        self._macs = {
-            program.name: macs(spec, program)
-            for program in stream_programs(spec, tower.precision, settings)
-        }
+        self._macs = frame_macs(spec, tower.precision, settings)
         self._memory = memory_of(tower, settings)
         self._pruned = settings.kept(spec.pooled) < spec.pooled
         self._last = update_graph(spec.blocks - 1)

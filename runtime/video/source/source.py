@@ -22,6 +22,8 @@ RTSP_TRANSPORTS: tuple[RtspTransport, ...] = get_args(RtspTransport)
 GIVE_UP_S = 60.0
 """How long a live source that was lost is waited for, after the last frame that was decoded."""
 
+MOST_PX = 1_000_000
+"""Of a place in a picture: more than any codec has."""
 LAST_INDEX = 2**53
 """Of a frame: what every reader of JSON still reads."""
 
@@ -42,6 +44,33 @@ class Frame:
     index: int
     time_s: float
     rgb: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of a picture: where its left upper pixel lies, and its size, in px of the source."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("x", 0), ("y", 0), ("width", 1), ("height", 1)):
+            number = whole(f"--crop {name}", getattr(self, name), least=least, most=MOST_PX)
+            object.__setattr__(self, name, number)
+
+    def of(self, rgb: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+        """The part of `rgb`, uint8 [height_px, width_px, 3], contiguous.
+
+        Raises VideoError about the source called `name` when the picture does not reach so far.
+        """
+        height_px, width_px = rgb.shape[:2]
+        right, bottom = self.x + self.width, self.y + self.height
+        if right > width_px or bottom > height_px:
+            got = f"{width_px}x{height_px} px, of which --crop takes up to {right}, {bottom}"
+            raise VideoError(name, got, fix="choose x, y, width and height inside the picture")
+        return np.ascontiguousarray(rgb[self.y : bottom, self.x : right])
 
 
 def check_frame(frame: object) -> None:
@@ -73,6 +102,7 @@ class VideoSource(ABC, Iterator[Frame]):
     oldest_ms: longest time that passed between decoding a live frame and handing it out.
     frames_expected: estimate of the sampled frames of a file; None if unknown, or live.
     rate: frames per second the source declares; None if it declares none.
+    crop: the part of every picture that frames show; None for all of it.
     notice: what else there is to know about how the source is read, one line; None for nothing.
     loss: once iteration has ended, why it ended before the source should have; None if it did not.
     """
@@ -87,6 +117,7 @@ class VideoSource(ABC, Iterator[Frame]):
         self.oldest_ms = 0.0
         self.frames_expected: int | None = None
         self.rate: float | None = None
+        self.crop: Crop | None = None
         self.notice: str | None = None
         self.loss: VideoError | None = None
 
@@ -104,6 +135,10 @@ class VideoSource(ABC, Iterator[Frame]):
         A file always has.
         """
         return True
+
+    def cropped(self, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What frames show of `rgb`. Raises VideoError when `crop` is not inside it."""
+        return rgb if self.crop is None else self.crop.of(rgb, self.name)
 
     @abstractmethod
     def close(self) -> None:
