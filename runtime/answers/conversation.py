@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import IO, Any
 
-from stc.errors import LanguageError, StcError, one_line, printable
+from stc.errors import DeviceError, LanguageError, StcError, one_line, printable
 from stc.runtime.answers.answer import Answer
 from stc.runtime.answers.questions import Chat, Question, Questions
 from stc.runtime.answers.scoring import is_right, normal
@@ -118,7 +118,11 @@ class Conversation:
         """The stream has ended: what was not asked yet is asked, and what is typed until the
         user ends it. What was to be answered at a moment that never came is not asked, but told."""
         self._finish()
-        late = [one for one in self._due if one.at_s is not None and one.expected is not None]
+        late = [
+            one
+            for one in self._due
+            if one.at_s is not None and one.at_s > self._time_s and one.expected is not None
+        ]
         self.unasked += len(late)
         if late:
             got = f"the stream ended at {self._time_s:.1f} s, {len(late)} of them come later"
@@ -157,8 +161,7 @@ class Conversation:
         try:
             most, sampling = self._questions.most, self._questions.sampling
             with command.unmasked_stops():
-                if self._dense is not None:
-                    self._record["dense_answer"] = self._dense(question.text, most, sampling)
+                self._ask_dense(question.text, most, sampling)
                 self._answer = self.language.ask(question.text, most, sampling)
         except StcError as error:
             self._end(error)
@@ -166,6 +169,18 @@ class Conversation:
             self._record["stopped"] = "cancelled"
             self._end()
             raise
+
+    def _ask_dense(self, text: str, most: int, sampling: Sampling) -> None:
+        """What dense frames answer is recorded; that they cannot changes nothing else."""
+        if self._dense is None:
+            return
+        try:
+            self._record["dense_answer"] = self._dense(text, most, sampling)
+        except DeviceError:
+            raise
+        except StcError as error:
+            self._record["dense_error"] = str(error)
+            self._say(f"dense: {error}")
 
     def _go_on(self, answer: Answer) -> None:
         try:

@@ -223,9 +223,10 @@ class _Run:
             task = progress.add_task("asking", total=sum(len(view.items) for _, view in todo))
             for label, view in todo:
                 try:
-                    for item, given in viewer.watch(label, self._methods[label], view):
-                        self.files[label].add({"scene": item.id, **asdict(given)})
-                        progress.advance(task)
+                    with command.unmasked_stops():
+                        for item, given in viewer.watch(label, self._methods[label], view):
+                            self.files[label].add({"scene": item.id, **asdict(given)})
+                            progress.advance(task)
                 except VideoError as error:
                     unread[str(view.video)] = str(error)
         return unread

@@ -140,7 +140,8 @@ def _evaluate(flags: argparse.Namespace) -> int:
         spec_of(bundle)
     try:
         with stdout_outlived(), ExitStack() as opened, document_output(flags.json) as write:
-            document = _measured(flags, bundle, data, methods, output, opened)
+            with command.unmasked_stops():
+                document = _measured(flags, bundle, data, methods, output, opened)
             console = parity_console()
             print_summary(console, document)
             console.say(f"report: {output / 'report.html'}")

@@ -23,7 +23,7 @@ from stc.runtime.answers.stream_language import StreamLanguage
 from stc.runtime.evaluate.question_file import read_questions
 from stc.runtime.figures.metrics import compare_with_dense
 from stc.runtime.memory import settings as memory_settings
-from stc.runtime.memory.settings import MemorySettings
+from stc.runtime.memory.settings import WINDOW, MemorySettings
 from stc.runtime.output import STDOUT, document_output, refuse_shared_paths
 from stc.runtime.show.live_table import LiveTable, print_summary
 from stc.runtime.show.overlay import OverlayWriter
@@ -184,13 +184,16 @@ def _run(flags: argparse.Namespace) -> int:
 def _dense_language(session: StreamSession, memory: MemorySettings | None) -> StreamLanguage | None:
     """The language side of the dense stream beside `session`; None without questions.
 
-    Its window has room for as many frames.
+    Its window has room for as many frames, as far as the model has positions.
     """
     if session.language is None or memory is None:
         return None
     pooled = session.tower.spec.pooled
-    if memory.window is not None:
-        memory = replace(memory, window=memory.window * pooled // session.kept)
+    if memory.memory != "all":
+        least, window = memory.window or 1, memory.window or WINDOW
+        most = session.language.model.spec.max_positions // 2
+        longer = max(least, min(window * pooled // session.kept, most))
+        memory = replace(memory, window=longer)
     return session.language.beside(memory, pooled)
 
 
