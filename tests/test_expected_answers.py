@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from stc.errors import SettingsError
-from stc.runtime.answers.questions import Question
+from stc.errors import LanguageError, SettingsError
+from stc.runtime.answers.conversation import Ask, Conversation
+from stc.runtime.answers.questions import Question, Questions
 from stc.runtime.answers.scoring import is_right
 from stc.runtime.commands import runs as runs_command
 from stc.runtime.evaluate.question_file import read_questions, write_questions
@@ -200,6 +204,34 @@ def test_questions_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "questions.json"
     write_questions(path, asked)
     assert read_questions(path) == asked
+
+
+def talk(asked: Sequence[Question], dense: Ask | None = None) -> tuple[Conversation, list[str]]:
+    """A conversation at 5 s of a stream that nothing was remembered of, and what it says."""
+    said: list[str] = []
+    language = stream(language_case())
+    questions = Questions(asked=tuple(asked), most=2)
+    conversation = Conversation(language, questions, io.StringIO(), said.append, dense=dense)
+    conversation.frame(Mock(time_s=5.0, prefill=None))
+    return conversation, said
+
+
+def test_a_question_that_waited_when_the_stream_ended_is_asked() -> None:
+    conversation, said = talk([Question(QUESTION, 1.0, "yes"), Question(QUESTION, 6.0, "yes")])
+    conversation.ask_rest()
+    assert conversation.unasked == 1 and "the first is at 6 s" in said[0]
+    assert [one["time_s"] for one in conversation.to_json()["questions"]] == [5.0]
+
+
+def test_dense_frames_that_cannot_answer_leave_the_others_answer_alone() -> None:
+    def full(*_: object) -> str:
+        raise LanguageError("memory", "is full")
+
+    conversation, said = talk([Question(QUESTION, 1.0, "yes")], full)
+    conversation.ask_rest()
+    [asked] = conversation.to_json()["questions"]
+    assert asked["answer"] and asked["dense_error"] == "memory: is full" == said[0][7:]
+    assert conversation.failed == 0 and "dense_answer" not in asked
 
 
 def test_a_language_side_beside_another_remembers_by_itself() -> None:
