@@ -95,7 +95,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder of finished scenes and the report, default out/eval/NAME of the bundle",
+        help="folder of finished scenes and the report, default out/eval/NAME of the bundle, "
+        "NAME-CLIP for a clip",
     )
     parser.add_argument(
         "--force", action="store_true", help="measure again what --output holds already"
@@ -123,8 +124,10 @@ def _begun(flags: argparse.Namespace) -> int:
 def _evaluate(flags: argparse.Namespace) -> int:
     opening.check_device(flags.device, flags.backend, flags.weights)
     methods = methods_of(flags.methods)
-    output = flags.output or OUTPUT / flags.bundle.resolve().name
     _, _, video = flags.data.partition(evaluate_data.CLIP)
+    # Scenes and clips are measured side by side.
+    name = flags.bundle.resolve().name + (f"-{Path(video).stem}" if video else "")
+    output = flags.output or OUTPUT / name
     refuse_shared_paths(
         {"--json": flags.json, "--output": output},
         video=video or None,
