@@ -132,7 +132,8 @@ def test_an_interrupt_at_any_time_leaves_no_traceback(
         assert "KeyboardInterrupt" not in stderr
         assert "install" not in stderr
         if process.returncode == 130:
-            kept = "interrupted; finished scenes are in out/eval/bundle, the same command goes on"
+            folder = f"out/eval/bundle-{Path(CLIP).stem}"
+            kept = f"interrupted; finished scenes are in {folder}, the same command goes on"
             ends = [INTERRUPTED.strip(), *([kept] if name == "stc-eval" else [])]
             assert stderr.splitlines()[-1] in ends
 
