@@ -201,7 +201,8 @@ def test_a_template_that_runs_can_be_interrupted() -> None:
     with rendering() as program:
         assert program.stdout is not None
         helper = int(program.stdout.readline())
-        while psutil.Process(helper).cpu_times().user < 0.1:
+        begun = psutil.Process(helper).cpu_times().user
+        while psutil.Process(helper).cpu_times().user < begun + 0.1:
             time.sleep(0.01)
         os.killpg(program.pid, signal.SIGINT)
         assert program.stdout.readline() == "interrupted\n"
