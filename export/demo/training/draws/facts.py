@@ -1,8 +1,10 @@
-"""What the words of a question are about: targets of heads that are thrown away after training.
+"""What the words of a question are about, and what each token of a frame could tell: targets of
+heads that are thrown away after training.
 
 A model that knows what is in a scene still has to learn that "circle" in a question means the
 circle that it saw. Heads that say so at the word itself teach it in a few hundred steps; without
-them nothing was learnt in ten times as many.
+them nothing was learnt in ten times as many. Heads at the frames' tokens say what no frame shows
+alone: which way a thing moves, how many came before it, how many are gone.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.scenes.labels import Labels
-from stc.scenes.words import COLOURS, DIGITS, KINDS, SIDE
+from stc.scenes.words import CELLS, COLOURS, DIGITS, KINDS, SHAPES, SIDE
 
 HEADS: Mapping[str, int] = {
     "colour": len(COLOURS),
@@ -23,18 +25,22 @@ HEADS: Mapping[str, int] = {
     "visible": 2,
     "third": 3,
     "direction": 5,
+    "exit": 4,
     "rank": 4,
     "right": 2,
     "letter": 4,
-    "now": 5,
-    "ever": 5,
+    "now": 4,
+    "ever": 4,
+    "gone": 3,
 }
-"""Heads by name, and between how many values each decides."""
-LATE = ("right", "now", "ever")
+"""Heads at a question's text tokens by name, and between how many values each decides."""
+FRAME_HEADS: Mapping[str, int] = {"direction": 5, "rank": 4, "now": 4, "ever": 4, "gone": 3}
+"""Heads at the tokens of frames: the first two where a thing is, the others at a frame's last."""
+LATE = ("right", "now", "ever", "gone")
 """Those that come last: they compare what was found, or count."""
 IGNORED = -100
-VISIBLE = 0.6
-"""Share of a thing that must be in sight to count."""
+VISIBLE, HIDDEN = 0.6, 0.05
+"""Shares of a thing: from the first on it is in sight, below the second it is not."""
 STILL_PX = 1.0
 """Movement over two frames that is none."""
 
@@ -49,6 +55,10 @@ class Facts:
         shown: NDArray[np.bool_] = labels.shown[: frame + 1] >= VISIBLE
         self._seen: NDArray[np.bool_] = np.logical_or.reduce(shown, axis=0)
         self._visible: NDArray[np.bool_] = shown[-1]
+        centre = labels.centre[frame]
+        self._sides = np.stack([centre < 0, centre >= SIDE], 2).reshape(-1, 4)
+        self._gone = self._seen & (labels.shown[frame] < HIDDEN) & self._sides.any(1)
+        self._shapes = np.array([thing.kind in SHAPES for thing in labels.things], bool)
         first = np.where(self._seen, shown.argmax(0), frame + 1)
         self._rank = np.argsort(np.argsort(first, kind="stable"), kind="stable")
 
@@ -66,17 +76,42 @@ class Facts:
 
     def counts(self) -> Targets:
         """The targets where a question ends."""
-        most = HEADS["now"] - 1
-        return _targets(
-            {"now": min(most, int(self._visible.sum())), "ever": min(most, int(self._seen.sum()))}
-        )
+        return _targets(self._counts())
+
+    def shown(self) -> Targets:
+        """What each token of the frame could tell, [49, len(FRAME_HEADS)], pooled as the model
+        pools patches: a token is of the thing that owns most of its patches."""
+        owner = self._labels.owner[self._frame].reshape(CELLS // 2, 2, CELLS // 2, 2)
+        owner = owner.transpose(0, 2, 1, 3).reshape(-1, 4, 1)
+        found = np.full((len(owner), len(FRAME_HEADS)), IGNORED, np.int64)
+        at = list(FRAME_HEADS).index
+        parts = (owner == np.arange(len(self._labels.things))).sum(1)
+        for index in range(parts.shape[1]):
+            mine = (parts[:, index] > 0) & (parts.argmax(1) == index)
+            found[mine, at("direction")] = self._direction(index)
+            found[mine, at("rank")] = self._rank_of(index)
+        for name, count in self._counts().items():
+            found[:, at(name)] = count
+        return found
+
+    def _counts(self) -> dict[str, int]:
+        """How many shapes are in sight and were so far, and how many things have left."""
+        counted = {
+            "now": self._visible & self._shapes,
+            "ever": self._seen & self._shapes,
+            "gone": self._gone,
+        }
+        return {name: min(HEADS[name] - 1, int(one.sum())) for name, one in counted.items()}
+
+    def _rank_of(self, index: int) -> int:
+        return min(HEADS["rank"] - 1, int(self._rank[index]))
 
     def _of(self, index: int) -> dict[str, int]:
         thing = self._labels.things[index]
         found = {
             "kind": KINDS.index(thing.kind),
             "visible": int(self._visible[index]),
-            "rank": min(HEADS["rank"] - 1, int(self._rank[index])),
+            "rank": self._rank_of(index),
         }
         if thing.colour is not None:
             found["colour"] = list(COLOURS).index(thing.colour)
@@ -86,6 +121,8 @@ class Facts:
             centre = self._labels.centre[self._frame, index]
             found["third"] = int(np.clip(3 * centre[0] / SIDE, 0, 2))
             found["direction"] = self._direction(index)
+        if self._gone[index] and self._sides[index].sum() == 1:
+            found["exit"] = int(self._sides[index].argmax())
         return found
 
     def _direction(self, index: int) -> int:
