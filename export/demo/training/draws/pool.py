@@ -9,6 +9,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -32,20 +33,20 @@ def batches(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([draw.__module__])
     pool = ProcessPoolExecutor(drawers, context, initializer=_begin, initargs=(draw,))
-    with pool:
+    try:
         waiting: deque[Future[Any]] = deque()
         wanted = ((step, shard) for step in steps for shard in shards)
-        for step, shard in wanted:
+        for step, shard in islice(wanted, AHEAD * drawers + len(shards)):
             waiting.append(pool.submit(_drawn, key, step, steps.stop, shard))
-            if len(waiting) >= AHEAD * drawers + len(shards):
-                break
         for _ in steps:
             found = []
             for _ in shards:
                 found.append(waiting.popleft().result())
-                if (more := next(wanted, None)) is not None:
-                    waiting.append(pool.submit(_drawn, key, more[0], steps.stop, more[1]))
+                for step, shard in islice(wanted, 1):
+                    waiting.append(pool.submit(_drawn, key, step, steps.stop, shard))
             yield found
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def drawn(draw: Draw, key: tuple[int, ...], step: int, steps: int, shard: int) -> Any:
