@@ -149,7 +149,7 @@ def test_facts_are_those_of_the_labels() -> None:
     square = {"colour": list(COLOURS).index("blue"), "kind": KINDS.index("square"), "seen": 1}
     assert told(facts.about("blue")) == square | {"visible": 0, "rank": 1}
     seven = {"kind": KINDS.index("digit"), "digit": DIGITS.index("seven"), "seen": 1}
-    seven |= {"visible": 1, "third": 2, "direction": 4, "rank": 2}
+    seven |= {"visible": 1, "third": 2, "rank": 2}
     assert told(facts.about("digit")) == seven
     assert told(facts.about("star")) == told(facts.about("green")) == {"seen": 0}
     assert told(facts.counts()) == {"now": 1, "ever": 2, "gone": 0}
@@ -178,17 +178,19 @@ def test_what_left_is_gone_by_the_side_that_it_left_by() -> None:
 
 def test_a_frame_s_tokens_are_told_what_no_frame_shows() -> None:
     """Pooled tokens of 2 x 2 patches: the circle's four patches are spread over four tokens."""
-    shown = dict(zip(FRAME_HEADS, Facts(labels(), 3).shown().T.reshape(-1, 7, 7), strict=True))
+    targets, moved = Facts(labels(), 3).shown()
+    shown = dict(zip(FRAME_HEADS, targets.T.reshape(-1, 7, 7), strict=True))
     circle = np.zeros((7, 7), bool)
     circle[2, 0:2] = True
     digit = np.zeros((7, 7), bool)
     digit[3, 6] = True
     assert np.array_equal(shown["direction"] == 1, circle)
-    assert np.array_equal(shown["direction"] == 4, digit)
+    assert np.array_equal(~np.isnan(moved).any(1), circle.ravel())  # the digit has just come
+    assert (moved[circle.ravel()] == np.array([8, 1], np.float32) / 16).all()
     assert np.array_equal(shown["rank"] == 0, circle)
     assert np.array_equal(shown["rank"] == 2, digit)
-    for name in ("direction", "rank"):
-        assert (shown[name][~circle & ~digit] == IGNORED).all()
+    assert (shown["direction"][~circle] == IGNORED).all()
+    assert (shown["rank"][~circle & ~digit] == IGNORED).all()
     for name, count in {"now": 1, "ever": 2, "gone": 0}.items():
         assert (shown[name] == count).all()
 
@@ -247,8 +249,9 @@ def stream(learner: Learner, seed: int, frames: int, keep: int) -> tuple[Tensor,
         learner.asker.asked(labels(), Question("now", "", text, "A", ("red", "blue"), frame))
         for text, frame in zip(texts[: frames - 2], (3, 1, 3), strict=False)
     ]
-    shown = shown_of(labels())[[*range(4), 3][:frames]]
-    return torch.from_numpy(noise), Stream(noise, keep, None, asked, shown)
+    shown, moved = shown_of(labels())
+    of = [*range(4), 3][:frames]
+    return torch.from_numpy(noise), Stream(noise, keep, None, asked, shown[of], moved[of])
 
 
 def test_questions_of_a_batch_are_answered_as_if_each_were_asked_alone(learner: Learner) -> None:

@@ -32,7 +32,7 @@ def judged(learner: Learner, scenes: int = SCENES) -> Iterator[str]:
         asked = [learner.asker.asked(scene.labels, question) for question in questions]
         for keep in KEEPS if asked else ():
             rank = rank_of(len(frames), keep, random)
-            stream = Stream(frames, keep, rank, asked, shown_of(scene.labels))
+            stream = Stream(frames, keep, rank, asked, *shown_of(scene.labels))
             one = batch(learner.asker.before, [(features, stream)])
             embed = model.get_input_embeddings()
             joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)

@@ -24,7 +24,7 @@ class Batch:
 
     allowed: bool [B, 1, p+v+s, p+v+s] with the p text tokens before the video. positions [B, ..].
     labels, words [B, s] and targets [B, s, len(HEADS)]: of the questions' tokens. shown
-    [B, v, len(FRAME_HEADS)]: of the video's.
+    [B, v, len(FRAME_HEADS)] and moved [B, v, 2]: of the video's.
     """
 
     before: Tensor
@@ -36,6 +36,7 @@ class Batch:
     words: Tensor
     targets: Tensor
     shown: Tensor
+    moved: Tensor
 
 
 def kept_of(features: Tensor, keep: int, rank: NDArray[np.float32] | None) -> Tensor:
@@ -67,6 +68,7 @@ def batch(before: NDArray[np.int64], streams: Sequence[tuple[Tensor, Stream]]) -
     shown = torch.full(
         (len(streams), longest_video, len(FRAME_HEADS)), IGNORED, dtype=torch.long, device=device
     )
+    moved = torch.full((len(streams), longest_video, 2), torch.nan, device=device)
     # Of each token: which question it belongs to (-1: none, -2: padding), the last frame that it
     # sees, the frame it is of, its position.
     group = np.full(shape, -2, np.int64)
@@ -80,17 +82,12 @@ def batch(before: NDArray[np.int64], streams: Sequence[tuple[Tensor, Stream]]) -
     for row, (features, stream) in enumerate(streams):
         frames, keep = len(features), stream.keep
         count = frames * keep
-        kept = kept_of(features, keep, stream.rank).unsqueeze(2)
-        video[row, :count] = features.gather(1, kept.expand(-1, -1, features.shape[2])).flatten(
-            0, 1
-        )
-        told = (
-            torch.from_numpy(stream.shown)
-            .to(device)
-            .gather(1, kept.expand(-1, -1, len(FRAME_HEADS)))
-        )
+        kept = kept_of(features, keep, stream.rank)
+        video[row, :count] = _of_kept(features, kept)
+        told = _of_kept(torch.from_numpy(stream.shown).to(device), kept).view(frames, keep, -1)
         told[:, :-1, COUNTS:] = IGNORED  # only a frame's last token has seen all of it
         shown[row, :count] = told.flatten(0, 1)
+        moved[row, :count] = _of_kept(torch.from_numpy(stream.moved).to(device), kept)
         group[row, : prefix + count] = -1
         frame[row, :prefix] = -1
         frame[row, prefix : prefix + count] = np.repeat(np.arange(frames), keep)
@@ -122,4 +119,10 @@ def batch(before: NDArray[np.int64], streams: Sequence[tuple[Tensor, Stream]]) -
         torch.from_numpy(words).to(device),
         torch.from_numpy(targets).to(device),
         shown,
+        moved,
     )
+
+
+def _of_kept(of: Tensor, kept: Tensor) -> Tensor:
+    """What is kept, [F * k, D], of tokens [F, 49, D]."""
+    return of.gather(1, kept.unsqueeze(2).expand(-1, -1, of.shape[2])).flatten(0, 1)

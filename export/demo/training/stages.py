@@ -34,6 +34,9 @@ so early, and the whole says more than a name and is learnt bit by bit."""
 SHARPNESS = 8.0
 """Of the choice between colours, kinds and digits when the tower learns them."""
 
+MOTION = 8.0
+"""Weight of how far things moved: small numbers, which few tokens can say."""
+
 Figures = dict[str, Tensor]
 
 
@@ -104,6 +107,7 @@ class LanguageTask:
     model: Any
     heads: nn.Linear
     frame_heads: nn.Linear
+    motion: nn.Linear
     codebook: Codebook
     before: NDArray[np.int64]
     stop: int
@@ -127,8 +131,13 @@ class LanguageTask:
         told = _told(self.heads, HEADS, places, one.targets)
         video = read.frames[:, one.before.shape[1] : start]
         seen = _told(self.frame_heads, FRAME_HEADS, dict.fromkeys(FRAME_HEADS, video), one.shown)
+        known = ~one.moved.isnan().any(2)
+        missed = F.smooth_l1_loss(self.motion(video[known]), one.moved[known], reduction="none")
+        motion = missed.sum(1).sum() / known.sum().clamp(min=1)
         figures = {"answer": loss, "right": right, "word": word, "heads": told, "frames": seen}
-        loss = loss + word + (1.0 if share < 0.7 else 0.3) * (told + seen)
+        figures["motion"] = motion
+        aside = told + seen + MOTION * motion
+        loss = loss + word + (1.0 if share < 0.7 else 0.3) * aside
         return loss, {name: figure.detach() for name, figure in figures.items()}
 
     def _features(self, drawn: Sequence[Stream]) -> list[Tensor]:

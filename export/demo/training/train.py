@@ -68,11 +68,13 @@ class Learner:
         self.codebook = Codebook(width)
         self.heads = nn.Linear(width, sum(HEADS.values()))
         self.frame_heads = nn.Linear(width, sum(FRAME_HEADS.values()))
+        self.motion = nn.Linear(width, 2)
         self.outlines = nn.Linear(config.vision_config.hidden_size, OUTLINE)
         self.forms = nn.Linear(config.vision_config.hidden_size, FORM)
         self.asker = Asker(tokenizer)
+        self.thrown = self.heads, self.frame_heads, self.motion, self.outlines, self.forms
         self._begin(tokenizer)
-        for one in (self.model, self.heads, self.frame_heads, self.outlines, self.forms):
+        for one in (self.model, *self.thrown):
             one.to(device)
         self.codebook.codes = self.codebook.codes.to(device)
 
@@ -103,7 +105,8 @@ class Learner:
     def language_parts(self) -> Parts:
         """What the language model's stages train."""
         own = self.model.model.language_model.named_parameters()
-        thrown = nn.ModuleDict({"words": self.heads, "frames": self.frame_heads})
+        heads = {"words": self.heads, "frames": self.frame_heads, "motion": self.motion}
+        thrown = nn.ModuleDict(heads)
         return [*own, *thrown.named_parameters("heads")]
 
 
@@ -233,6 +236,7 @@ def language_task(learner: Learner, *, real: bool) -> LanguageTask:
         learner.model,
         learner.heads,
         learner.frame_heads,
+        learner.motion,
         learner.codebook,
         asker.before,
         asker.stop,

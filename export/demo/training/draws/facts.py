@@ -43,6 +43,8 @@ VISIBLE, HIDDEN = 0.6, 0.05
 """Shares of a thing: from the first on it is in sight, below the second it is not."""
 STILL_PX = 1.0
 """Movement over two frames that is none."""
+STRIDE_PX = 16.0
+"""Movement over two frames that counts as 1."""
 
 Targets = NDArray[np.int64]
 
@@ -78,21 +80,35 @@ class Facts:
         """The targets where a question ends."""
         return _targets(self._counts())
 
-    def shown(self) -> Targets:
+    def shown(self) -> tuple[Targets, NDArray[np.float32]]:
         """What each token of the frame could tell, [49, len(FRAME_HEADS)], pooled as the model
-        pools patches: a token is of the thing that owns most of its patches."""
+        pools patches: a token is of the thing that owns most of its patches. And how far that went
+        in two frames, [49, 2] of STRIDE_PX, right and down; NaN where it was not in sight then."""
         owner = self._labels.owner[self._frame].reshape(CELLS // 2, 2, CELLS // 2, 2)
         owner = owner.transpose(0, 2, 1, 3).reshape(-1, 4, 1)
         found = np.full((len(owner), len(FRAME_HEADS)), IGNORED, np.int64)
+        moved = np.full((len(owner), 2), np.nan, np.float32)
         at = list(FRAME_HEADS).index
         parts = (owner == np.arange(len(self._labels.things))).sum(1)
         for index in range(parts.shape[1]):
             mine = (parts[:, index] > 0) & (parts.argmax(1) == index)
-            found[mine, at("direction")] = self._direction(index)
             found[mine, at("rank")] = self._rank_of(index)
+            if self._there_before(index):
+                found[mine, at("direction")] = self._direction(index)
+                moved[mine] = self._step(index) / STRIDE_PX
         for name, count in self._counts().items():
             found[:, at(name)] = count
-        return found
+        return found, moved
+
+    def _there_before(self, index: int) -> bool:
+        """Whether it was in sight, if in part, two frames ago."""
+        return bool(self._labels.shown[max(0, self._frame - 2), index] >= VISIBLE / 2)
+
+    def _step(self, index: int) -> NDArray[np.float32]:
+        """How far it went in two frames, px right and down."""
+        centre = self._labels.centre[:, index]
+        step: NDArray[np.float32] = centre[self._frame] - centre[max(0, self._frame - 2)]
+        return step
 
     def _counts(self) -> dict[str, int]:
         """How many shapes are in sight and were so far, and how many things have left."""
@@ -120,14 +136,14 @@ class Facts:
         if self._visible[index]:
             centre = self._labels.centre[self._frame, index]
             found["third"] = int(np.clip(3 * centre[0] / SIDE, 0, 2))
-            found["direction"] = self._direction(index)
+            if self._there_before(index):
+                found["direction"] = self._direction(index)
         if self._gone[index] and self._sides[index].sum() == 1:
             found["exit"] = int(self._sides[index].argmax())
         return found
 
     def _direction(self, index: int) -> int:
-        before = max(0, self._frame - 2)
-        step = self._labels.centre[self._frame, index] - self._labels.centre[before, index]
+        step = self._step(index)
         if abs(step).max() < STILL_PX:
             return 4
         axis = int(abs(step[1]) > abs(step[0]))

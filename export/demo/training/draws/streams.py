@@ -53,7 +53,8 @@ class Stream:
     seen: uint8 [F, 112, 112, 3], frames; or float32 [F, 49, len(NAMES)], what a tower that is
     nearly right would say, whose features then get noise of `loudness`, drawn from `noise`.
     rank: float32 [F, 49], of which the lowest are kept; None: the pruner's choice. shown: int64
-    [F, 49, len(FRAME_HEADS)], targets of the frames' tokens.
+    [F, 49, len(FRAME_HEADS)], targets of the frames' tokens. moved: float32 [F, 49, 2], how far
+    their things went; NaN where that is not known.
     """
 
     seen: NDArray[Any]
@@ -61,6 +62,7 @@ class Stream:
     rank: NDArray[np.float32] | None
     asked: Sequence[Asked]
     shown: NDArray[np.int64]
+    moved: NDArray[np.float32]
     loudness: float = 0.0
     noise: int = 0
 
@@ -96,7 +98,7 @@ class StreamDraw:
                     keep,
                     rank_of(scene.frame_count, keep, random),
                     [self.asker.asked(labels, question) for question in questions],
-                    shown_of(labels),
+                    *shown_of(labels),
                     loudness,
                     int(random.integers(1 << 40)),
                 )
@@ -104,9 +106,11 @@ class StreamDraw:
         return found
 
 
-def shown_of(labels: Labels) -> NDArray[np.int64]:
-    """The targets of every token of every frame, [F, 49, len(FRAME_HEADS)]."""
-    return np.stack([Facts(labels, frame).shown() for frame in range(len(labels.owner))])
+def shown_of(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The targets of every token of every frame, [F, 49, len(FRAME_HEADS)] and [F, 49, 2]."""
+    frames = [Facts(labels, frame).shown() for frame in range(len(labels.owner))]
+    shown, moved = zip(*frames, strict=True)
+    return np.stack(shown), np.stack(moved)
 
 
 def rank_of(frames: int, keep: int, random: np.random.Generator) -> NDArray[np.float32] | None:
