@@ -26,7 +26,7 @@ from stc.export.demo.training.draws.facts import (
 from stc.export.demo.training.draws.streams import KEEPS, Stream, rank_of, shown_of
 from stc.export.demo.training.muon import Muon, orthogonal
 from stc.export.demo.training.sequences import COUNTS, batch, kept_of
-from stc.export.demo.training.stages import decoded, pixel_values, seen
+from stc.export.demo.training.stages import hidden_states, pixel_values, seen
 from stc.export.demo.training.train import Learner
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.scenes.labels import Labels
@@ -263,7 +263,7 @@ def test_questions_of_a_batch_are_answered_as_if_each_were_asked_alone(learner: 
     compared = 0
     with torch.no_grad():
         joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
-        last = decoded(model, joined, one).last
+        last = model.model.language_model.norm(hidden_states(model, joined, one)[-1])
         got = model.lm_head(last[:, -one.ids.shape[1] :])
         for row, (features, of) in enumerate(streams):
             kept = kept_of(features, of.keep, None)

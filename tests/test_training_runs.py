@@ -26,10 +26,10 @@ from stc.export.demo.training.draws.pool import batches
 from stc.export.demo.training.draws.streams import StreamDraw
 from stc.export.demo.training.draws.windows import WindowDraw, Windows
 from stc.export.demo.training.judge import judged
-from stc.export.demo.training.stages import LanguageTask, TowerTask
+from stc.export.demo.training.stages import LanguageTask, TowerTask, WatchTask
 from stc.export.demo.training.train import Learner, Plan
 
-PLAN = Plan(tower=3, language=3, together=1)
+PLAN = Plan(tower=3, watch=2, language=3, together=1)
 
 
 def quick(patch: Callable[[object, str, Any], None]) -> None:
@@ -43,7 +43,12 @@ def quick(patch: Callable[[object, str, Any], None]) -> None:
         draw = StreamDraw(learner.asker, streams=1, real=real)
         return replace(whole_language(learner, real=real), draw=draw)
 
+    def watch(learner: Learner) -> WatchTask:
+        draw = StreamDraw(learner.asker, streams=1, real=False, questions=False)
+        return replace(train.watch_task(learner), draw=draw)
+
     patch(work, "tower_task", tower)
+    patch(work, "watch_task", watch)
     patch(work, "language_task", language)
     patch(work, "judged", partial(judged, scenes=1))
     patch(streams, "QUESTIONS", 3)

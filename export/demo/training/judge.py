@@ -11,7 +11,7 @@ import torch
 from stc.export.demo.training.draws.facts import IGNORED
 from stc.export.demo.training.draws.streams import KEEPS, QUESTIONS, Stream, rank_of, shown_of
 from stc.export.demo.training.sequences import batch
-from stc.export.demo.training.stages import decoded, seen
+from stc.export.demo.training.stages import hidden_states, seen
 from stc.export.demo.training.train import Learner
 from stc.scenes.scene import make_scene
 
@@ -36,7 +36,7 @@ def judged(learner: Learner, scenes: int = SCENES) -> Iterator[str]:
             one = batch(learner.asker.before, [(features, stream)])
             embed = model.get_input_embeddings()
             joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
-            last = decoded(model, joined, one).last
+            last = model.model.language_model.norm(hidden_states(model, joined, one)[-1])
             chosen = model.lm_head(last[:, -one.ids.shape[1] :]).argmax(2)[0]
             told = (one.labels[0] != IGNORED) & (one.labels[0] != learner.asker.stop)
             right = (chosen == one.labels[0])[told].tolist()

@@ -100,53 +100,33 @@ def mean_where(values: Tensor, of: Tensor) -> Tensor:
 
 
 @dataclass
-class LanguageTask:
-    """Questions are answered, about features made of labels or the tower's own."""
+class WatchTask:
+    """The first blocks of the language model learn to follow things from frame to frame, on
+    features made of labels, before anything is asked: among questions they did not in 500 steps."""
 
     draw: Callable[[np.random.Generator, float], Sequence[Stream]]
     model: Any
-    heads: nn.Linear
     frame_heads: nn.Linear
     motion: nn.Linear
     codebook: Codebook
     before: NDArray[np.int64]
-    stop: int
 
     def loss(self, drawn: Sequence[Stream], share: float) -> tuple[Tensor, Figures]:
-        one = batch(self.before, list(zip(self._features(drawn), drawn, strict=True)))
-        embed = self.model.get_input_embeddings()
-        joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
-        start = joined.shape[1] - one.ids.shape[1]
-        read = decoded(self.model, joined, one)
-        hidden, early, late = read.last[:, start:], read.early[:, start:], read.late[:, start:]
-        asked = one.labels != IGNORED
-        logits = self.model.lm_head(hidden[asked])
-        answers = one.labels[asked]
-        loss = F.cross_entropy(logits, answers)
-        right = mean_where((logits.argmax(1) == answers).float(), answers != self.stop)
-        ends = one.words != IGNORED
-        said = self.model.lm_head(self.model.model.language_model.norm(late[ends]))
-        word = F.cross_entropy(said, one.words[ends])
-        places = {name: late if name in LATE else early for name in HEADS}
-        told = _told(self.heads, HEADS, places, one.targets)
-        video = read.frames[:, one.before.shape[1] : start]
-        seen = _told(self.frame_heads, FRAME_HEADS, dict.fromkeys(FRAME_HEADS, video), one.shown)
-        known = ~one.moved.isnan().any(2)
-        missed = F.smooth_l1_loss(self.motion(video[known]), one.moved[known], reduction="none")
-        motion = missed.sum(1).sum() / known.sum().clamp(min=1)
-        figures = {"answer": loss, "right": right, "word": word, "heads": told, "frames": seen}
-        figures["motion"] = motion
-        aside = told + seen + MOTION * motion
-        loss = loss + word + (1.0 if share < 0.7 else 0.3) * aside
-        return loss, {name: figure.detach() for name, figure in figures.items()}
+        one = self.batch(drawn)
+        before = self.model.get_input_embeddings()(one.before).detach()
+        joined = torch.cat([before, one.video], 1)
+        *_, hidden = hidden_states(self.model, joined, one, FRAME_BLOCK)
+        return self.followed(hidden[:, one.before.shape[1] :], one)
 
-    def _features(self, drawn: Sequence[Stream]) -> list[Tensor]:
-        """Features [F, 49, D] of each stream: the tower's, or of one that is nearly right."""
+    def batch(self, drawn: Sequence[Stream]) -> Batch:
+        """The streams with their features, the tower's or of one that is nearly right."""
         if drawn[0].seen.dtype == np.uint8:
             with torch.no_grad():
                 whole = seen(self.model, np.concatenate([one.seen for one in drawn]))
-            return list(torch.split(whole, [len(one.seen) for one in drawn]))
-        return [self._made(one) for one in drawn]
+            features: Sequence[Tensor] = torch.split(whole, [len(one.seen) for one in drawn])
+        else:
+            features = [self._made(one) for one in drawn]
+        return batch(self.before, list(zip(features, drawn, strict=True)))
 
     def _made(self, one: Stream) -> Tensor:
         device = self.model.device
@@ -154,6 +134,44 @@ class LanguageTask:
         random = torch.Generator(device).manual_seed(one.noise)
         noise = torch.randn(features.shape, generator=random, device=device)
         return features + one.loudness * noise
+
+    def followed(self, video: Tensor, one: Batch) -> tuple[Tensor, Figures]:
+        """What the frames' tokens should tell, from their hidden states [B, v, D]."""
+        told = _told(self.frame_heads, FRAME_HEADS, dict.fromkeys(FRAME_HEADS, video), one.shown)
+        known = ~one.moved.isnan().any(2)
+        missed = F.smooth_l1_loss(self.motion(video[known]), one.moved[known], reduction="none")
+        motion = missed.sum() / known.sum().clamp(min=1)
+        return told + MOTION * motion, {"frames": told.detach(), "motion": motion.detach()}
+
+
+@dataclass
+class LanguageTask(WatchTask):
+    """Questions are answered, about features made of labels or the tower's own."""
+
+    heads: nn.Linear
+    stop: int
+
+    def loss(self, drawn: Sequence[Stream], share: float) -> tuple[Tensor, Figures]:
+        one = self.batch(drawn)
+        embed = self.model.get_input_embeddings()
+        joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
+        start = joined.shape[1] - one.ids.shape[1]
+        behind = hidden_states(self.model, joined, one)
+        early, late = behind[AUX_BLOCK][:, start:], behind[LATE_BLOCK][:, start:]
+        norm = self.model.model.language_model.norm
+        asked = one.labels != IGNORED
+        logits = self.model.lm_head(norm(behind[-1][:, start:][asked]))
+        answers = one.labels[asked]
+        loss = F.cross_entropy(logits, answers)
+        right = mean_where((logits.argmax(1) == answers).float(), answers != self.stop)
+        ends = one.words != IGNORED
+        word = F.cross_entropy(self.model.lm_head(norm(late[ends])), one.words[ends])
+        places = {name: late if name in LATE else early for name in HEADS}
+        told = _told(self.heads, HEADS, places, one.targets)
+        followed, figures = self.followed(behind[FRAME_BLOCK][:, one.before.shape[1] : start], one)
+        figures = {"answer": loss, "right": right, "word": word, "heads": told} | figures
+        loss = loss + word + (1.0 if share < 0.7 else 0.3) * (told + followed)
+        return loss, {name: figure.detach() for name, figure in figures.items()}
 
 
 def _told(
@@ -173,32 +191,26 @@ def _told(
     return torch.stack(losses).sum() / torch.stack(any_told).sum().clamp(min=1)
 
 
-@dataclass(frozen=True)
-class Read:
-    """Hidden states [B, t, D] of the language model: behind FRAME_BLOCK, AUX_BLOCK, LATE_BLOCK, and
-    the last, normed."""
-
-    frames: Tensor
-    early: Tensor
-    late: Tensor
-    last: Tensor
-
-
-def decoded(model: Any, joined: Tensor, one: Batch) -> Read:
-    """What the language model makes of `joined` [B, t, D]."""
+def hidden_states(
+    model: Any, joined: Tensor, one: Batch, blocks: int | None = None
+) -> list[Tensor]:
+    """Hidden states [B, t, D] of the language model before and behind every block, or the first
+    `blocks`, of `joined` [B, t, D], a batch's tokens or its first t."""
     language = model.model.language_model
-    hidden, behind = joined, {}
-    turned = language.rotary_emb(hidden, one.positions)
-    for number, layer in enumerate(language.layers):
+    length = joined.shape[1]
+    positions = one.positions[:, :length]
+    turned = language.rotary_emb(joined, positions)
+    behind = [joined]
+    for layer in language.layers[:blocks]:
         hidden = layer(
-            hidden,
-            attention_mask=one.allowed,
-            position_ids=one.positions,
+            behind[-1],
+            attention_mask=one.allowed[..., :length, :length],
+            position_ids=positions,
             position_embeddings=turned,
             use_cache=False,
         )
-        behind[number + 1] = hidden
-    return Read(behind[FRAME_BLOCK], behind[AUX_BLOCK], behind[LATE_BLOCK], language.norm(hidden))
+        behind.append(hidden)
+    return behind
 
 
 def features_of(

@@ -27,7 +27,7 @@ from stc.export.demo.training.draws.pool import batches
 from stc.export.demo.training.draws.streams import Asker, StreamDraw
 from stc.export.demo.training.draws.windows import FORM, OUTLINE, WindowDraw
 from stc.export.demo.training.muon import Muon
-from stc.export.demo.training.stages import LanguageTask, Task, TowerTask
+from stc.export.demo.training.stages import FRAME_BLOCK, LanguageTask, Task, TowerTask, WatchTask
 from stc.scenes.words import CELLS
 
 SAVED = 200
@@ -45,6 +45,7 @@ class Plan:
     """How many steps each stage takes, and its learning rates."""
 
     tower: int = 4000
+    watch: int = 1200
     language: int = 6000
     together: int = 2500
     seed: int = 0
@@ -53,8 +54,8 @@ class Plan:
 
     def scaled(self, share: float) -> Plan:
         """The same with `share` of the steps."""
-        steps = (max(1, round(share * one)) for one in (self.tower, self.language, self.together))
-        return replace(self, **dict(zip(("tower", "language", "together"), steps, strict=True)))
+        stages = ("tower", "watch", "language", "together")
+        return replace(self, **{one: max(1, round(share * getattr(self, one))) for one in stages})
 
 
 class Learner:
@@ -102,8 +103,14 @@ class Learner:
         thrown = nn.ModuleDict({"outlines": self.outlines, "forms": self.forms})
         return [*own, *thrown.named_parameters("heads")]
 
+    def watch_parts(self) -> Parts:
+        """What the language model's first stage trains."""
+        first = tuple(f"layers.{block}." for block in range(FRAME_BLOCK))
+        whole = self.language_parts()
+        return [one for one in whole if one[0].startswith((*first, "heads.frames", "heads.motion"))]
+
     def language_parts(self) -> Parts:
-        """What the language model's stages train."""
+        """What the language model's stages of questions train."""
         own = self.model.model.language_model.named_parameters()
         heads = {"words": self.heads, "frames": self.frame_heads, "motion": self.motion}
         thrown = nn.ModuleDict(heads)
@@ -228,16 +235,16 @@ def tower_task(learner: Learner) -> TowerTask:
     return TowerTask(WindowDraw(), *parts)
 
 
+def watch_task(learner: Learner) -> WatchTask:
+    """The language model's first stage."""
+    draw = StreamDraw(learner.asker, streams=4, real=False, questions=False)
+    parts = learner.model, learner.frame_heads, learner.motion, learner.codebook
+    return WatchTask(draw, *parts, learner.asker.before)
+
+
 def language_task(learner: Learner, *, real: bool) -> LanguageTask:
-    """The language model's stages."""
+    """The language model's stages of questions."""
     asker = learner.asker
-    return LanguageTask(
-        StreamDraw(asker, streams=4 if real else 2, real=real),
-        learner.model,
-        learner.heads,
-        learner.frame_heads,
-        learner.motion,
-        learner.codebook,
-        asker.before,
-        asker.stop,
-    )
+    draw = StreamDraw(asker, streams=4 if real else 2, real=real)
+    parts = learner.model, learner.frame_heads, learner.motion, learner.codebook
+    return LanguageTask(draw, *parts, asker.before, learner.heads, asker.stop)

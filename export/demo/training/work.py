@@ -20,6 +20,7 @@ from stc.export.demo.training.train import (
     language_task,
     run_stage,
     tower_task,
+    watch_task,
 )
 
 
@@ -42,6 +43,7 @@ def work(rank: int, processes: int, plan: Plan, output: Path, store: str, device
 
     stages: list[tuple[str, Task, Parts, int]] = [
         ("tower", tower_task(learner), learner.tower_parts(), plan.tower),
+        ("watch", watch_task(learner), learner.watch_parts(), plan.watch),
         ("language", language_task(learner, real=False), learner.language_parts(), plan.language),
         ("together", language_task(learner, real=True), learner.language_parts(), plan.together),
     ]

@@ -22,9 +22,9 @@ from stc.scenes.scene import make_scene
 from stc.scenes.words import COLOURS, KINDS, Question
 
 ALL = 49
-EVEN_FROM = 0.25
-"""Share of the training on made features from which on all of KEEPS are drawn; before that the two
-smallest: short sequences teach sooner."""
+EVEN_FROM = 0.5
+"""Share of the training on questions about made features from which on all of KEEPS are drawn;
+before that the two smallest: short sequences teach sooner."""
 KEEPS = (ALL, 30, 20, 14, 10)
 """Tokens kept of a frame, drawn evenly: no budget is what the model is used to."""
 QUESTIONS = 14
@@ -69,23 +69,26 @@ class Stream:
 
 @dataclass(frozen=True)
 class StreamDraw:
-    """Draws `streams` streams with their questions; `real`: frames, not what a tower would say."""
+    """Draws `streams` streams with their questions; `real`: frames, not what a tower would say;
+    without `questions`: with things, and nothing is asked."""
 
     asker: Asker
     streams: int
     real: bool
+    questions: bool = True
 
     def __call__(self, random: np.random.Generator, share: float) -> list[Stream]:
         # One budget for a batch: streams of unlike length would be filled up with padding.
-        keeps = KEEPS if self.real or share > EVEN_FROM else KEEPS[-2:]
+        soon = self.questions and not self.real and share <= EVEN_FROM
+        keeps = KEEPS[-2:] if soon else KEEPS
         keep = int(keeps[random.integers(len(keeps))])
         found: list[Stream] = []
         while len(found) < self.streams:
             scene = make_scene("train", int(random.integers(1 << 40)))
-            questions = scene.questions(random, QUESTIONS)
-            if not questions:
-                continue
             labels, loudness = scene.labels, 0.0
+            questions = scene.questions(random, QUESTIONS) if self.questions else []
+            if not (questions if self.questions else labels.things):
+                continue
             if self.real:
                 seen: NDArray[Any] = scene.frames()
             else:
