@@ -175,7 +175,10 @@ def test_what_is_expected_at_a_moment_that_never_comes_is_not_asked(
         ('[{"at_s": 1, "question": "a", "expected": 3}]', "[0].expected: got 3, expected text"),
         ('[{"at_s": 1, "question": "a", "answer": "b"}]', "[0]: unknown field 'answer', expected"),
         ('[{"at_s": 1, "question": "a <video>"}]', "question: contains <video>"),
-        (None, "cannot be read (No such file or directory)"),
+        (None, "questions.json: cannot be read (No such file or directory); check the path"),
+        ('[{"at": 1, "question": "a"}]', "or expected; call it at_s"),
+        ('[{"at_s": 1, "at": 1, "question": "a"}]', "leave it out, or correct its name"),
+        ('[{"at_s": 1, "questoin": "a"}]', "unknown field 'questoin'"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(
@@ -189,6 +192,8 @@ def test_a_mistake_in_the_file_is_one_line(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert told in error
     assert "download" not in error
+    if content is None:
+        assert error.startswith("error: --questions ")
 
 
 def test_no_output_replaces_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
