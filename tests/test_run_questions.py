@@ -148,6 +148,7 @@ def test_every_memory_and_batch_runs(policy: str, tmp_path: Path) -> None:
         (["--ask", "a <video>"], "question: contains <video>"),
         (["--ask-at", "soon:What?"], "--ask-at: got 'soon:What?', expected SECONDS:TEXT"),
         (["--ask-at=-1:What?"], "--ask-at: got '-1:What?'"),
+        (["--ask-at", "-.5:What?"], "--ask-at: got '-.5:What?'"),
         (["--ask-at", "1_0:What?"], "--ask-at: got '1_0:What?'"),
         (["--ask", "a", "--max-new-tokens", "0"], "--max-new-tokens: got 0"),
         (["--ask", "caf\udce9"], "question: bytes that are no letters, expected text in UTF-8"),

@@ -104,8 +104,8 @@ class Stream:
         """The answer about the frames pushed so far: its text piece by piece as it is generated,
         or all of it by `str`.
 
-        Raises LanguageError for a question that cannot be asked, as before the first frame, SettingsError for a value out of
-        range, EngineError when the model fails.
+        Raises LanguageError for a question that cannot be asked, as before the first frame,
+        SettingsError for a value out of range, EngineError when the model fails.
         """
         return self.session.ask(question, max_new_tokens, sampling)
 
