@@ -123,7 +123,9 @@ def test_fewer_streams_are_named_first() -> None:
 def test_a_smaller_window_is_named_where_keys_and_values_are_too_many() -> None:
     demand = Demand(manifest=manifest(language=QWEN), context=4096)
     need = demand.total_bytes / GIB
-    assert refused(demand, need - 0.03) == "use --window 768 or less"
+    assert refused(demand, need - 0.03) == (
+        "use --memory window --window 768 or less, where it takes them"
+    )
     assert refused(demand, need - 0.06).startswith("no setting makes it fit")
 
 
