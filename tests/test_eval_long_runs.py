@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 from collections.abc import Callable
@@ -15,8 +14,6 @@ from stc.errors import EngineError
 from stc.runtime.commands import eval as eval_command
 from stc.runtime.evaluate import data as evaluate_data
 from stc.runtime.stream import opening
-from stc.shell.command import Console
-from stc.shell.progress import Progress
 from tests.as_user import CLIP, standing
 from tests.benchmark_files import write_ovo
 from tests.language_cases import language_case
@@ -80,22 +77,6 @@ def test_a_benchmark_says_the_same(evaluate: Run, demo_bundle: Path, tmp_path: P
     again = lines(evaluate(*words, bundle=demo_bundle))
     assert again[0] == "goes on: 1 of 5 questions are there"
     assert again[-1] == "questions answered: 3 of 3"  # videos of the others are missing
-
-
-def test_lines_come_at_intervals_and_not_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr("stc.shell.progress.monotonic", lambda: now)
-    for every_s, terminal, expected in ((30.0, False, 3), (None, False, 0), (30.0, True, 0)):
-        now, out = 0.0, io.StringIO()
-        console = Console(file=out, force_terminal=terminal)
-        with Progress(console=console, every_s=every_s) as shown:
-            task = shown.add_task("frames run", total=1000)
-            for _ in range(100):
-                now += 1.0
-                shown.advance(task)
-        told = [line for line in out.getvalue().splitlines() if line.startswith("frames run: ")]
-        assert len(told) == expected
-        assert all(line.startswith("frames run: 30 of 1,000 after ") for line in told[:1])
 
 
 @pytest.mark.parametrize("inside", ["o.json", "new/folder/o.json"])

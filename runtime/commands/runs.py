@@ -18,7 +18,7 @@ from stc.shell import command
 from stc.shell.command import Console
 
 HEADS = ("tower work", "tower ms", "tokens", "prefill ms", "answers right")
-_FIX = "write it with stc-run --questions FILE --compare-dense --json OUT"
+_FIX = "write it with stc-run BUNDLE --video VIDEO --questions FILE --compare-dense --json OUT"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
