@@ -14,6 +14,7 @@ from stc.errors import EngineError
 from stc.runtime.commands import eval as eval_command
 from stc.runtime.evaluate import data as evaluate_data
 from stc.runtime.stream import opening
+from stc.runtime.stream.stream import open as open_bundle
 from tests.as_user import CLIP, standing
 from tests.benchmark_files import write_ovo
 from tests.language_cases import language_case
@@ -109,19 +110,39 @@ def test_a_run_that_fails_makes_no_folder_for_its_document(evaluate: Run, tmp_pa
     assert standing(tmp_path) == {}
 
 
-@pytest.mark.parametrize(("frames", "rows"), [(5, 1024), (192, 1024), (193, 4096)])
-def test_a_gpu_is_asked_for_room_for_all_frames_of_a_stream(
-    frames: int, rows: int, evaluate: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of 4 tokens each, three quarters of the rows."""
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows that every backend is opened for, none of which is here."""
     asked: list[int] = []
 
     def opened(*_: object, context: int, **__: object) -> Any:
         asked.append(context)
         raise EngineError("GPU", "is not here")
 
+    monkeypatch.setattr(opening, "open_backend", opened)
+    monkeypatch.setattr("stc.runtime.stream.stream.open_backend", opened)
+    return asked
+
+
+def test_a_gpu_is_asked_for_room_for_what_is_fetched(
+    evaluate: Run, asked: list[int], demo_bundle: Path, tmp_path: Path
+) -> None:
+    data = write_ovo(tmp_path / "ovo")
+    words: list[object] = ["--benchmark", "ovo-bench", "--data", data, "--memory", "rekv"]
+    done = evaluate(*words, "--output", tmp_path / "out", bundle=demo_bundle)
+    assert done.stderr == "error: GPU: is not here\n"
+    with pytest.raises(EngineError):
+        open_bundle(demo_bundle, preset="paper", memory="rekv")
+    # 64 frames of 49 tokens, and of 14
+    assert asked == [4096 + 4096, 4096 + 4096]
+
+
+@pytest.mark.parametrize(("frames", "rows"), [(5, 1024), (192, 1024), (193, 4096)])
+def test_a_gpu_is_asked_for_room_for_all_frames_of_a_stream(
+    frames: int, rows: int, evaluate: Run, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4 tokens each, three quarters of the rows."""
     scenes = [(MadeScene(0), QUESTIONS), (MadeScene(1, frames), QUESTIONS)]
     monkeypatch.setattr(evaluate_data, "frozen_test", lambda: scenes)
-    monkeypatch.setattr(opening, "open_backend", opened)
     assert evaluate("--methods", "off").stderr == "error: GPU: is not here\n"
     assert asked == [rows]

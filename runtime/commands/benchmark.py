@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from stc.bundles.bundle import Bundle
-from stc.engines.library.plan import context_rows
 from stc.errors import SettingsError, VideoError
 from stc.runtime.evaluate.benchmarks.catalogue import (
     BENCHMARKS,
@@ -198,7 +197,7 @@ class _Run:
         """What watches and answers, opened once; raises as `Viewer` and for what it cannot ask."""
         if self._viewer is None:
             flags, manifest = self._flags, self._bundle.manifest
-            rows = context_rows(self._asking.memory.window)
+            rows = self._asking.memory.rows(manifest.vision.pooled)
             backend = opening.open_backend(
                 self._bundle, flags.device, flags.backend, flags.weights, context=rows
             )
