@@ -148,6 +148,9 @@ def _build_missing(
         else:
             line = told_elsewhere(demand, target.name, target.memory_bytes)
         console.say(line)
+    if plan.present:
+        whole = plan.present + len(plan.missing)
+        console.say(f"goes on: {plan.present} of {whole} engines are there")
     workers = flags.jobs or default_workers(tensorrt.flavour)
     with BuildProgress(len(plan.missing), console) as progress:
         figures = run_build(bundle, plan, tensorrt.flavour, targets, progress, workers=workers)

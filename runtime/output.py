@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,12 +20,16 @@ STDOUT = "-"
 
 
 @contextmanager
-def document_output(target: str | None) -> Iterator[Callable[[Document], None]]:
+def document_output(
+    target: str | None, made: Path | None = None
+) -> Iterator[Callable[[Document], None]]:
     """A function for the body to call once, at its end, with the document.
 
     target: `--json` as the user wrote it. A file is opened now, so that nobody waits for a result
         that cannot be kept, and appears when the body ends without an error; `-` is one line on
         stdout; None is nowhere.
+    made: a folder that the body makes, or one that is there. A file in it whose own folder is not
+        there is opened at the end, and its folder made.
 
     Raises SettingsError when it names a folder or cannot be written.
     """
@@ -34,6 +39,8 @@ def document_output(target: str | None) -> Iterator[Callable[[Document], None]]:
         yield lambda document: print(json.dumps(document, allow_nan=False))
     elif target.endswith("/"):
         raise SettingsError(f"--json {target}", "names a folder", "a file", "name a file inside it")
+    elif made is not None and _comes_in(made, Path(target)):
+        yield partial(_write_in_new_folder, target)
     else:
         with ExitStack() as stack:
             with _one_line_errors(target):
@@ -41,6 +48,19 @@ def document_output(target: str | None) -> Iterator[Callable[[Document], None]]:
             yield lambda document: _write(target, file, document)
             with _one_line_errors(target):
                 stack.close()
+
+
+def _comes_in(made: Path, path: Path) -> bool:
+    """Whether the folder of `path` is not there, and below `made` or `made` itself."""
+    folder = Path(os.path.realpath(path.parent))
+    return not folder.exists() and folder.is_relative_to(os.path.realpath(made))
+
+
+def _write_in_new_folder(target: str, document: Document) -> None:
+    with _one_line_errors(target):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(Path(target)) as file:
+            _write(target, file, document)
 
 
 def _write(target: str, file: BinaryIO, document: Document) -> None:

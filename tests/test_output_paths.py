@@ -129,7 +129,10 @@ def test_an_output_of_an_export_is_refused_before_torch_is_imported(
         ("mine", [], f"exists and is not empty; {other}"),
         ("mine", ["--force"], "holds files and is no bundle, --force would delete them"),
         ("bundle.txt", ["--force"], f"is a file; {other}"),
+        ("/proc/bundle", [], "cannot be written (No such file or directory)"),
+        ("/proc/none/bundle", ["--force"], "cannot be written (No such file or directory)"),
+        ("n" * 245, [], f"cannot be written (File name too long); {other}"),
     ):
         assert line("--output", output, *flags).startswith(f"error: {output}: {told}")
-    for flags in (["--output", "bundle", "--force"], ["--output", "new"]):
+    for flags in (["--output", "bundle", "--force"], ["--output", "n" * 240], ["--output", "a/b"]):
         assert "stc.export.bundle_export is not installed" in line(*flags)

@@ -2,7 +2,7 @@
 
 Commands of the full-size model are run by `tests.test_full_size`, `./scripts/demo` by the slow test
 here, what many tests need by those; for these the quick tests check that the command takes the
-flags. The quick tests run the others on the first seconds of the clip.
+flags. The quick tests run the others on the first seconds of the clip, and on two made-up scenes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ import stc.runtime as face
 from stc import contracts
 from stc.engines import open_tensorrt
 from stc.method.graphs import vision_graphs
+from stc.runtime.evaluate import data as evaluate_data
 from stc.runtime.video.open import open_video
 from tests.as_user import CLIP, MODULES, ROOT, frames_of
 from tests.clips import write_clip
 from tests.device_cases import Rig, assert_equal, oracle_session, write_device_bundle
+from tests.made_scenes import made_scenes
 from tests.test_device_arrays import Interface, prepared
 
 README = (ROOT / "README.md").read_text()
@@ -111,6 +113,7 @@ def test_quick_commands_run_in_the_order_they_are_shown(
         first = (frame.rgb for frame in islice(video, SHOWN))
         write_clip(checkout / "tests" / "data" / CLIP.name, first, rate=5)
     monkeypatch.chdir(checkout)
+    monkeypatch.setattr(evaluate_data, "frozen_test", made_scenes)
     demo, of_the_demo = checkout / "out" / "demo", {"overlay.mp4", "overlay.png", "report.json"}
     for name in of_the_demo:
         (demo / name).write_text("the demo's")
@@ -123,6 +126,7 @@ def test_quick_commands_run_in_the_order_they_are_shown(
     frames = json.loads((demo / "cacher.json").read_text())["summary"]["frames"]
     assert frames == frames_of(demo / "cacher.mp4") == SHOWN
     assert (demo / "cacher.png").exists()
+    assert (checkout / "out" / "eval" / "bundle" / "report.html").exists()
     assert all((demo / name).read_text() == "the demo's" for name in of_the_demo)
 
 

@@ -28,7 +28,7 @@ from stc.engines.library.targets import Flavour, load_tensorrt
 from stc.errors import EngineError, StcError
 from stc.manifest import FileEntry
 from stc.shell.command import Console
-from stc.shell.progress import Progress
+from stc.shell.progress import PLAIN_S, Progress
 
 _OUT_OF_MEMORY = "out of memory kills builders: close programs, add swap, or use --jobs 1"
 _CRASHED = "the compiler crashed: try --jobs 1, or report it with what stc-doctor prints"
@@ -104,7 +104,7 @@ def _build(flavour: Flavour, job: Job, owner: Connection) -> Outcome:
 class BuildProgress(Progress):
     """How a build goes on, shown: a bar for all engines and a line per builder.
 
-    Shows nothing when `console` is no terminal.
+    Where `console` is no terminal, a line says now and then how many there are.
     """
 
     def __init__(self, engines: int, console: Console) -> None:
@@ -114,6 +114,7 @@ class BuildProgress(Progress):
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=console,
+            every_s=PLAIN_S,
         )
         self._all = self.add_task("engines", total=engines)
         self._lines: dict[str, TaskID] = {}
@@ -138,7 +139,8 @@ class BuildProgress(Progress):
 
     def compared(self, graph: str) -> None:
         """`graph` was compared with ONNX Runtime."""
-        self.update(self._all, advance=1, description=f"compared {graph}"[:60])
+        self.update(self._all, description=f"compared {graph}"[:60])
+        self.advance(self._all)
 
 
 class Builders:

@@ -105,6 +105,12 @@ class SceneFile:
         self.records[record["scene"]] = record
 
 
+def goes_on(there: int, of: int, methods: int, unit: str = "questions") -> str:
+    """What is said of a run of so many `methods` that begins with `there` of its `of` `unit`."""
+    each = f", of {methods} methods" * (methods > 1)
+    return f"goes on: {there:,} of {of:,} {unit} are there{each}"
+
+
 @contextmanager
 def open_store(root: Path) -> Iterator[Store]:
     """The store in the folder `root`, which is made.
