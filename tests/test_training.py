@@ -3,6 +3,7 @@ when it is asked."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +27,13 @@ from stc.export.demo.training.draws.facts import (
 from stc.export.demo.training.draws.streams import KEEPS, Stream, rank_of, shown_of
 from stc.export.demo.training.muon import Muon, orthogonal
 from stc.export.demo.training.sequences import COUNTS, batch, kept_of
-from stc.export.demo.training.stages import hidden_states, pixel_values, seen
+from stc.export.demo.training.stages import (
+    LATE_BLOCK,
+    hidden_states,
+    looked_for,
+    pixel_values,
+    seen,
+)
 from stc.export.demo.training.train import Learner
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.scenes.labels import Labels
@@ -287,6 +294,37 @@ def test_questions_of_a_batch_are_answered_as_if_each_were_asked_alone(learner: 
             for padding in (one.labels, one.words, one.targets):
                 assert (padding[row, at:] == IGNORED).all()
     assert compared == 5
+
+
+def test_the_right_option_is_looked_for_as_the_block_looks(
+    learner: Learner, tokenizer: DemoTokenizer
+) -> None:
+    """By the attention that transformers computes, of the first head."""
+    model, embed = learner.model, learner.model.get_input_embeddings()
+    streams = [stream(learner, 0, frames=5, keep=10), stream(learner, 1, frames=5, keep=10)]
+    one = batch(learner.asker.before, streams)
+    with torch.no_grad():
+        joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
+        hidden = hidden_states(model, joined, one)[LATE_BLOCK]
+        got = looked_for(model, hidden, one)
+        layer = copy.deepcopy(model.model.language_model.layers[LATE_BLOCK])
+        layer.self_attn.config = copy.deepcopy(layer.self_attn.config)
+        layer.self_attn.config._attn_implementation = "eager"
+        _, shares = layer.self_attn(
+            layer.input_layernorm(hidden),
+            position_embeddings=model.model.language_model.rotary_emb(hidden, one.positions),
+            attention_mask=torch.zeros(one.allowed.shape).masked_fill(~one.allowed, -1e30),
+        )
+    row, end, right = one.choices.T
+    torch.testing.assert_close(got, -shares[row, 0, end, right].log().mean())
+    # "Where is the circle? A. red B. blue": the first is right, and said where the question ends.
+    start = joined.shape[1] - one.ids.shape[1]
+    [red] = tokenizer.encode(" red")
+    assert one.ids[row, right - start].tolist() == [red] * 2
+    assert (one.words[row, end - start] != IGNORED).all()
+    none = [stream(learner, 0, frames=4, keep=10)]
+    assert not len(batch(learner.asker.before, none).choices)
+    assert looked_for(model, hidden, batch(learner.asker.before, none)) == 0
 
 
 @pytest.mark.parametrize("keep", KEEPS)

@@ -24,7 +24,8 @@ class Batch:
 
     allowed: bool [B, 1, p+v+s, p+v+s] with the p text tokens before the video. positions [B, ..].
     labels, words [B, s] and targets [B, s, len(HEADS)]: of the questions' tokens. shown
-    [B, v, len(FRAME_HEADS)] and moved [B, v, 2]: of the video's.
+    [B, v, len(FRAME_HEADS)] and moved [B, v, 2]: of the video's. choices: int64 [c, 3], of each
+    question with options its row, its last text token and the right option's, among all tokens.
     """
 
     before: Tensor
@@ -37,6 +38,7 @@ class Batch:
     targets: Tensor
     shown: Tensor
     moved: Tensor
+    choices: Tensor
 
 
 def kept_of(features: Tensor, keep: int, rank: NDArray[np.float32] | None) -> Tensor:
@@ -79,6 +81,7 @@ def batch(before: NDArray[np.int64], streams: Sequence[tuple[Tensor, Stream]]) -
     labels = np.full((len(streams), longest_text), IGNORED, np.int64)
     words = labels.copy()
     targets = np.full((len(streams), longest_text, len(HEADS)), IGNORED, np.int64)
+    choices: list[tuple[int, int, int]] = []
     for row, (features, stream) in enumerate(streams):
         frames, keep = len(features), stream.keep
         count = frames * keep
@@ -100,6 +103,9 @@ def batch(before: NDArray[np.int64], streams: Sequence[tuple[Tensor, Stream]]) -
             targets[row, text] = one.targets
             span = slice(whole, whole + len(one.ids))
             group[row, span], sees[row, span] = number, one.frame
+            if one.right >= 0:
+                (end,) = np.flatnonzero(one.words != IGNORED)
+                choices.append((row, whole + int(end), whole + one.right))
             start = prefix + keep * min(frames, one.frame + 1)
             positions[row, span] = start + np.arange(len(one.ids))
             at = text.stop
@@ -120,6 +126,7 @@ def batch(before: NDArray[np.int64], streams: Sequence[tuple[Tensor, Stream]]) -
         torch.from_numpy(targets).to(device),
         shown,
         moved,
+        torch.tensor(choices, dtype=torch.long, device=device).view(-1, 3),
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from stc.export.demo.training.codebook import COLOUR, DIGIT, KIND, NORM, OCCUPIED, Codebook
 from stc.export.demo.training.draws.facts import FRAME_HEADS, HEADS, IGNORED, LATE
@@ -169,8 +170,10 @@ class LanguageTask(WatchTask):
         places = {name: late if name in LATE else early for name in HEADS}
         told = _told(self.heads, HEADS, places, one.targets)
         followed, figures = self.followed(behind[FRAME_BLOCK][:, one.before.shape[1] : start], one)
-        figures = {"answer": loss, "right": right, "word": word, "heads": told} | figures
-        loss = loss + word + (1.0 if share < 0.7 else 0.3) * (told + followed)
+        sought = looked_for(self.model, behind[LATE_BLOCK], one)
+        figures = {"heads": told, "choice": sought} | figures
+        figures = {"answer": loss, "right": right, "word": word} | figures
+        loss = loss + word + sought + (1.0 if share < 0.7 else 0.3) * (told + followed)
         return loss, {name: figure.detach() for name, figure in figures.items()}
 
 
@@ -189,6 +192,26 @@ def _told(
         losses.append(mean_where(wrong, mine))
         any_told.append(mine.any())
     return torch.stack(losses).sum() / torch.stack(any_told).sum().clamp(min=1)
+
+
+def looked_for(model: Any, hidden: Tensor, one: Batch) -> Tensor:
+    """How little one head of the block behind LATE_BLOCK looks from a question's end at the right
+    one of its options, -log of its attention, mean: there the word is known, and the letter stands
+    beside it."""
+    layer = model.model.language_model.layers[LATE_BLOCK]
+    attention, width = layer.self_attn, layer.self_attn.head_dim
+    if not len(one.choices):
+        return hidden.new_zeros(())
+    row, end, right = one.choices.T
+    normed = layer.input_layernorm(hidden)
+    turned = model.model.language_model.rotary_emb(hidden, one.positions)
+    query = attention.q_proj(normed[row, end])[:, None, None, :width]
+    keys = attention.k_proj(normed)[:, None, :, :width]
+    query, _ = apply_rotary_pos_emb(query, query, *(part[row, end][:, None] for part in turned))
+    keys, _ = apply_rotary_pos_emb(keys, keys, *turned)
+    scores = (query[:, 0] @ keys[row, 0].mT)[:, 0] * attention.scaling
+    scores = scores.masked_fill(~one.allowed[row, 0, end], -torch.inf)
+    return F.cross_entropy(scores, right)
 
 
 def hidden_states(

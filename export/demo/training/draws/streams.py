@@ -36,7 +36,8 @@ class Asked:
     """A question as it follows the video: ids [m], the answer's among them.
 
     labels [m]: what the next token is, where it is the answer's. words [m]: where the answer
-    begins, its word, also where a letter is asked for. targets [m, len(HEADS)].
+    begins, its word, also where a letter is asked for. targets [m, len(HEADS)]. right: the place
+    among ids of the right option's last token, -1 where there are none.
     """
 
     frame: int
@@ -44,6 +45,7 @@ class Asked:
     labels: NDArray[np.int64]
     words: NDArray[np.int64]
     targets: NDArray[np.int64]
+    right: int
 
 
 @dataclass(frozen=True)
@@ -154,10 +156,12 @@ class Asker:
         for place, token in enumerate(text):
             if token in self._words:
                 targets[place] = facts.about(self._words[token])
-        for letter, place in self._options(question, text):
+        options = self._options(question, text)
+        for letter, place in options:
             targets[place] = np.maximum(targets[place], option(letter, letter == question.answer))
         targets[begin - 1] = facts.counts()
-        return Asked(question.frame, ids[:-1], expected[:-1], words[:-1], targets[:-1])
+        right = next((place for letter, place in options if letter == question.answer), -1)
+        return Asked(question.frame, ids[:-1], expected[:-1], words[:-1], targets[:-1], right)
 
     def _options(self, question: Question, text: Sequence[int]) -> list[tuple[str, int]]:
         """Each option's letter and the place of its last token."""
