@@ -26,7 +26,7 @@ from stc.export.demo.training.draws.pool import batches
 from stc.export.demo.training.draws.streams import StreamDraw
 from stc.export.demo.training.draws.windows import WindowDraw, Windows
 from stc.export.demo.training.judge import judged
-from stc.export.demo.training.stages import LanguageTask, TowerTask, WatchTask
+from stc.export.demo.training.stages import LanguageTask, Task, TowerTask, WatchTask
 from stc.export.demo.training.train import Learner, Plan
 
 PLAN = Plan(tower=3, watch=2, language=3, together=1)
@@ -187,3 +187,33 @@ def test_a_cpu_trains_with_two_processes_at_most(
     line = "error: --processes: got 3, expected 1 or 2 on a CPU; leave it out\n"
     assert capsys.readouterr().err == line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_short_training_sees_and_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A few minutes on two cores: what the tower says of patches, and what the language model's
+    first blocks say of movement, about scenes that neither has seen."""
+    plan = Plan(tower=200, watch=400, language=1, together=1)
+    monkeypatch.setattr(Plan, "scaled", lambda *_: plan)
+    assert command.main(["--output", str(tmp_path), "--device", "cpu"]) == 0
+    assert "49 tokens kept: all 0." in capfd.readouterr().err
+    learner = Learner(demo_tokenizer(), seed=0)
+    for name, parts in (("tower", learner.tower_parts()), ("watch", learner.watch_parts())):
+        state = torch.load(tmp_path / "steps" / f"{name}.pt", weights_only=True)
+        assert state["step"] == getattr(plan, name)
+        with torch.no_grad():
+            for part, one in parts:
+                one.copy_(state["parts"][part])
+    figures = []
+    tasks: list[Task] = [train.tower_task(learner), train.watch_task(learner)]
+    for task in tasks:
+        random = np.random.default_rng(12345)
+        with torch.no_grad():
+            found = [task.loss(task.draw(random, 0.9), 0.9)[1] for _ in range(20)]
+        figures.append({key: float(np.mean([one[key] for one in found])) for key in found[0]})
+    seen, followed = figures
+    assert seen["thing"] > 0.9
+    assert seen["colour"] > 0.9
+    assert followed["motion"] < 0.2  # 0.34 where nothing is said to move
