@@ -5,10 +5,10 @@ inputs, constants and outputs with shapes and types, tactic, and the ONNX nodes 
 TensorRT-RTX says which inputs are constants; native TensorRT up to 10.x leaves them among the
 inputs, where they are known by being written by no layer and being no input of the graph.
 
-Bytes are those of whole tensors, each counted for every kernel that reads or writes it: what a cache
-holds between two kernels is not seen. Two exceptions, which would count a table for a row of it: a
-gather reads no more of a tensor than it writes, and a scatter that works in place (one name among
-inputs and outputs) writes the rows it is given.
+Bytes are those of whole tensors, each counted for every kernel that reads or writes it: what a
+cache holds between two kernels is not seen. Two exceptions, where a table would count for a row of
+it: a gather reads no more of a tensor than it writes, and a scatter that works in place (one name
+among inputs and outputs) writes the rows it is given.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def read_kernels(said: str, inputs: Set[str]) -> list[Kernel]:
 
     Raises LayerListError.
     """
-    head, found, text = said.partition(_HEAD)
+    _, found, text = said.partition(_HEAD)
     if not found:
         raise LayerListError("it printed no list of layers")
     lines = (line.strip() for line in text.splitlines())
@@ -159,9 +159,7 @@ def _read_bytes(name: str, tensors: list[_Tensor], outputs: list[_Tensor]) -> in
 
 def _written_bytes(name: str, read: list[_Tensor], outputs: list[_Tensor]) -> int:
     rows = max((one.size for one in read if not _in_place(name, one, outputs)), default=0)
-    return sum(
-        min(one.size, rows) if _in_place(name, one, read) else one.size for one in outputs
-    )
+    return sum(min(one.size, rows) if _in_place(name, one, read) else one.size for one in outputs)
 
 
 def _in_place(name: str, tensor: _Tensor, others: list[_Tensor]) -> bool:

@@ -106,12 +106,11 @@ def list_engines(
     alike = _alike(bundle, calls, specs)
     listed: dict[tuple[Flavour, str], Layers] = {}
     for flavour in dict.fromkeys(one.tensorrt.flavour for one in compilers):
-        targets = {one.compiled for one in compilers if one.tensorrt.flavour == flavour}
+        fitting = (one for one in compilers if one.tensorrt.flavour == flavour)
+        targets = dict.fromkeys(one.compiled for one in fitting)
         found = _listed(bundle, alike, flavour, targets, progress)
         listed |= {(flavour, name): layers for name, layers in found.items()}
-    return {
-        one.target.name: listed[one.tensorrt.flavour, one.compiled.name] for one in compilers
-    }
+    return {one.target.name: listed[one.tensorrt.flavour, one.compiled.name] for one in compilers}
 
 
 def engines_to_list(

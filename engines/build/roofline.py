@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from stc.engines.build.layers import EngineLayers
 from stc.engines.library.boards import Board
 
 
 @dataclass(frozen=True)
 class Factors:
-    """compute_efficiency, bandwidth_efficiency: share of peak and bandwidth that kernels reach, over
-    0 and at most 1. kernel_us: what each kernel costs besides. host_call_us: what each call of the
-    host into CUDA or TensorRT costs that is no part of a CUDA graph.
+    """compute_efficiency, bandwidth_efficiency: share of peak and bandwidth that kernels reach,
+    over 0 and at most 1. kernel_us: what each kernel costs besides. host_call_us: what each call of
+    the host into CUDA or TensorRT costs that is no part of a CUDA graph.
 
     The defaults are guesses: shares that large float16 products reach on boards of this size.
     """
@@ -28,6 +30,10 @@ class Factors:
     bandwidth_efficiency: float = 0.75
     kernel_us: float = 2.0
     host_call_us: float = 10.0
+
+
+FITTED = ("compute_efficiency", "bandwidth_efficiency")
+"""Factors that measured times tell."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,20 @@ def cost_of(runs: Iterable[EngineLayers]) -> Cost:
     )
 
 
-def gpu_ms(runs: Iterable[EngineLayers], board: Board, factors: Factors) -> float:
-    """The estimated time of the engine runs `runs` on `board`, without the host's, in ms."""
-    bandwidth = board.bandwidth_gb_s * 1e9 * factors.bandwidth_efficiency
-    total_s = 0.0
-    for run in runs:
-        for kernel in run.kernels:
-            peak = board.peak_flops(kernel.item_bytes) * factors.compute_efficiency
-            total_s += max(2 * kernel.macs / peak, kernel.bytes / bandwidth)
-            total_s += factors.kernel_us / 1e6
-    return total_s * 1e3
+class Roofline:
+    """The engine runs `runs` on `board`, to be timed under any factors."""
+
+    def __init__(self, runs: Iterable[EngineLayers], board: Board) -> None:
+        kernels = [kernel for run in runs for kernel in run.kernels]
+        peaks = [board.peak_flops(kernel.item_bytes) for kernel in kernels]
+        macs = [kernel.macs for kernel in kernels]
+        self._compute_s = 2 * np.array(macs, np.float64) / np.array(peaks, np.float64)
+        moved = np.array([kernel.bytes for kernel in kernels], np.float64)
+        self._memory_s = moved / (board.bandwidth_gb_s * 1e9)
+
+    def ms(self, factors: Factors) -> float:
+        """The estimated time on the GPU, without the host's, in ms."""
+        compute_s = self._compute_s / factors.compute_efficiency
+        memory_s = self._memory_s / factors.bandwidth_efficiency
+        beginning_s = factors.kernel_us * len(compute_s) / 1e6
+        return 1e3 * (float(np.maximum(compute_s, memory_s).sum()) + beginning_s)

@@ -45,7 +45,13 @@ _SUPER = "JetPack 6.2 Super Mode, Jetson Orin Nano and NX data sheets"
 
 
 def _orin(
-    name: str, target: str, memory_gib: int, sms: int, ghz: float, bandwidth_gb_s: float, source: str
+    name: str,
+    target: str,
+    memory_gib: int,
+    sms: int,
+    ghz: float,
+    bandwidth_gb_s: float,
+    source: str,
 ) -> Board:
     known_as = {"orin-agx": "AGX Orin", "orin-nx": "Orin NX", "orin-nano": "Orin Nano"}[target]
     return Board(
@@ -86,12 +92,12 @@ _AD10X = "NVIDIA Ada GPU architecture whitepaper (rate per SM), GeForce RTX 40 s
 _GB20X = "NVIDIA RTX Blackwell architecture whitepaper (rate per SM), GeForce RTX 50 specifications"
 
 BOARDS = (
-    _orin("AGX Orin 32 GB", "orin-agx", 32, 14, 0.93, 204.8, _BRIEF),
-    _orin("AGX Orin 64 GB", "orin-agx", 64, 16, 1.3, 204.8, _BRIEF),
-    _orin("Orin NX 8 GB, Super", "orin-nx", 8, 8, 1.173, 102.4, _SUPER),
-    _orin("Orin NX 16 GB, Super", "orin-nx", 16, 8, 1.173, 102.4, _SUPER),
-    _orin("Orin Nano 8 GB, Super", "orin-nano", 8, 8, 1.02, 102.4, _SUPER),
-    _orin("Orin Nano 8 GB, 15 W", "orin-nano", 8, 8, 0.625, 68.3, _SUPER),
+    _orin("AGX Orin 32GB", "orin-agx", 32, 14, 0.93, 204.8, _BRIEF),
+    _orin("AGX Orin 64GB", "orin-agx", 64, 16, 1.3, 204.8, _BRIEF),
+    _orin("Orin NX 8GB Super", "orin-nx", 8, 8, 1.173, 102.4, _SUPER),
+    _orin("Orin NX 16GB Super", "orin-nx", 16, 8, 1.173, 102.4, _SUPER),
+    _orin("Orin Nano 8GB Super", "orin-nano", 8, 8, 1.02, 102.4, _SUPER),
+    _orin("Orin Nano 8GB 15W", "orin-nano", 8, 8, 0.625, 68.3, _SUPER),
     _desktop(
         "A100-PCIE-40GB", "sm80", 40, 312.0, 19.5, 1555.0, "NVIDIA A100 Tensor Core GPU data sheet"
     ),

@@ -24,7 +24,7 @@ _Wires = Mapping[int, tuple[int, ...] | str]
 _SPARSE = "sparse tensors"
 _MODEL: _Wires = {7: (_BYTES,), 20: "training steps", 25: "functions"}  # graph
 _GRAPH: _Wires = {1: (_BYTES,), 5: (_BYTES,), 15: _SPARSE}  # node, initializer
-_STRUCTURE: _Wires = {number: (_BYTES,) for number in (1, 5, 11, 12)}
+_STRUCTURE: _Wires = dict.fromkeys((1, 5, 11, 12), (_BYTES,))
 """Of a graph: node, initializer, input, output."""
 _NODE: _Wires = dict.fromkeys((1, 2, 4, 5, 7), (_BYTES,))
 """input, output, op_type, attribute, domain."""
