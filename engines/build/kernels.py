@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
@@ -91,7 +92,7 @@ def read_kernels(said: str, inputs: Set[str]) -> list[Kernel]:
     _, found, text = said.partition(_HEAD)
     if not found:
         raise LayerListError("it printed no list of layers")
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in text.split("\n"))  # nodes are parted by other separators
     parsed = [_layer(line) for line in lines if line.startswith("Name: ") and "LayerType" in line]
     if not parsed:
         raise LayerListError("its list of layers is empty")
@@ -172,12 +173,15 @@ def with_macs(kernels: list[Kernel], macs: Mapping[str, int]) -> list[Kernel]:
 
     Raises LayerListError when a node that multiplies went into none.
     """
-    homes: dict[str, int] = {}
-    for kernel in kernels:
-        for node in kernel.nodes:
-            homes[node] = homes.get(node, 0) + 1
+    homes = Counter(node for kernel in kernels for node in kernel.nodes)
     if lost := [node for node in macs if node not in homes]:
         raise LayerListError(f"none of its layers names {lost[0]}")
+    seen: Counter[str] = Counter()
+
+    def share(node: str) -> int:
+        before, seen[node] = seen[node], seen[node] + 1
+        return macs[node] * seen[node] // homes[node] - macs[node] * before // homes[node]
+
     return [
         Kernel(
             kernel.name,
@@ -186,7 +190,7 @@ def with_macs(kernels: list[Kernel], macs: Mapping[str, int]) -> list[Kernel]:
             kernel.bytes,
             kernel.weight_bytes,
             kernel.item_bytes,
-            sum(macs[node] // homes[node] for node in kernel.nodes if node in macs),
+            sum(share(node) for node in kernel.nodes if node in macs),
         )
         for kernel in kernels
     ]

@@ -8,7 +8,7 @@ stc-build do.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stc.bundles.bundle import Bundle
@@ -24,7 +24,7 @@ from stc.engines.build.compile import Recipe
 from stc.engines.build.layers import EngineLayers
 from stc.engines.gpu.cuda import DeviceFacts
 from stc.engines.library.library import library_of
-from stc.engines.library.plan import EngineSpec, Sizes
+from stc.engines.library.plan import EngineSpec
 from stc.engines.library.targets import TARGETS, Flavour, Target, TensorRt, load_tensorrt
 from stc.errors import EngineError
 from stc.onnx_files.onnx_file import structure_digest
@@ -54,7 +54,7 @@ class Compiler:
         return f"{said}, {self.compiled.name} in place of {self.target.name}"
 
 
-def engine_call(graph: str, sizes: Sizes) -> EngineCall:
+def engine_call(graph: str, sizes: Mapping[str, int]) -> EngineCall:
     """A run of `graph` at `sizes`."""
     return graph, tuple(sorted(sizes.items()))
 

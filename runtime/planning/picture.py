@@ -19,5 +19,5 @@ def picture(document: Figures) -> str:
         for target_name, target in document["targets"].items()
         for name, board in target["boards"].items()
     }
-    title = f"{document['bundle']}: ms per stage, {ESTIMATE}"
-    return alone(amounts(groups, title), CSS)
+    title = f"{document['bundle']}: milliseconds per stage"
+    return alone(amounts(groups, title, ESTIMATE), CSS)

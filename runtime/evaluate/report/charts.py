@@ -155,12 +155,18 @@ def bars(rows: Sequence[Point], title: str) -> str:
     return _svg(drawn, title, len(rows) * ROW + 4)
 
 
-def amounts(groups: Mapping[str, Sequence[Bar]], title: str) -> str:
-    """A heading for each group, and its bars below; all on one scale, from 0 to the largest."""
+def amounts(groups: Mapping[str, Sequence[Bar]], title: str, note: str) -> str:
+    """A heading for each group, and its bars below; all on one scale, from 0 to the largest.
+
+    `title` and `note` stand above, a line each.
+    """
     most = max((one.value for bars in groups.values() for one in bars), default=0.0) or 1.0
     axis = _Axis(0, most, NAMES, WIDTH - 70)
-    drawn = [f'<text class="tick" x="0" y="{LINE}">{escape(title)}</text>']
-    top = 2.0 * LINE
+    drawn = [
+        f'<text x="0" y="{LINE}">{escape(title)}</text>',
+        f'<text class="tick" x="0" y="{2 * LINE}">{escape(note)}</text>',
+    ]
+    top = 3.0 * LINE
     for heading, rows in groups.items():
         drawn.append(f'<text x="0" y="{top + LINE}">{escape(heading)}</text>')
         top += ROW
