@@ -33,7 +33,7 @@ def counted_frames(root: Path, settings: Settings, count: int) -> list[Asked]:
 
 
 @pytest.mark.parametrize("selection", ["shared", "layerwise"])
-def test_frames_ask_for_what_they_ask_the_mock_for(
+def test_frames_ask_for_what_the_mock_is_asked_for(
     rig: Rig, tmp_path: Path, selection: str
 ) -> None:
     settings = Settings(**{**vars(SETTINGS), "reference_interval": 2, "selection": selection})

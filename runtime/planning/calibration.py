@@ -19,7 +19,7 @@ import numpy as np
 from stc.engines.build.roofline import Factors
 from stc.engines.library.boards import Board, known_board
 from stc.errors import SettingsError
-from stc.manifest import Manifest
+from stc.manifest import MAX_POSITIONS, Manifest
 from stc.runtime.evaluate.benchmarks.entries import parse_json, read_text
 from stc.runtime.planning.estimate import Estimate
 from stc.runtime.planning.stages import (
@@ -30,13 +30,13 @@ from stc.runtime.planning.stages import (
     reuse_stage,
 )
 from stc.settings import Settings
-from stc.shell.ranges import shown
+from stc.shell.ranges import shown, whole
 
 _FIX = "write it with stc-bench BUNDLE --json FILE, or with --prefill too"
 _LEAST = 1e-6
 """Of a share of the peak: a processor has that much of a GPU's."""
-_STEPS = 61
-_ROUNDS = 4
+_STEPS = 25
+_ROUNDS = 6
 _PULL = 1e-4
 """How little it weighs that both shares differ: it decides where times do not."""
 _SAME_BOARD = ("tensorrt", "tensorrt-rtx")
@@ -70,7 +70,11 @@ def read_measured(path: Path, manifest: Manifest) -> Measured:
         gpu = document.get("gpu") or {}
         name, told = str(gpu.get("name") or ""), str(gpu.get("board") or "")
         weights, context = document["weights"], document.get("context")
+        if context is not None:
+            context = whole("context", context, least=1, most=MAX_POSITIONS)
         ms = _times(document, settings)
+    except SettingsError as error:
+        raise SettingsError(path, f"holds {error}", fix=_FIX) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SettingsError(path, "no document of stc-bench", fix=_FIX) from error
     made = manifest.provenance
