@@ -6,9 +6,11 @@ One run of the compiler serves most of these tests.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,15 +22,17 @@ pytest.importorskip("polygraphy", reason="pip install 'stc[tensorrt-rtx]'")
 
 from stc.bundles.bundle import Bundle
 from stc.engines import command as build_command
+from stc.engines.build import costs
+from stc.engines.build.roofline import Factors
 from stc.engines.library.boards import BOARDS
 from stc.engines.library.plan import choose_buckets, plan_engines
-from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import plan as plan_command
 from stc.runtime.planning.show import STAGES
 from stc.runtime.planning.stages import frame_stages
 from stc.settings import Settings
-from tests.as_user import standing
+from tests.as_user import run, standing
 from tests.once import Once
+from tests.vision_cases import Exported
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 FRAMES = ("reference", "reuse_layerwise", "reuse_shared")
@@ -37,9 +41,9 @@ LANGUAGE = ("prefill", "decoded_token")
 
 def written(root: Path, bundle: Path) -> None:
     """`root` holds what stc-plan says of the bundle, calibrated by a processor and by a board."""
-    tower = root / "processor.json"
-    assert bench_command.main([str(bundle), "--frames", "2", "--json", str(tower)]) == 0
-    board = json.loads(tower.read_text())
+    ran = run(root, "stc-bench", bundle, "--frames", 2, "--json", "processor.json")
+    assert ran.returncode == 0, ran.stderr
+    board = json.loads((root / "processor.json").read_text())
     board |= {
         "backend": "tensorrt-rtx",
         "reference_ms_p50": 2.0,
@@ -47,9 +51,11 @@ def written(root: Path, bundle: Path) -> None:
         "gpu": {"name": "NVIDIA GeForce RTX 3060", "board": None},
     }
     (root / "board.json").write_text(json.dumps(board))
-    command = [str(bundle), "--target", "sm86+orin-nano", "--json", str(root / "plan.json")]
-    command += ["--calibrate", str(tower), "--calibrate", str(root / "board.json")]
-    assert plan_command.main([*command, "--picture", str(root / "plan.svg")]) == 0
+    files = ("--json", "-", "--picture", "plan.svg")
+    measured = ("--calibrate", "processor.json", "--calibrate", "board.json", "--host-call-us", 20)
+    ran = run(root, "stc-plan", bundle, "--target", "sm86+orin-nano", *files, *measured)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    (root / "stdout").write_text(ran.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +68,7 @@ def planned(half_demo_bundle: Path, once: Once) -> Path:
 
 @pytest.fixture(scope="module")
 def document(planned: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((planned / "plan.json").read_text())
+    found: dict[str, Any] = json.loads((planned / "stdout").read_text().splitlines()[-1])
     return found
 
 
@@ -150,38 +156,46 @@ def test_the_picture_needs_nothing_else_and_says_it_is_an_estimate(planned: Path
     assert all(board.name in text for board in boards)
 
 
-def test_the_last_line_is_the_document_and_the_table_stands_above(
-    half_demo_bundle: Path, run_main: Run
-) -> None:
-    ratio = ("--compute-efficiency", 0.5, "--bandwidth-efficiency", 0.25)
-    done = run_main(plan_command.main, half_demo_bundle, "--target", "sm86", "--json", "-", *ratio)
-    assert done.returncode == 0, done.stderr
-    *shown, last = done.stdout.splitlines()
-    found = json.loads(last)
-    assert set(found["targets"]) == {"sm86"}
-    for stage in (*FRAMES, *LANGUAGE):
-        assert {"kernels", "bytes", "weight_bytes", "attention_fused", "estimated_ms"} <= set(
-            found["targets"]["sm86"][stage]
-        )
-    assert (found["factors"]["compute_efficiency"], found["calibration"]) == (0.5, [])
+def test_a_table_stands_above_the_document(planned: Path, document: dict[str, Any]) -> None:
+    *shown, _ = (planned / "stdout").read_text().splitlines()
     table = "\n".join(shown)
-    for words in ("reference frame", "RTX 3050", "not measured", "0.25 of the bandwidth"):
-        assert words in table
+    for told in (*STAGES.values(), "RTX 3050", "not measured", "20 us a call of the host"):
+        assert told in table
+    assert "orin-nano, sm86: layers of sm86 by tensorrt-rtx" in table
+    assert "of a RTX 3060 (used above)" in table
+    assert "of no board of the table, not used above" in table
+    assert document["factors"]["host_call_us"] == 20
+    assert max(map(len, shown[: shown.index("")])) <= 80
+
+
+def test_factors_are_those_of_the_flags() -> None:
+    flags = ["B", "--target", "sm86", "--compute-efficiency", "0.5", "--kernel-us", "0"]
+    found = plan_command._factors(plan_command._parse(flags))
+    assert found == replace(Factors(), compute_efficiency=0.5, kernel_us=0.0)
 
 
 def test_stc_build_tells_the_costs_too(
-    half_demo_bundle: Path, document: dict[str, Any], tmp_path: Path, run_main: Run
+    exported: Callable[[str], Exported], tmp_path: Path, run_main: Run
 ) -> None:
-    bundle = shutil.copytree(half_demo_bundle, tmp_path / "bundle")
+    bundle = shutil.copytree(exported("half").bundle.root, tmp_path / "bundle")
     done = run_main(build_command.main, bundle, "--target", "sm86", "--plan")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    reference = document["targets"]["sm86"]["reference"]
-    [line] = [one for one in lines if one.startswith("  reference frame: ")]
-    assert line.startswith(f"  reference frame: {reference['kernels']} kernels, ")
-    assert "estimated and not measured" in line
-    assert any(one.startswith("  reuse frame: ") for one in lines)
-    assert any(one.startswith("  decoder, S=1024 m=16: ") for one in lines)
+    assert any(one.startswith("sm86: layers listed by tensorrt-rtx ") for one in lines)
+    for kind in ("reference", "reuse"):
+        [line] = [one for one in lines if one.startswith(f"  {kind} frame: ")]
+        assert re.search(r": \d+ kernels, [\d.]+ MB moved, .* attentions fused; about ", line)
+        assert line.endswith("of a RTX 3050, estimated and not measured")
+
+
+def test_stc_build_counts_a_call_of_the_decoder_at_its_smallest(half_demo_bundle: Path) -> None:
+    bundle = Bundle.open(half_demo_bundle)
+    buckets = choose_buckets(bundle.manifest, (0.25,), (14,))
+    specs = plan_engines(bundle.manifest, buckets, several_profiles=True)
+    stages = costs._stages(bundle, specs)
+    assert list(stages) == ["reference frame", "reuse frame", "decoder, S=1024 m=16"]
+    assert bundle.manifest.language is not None
+    assert len(stages["decoder, S=1024 m=16"]) == 2 * bundle.manifest.language.blocks + 2
 
 
 @pytest.mark.parametrize(
@@ -200,7 +214,10 @@ def test_stc_build_tells_the_costs_too(
         (["--target", "sm86", "--calibrate", "missing.json"], "missing.json: cannot be read"),
         (["--target", "sm86", "--context", "32768"], "--context: got 32768"),
         (["--target", "sm86", "--preset", "papier"], "--preset: got 'papier'"),
-        (["--target", "sm86", "--picture", "no/folder.svg"], "no/folder.svg: "),
+        (
+            ["--target", "sm86", "--picture", "no/folder.svg"],
+            "--picture no/folder.svg: cannot be written",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_nothing_is_written(

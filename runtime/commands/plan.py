@@ -27,7 +27,7 @@ from stc.engines.library.plan import CONTEXTS, window_of
 from stc.engines.library.targets import FLAVOURS, JOINED, TARGETS, parse_targets
 from stc.errors import EngineError, SettingsError
 from stc.manifest import MAX_POSITIONS
-from stc.runtime.output import document_output, refuse_shared_paths, whole_file
+from stc.runtime.output import document_output, refuse_shared_paths, text_output
 from stc.runtime.planning.calibration import read_measured
 from stc.runtime.planning.picture import picture
 from stc.runtime.planning.plan import Wanted, make_plan
@@ -114,14 +114,14 @@ def _plan(flags: argparse.Namespace) -> int:
     device, why_not = _device()
     compilers = [find_compiler(one, flags.backend, device, why_not) for one in targets]
     with document_output(flags.json) as write, ExitStack() as stack:
-        file = None
+        draw = None
         if flags.picture is not None:
-            file = stack.enter_context(whole_file(Path(flags.picture)))
+            draw = stack.enter_context(text_output("--picture", flags.picture))
         with command.unmasked_stops():
             document = make_plan(bundle, wanted, compilers, _progress)
         print_plan(Console(), document)
-        if file is not None:
-            file.write(picture(document).encode())
+        if draw is not None:
+            draw(picture(document))
         write(document)
     return 0
 
