@@ -15,7 +15,6 @@ pytest.importorskip("polygraphy", reason="pip install 'stc[tensorrt-rtx]'")
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from stc.bundles.bundle import Bundle
 from stc.engines.build import listing
 from stc.engines.build.builders import BuildProgress
 from stc.engines.build.compile import Recipe
@@ -26,6 +25,7 @@ from stc.engines.library.targets import TARGETS, load_tensorrt
 from stc.errors import EngineError
 from stc.manifest import FileEntry, GraphEntry, PortEntry
 from stc.method.family import VISION, macs, stream_programs
+from stc.onnx_files.onnx_file import structure_digest
 from stc.settings import Settings
 from stc.shell.command import Console
 from tests.vision_cases import Exported
@@ -85,9 +85,7 @@ def test_attention_of_rank_four_is_one_kernel_and_its_operations_are_counted(
     assert sum(kernel.bytes for kernel in found.kernels) >= 4 * tensor
 
 
-def test_unfused_attention_is_told_and_moves_its_scores(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unfused_attention_is_told_and_moves_its_scores(tmp_path: Path) -> None:
     """Widened products, which no kernel of attention takes: what stc-build falls back to."""
     path = tmp_path / "attention.onnx"
     recipe = Recipe(
@@ -136,6 +134,31 @@ def test_operations_of_a_frame_are_those_the_method_counts_and_blocks_compile_on
     assert 0.5 * weights < read < 1.5 * weights
 
 
+def test_structure_is_what_blocks_share_and_nothing_else(
+    exported: Callable[[str], Exported], tmp_path: Path
+) -> None:
+    bundle = exported("half").bundle
+
+    def of(graph: str) -> str:
+        return structure_digest(bundle.read(bundle.manifest.graphs[graph].file.path))
+
+    assert of("update_00") == of("update_01") != of("keys_00")
+    path = tmp_path / "attention.onnx"
+    attention(path, 4)
+    digests = {structure_digest(path.read_bytes())}
+    model = onnx.load(str(path))
+    model.graph.doc_string = "a note"
+    assert structure_digest(model.SerializeToString()) in digests
+    # An attribute, a value held by the file itself, a size.
+    model.graph.node[4].attribute[0].i = 1
+    digests.add(structure_digest(model.SerializeToString()))
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array(2, np.float16), "scale"))
+    digests.add(structure_digest(model.SerializeToString()))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 7
+    digests.add(structure_digest(model.SerializeToString()))
+    assert len(digests) == 4
+
+
 def test_orin_is_listed_as_its_stand_in_where_native_tensorrt_is_absent() -> None:
     compiler = find_compiler(TARGETS["orin-nano"], None, None, "no GPU")
     assert (compiler.tensorrt.flavour, compiler.compiled.name) == ("tensorrt-rtx", "sm86")
@@ -167,9 +190,9 @@ def test_a_run_that_no_engine_is_planned_for_is_refused() -> None:
 
 
 def test_a_graph_that_cannot_be_compiled_is_one_line(
-    exported: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch
+    exported: Callable[[str], Exported],
 ) -> None:
-    bundle: Bundle = exported("half").bundle
+    bundle = exported("half").bundle
     spec = EngineSpec("select", ({"M": 10**6},), 10**6)
     call = engine_call("select", {"M": 10**6})
     compiler = find_compiler(TARGETS["sm86"], None, None, "")
