@@ -25,7 +25,7 @@ from stc.engines.build.build import (
 from stc.engines.build.builders import BuildProgress
 from stc.engines.build.costs import cost_lines
 from stc.engines.build.listing import find_compiler
-from stc.engines.gpu.cuda import DeviceFacts, device_facts, load_cuda
+from stc.engines.gpu.cuda import DeviceFacts, found_device, load_cuda
 from stc.engines.library.library import EngineLibrary
 from stc.engines.library.plan import CONTEXTS, EngineSpec, choose_buckets, plan_engines
 from stc.engines.library.preflight import Demand, check_fits, copies_of, told_elsewhere
@@ -205,11 +205,7 @@ def _accept(
 
 
 def _device() -> tuple[DeviceFacts | None, str]:
-    """This machine's GPU, or None and why it cannot be used."""
-    try:
-        return device_facts(load_cuda()), ""
-    except EngineError as error:
-        return None, str(error)
+    return found_device(load_cuda)
 
 
 def _targets(names: str, device: DeviceFacts | None, why_not: str) -> tuple[Target, ...]:

@@ -54,7 +54,9 @@ def compile_engine(
 
     Raises EngineError naming the graph and what TensorRT said.
     """
-    loaders = _polygraphy(tensorrt, everything=watcher is not None)
+    loaders = _polygraphy(tensorrt)
+    if watcher is not None:
+        _let_all_be_heard()
     trt = tensorrt.module
     name = recipe.spec.graph
     said = _Said()
@@ -95,8 +97,8 @@ def compile_engine(
     return memoryview(engine)
 
 
-def _polygraphy(tensorrt: TensorRt, *, everything: bool) -> Any:
-    """Polygraphy's loaders, bound to the flavour; handlers hear errors, or `everything`."""
+def _polygraphy(tensorrt: TensorRt) -> Any:
+    """Polygraphy's loaders, bound to the flavour, silent but for errors."""
     fix = f"install it with: pip install 'stc[{tensorrt.flavour}]'"
 
     def load(module: str) -> Any:
@@ -107,12 +109,20 @@ def _polygraphy(tensorrt: TensorRt, *, everything: bool) -> Any:
     settings.USE_TENSORRT_RTX = tensorrt.flavour == "tensorrt-rtx"
     log = load("polygraphy.logger").G_LOGGER
     log.use_python_logging_system = True
-    log.module_severity = log.EXTRA_VERBOSE if everything else log.ERROR
+    log.module_severity = log.ERROR
     log.colors = False
     logger = logging.getLogger("Polygraphy")
     logger.propagate = False
-    logger.setLevel(1 if everything else logging.ERROR)
+    logger.setLevel(logging.ERROR)
     return load("polygraphy.backend.trt")
+
+
+def _let_all_be_heard() -> None:
+    """What handlers are told is all that TensorRT says, until `_polygraphy` is called again."""
+    from polygraphy.logger import G_LOGGER
+
+    G_LOGGER.module_severity = G_LOGGER.EXTRA_VERBOSE
+    logging.getLogger("Polygraphy").setLevel(1)
 
 
 class Watcher(logging.Handler):

@@ -49,12 +49,12 @@ def list_layers(tensorrt: TensorRt, recipe: Recipe, report: Report) -> EngineLay
     Raises EngineError naming the graph: it cannot be compiled, or TensorRT does not list its layers
     as it is known to.
     """
-    network = _Network(tensorrt, recipe)
-    compile_engine(tensorrt, recipe, report, network)
+    seen = _Network(tensorrt, recipe)
+    compile_engine(tensorrt, recipe, report, seen)
     inputs = {port.name for port in recipe.graph.inputs}
     try:
-        kernels = read_kernels(message_of(iter(network.messages)), inputs)
-        kernels = with_macs(kernels, network.macs)
+        kernels = read_kernels(message_of(iter(seen.messages)), inputs)
+        kernels = with_macs(kernels, seen.macs)
     except LayerListError as error:
         raise EngineError(
             recipe.spec.graph,
@@ -62,12 +62,12 @@ def list_layers(tensorrt: TensorRt, recipe: Recipe, report: Report) -> EngineLay
             "",
             f"use another version of {tensorrt.flavour}, and report it with this line",
         ) from error
-    scratch = [int(found) for one in network.messages for found in _SCRATCH.findall(one)]
+    scratch = [int(found) for one in seen.messages for found in _SCRATCH.findall(one)]
     return EngineLayers(
         tuple(kernels),
         max(scratch, default=None),
-        len(network.softmaxes),
-        sum(_is_fused(node, kernels, network.macs.keys()) for node in network.softmaxes),
+        len(seen.softmaxes),
+        sum(_is_fused(node, kernels, seen.macs.keys()) for node in seen.softmaxes),
     )
 
 

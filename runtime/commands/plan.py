@@ -21,11 +21,11 @@ from stc.engines.build.build import check_precision
 from stc.engines.build.builders import BuildProgress
 from stc.engines.build.listing import find_compiler
 from stc.engines.build.roofline import FITTED, Factors
-from stc.engines.gpu.cuda import DeviceFacts, device_facts, load_cuda
+from stc.engines.gpu.cuda import found_device
 from stc.engines.library.boards import boards_of
 from stc.engines.library.plan import CONTEXTS, window_of
 from stc.engines.library.targets import FLAVOURS, JOINED, TARGETS, parse_targets
-from stc.errors import EngineError, SettingsError
+from stc.errors import SettingsError
 from stc.manifest import MAX_POSITIONS
 from stc.runtime.output import document_output, refuse_shared_paths, text_output
 from stc.runtime.planning.calibration import read_measured
@@ -111,7 +111,7 @@ def _plan(flags: argparse.Namespace) -> int:
     chosen = settings.from_flags(flags, manifest.default_settings, manifest.vision.pooled)
     measured = [read_measured(path, manifest) for path in flags.calibrate or ()]
     wanted = Wanted(chosen, flags.context, factors, measured)
-    device, why_not = _device()
+    device, why_not = found_device()
     compilers = [find_compiler(one, flags.backend, device, why_not) for one in targets]
     with document_output(flags.json) as write, ExitStack() as stack:
         draw = None
@@ -145,14 +145,6 @@ def _factors(flags: argparse.Namespace) -> Factors:
         else:
             given[one.name] = real(flag, value, "a finite number, 0 or more", least=0.0)
     return Factors(**given)
-
-
-def _device() -> tuple[DeviceFacts | None, str]:
-    """This machine's GPU, or None and why it cannot be used."""
-    try:
-        return device_facts(load_cuda()), ""
-    except EngineError as error:
-        return None, str(error)
 
 
 if __name__ == "__main__":
