@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,8 @@ def _polygraphy(tensorrt: TensorRt) -> Any:
 
 def _let_all_be_heard() -> None:
     """What handlers are told is all that TensorRT says, until `_polygraphy` is called again."""
-    from polygraphy.logger import G_LOGGER
-
-    G_LOGGER.module_severity = G_LOGGER.EXTRA_VERBOSE
+    log = import_module("polygraphy.logger").G_LOGGER
+    log.module_severity = log.EXTRA_VERBOSE
     logging.getLogger("Polygraphy").setLevel(1)
 
 
