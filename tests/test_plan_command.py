@@ -84,6 +84,21 @@ def test_each_stage_has_its_figures(stage: str, document: dict[str, Any]) -> Non
     assert min(one["copies"], one["synchronisations"]) >= 1
 
 
+def test_engines_add_up_to_the_stages_that_run_them(
+    document: dict[str, Any], half_demo_bundle: Path
+) -> None:
+    found = document["targets"]["sm86"]
+    engines, reference = found["engines"], found["reference"]
+    blocks = Bundle.open(half_demo_bundle).manifest.vision.blocks
+    assert engines["update_00-M196"]["graphs"] == engines["keys_00"]["graphs"] == blocks > 1
+    runs = {"embed": 1, "keys_00": blocks, "update_00-M196": blocks, "project": 1}
+    runs |= {name: 1 for name in engines if name.startswith("prune")}
+    for figure in ("kernels", "bytes", "weight_bytes", "macs", "attentions"):
+        total = sum(count * engines[name][figure] for name, count in runs.items())
+        assert total == reference[figure]
+    assert reference["scratch_bytes"] == max(engines[name]["scratch_bytes"] for name in runs)
+
+
 def test_frames_are_one_graph_and_allocate_nothing(
     document: dict[str, Any], half_demo_bundle: Path
 ) -> None:
@@ -159,7 +174,13 @@ def test_the_picture_needs_nothing_else_and_says_it_is_an_estimate(planned: Path
 def test_a_table_stands_above_the_document(planned: Path, document: dict[str, Any]) -> None:
     *shown, _ = (planned / "stdout").read_text().splitlines()
     table = "\n".join(shown)
-    for told in (*STAGES.values(), "RTX 3050", "not measured", "20 us a call of the host"):
+    for told in (
+        *STAGES.values(),
+        "update_00-M196 x 2",
+        "RTX 3050",
+        "not measured",
+        "20 us a call of the host",
+    ):
         assert told in table
     assert "orin-nano, sm86: layers of sm86 by tensorrt-rtx" in table
     assert "of a RTX 3060 (used above)" in table

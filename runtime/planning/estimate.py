@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from stc.engines.build.layers import EngineLayers
 from stc.engines.build.listing import Compiler, EngineCall, Layers
 from stc.engines.build.roofline import Cost, Factors, Roofline, cost_of
 from stc.engines.library.boards import Board
+from stc.engines.library.plan import EngineSpec
 from stc.runtime.planning.stages import PREFILL, REFERENCE, Stage, reuse_stage
 from stc.settings import Settings
 
@@ -58,9 +60,29 @@ class Planned:
         return Roofline((self.layers[call] for call in calls), board)
 
 
-def stage_figures(planned: Planned, stage: Stage, factors: Factors) -> Figures:
-    """What there is to say of `stage`, ready for JSON; the time is that of the first board."""
-    cost, asked = planned.cost(stage), stage.asked
+def engine_figures(planned: Planned, calls: Iterable[EngineCall], factors: Factors) -> Figures:
+    """What there is to say of one run of each engine of `calls`, ready for JSON, by its name.
+
+    Engines that the compiler makes alike, as those of a tower's blocks, stand under the first of
+    them; `graphs` is how many they are.
+    """
+    groups: dict[tuple[object, EngineLayers], list[EngineCall]] = {}
+    for call in dict.fromkeys(calls):
+        groups.setdefault((call[1], planned.layers[call]), []).append(call)
+    board = planned.boards[0]
+    return {
+        EngineSpec(graph, (dict(sizes),)).stem: {
+            "graphs": len(alike),
+            **cost_figures(cost_of([layers])),
+            "estimated_ms": Roofline([layers], board).ms(factors),
+        }
+        for (_, layers), alike in groups.items()
+        for graph, sizes in alike[:1]
+    }
+
+
+def cost_figures(cost: Cost) -> Figures:
+    """`cost`, ready for JSON."""
     return {
         "kernels": cost.kernels,
         "bytes": cost.bytes,
@@ -70,6 +92,14 @@ def stage_figures(planned: Planned, stage: Stage, factors: Factors) -> Figures:
         "attention_fused": cost.attention_fused,
         "attentions": cost.attentions,
         "attentions_fused": cost.fused,
+    }
+
+
+def stage_figures(planned: Planned, stage: Stage, factors: Factors) -> Figures:
+    """What there is to say of `stage`, ready for JSON; the time is that of the first board."""
+    asked = stage.asked
+    return {
+        **cost_figures(planned.cost(stage)),
         "engine_runs": len(stage.calls),
         "enqueues": asked.enqueues,
         "copies": asked.copies,

@@ -13,7 +13,13 @@ from stc.engines.library.boards import boards_of
 from stc.engines.library.plan import CONTEXTS, EngineSpec, choose_buckets, plan_engines
 from stc.engines.library.preflight import Demand
 from stc.runtime.planning.calibration import Fit, Measured, fit
-from stc.runtime.planning.estimate import Figures, Planned, board_figures, stage_figures
+from stc.runtime.planning.estimate import (
+    Figures,
+    Planned,
+    board_figures,
+    engine_figures,
+    stage_figures,
+)
 from stc.runtime.planning.stages import (
     PREFILL,
     PREFILL_ALL,
@@ -165,6 +171,9 @@ def _target(
         "compiler": f"{compiler.tensorrt.flavour} {compiler.tensorrt.version}",
         "compiled": compiler.compiled.name,
         "board": planned.boards[0].name,
+        "engines": engine_figures(
+            planned, (call for stage in stages.values() for call in stage.calls), factors
+        ),
         **{name: stage_figures(planned, stage, factors) for name, stage in stages.items()},
         "boards": {
             board.name: board_figures(planned, board, stages, factors, settings, needed_bytes)

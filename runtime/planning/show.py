@@ -29,6 +29,7 @@ _SHORT = {
     TOKEN: "\ntoken",
 }
 """The same above a narrow column."""
+_COST = ("\nkernels", "MB\nmoved", "MB of\nweights", "MB of\nscratch", "\nfused")
 ESTIMATE = "estimated from the layer list by a roofline, not measured"
 
 
@@ -36,7 +37,9 @@ def print_plan(console: Console, document: Figures) -> None:
     """`console` shows the figures of `document`, as stc-plan writes them."""
     for told, names in _by_list(document["targets"]).items():
         first = document["targets"][names[0]]
-        console.print(_stages(first, f"{', '.join(names)}: layers {told}"))
+        console.print(_engines(first, f"{', '.join(names)}: layers {told}"))
+        console.print()
+        console.print(_stages(first))
         console.print()
     console.print(_boards(document))
     console.print()
@@ -77,34 +80,34 @@ def _by_list(targets: Figures) -> dict[str, list[str]]:
     return found
 
 
-def _stages(target: Figures, title: str) -> Table:
-    heads = (
-        "\nstage",
-        "\nkernels",
-        "MB\nmoved",
-        "MB of\nweights",
-        "MB of\nscratch",
-        "\nfused",
-        "host: enqueues/copies/\nsyncs/mallocs/frees",
-    )
+def _engines(target: Figures, title: str) -> Table:
+    rows = [
+        (f"{name} x {one['graphs']}" if one["graphs"] > 1 else name, *_cost(one))
+        for name, one in target["engines"].items()
+    ]
+    return _table(title, ("\nengine, one run", *_COST), rows)
+
+
+def _stages(target: Figures) -> Table:
+    heads = ("\nstage", *_COST, "host: enqueues/copies/\nsyncs/mallocs/frees")
     rows = []
     for stage, told in STAGES.items():
         if (one := target.get(stage)) is None:
             continue
-        fused = f"{one['attentions_fused']}/{one['attentions']}" if one["attentions"] else "-"
         host = ("enqueues", "copies", "synchronisations", "allocations", "frees")
-        rows.append(
-            (
-                told,
-                str(one["kernels"]),
-                _mb(one["bytes"]),
-                _mb(one["weight_bytes"]),
-                "?" if one["scratch_bytes"] is None else _mb(one["scratch_bytes"]),
-                fused,
-                "/".join(str(one[name]) for name in host),
-            )
-        )
-    return _table(title, heads, rows)
+        rows.append((told, *_cost(one), "/".join(str(one[name]) for name in host)))
+    return _table(None, heads, rows)
+
+
+def _cost(one: Figures) -> tuple[str, ...]:
+    """The columns of _COST."""
+    return (
+        str(one["kernels"]),
+        _mb(one["bytes"]),
+        _mb(one["weight_bytes"]),
+        "?" if one["scratch_bytes"] is None else _mb(one["scratch_bytes"]),
+        f"{one['attentions_fused']}/{one['attentions']}" if one["attentions"] else "-",
+    )
 
 
 def _boards(document: Figures) -> Table:
@@ -128,7 +131,7 @@ def _boards(document: Figures) -> Table:
     return _table("boards, ms (estimates)", heads, rows)
 
 
-def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def _table(title: str | None, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
