@@ -23,7 +23,9 @@ from stc.engines.build.build import (
     this_target,
 )
 from stc.engines.build.builders import BuildProgress
-from stc.engines.gpu.cuda import DeviceFacts, device_facts, load_cuda
+from stc.engines.build.costs import cost_lines
+from stc.engines.build.listing import find_compiler
+from stc.engines.gpu.cuda import DeviceFacts, found_device, load_cuda
 from stc.engines.library.library import EngineLibrary
 from stc.engines.library.plan import CONTEXTS, EngineSpec, choose_buckets, plan_engines
 from stc.engines.library.preflight import Demand, check_fits, copies_of, told_elsewhere
@@ -82,6 +84,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="builders at once (default: by memory; native TensorRT takes one)",
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what frames and a call of the decoder cost, by the compiler's list of layers",
+    )
     return parser.parse_args(arguments)
 
 
@@ -119,6 +126,13 @@ def _build(flags: argparse.Namespace) -> int:
                 built = f"{plan.library.folder}: all {plan.present} engines are there already"
                 took = ""
             tell(f"{built}{took} ({what})")
+            if flags.plan:
+                compilers = [
+                    find_compiler(one, tensorrt.flavour, device, why_not) for one in targets
+                ]
+                with BuildProgress(0, console) as progress:
+                    for line in cost_lines(bundle, specs, compilers, progress):
+                        tell(line)
             return _accept(bundle, plan.library, tensorrt, targets, device, console)
     except KeyboardInterrupt:
         print("interrupted; finished engines are kept, run it again to go on", file=sys.stderr)
@@ -194,11 +208,7 @@ def _accept(
 
 
 def _device() -> tuple[DeviceFacts | None, str]:
-    """This machine's GPU, or None and why it cannot be used."""
-    try:
-        return device_facts(load_cuda()), ""
-    except EngineError as error:
-        return None, str(error)
+    return found_device(load_cuda)
 
 
 def _targets(names: str, device: DeviceFacts | None, why_not: str) -> tuple[Target, ...]:

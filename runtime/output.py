@@ -37,17 +37,15 @@ def document_output(
         yield lambda document: None
     elif target == STDOUT:
         yield lambda document: print(json.dumps(document, allow_nan=False))
-    elif target.endswith("/"):
-        raise SettingsError(f"--json {target}", "names a folder", "a file", "name a file inside it")
-    elif made is not None and _comes_in(made, Path(target)):
+    elif made is not None and not target.endswith("/") and _comes_in(made, Path(target)):
         yield partial(_write_in_new_folder, target)
     else:
-        with ExitStack() as stack:
-            with _one_line_errors(target):
-                file = stack.enter_context(whole_file(Path(target)))
-            yield lambda document: _write(target, file, document)
-            with _one_line_errors(target):
-                stack.close()
+        with text_output("--json", target) as write:
+            yield lambda document: write(_text_of(document))
+
+
+def _text_of(document: Document) -> str:
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def _comes_in(made: Path, path: Path) -> bool:
@@ -57,25 +55,42 @@ def _comes_in(made: Path, path: Path) -> bool:
 
 
 def _write_in_new_folder(target: str, document: Document) -> None:
-    with _one_line_errors(target):
+    with _one_line_errors(f"--json {target}"):
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(Path(target)) as file:
-            _write(target, file, document)
+            _write(f"--json {target}", file, _text_of(document))
 
 
-def _write(target: str, file: BinaryIO, document: Document) -> None:
-    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-    with _one_line_errors(target):
+@contextmanager
+def text_output(flag: str, target: str) -> Iterator[Callable[[str], None]]:
+    """A function for the body to call with text that stands in the file `target` afterwards, as the
+    user wrote it behind `flag`; whole, and opened now, as that of `document_output`.
+
+    Raises SettingsError when it names a folder or cannot be written.
+    """
+    subject = f"{flag} {target}"
+    if target.endswith("/"):
+        raise SettingsError(subject, "names a folder", "a file", "name a file inside it")
+    with ExitStack() as stack:
+        with _one_line_errors(subject):
+            file = stack.enter_context(whole_file(Path(target)))
+        yield lambda text: _write(subject, file, text)
+        with _one_line_errors(subject):
+            stack.close()
+
+
+def _write(subject: str, file: BinaryIO, text: str) -> None:
+    with _one_line_errors(subject):
         file.write(text.encode())
 
 
 @contextmanager
-def _one_line_errors(target: str) -> Iterator[None]:
+def _one_line_errors(subject: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise SettingsError(
-            f"--json {target}",
+            subject,
             f"cannot be written ({error.strerror or error})",
             fix="check its folder and the space left, or choose another path",
         ) from error

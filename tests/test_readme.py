@@ -48,6 +48,7 @@ PAGES = [
     "docs/python.md",
     "docs/field.md",
     "docs/benchmarks.md",
+    "docs/plan.md",
 ]
 MARKDOWN = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")]
 
@@ -62,12 +63,13 @@ SLOW = {
 RUN = ("README.md", "docs/jetson.md", "docs/language.md", "docs/python.md")
 """Pages with Python, which tests here run."""
 ELSEWHERE = {
+    "stc-plan out/demo/half --target orin-nano+sm86 --picture out/demo/plan.svg",
     "stc-build out/demo/half --target sm86+sm89+sm120 --backend tensorrt-rtx",
     "stc-export --model demo --precision fp16 --output out/demo/half --force",
     "stc-parity out/demo/bundle --video tests/data/street.mp4",
 }
 """What `tests.test_build_rtx` does, with the bundle that `tests.conftest` exports for it, and
-`tests.test_parity_command`."""
+`tests.test_parity_command`; the first is `tests.test_plan_command`'s."""
 
 STREET_QUESTIONS = ROOT / "tests" / "data" / "street-questions.json"
 SCRIPTS = {"./scripts/demo", "./scripts/test"}

@@ -22,6 +22,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from stc.engines.build.compile import Recipe, compile_engine
+from stc.engines.build.layers import EngineLayers, list_layers
 from stc.engines.gpu.cuda import stated_bytes
 from stc.engines.library.library import EngineLibrary
 from stc.engines.library.targets import Flavour, load_tensorrt
@@ -38,7 +39,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Job:
-    """Build `recipe` into file `name` of `library`."""
+    """Build `recipe` into file `name` of `library`, or list its layers where it is detailed."""
 
     name: str
     recipe: Recipe
@@ -56,12 +57,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: `file`, or why there is none (`failure`, one line)."""
+    """What became of a job: `file` or `layers`, or why there is none (`failure`, one line)."""
 
     file: FileEntry | None
     failure: str
     build_s: float
     peak_rss_bytes: int
+    layers: EngineLayers | None = None
 
 
 def work(flavour: Flavour, owner: Connection) -> None:
@@ -87,10 +89,13 @@ def _build(flavour: Flavour, job: Job, owner: Connection) -> Outcome:
             reported = now
             owner.send(Phase(phase, done, steps))
 
-    file, failure = None, ""
+    file, layers, failure = None, None, ""
     try:
-        engine = compile_engine(load_tensorrt(flavour), job.recipe, report)
-        file = job.library.store(job.name, engine)
+        if job.recipe.detailed:
+            layers = list_layers(load_tensorrt(flavour), job.recipe, report)
+        else:
+            engine = compile_engine(load_tensorrt(flavour), job.recipe, report)
+            file = job.library.store(job.name, engine)
     except StcError as error:
         # What it says of the graph; whoever reports it names the engine.
         failure = str(error).removeprefix(f"{job.recipe.spec.graph}: ")
@@ -98,7 +103,7 @@ def _build(flavour: Flavour, job: Job, owner: Connection) -> Outcome:
         failure = f"{job.library.folder}: cannot be written ({error.strerror})"
     # Of this program alone; getrusage would tell that of the process that started it.
     peak_rss_bytes = stated_bytes(Path("/proc/self/status"), "VmHWM")
-    return Outcome(file, failure, time.perf_counter() - begin, peak_rss_bytes)
+    return Outcome(file, failure, time.perf_counter() - begin, peak_rss_bytes, layers)
 
 
 class BuildProgress(Progress):

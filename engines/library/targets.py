@@ -72,6 +72,7 @@ class Target:
     modules: numbers of NVIDIA's modules that it is, as /proc/device-tree/compatible has them on
         boards of any maker.
     unified: memory is shared with the CPU.
+    stand_in: where TensorRT-RTX does not compile for it, the target that is nearest to it.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Target:
     unified: bool = False
     board: str = ""
     modules: tuple[str, ...] = ()
+    stand_in: str = ""
     recompute_ratios: tuple[float, ...] = (0.25, 0.5)
 
     @property
@@ -105,6 +107,7 @@ def _orin(name: str, board: str, memory_gib: int, modules: tuple[str, ...]) -> T
         unified=True,
         board=board,
         modules=modules,
+        stand_in="sm86",
         recompute_ratios=(0.25,),
     )
 

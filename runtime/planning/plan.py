@@ -1,0 +1,188 @@
+"""A bundle on targets that are not here: stages counted, engines listed, boards estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from stc.bundles.bundle import Bundle
+from stc.engines.build.builders import BuildProgress
+from stc.engines.build.listing import Compiler, engines_to_list, list_engines
+from stc.engines.build.roofline import Factors
+from stc.engines.library.boards import boards_of
+from stc.engines.library.plan import CONTEXTS, EngineSpec, choose_buckets, plan_engines
+from stc.engines.library.preflight import Demand
+from stc.runtime.planning.calibration import Fit, Measured, fit
+from stc.runtime.planning.estimate import (
+    Figures,
+    Planned,
+    board_figures,
+    engine_figures,
+    stage_figures,
+)
+from stc.runtime.planning.stages import (
+    PREFILL,
+    PREFILL_ALL,
+    TOKEN,
+    Stage,
+    frame_stages,
+    language_stages,
+)
+from stc.settings import Settings
+
+_LANGUAGE = (PREFILL, PREFILL_ALL, TOKEN)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is planned for: a stream of `settings` that remembers `context` tokens.
+
+    measured: times to calibrate by; factors: what holds without.
+    """
+
+    settings: Settings
+    context: int
+    factors: Factors
+    measured: Sequence[Measured] = ()
+
+
+def make_plan(
+    bundle: Bundle,
+    wanted: Wanted,
+    compilers: Sequence[Compiler],
+    progress: Callable[[int], BuildProgress],
+) -> Figures:
+    """The document of stc-plan. `progress` is told how many engines are to be compiled.
+
+    Raises EngineError for a target without a known board and for what cannot be compiled,
+    SettingsError for a context the model has no positions for.
+    """
+    boards = {one.target.name: boards_of(one.target) for one in compilers}
+    specs = _specs(bundle, wanted, all(one.tensorrt.several_profiles for one in compilers))
+    stages = _stages(bundle, specs, wanted.settings, wanted.context)
+    others = [_measured_stages(bundle, specs, one) for one in wanted.measured]
+    every = (stage for some in (stages, *others) for stage in some.values())
+    calls = [call for stage in every for call in stage.calls]
+    lists = {(one.compiled.name, one.tensorrt.flavour) for one in compilers}
+    with progress(len(lists) * engines_to_list(bundle, calls, specs)) as shown:
+        listed = list_engines(bundle, calls, specs, compilers, shown)
+    planned = {
+        one.target.name: Planned(one, listed[one.target.name], boards[one.target.name])
+        for one in compilers
+    }
+    factors, calibration = wanted.factors, []
+    for one, some in zip(wanted.measured, others, strict=True):
+        found, board = _fitted(one, some, planned, wanted.factors)
+        if one.board is not None:
+            factors = found.factors
+        calibration.append(_calibrated(one, found, board))
+    manifest = bundle.manifest
+    return {
+        "bundle": manifest.provenance.checkpoint,
+        "precision": manifest.provenance.precision,
+        "settings": asdict(wanted.settings),
+        "kept": wanted.settings.kept(manifest.vision.pooled),
+        "context": wanted.context,
+        "factors": asdict(factors),
+        "times": "estimates by a roofline, not measured",
+        "calibration": calibration,
+        "targets": {
+            name: _target(one, stages, factors, wanted.settings, _needed_bytes(bundle))
+            for name, one in planned.items()
+        },
+    }
+
+
+def _specs(bundle: Bundle, wanted: Wanted, several_profiles: bool) -> list[EngineSpec]:
+    """The engines of every setting that is counted."""
+    every = (wanted.settings, *(one.settings for one in wanted.measured))
+    ratios = tuple(one.recompute_ratio for one in every)
+    buckets = choose_buckets(bundle.manifest, ratios, tuple(one.budget for one in every))
+    return plan_engines(bundle.manifest, buckets, several_profiles=several_profiles)
+
+
+def _stages(
+    bundle: Bundle, specs: Sequence[EngineSpec], settings: Settings, context: int
+) -> dict[str, Stage]:
+    kept = settings.kept(bundle.manifest.vision.pooled)
+    frames = frame_stages(bundle, specs, settings)
+    return frames | language_stages(bundle, specs, kept, context)
+
+
+def _measured_stages(
+    bundle: Bundle, specs: Sequence[EngineSpec], one: Measured
+) -> dict[str, Stage]:
+    """The stages that were measured, as they were: of the language side those behind a context."""
+    if one.context is None:
+        found = frame_stages(bundle, specs, one.settings)
+    else:
+        kept = one.settings.kept(bundle.manifest.vision.pooled)
+        found = language_stages(bundle, specs, kept, one.context)
+    return {name: stage for name, stage in found.items() if name in one.ms}
+
+
+def _fitted(
+    one: Measured, stages: Mapping[str, Stage], planned: Mapping[str, Planned], start: Factors
+) -> tuple[Fit, str]:
+    """The factors of what was measured, and the name of the board that they are shares of."""
+    on = next(iter(planned.values()))
+    board = on.boards[0]
+    if one.board is not None:
+        board = one.board
+        # Another target's list may differ; of the board's own target where that is planned for.
+        on = planned.get(board.target, on)
+    estimates = {
+        name: on.stage_time(stage, board) if name in _LANGUAGE else on.tower_time(stage, board)
+        for name, stage in stages.items()
+    }
+    measured = {name: one.ms[name] for name in stages}
+    return fit(measured, estimates, start), board.name
+
+
+def _calibrated(one: Measured, found: Fit, board: str) -> Figures:
+    return {
+        "file": str(one.path),
+        "machine": one.machine,
+        "board": board,
+        "used": one.board is not None,
+        "compute_efficiency": found.factors.compute_efficiency,
+        "bandwidth_efficiency": found.factors.bandwidth_efficiency,
+        "error": found.error,
+        "stages": {
+            name: {
+                "measured_ms": ms,
+                "fitted_ms": found.fitted_ms[name],
+                "error": found.errors[name],
+            }
+            for name, ms in found.measured_ms.items()
+        },
+    }
+
+
+def _target(
+    planned: Planned,
+    stages: Mapping[str, Stage],
+    factors: Factors,
+    settings: Settings,
+    needed_bytes: int,
+) -> Figures:
+    compiler = planned.compiler
+    return {
+        "compiler": f"{compiler.tensorrt.flavour} {compiler.tensorrt.version}",
+        "compiled": compiler.compiled.name,
+        "board": planned.boards[0].name,
+        "engines": engine_figures(
+            planned, (call for stage in stages.values() for call in stage.calls), factors
+        ),
+        **{name: stage_figures(planned, stage, factors) for name, stage in stages.items()},
+        "boards": {
+            board.name: board_figures(planned, board, stages, factors, settings, needed_bytes)
+            for board in planned.boards
+        },
+    }
+
+
+def _needed_bytes(bundle: Bundle) -> int:
+    """Memory of one stream that can be asked, by the estimate that stc-build prints."""
+    context = 0 if bundle.manifest.language is None else CONTEXTS[-1]
+    return Demand(manifest=bundle.manifest, context=context).total_bytes
