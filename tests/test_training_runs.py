@@ -4,6 +4,8 @@ processes learn what one does."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -187,6 +190,41 @@ def test_a_cpu_trains_with_two_processes_at_most(
     line = "error: --processes: got 3, expected 1 or 2 on a CPU; leave it out\n"
     assert capsys.readouterr().err == line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["--device", "cuda", "--output", str(tmp_path / "out")]) == 2
+    line = "error: --device cuda: PyTorch finds no GPU, expected one that it can use; use "
+    assert capsys.readouterr().err == f"{line}--device cpu\n"
+    assert not (tmp_path / "out").exists()
+
+
+DRAWING = """
+import psutil
+from stc.export.demo.training.draws.pool import batches
+from stc.export.demo.training.draws.windows import WindowDraw
+if __name__ == "__main__":
+    drawn = batches(WindowDraw(tokens=200), (0,), range(100000), (0,), 2)
+    next(drawn)
+    print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+    for _ in drawn:
+        pass
+"""
+
+
+def test_a_killed_training_leaves_nobody_who_draws(tmp_path: Path) -> None:
+    script = tmp_path / "drawing.py"
+    script.write_text(DRAWING)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        others = [psutil.Process(int(pid)) for pid in program.stdout.readline().split()]
+        assert len(others) >= 3  # a fork server, two that draw, what watches shared memory
+        program.kill()
+        _, left = psutil.wait_procs(others, timeout=30)
+        assert not left
 
 
 @pytest.mark.slow

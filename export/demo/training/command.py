@@ -83,7 +83,12 @@ def _refuse_another(plan: Plan, output: Path) -> None:
 
 
 def _processes(asked: int | None, device: str) -> int:
-    """How many work beside a GPU or are the training; raises SettingsError for more than two."""
+    """How many work beside a GPU or are the training; raises SettingsError for more than two, and
+    where there is no GPU."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise SettingsError(
+            "--device cuda", "PyTorch finds no GPU", "one that it can use", "use --device cpu"
+        )
     if device != "cpu":
         return asked or max(1, len(os.sched_getaffinity(0)) - 1)
     if asked is not None and asked > 2:

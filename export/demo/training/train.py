@@ -46,8 +46,8 @@ class Plan:
 
     tower: int = 4000
     watch: int = 1200
-    language: int = 6000
-    together: int = 2500
+    language: int = 4000
+    together: int = 1500
     seed: int = 0
     muon: float = 0.02
     adam: float = 2e-3

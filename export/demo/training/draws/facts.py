@@ -102,12 +102,14 @@ class Facts:
 
     def _there_before(self, index: int) -> bool:
         """Whether it was in sight, if in part, two frames ago."""
-        return bool(self._labels.shown[max(0, self._frame - 2), index] >= VISIBLE / 2)
+        if self._frame < 2:
+            return False
+        return bool(self._labels.shown[self._frame - 2, index] >= VISIBLE / 2)
 
     def _step(self, index: int) -> NDArray[np.float32]:
         """How far it went in two frames, px right and down."""
         centre = self._labels.centre[:, index]
-        step: NDArray[np.float32] = centre[self._frame] - centre[max(0, self._frame - 2)]
+        step: NDArray[np.float32] = centre[self._frame] - centre[self._frame - 2]
         return step
 
     def _counts(self) -> dict[str, int]:

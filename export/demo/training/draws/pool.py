@@ -6,10 +6,13 @@ A processor's training draws what it needs; a GPU would wait for that nine tenth
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -59,6 +62,15 @@ _DRAW: list[Draw] = []
 
 def _begin(draw: Draw) -> None:
     _DRAW[:] = [draw]
+    threading.Thread(target=_end_with_the_training, daemon=True).start()
+
+
+def _end_with_the_training() -> None:
+    """A training that is killed leaves nobody who draws for it."""
+    training = multiprocessing.parent_process()
+    assert training is not None
+    wait([training.sentinel])
+    os._exit(1)
 
 
 def _drawn(key: tuple[int, ...], step: int, steps: int, shard: int) -> Any:
