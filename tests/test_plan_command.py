@@ -32,6 +32,7 @@ from stc.runtime.planning.stages import frame_stages
 from stc.settings import Settings
 from tests.as_user import run, standing
 from tests.once import Once
+from tests.test_calibration import GPU
 from tests.vision_cases import Exported
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -48,7 +49,7 @@ def written(root: Path, bundle: Path) -> None:
         "backend": "tensorrt-rtx",
         "reference_ms_p50": 2.0,
         "reuse_ms_p50": 1.5,
-        "gpu": {"name": "NVIDIA GeForce RTX 3060", "board": None},
+        "gpu": GPU,
     }
     (root / "board.json").write_text(json.dumps(board))
     files = ("--json", "-", "--picture", "plan.svg")
@@ -184,7 +185,7 @@ def test_a_table_stands_above_the_document(planned: Path, document: dict[str, An
         assert told in table
     assert "orin-nano, sm86: layers of sm86 by tensorrt-rtx" in table
     assert "of a RTX 3060 (used above)" in table
-    assert "of no board of the table, not used above" in table
+    assert "of no board of the table, by name, memory and power mode, not used above" in table
     assert document["factors"]["host_call_us"] == 20
     assert max(map(len, shown[: shown.index("")])) <= 80
 
