@@ -73,6 +73,16 @@ def test_bench_measures_frames_that_are_one_graph_each(
     assert figures["reuse_ms_p50"] > 0
 
 
+def test_a_bench_that_takes_long_says_how_far_it_is(
+    bundle: Path, run_main: Run, opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_command, "PLAIN_S", 0.0)
+    ran = run_main(bench_command.main, bundle, "--backend", "tensorrt", "--frames", "3")
+    assert ran.returncode == 0
+    assert "Warming up: 1 of " in ran.stderr
+    assert "3 of 3 after " in ran.stderr
+
+
 def test_a_tower_that_cannot_be_loaded_gives_the_device_back(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

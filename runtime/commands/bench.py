@@ -34,7 +34,7 @@ from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import without_credentials
 from stc.shell import command
 from stc.shell.command import Console
-from stc.shell.progress import Progress
+from stc.shell.progress import PLAIN_S, Progress
 from stc.shell.ranges import MAX_COUNT, whole_flag
 
 TORCH = "torch"
@@ -136,7 +136,7 @@ def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         for _ in range(WARM_UP):
             bench.measure()
         bench.forget()
-        with Progress(console=Console(stderr=True)) as progress:
+        with Progress(console=Console(stderr=True), every_s=PLAIN_S) as progress:
             for _ in progress.track(range(flags.frames)):
                 bench.measure()
     variants, used = bundle.manifest.variants, {flags.weights, *models}
@@ -178,7 +178,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     bench = Bench(session)
     frames = cycle(shown)
     warming = session.runner.warm_up_runs * chosen.reference_interval
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=Console(stderr=True), every_s=PLAIN_S) as progress:
         for frame in progress.track(islice(frames, warming), warming, description="Warming up"):
             session.push(frame)
     rss = peak_rss_bytes()
@@ -189,7 +189,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
             for frame in islice(frames, chosen.reference_interval):
                 bench.measure(frame, stream)
             bench = Bench(session)
-        with Progress(console=Console(stderr=True)) as progress:
+        with Progress(console=Console(stderr=True), every_s=PLAIN_S) as progress:
             for frame in progress.track(islice(frames, flags.frames), flags.frames):
                 bench.measure(frame, stream)
     return {

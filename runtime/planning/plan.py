@@ -67,8 +67,7 @@ def make_plan(
     others = [_measured_stages(bundle, specs, one) for one in wanted.measured]
     every = (stage for some in (stages, *others) for stage in some.values())
     calls = [call for stage in every for call in stage.calls]
-    lists = {(one.compiled.name, one.tensorrt.flavour) for one in compilers}
-    with progress(len(lists) * engines_to_list(bundle, calls, specs)) as shown:
+    with progress(engines_to_list(bundle, calls, specs, compilers)) as shown:
         listed = list_engines(bundle, calls, specs, compilers, shown)
     planned = {
         one.target.name: Planned(one, listed[one.target.name], boards[one.target.name])
