@@ -6,6 +6,8 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from stc.bundles.bundle import Bundle
@@ -41,6 +43,7 @@ from stc.engines.library.targets import (
 )
 from stc.errors import EngineError, SettingsError
 from stc.method.graphs import update_graph
+from stc.settings import Settings
 from stc.shell import command
 from stc.shell.command import Console, tell
 from stc.shell.ranges import number_flag, whole_flag
@@ -126,17 +129,28 @@ def _build(flags: argparse.Namespace) -> int:
                 built = f"{plan.library.folder}: all {plan.present} engines are there already"
                 took = ""
             tell(f"{built}{took} ({what})")
+            code = _accept(bundle, plan.library, tensorrt, targets, device, console)
             if flags.plan:
                 compilers = [
-                    find_compiler(one, tensorrt.flavour, device, why_not) for one in targets
+                    find_compiler(one, tensorrt.flavour, device, why_not, console.say)
+                    for one in targets
                 ]
-                with BuildProgress(0, console) as progress:
-                    for line in cost_lines(bundle, specs, compilers, progress):
-                        tell(line)
-            return _accept(bundle, plan.library, tensorrt, targets, device, console)
+                progress = partial(BuildProgress, console=console)
+                settings = _settings(bundle, flags)
+                for line in cost_lines(bundle, specs, settings, compilers, progress):
+                    tell(line)
+            return code
     except KeyboardInterrupt:
         print("interrupted; finished engines are kept, run it again to go on", file=sys.stderr)
         return 130
+
+
+def _settings(bundle: Bundle, flags: argparse.Namespace) -> Settings:
+    """The bundle's own settings, but for a ratio and a budget that engines were asked for: the
+    first of each."""
+    asked = {"recompute_ratio": flags.recompute_ratio, "budget": flags.budget}
+    given = {name: values[0] for name, values in asked.items() if values}
+    return replace(bundle.manifest.default_settings, **given)
 
 
 def _build_missing(

@@ -14,11 +14,18 @@ from stc.engines.build.layers import EngineLayers
 from stc.engines.build.roofline import Factors, Roofline
 from stc.engines.library.boards import BOARDS
 from stc.errors import SettingsError
-from stc.runtime.planning.calibration import fit, read_measured
+from stc.runtime.planning.calibration import calibrating_board, fit, read_measured
 from stc.settings import Settings
 from tests.device_cases import manifest
 
 BOARD = BOARDS[0]
+GPU = {
+    "name": "NVIDIA GeForce RTX 3060",
+    "board": None,
+    "memory_bytes": 12_500_000_000,
+    "power_mode": "170.00 W",
+}
+"""Of what stc-bench tells of the GPU (`gpu_facts`), what matters here."""
 
 
 def stage(macs: int, moved: int, kernels: int = 20) -> Callable[[Factors], float]:
@@ -64,6 +71,9 @@ def test_what_times_cannot_tell_apart_stays_together() -> None:
     assert apart == pytest.approx(1.0, rel=0.1)
 
 
+FRAME_TIMES = ("reference_ms_p50", "reuse_ms_p50")
+
+
 def document(**changed: Any) -> dict[str, Any]:
     """Of stc-bench, on the bundle of `tests.device_cases`."""
     made = manifest().provenance
@@ -76,9 +86,16 @@ def document(**changed: Any) -> dict[str, Any]:
         "reference_ms_p50": 8.0,
         "reuse_ms_p50": 4.0,
         "machine": {"processor": "a processor"},
-        "gpu": {"name": "NVIDIA GeForce RTX 3060", "board": None},
+        "gpu": GPU,
         **changed,
     }
+
+
+def prefill_document() -> dict[str, Any]:
+    """Of stc-bench --prefill; test_language_on_device.py compares its keys with the command's."""
+    times = {"prefill_preset_ms_p50": 3.0, "prefill_keep_all_ms_p50": 9.0, "decode_ms_p50": 2.0}
+    found = document(**times, context=1000)
+    return {name: found[name] for name in found if name not in FRAME_TIMES}
 
 
 def read(path: Path, what: object) -> Any:
@@ -95,20 +112,35 @@ def test_a_file_tells_stages_machine_and_board(tmp_path: Path) -> None:
 
 
 def test_prefill_and_tokens_are_stages_too(tmp_path: Path) -> None:
-    times = {
-        "reference_ms_p50": None,
-        "reuse_ms_p50": None,
-        "prefill_preset_ms_p50": 3.0,
-        "prefill_keep_all_ms_p50": 9.0,
-        "decode_ms_p50": 2.0,
-        "context": 1000,
-    }
-    found = read(tmp_path / "o.json", document(**times))
+    found = read(tmp_path / "o.json", prefill_document())
     assert found.ms == {"prefill": 3.0, "prefill_all": 9.0, "decoded_token": 2.0}
     assert found.context == 1000
+    assert found.board is not None
 
 
-@pytest.mark.parametrize("changed", [{"backend": "onnxruntime"}, {"gpu": None}])
+def test_times_of_two_boards_are_refused(tmp_path: Path) -> None:
+    other = {**GPU, "name": "NVIDIA GeForce RTX 4090", "memory_bytes": 25_000_000_000}
+    found = [
+        read(tmp_path / "o.json", one)
+        for one in (document(), prefill_document(), document(gpu=None), document(gpu=other))
+    ]
+    board = calibrating_board(found[:3])
+    assert board is not None
+    assert board.name == "RTX 3060"
+    assert calibrating_board(found[2:3]) is None
+    with pytest.raises(SettingsError, match="measured on RTX 3060 and RTX 4090, expected one"):
+        calibrating_board(found)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"backend": "onnxruntime"},
+        {"gpu": None},
+        {"gpu": {**GPU, "memory_bytes": 8_300_000_000}},
+        {"gpu": {**GPU, "name": "Orin", "board": "NVIDIA Jetson AGX Orin", "power_mode": "30W"}},
+    ],
+)
 def test_a_processor_is_no_board(changed: dict[str, Any], tmp_path: Path) -> None:
     assert read(tmp_path / "o.json", document(**changed)).board is None
 

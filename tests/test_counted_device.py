@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from stc.bundles.bundle import Bundle
 from stc.engines.library.plan import plan_engines
-from stc.engines.tensorrt.counted import Asked, counted_backend
+from stc.engines.tensorrt.counted import Asked, CountedDevice, counted_backend
 from stc.method.family import stream_programs
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.vision.tower import VisionTower
@@ -62,6 +63,31 @@ def test_the_first_frame_of_a_kind_runs_the_engines_of_its_program(tmp_path: Pat
         assert asked.enqueues == len(expected)
 
 
-def test_nothing_is_counted_outside_and_totals_are_sums() -> None:
+def test_nothing_is_counted_outside(tmp_path: Path) -> None:
+    settings = Settings(**{**vars(SETTINGS), "reference_interval": 2})
+    specs = plan_engines(manifest(), BUCKETS, several_profiles=True)
+    backend, device = counted_backend(Bundle(tmp_path, manifest()), specs)
+    session = StreamSession(VisionTower(backend, SPEC, "fp32"), settings)
+    first, *others = frames(6)
+    with device.counting() as asked:
+        session.push(first)
+    before = replace(asked, runs=[*asked.runs])
+    assert before.calls > 0
+    for frame in others:
+        session.push(frame)
+    assert asked == before
+
+
+def test_what_is_captured_is_copied_when_it_is_replayed_and_not_before() -> None:
+    device = CountedDevice()
+    with device.counting() as asked:
+        device.copied(3)
+        device.capturing = True
+        device.copied(4)
+        device.count("copies")
+    assert (asked.copied_bytes, asked.copies) == (3, 0)
+
+
+def test_totals_are_sums() -> None:
     asked = Asked(enqueues=1, copies=2, synchronisations=3, allocations=4, frees=5)
     assert asked.calls == 15

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stc.engines.build.kernels import LayerListError, message_of, read_kernels, with_macs
+from stc.engines.build.kernels import Kernel, LayerListError, message_of, read_kernels, with_macs
+from stc.engines.build.layers import _is_fused
 
 
 def tensor(name: str, shape: str, dtype: str = "Half", strides: str = "") -> str:
@@ -119,6 +120,11 @@ def test_layers_that_run_nothing_are_no_kernels() -> None:
         ("Layers:\n\nI/O Tensors:", "list of layers is empty"),
         (listing(layer("a", [tensor("x", "2", "Complex")], [])), "type 'Complex'"),
         (listing("Name: a, LayerType: gemm, Inputs: [ ]"), "a layer reads 'Name: a"),
+        (
+            listing(layer("a", [tensor("x", "-1,2")], [])),
+            r"a tensor among .* is not as known",
+        ),
+        (listing(layer("a", [tensor("x", "4,2", strides="1")], [])), "of 2 axes has 1 strides"),
     ],
 )
 def test_a_list_that_is_not_as_known_is_refused(said: str, why: str) -> None:
@@ -139,3 +145,21 @@ def test_a_nodes_operations_are_shared_by_its_kernels() -> None:
     assert [kernel.macs for kernel in kernels] == [50, 51]
     with pytest.raises(LayerListError, match="none of its layers names lost"):
         with_macs(kernels, {"lost": 1})
+
+
+@pytest.mark.parametrize(
+    ("homes", "fused"),
+    [
+        ([("scores", "softmax", "sums")], True),
+        ([("scores", "softmax"), ("sums",)], False),
+        ([("scores",), ("softmax", "sums")], False),
+        ([("scores",), ("softmax",), ("sums",)], False),
+    ],
+)
+def test_attention_is_fused_where_both_products_are_in_the_softmaxs_kernel(
+    homes: list[tuple[str, ...]], fused: bool
+) -> None:
+    kernels = [Kernel("k", "kgen", nodes, 1, 0, 2) for nodes in homes]
+    assert _is_fused("softmax", kernels, {"scores": 1, "sums": 1}.keys()) is fused
+    named = [Kernel("fused_mha_v2", "kgen", ("softmax",), 1, 0, 2)]
+    assert _is_fused("softmax", named, {"scores": 1}.keys())

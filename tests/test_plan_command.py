@@ -32,6 +32,7 @@ from stc.runtime.planning.stages import frame_stages
 from stc.settings import Settings
 from tests.as_user import run, standing
 from tests.once import Once
+from tests.test_calibration import GPU
 from tests.vision_cases import Exported
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -48,7 +49,7 @@ def written(root: Path, bundle: Path) -> None:
         "backend": "tensorrt-rtx",
         "reference_ms_p50": 2.0,
         "reuse_ms_p50": 1.5,
-        "gpu": {"name": "NVIDIA GeForce RTX 3060", "board": None},
+        "gpu": GPU,
     }
     (root / "board.json").write_text(json.dumps(board))
     files = ("--json", "-", "--picture", "plan.svg")
@@ -184,7 +185,7 @@ def test_a_table_stands_above_the_document(planned: Path, document: dict[str, An
         assert told in table
     assert "orin-nano, sm86: layers of sm86 by tensorrt-rtx" in table
     assert "of a RTX 3060 (used above)" in table
-    assert "of no board of the table, not used above" in table
+    assert "of no board of the table, by name, memory and power mode, not used above" in table
     assert document["factors"]["host_call_us"] == 20
     assert max(map(len, shown[: shown.index("")])) <= 80
 
@@ -199,10 +200,14 @@ def test_stc_build_tells_the_costs_too(
     exported: Callable[[str], Exported], tmp_path: Path, run_main: Run
 ) -> None:
     bundle = shutil.copytree(exported("half").bundle.root, tmp_path / "bundle")
-    done = run_main(build_command.main, bundle, "--target", "sm86", "--plan")
+    built = ("--recompute-ratio", 0.5, "--budget", 3)  # others than the bundle's own
+    done = run_main(build_command.main, bundle, "--target", "sm86", "--plan", *built)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert any(one.startswith("sm86: layers listed by tensorrt-rtx ") for one in lines)
+    [first] = [n for n, one in enumerate(lines) if one.startswith("sm86: layers listed by tensor")]
+    assert lines[first].endswith("; ratio 0.5, 3 tokens kept")
+    # What was built is judged first: costs are told of what is there.
+    assert any(one.startswith("not compared with ONNX Runtime") for one in lines[:first])
     for kind in ("reference", "reuse"):
         [line] = [one for one in lines if one.startswith(f"  {kind} frame: ")]
         assert re.search(r": \d+ kernels, [\d.]+ MB moved, .* attentions fused; about ", line)
@@ -213,7 +218,7 @@ def test_stc_build_counts_a_call_of_the_decoder_at_its_smallest(half_demo_bundle
     bundle = Bundle.open(half_demo_bundle)
     buckets = choose_buckets(bundle.manifest, (0.25,), (14,))
     specs = plan_engines(bundle.manifest, buckets, several_profiles=True)
-    stages = costs._stages(bundle, specs)
+    stages = costs._stages(bundle, specs, bundle.manifest.default_settings)
     assert list(stages) == ["reference frame", "reuse frame", "decoder, S=1024 m=16"]
     assert bundle.manifest.language is not None
     assert len(stages["decoder, S=1024 m=16"]) == 2 * bundle.manifest.language.blocks + 2
@@ -224,13 +229,14 @@ def test_stc_build_counts_a_call_of_the_decoder_at_its_smallest(half_demo_bundle
     [
         (["--target", "sm121"], "target sm121: no peak and bandwidth of a board of it is known"),
         (["--target", "sm86", "sm99"], "--target: got 'sm99', expected"),
+        (["--target", "this-device"], "--target: got 'this-device', expected orin-agx, "),
         (["--target", "sm86", "--compute-efficiency", "0"], "--compute-efficiency: got 0.0"),
         (["--target", "sm86", "--bandwidth-efficiency", "1.1"], "--bandwidth-efficiency: got 1.1"),
         (["--target", "sm86", "--kernel-us", "-1"], "--kernel-us: got -1.0"),
         (["--target", "sm86", "--host-call-us", "inf"], "--host-call-us: got inf"),
         (
             ["--target", "sm86", "--compute-efficiency", "0.5", "--calibrate", "x.json"],
-            "cannot be combined with --calibrate, which finds it",
+            "cannot be combined with --calibrate, which finds it; leave one out",
         ),
         (["--target", "sm86", "--calibrate", "missing.json"], "missing.json: cannot be read"),
         (["--target", "sm86", "--context", "32768"], "--context: got 32768"),

@@ -20,8 +20,9 @@ from stc.engines.build.builders import BuildProgress
 from stc.engines.build.compile import Recipe
 from stc.engines.build.layers import EngineLayers, list_layers
 from stc.engines.build.listing import engine_call, engines_to_list, find_compiler, list_engines
+from stc.engines.gpu.cuda import DeviceFacts
 from stc.engines.library.plan import EngineSpec, choose_buckets, plan_engines
-from stc.engines.library.targets import TARGETS, load_tensorrt
+from stc.engines.library.targets import TARGETS, TensorRt, load_tensorrt
 from stc.errors import EngineError
 from stc.manifest import FileEntry, GraphEntry, PortEntry
 from stc.method.family import VISION, macs, stream_programs
@@ -31,6 +32,12 @@ from stc.shell.command import Console
 from tests.vision_cases import Exported
 
 HEADS, TOKENS, WIDTH = 2, 64, 32
+
+
+def silent(line: str) -> None:
+    pytest.fail(line)
+
+
 SETTINGS = Settings(reference_interval=2, recompute_ratio=0.25, budget=2)
 
 
@@ -112,8 +119,10 @@ def test_operations_of_a_frame_are_those_the_method_counts_and_blocks_compile_on
     calls = [call for some in tower.values() for call in some]
     # embed, select, keys, and update at two sizes, whatever the number of blocks.
     assert manifest.vision.blocks > 1
-    assert engines_to_list(bundle, calls, specs) == 5
-    compiler = find_compiler(TARGETS["sm89"], None, None, "no GPU")
+    compiler = find_compiler(TARGETS["sm89"], None, None, "no GPU", silent)
+    assert engines_to_list(bundle, calls, specs, [compiler]) == 5
+    two = find_compiler(TARGETS["sm120"], None, None, "no GPU", silent)
+    assert engines_to_list(bundle, calls, specs, [compiler, two, two]) == 10
     layers = list_engines(bundle, calls, specs, [compiler], quiet())["sm89"]
     for program in programs:
         kernels = [one for call in tower[program.name] for one in layers[call].kernels]
@@ -156,28 +165,50 @@ def test_structure_is_what_blocks_share_and_nothing_else(
 
 
 def test_orin_is_listed_as_its_stand_in_where_native_tensorrt_is_absent() -> None:
-    compiler = find_compiler(TARGETS["orin-nano"], None, None, "no GPU")
+    compiler = find_compiler(TARGETS["orin-nano"], None, None, "no GPU", silent)
     assert (compiler.tensorrt.flavour, compiler.compiled.name) == ("tensorrt-rtx", "sm86")
     assert compiler.told.endswith("sm86 in place of orin-nano")
-    own = find_compiler(TARGETS["sm89"], None, None, "no GPU")
+    own = find_compiler(TARGETS["sm89"], None, None, "no GPU", silent)
     assert own.compiled is TARGETS["sm89"]
     assert own.told.endswith(", sm89")
 
 
 def test_native_tensorrt_is_refused_where_it_cannot_compile() -> None:
     with pytest.raises(EngineError):
-        find_compiler(TARGETS["orin-nano"], "tensorrt", None, "no GPU")
+        find_compiler(TARGETS["orin-nano"], "tensorrt", None, "no GPU", silent)
 
 
 def test_native_tensorrt_lists_the_board_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stc.engines.gpu.cuda import DeviceFacts
-    from stc.engines.library.targets import TensorRt
-
     native = TensorRt("tensorrt", type("Module", (), {"__version__": "10.3.0"}))
     monkeypatch.setattr(listing, "load_tensorrt", lambda flavour: native)
     nano = DeviceFacts("Orin", (8, 7), 1, 1, True, "NVIDIA Jetson Orin Nano Developer Kit")
-    compiler = find_compiler(TARGETS["orin-nano"], None, nano, "")
+    compiler = find_compiler(TARGETS["orin-nano"], None, nano, "", silent)
     assert (compiler.tensorrt, compiler.compiled.name) == (native, "orin-nano")
+
+
+@pytest.mark.parametrize("with_rtx", [True, False])
+def test_why_native_tensorrt_is_not_taken_on_its_own_board_is_told(
+    with_rtx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(flavour: str) -> TensorRt:
+        if flavour == "tensorrt":
+            raise EngineError("tensorrt", "libnvinfer.so.10 is missing", "", "install JetPack's")
+        if not with_rtx:
+            raise EngineError("tensorrt-rtx", "is not installed", "", "pip install it")
+        return TensorRt("tensorrt-rtx", type("Module", (), {"__version__": "1.7"}))
+
+    monkeypatch.setattr(listing, "load_tensorrt", load)
+    nano = DeviceFacts("Orin", (8, 7), 1, 1, True, "NVIDIA Jetson Orin Nano Developer Kit")
+    said: list[str] = []
+    if with_rtx:
+        found = find_compiler(TARGETS["orin-nano"], None, nano, "", said.append)
+        assert found.compiled.name == "sm86"
+        [line] = said
+        assert line.startswith("orin-nano: native TensorRT is not asked, TensorRT-RTX is (tensorrt")
+        assert "libnvinfer.so.10 is missing" in line
+    else:
+        with pytest.raises(EngineError, match=r"libnvinfer.*tensorrt-rtx: is not installed"):
+            find_compiler(TARGETS["orin-nano"], None, nano, "", said.append)
 
 
 def test_a_run_that_no_engine_is_planned_for_is_refused() -> None:
@@ -191,6 +222,6 @@ def test_a_graph_that_cannot_be_compiled_is_one_line(
     bundle = exported("half").bundle
     spec = EngineSpec("select", ({"M": 10**6},), 10**6)
     call = engine_call("select", {"M": 10**6})
-    compiler = find_compiler(TARGETS["sm86"], None, None, "")
+    compiler = find_compiler(TARGETS["sm86"], None, None, "", silent)
     with pytest.raises(EngineError, match=r"^select-M1000000, sm86: "):
         list_engines(bundle, [call], [spec], [compiler], quiet())

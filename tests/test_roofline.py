@@ -68,6 +68,10 @@ def test_costs_add_up_and_scratch_memory_is_shared() -> None:
     assert cost_of([other]).scratch_bytes is None
 
 
+AGX = "NVIDIA Jetson AGX Orin Developer Kit"
+NANO = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
+
+
 def test_boards_stand_by_their_targets_with_a_source() -> None:
     for board in BOARDS:
         assert board.target in TARGETS
@@ -94,23 +98,28 @@ def test_an_orins_peak_is_what_its_brief_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "tree", "name"),
+    ("gpu", "tree", "gib", "mode", "name"),
     [
-        ("NVIDIA GeForce RTX 4060", "", "RTX 4060"),
-        ("NVIDIA GeForce RTX 4060 Ti", "", None),
-        ("Orin", "NVIDIA Jetson AGX Orin Developer Kit", "AGX Orin 32GB"),
-        (
-            "Orin (nvgpu)",
-            "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
-            "Orin Nano 8GB Super",
-        ),
-        ("NVIDIA L4", "", "L4"),
-        ("NVIDIA H200", "", None),
-        ("", "", None),
+        ("NVIDIA GeForce RTX 4060", "", 7.7, "115.00 W", "RTX 4060"),
+        ("NVIDIA GeForce RTX 4060", "", 0, "", None),
+        ("NVIDIA GeForce RTX 3060", "", 7.7, "170.00 W", None),
+        ("NVIDIA GeForce RTX 4060 Ti", "", 7.7, "", None),
+        ("Orin", AGX, 29.9, "MAXN", "AGX Orin 32GB"),
+        ("Orin", AGX, 61.4, "MAXN", "AGX Orin 64GB"),
+        ("Orin", AGX, 61.4, "MODE_30W", None),
+        ("Orin", AGX, 61.4, "", None),
+        ("Orin (nvgpu)", NANO, 7.4, "MAXN_SUPER", "Orin Nano 8GB Super"),
+        ("Orin (nvgpu)", NANO, 7.4, "15W", "Orin Nano 8GB 15W"),
+        ("Orin (nvgpu)", NANO, 7.4, "25W", None),
+        ("Orin (nvgpu)", NANO, 3.7, "15W", None),
+        ("Orin", "NVIDIA Jetson Orin NX", 15.3, "MAXN_SUPER", "Orin NX 16GB Super"),
+        ("NVIDIA L4", "", 22.5, "72.00 W", "L4"),
+        ("NVIDIA H200", "", 139, "", None),
+        ("", "", 8, "", None),
     ],
 )
 def test_a_board_is_known_by_what_its_driver_calls_it(
-    gpu: str, tree: str, name: str | None
+    gpu: str, tree: str, gib: float, mode: str, name: str | None
 ) -> None:
-    found = known_board(gpu, tree)
+    found = known_board(gpu, tree, int(gib * 2**30), mode)
     assert (found.name if found else None) == name

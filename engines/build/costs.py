@@ -1,43 +1,60 @@
 """What frames and a call of the decoder cost by the compiler's lists: for stc-build --plan.
 
-Frames are those of the bundle's own settings, on the smallest board of each target; stc-plan tells
-more.
+Frames are those of the bundle's own settings, with a ratio and a budget that were built for, on the
+first board of each target; stc-plan tells more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from stc.bundles.bundle import Bundle
 from stc.contracts import language_graphs
 from stc.engines.build.builders import BuildProgress
-from stc.engines.build.listing import Compiler, EngineCall, Layers, engine_call, list_engines
+from stc.engines.build.listing import (
+    Compiler,
+    EngineCall,
+    Layers,
+    engine_call,
+    engines_to_list,
+    list_engines,
+)
 from stc.engines.build.roofline import Factors, Roofline, cost_of
 from stc.engines.library.boards import BOARDS
 from stc.engines.library.plan import EngineSpec
 from stc.method.family import stream_programs
+from stc.settings import Settings
 
 
 def cost_lines(
     bundle: Bundle,
     specs: Sequence[EngineSpec],
+    settings: Settings,
     compilers: Sequence[Compiler],
-    progress: BuildProgress,
+    progress: Callable[[int], BuildProgress],
 ) -> Iterator[str]:
-    """A line for every target and stage. Raises as `list_engines`."""
-    stages = _stages(bundle, specs)
+    """A line for every target and stage of a stream of `settings`, which `specs` have engines for.
+
+    `progress` is told how many engines are to be compiled. Raises as `list_engines`.
+    """
+    stages = _stages(bundle, specs, settings)
     calls = [call for some in stages.values() for call in some]
-    listed = list_engines(bundle, calls, specs, compilers, progress)
+    with progress(engines_to_list(bundle, calls, specs, compilers)) as shown:
+        listed = list_engines(bundle, calls, specs, compilers, shown)
+    kept = settings.kept(bundle.manifest.vision.pooled)
+    told = f"ratio {settings.recompute_ratio:g}, {kept} tokens kept"
     for compiler in compilers:
-        yield f"{compiler.target.name}: layers listed by {compiler.told}"
+        yield f"{compiler.target.name}: layers listed by {compiler.told}; {told}"
         for name, some in stages.items():
             yield f"  {name}: {_told(compiler, listed[compiler.target.name], some)}"
 
 
-def _stages(bundle: Bundle, specs: Sequence[EngineSpec]) -> dict[str, list[EngineCall]]:
+def _stages(
+    bundle: Bundle, specs: Sequence[EngineSpec], settings: Settings
+) -> dict[str, list[EngineCall]]:
     manifest = bundle.manifest
-    settings = replace(manifest.default_settings, reference_interval=2)
+    settings = replace(settings, reference_interval=2)
     programs = stream_programs(manifest.vision, manifest.provenance.precision, settings)
     stages = {
         f"{program.name} frame": [engine_call(call.graph, call.sizes) for call in program.calls]

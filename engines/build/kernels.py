@@ -23,6 +23,7 @@ _HEAD = "Layers:"
 _LINE = re.compile(r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<rest>.*)")
 _OUTPUTS = "], Outputs: ["
 _CONSTANTS = "], Constants: ["
+_BEGIN = "{ Name: "
 _TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), (?:Location: \w+, )?Dimensions: \[(?P<shape>[\d,]*)\]"
     r"(?:, Strides: \[(?P<strides>[\d,]*)\])?.*?\bDatatype: (?P<dtype>.*?)(?:, Format:.*?)? \}"
@@ -110,6 +111,11 @@ def read_kernels(said: str, inputs: Set[str]) -> list[Kernel]:
     return kernels
 
 
+def onnx_nodes(text: str) -> list[str]:
+    """The ONNX nodes that TensorRT's metadata in `text` names, in order."""
+    return _NODE.findall(text)
+
+
 def message_of(messages: Iterator[str]) -> str:
     """The last of `messages` that holds a list of layers, "" when none does."""
     listing = ""
@@ -128,19 +134,24 @@ def _layer(
         raise LayerListError(f"a layer reads {line[:80]!r}")
     read, _, rest = matched["rest"].partition(_OUTPUTS)
     read, _, constants = read.partition(_CONSTANTS)
-    nodes = tuple(dict.fromkeys(_NODE.findall(rest)))
+    nodes = tuple(dict.fromkeys(onnx_nodes(rest)))
     tensors = [list(_tensors(part)) for part in (read, constants, rest)]
     return matched["name"], matched["kind"].strip(), tensors[0], tensors[1], tensors[2], nodes
 
 
 def _tensors(text: str) -> Iterator[_Tensor]:
-    for found in _TENSOR.finditer(text):
+    tensors = list(_TENSOR.finditer(text))
+    if len(tensors) != text.count(_BEGIN):
+        raise LayerListError(f"a tensor among {text.strip()[:80]!r} is not as known")
+    for found in tensors:
         words = re.findall(r"\w+", found["dtype"].lower())
         item = next((_ITEM_BYTES[word] for word in words if word in _ITEM_BYTES), None)
         if item is None:
             raise LayerListError(f"a tensor has type {found['dtype']!r}")
         shape = _numbers(found["shape"])
         strides = _numbers(found["strides"] or "") or [1] * len(shape)
+        if len(strides) != len(shape):
+            raise LayerListError(f"a tensor of {len(shape)} axes has {len(strides)} strides")
         # What is broadcast along an axis is read once.
         held = math.prod(axis for axis, stride in zip(shape, strides, strict=True) if stride)
         yield _Tensor(_PROFILE.sub("", found["name"]), held * item, item)

@@ -18,6 +18,7 @@ from stc.engines.build.kernels import (
     Kernel,
     LayerListError,
     message_of,
+    onnx_nodes,
     read_kernels,
     with_macs,
 )
@@ -26,7 +27,8 @@ from stc.engines.library.targets import TensorRt
 from stc.errors import EngineError
 
 _SCRATCH = re.compile(r"Total Activation Memory: (\d+)")
-_NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
+_PRODUCTS = 2
+"""Of an attention: queries with keys, and what the softmax makes of them with values."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ def list_layers(tensorrt: TensorRt, recipe: Recipe, report: Report) -> EngineLay
 
 
 def _is_fused(softmax: str, kernels: list[Kernel], products: Any) -> bool:
-    """Whether one kernel has the softmax and a product of its attention."""
+    """Whether one kernel has the softmax and both products of its attention."""
     homes = [kernel for kernel in kernels if softmax in kernel.nodes]
-    return any(one.is_attention or products & set(one.nodes) for one in homes)
+    return any(one.is_attention or len(products & set(one.nodes)) >= _PRODUCTS for one in homes)
 
 
 class _Network(Watcher):
@@ -95,7 +97,7 @@ class _Network(Watcher):
             entry.shape = shape_at(shapes[entry.name], sizes)
         for index in range(network.num_layers):
             layer = network.get_layer(index)
-            name = next(iter(_NODE.findall(layer.metadata)), layer.name)
+            name = next(iter(onnx_nodes(layer.metadata)), layer.name)
             if layer.type == trt.LayerType.SOFTMAX:
                 self.softmaxes.append(name)
             elif layer.type == trt.LayerType.MATRIX_MULTIPLY:

@@ -23,6 +23,7 @@ from stc.engines.build.builders import Builders, BuildProgress, Job
 from stc.engines.build.compile import Recipe
 from stc.engines.build.layers import EngineLayers
 from stc.engines.gpu.cuda import DeviceFacts
+from stc.engines.gpu.device import Say
 from stc.engines.library.library import library_of
 from stc.engines.library.plan import EngineSpec
 from stc.engines.library.targets import TARGETS, Flavour, Target, TensorRt, load_tensorrt
@@ -60,25 +61,40 @@ def engine_call(graph: str, sizes: Mapping[str, int]) -> EngineCall:
 
 
 def find_compiler(
-    target: Target, wanted: Flavour | None, device: DeviceFacts | None, why_not: str
+    target: Target,
+    wanted: Flavour | None,
+    device: DeviceFacts | None,
+    why_not: str,
+    say: Say,
 ) -> Compiler:
     """What lists `target`'s layers here: of `wanted`, else native TensorRT where it is installed
     and this machine's GPU is the target, else TensorRT-RTX, which needs no GPU.
 
     TensorRT-RTX does not know Orin (compute capability 8.7): there its list for the target's
-    `stand_in`, the nearest GPU, is read. Raises EngineError when there is no such compiler.
+    `stand_in`, the nearest GPU, is read. Why native TensorRT is not taken where it should be is
+    told by `say`, or by the error. Raises EngineError when there is no such compiler.
     """
+    refused: EngineError | None = None
     here = device is not None and may_be(device, target)
     if wanted == "tensorrt" or (wanted is None and here):
         try:
             native = load_tensorrt("tensorrt")
             check_native(native, (target,), device, why_not)
-        except EngineError:
+        except EngineError as error:
             if wanted is not None:
                 raise
+            refused = error
         else:
             return Compiler(target, native, target)
-    rtx = load_tensorrt("tensorrt-rtx")
+    try:
+        rtx = load_tensorrt("tensorrt-rtx")
+    except EngineError as error:
+        if refused is None:
+            raise
+        got = f"no compiler lists its layers ({refused}; {error})"
+        raise EngineError(f"target {target.name}", got, "", "mend one of both") from error
+    if refused is not None:
+        say(f"{target.name}: native TensorRT is not asked, TensorRT-RTX is ({refused})")
     return Compiler(target, rtx, target if target.rtx else TARGETS[target.stand_in])
 
 
@@ -114,10 +130,14 @@ def list_engines(
 
 
 def engines_to_list(
-    bundle: Bundle, calls: Iterable[EngineCall], specs: Sequence[EngineSpec]
+    bundle: Bundle,
+    calls: Iterable[EngineCall],
+    specs: Sequence[EngineSpec],
+    compilers: Sequence[Compiler],
 ) -> int:
-    """How many engines a list of `calls` compiles for each GPU."""
-    return len(_alike(bundle, calls, specs))
+    """How many engines `list_engines` compiles."""
+    lists = {(one.tensorrt.flavour, one.compiled.name) for one in compilers}
+    return len(lists) * len(_alike(bundle, calls, specs))
 
 
 def _alike(

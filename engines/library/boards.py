@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from stc.engines.library.targets import Target
 from stc.errors import EngineError
 
+LEAST_TOLD = 0.87
+"""Share of a board's memory that its driver tells at least; the rest is kept by the system."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
     """A board of `target`. fp16_tflops, fp32_tflops: peak; bandwidth_gb_s: of its memory.
 
     known_as: how the name that its driver gives it ends; of a Jetson, in what its device tree says.
+    power_mode: the mode of a Jetson, as nvpmodel calls it, in which it has that peak; "" elsewhere.
     source: where the figures stand.
     """
 
@@ -30,10 +34,17 @@ class Board:
     bandwidth_gb_s: float
     known_as: str
     source: str
+    power_mode: str = ""
 
     def is_called(self, gpu: str, board: str) -> bool:
         """Whether it is what the driver calls `gpu`, on what the device tree calls `board`."""
         return gpu.strip().endswith(self.known_as) or self.known_as in board
+
+    def runs_as(self, memory_bytes: int, power_mode: str) -> bool:
+        """Whether a GPU with `memory_bytes` in `power_mode` has its figures."""
+        share = memory_bytes / (self.memory_gib << 30)
+        in_mode = not self.power_mode or power_mode.removeprefix("MODE_") == self.power_mode
+        return LEAST_TOLD <= share <= 1 and in_mode
 
     def peak_flops(self, item_bytes: int) -> float:
         """Operations per second on numbers of `item_bytes`: two per multiply-accumulate."""
@@ -52,6 +63,7 @@ def _orin(
     ghz: float,
     bandwidth_gb_s: float,
     source: str,
+    power_mode: str,
 ) -> Board:
     known_as = {"orin-agx": "AGX Orin", "orin-nx": "Orin NX", "orin-nano": "Orin Nano"}[target]
     return Board(
@@ -63,6 +75,7 @@ def _orin(
         bandwidth_gb_s=bandwidth_gb_s,
         known_as=known_as,
         source=source,
+        power_mode=power_mode,
     )
 
 
@@ -92,12 +105,12 @@ _AD10X = "NVIDIA Ada GPU architecture whitepaper (rate per SM), GeForce RTX 40 s
 _GB20X = "NVIDIA RTX Blackwell architecture whitepaper (rate per SM), GeForce RTX 50 specifications"
 
 BOARDS = (
-    _orin("AGX Orin 32GB", "orin-agx", 32, 14, 0.93, 204.8, _BRIEF),
-    _orin("AGX Orin 64GB", "orin-agx", 64, 16, 1.3, 204.8, _BRIEF),
-    _orin("Orin NX 8GB Super", "orin-nx", 8, 8, 1.173, 102.4, _SUPER),
-    _orin("Orin NX 16GB Super", "orin-nx", 16, 8, 1.173, 102.4, _SUPER),
-    _orin("Orin Nano 8GB Super", "orin-nano", 8, 8, 1.02, 102.4, _SUPER),
-    _orin("Orin Nano 8GB 15W", "orin-nano", 8, 8, 0.625, 68.3, _SUPER),
+    _orin("AGX Orin 32GB", "orin-agx", 32, 14, 0.93, 204.8, _BRIEF, "MAXN"),
+    _orin("AGX Orin 64GB", "orin-agx", 64, 16, 1.3, 204.8, _BRIEF, "MAXN"),
+    _orin("Orin NX 8GB Super", "orin-nx", 8, 8, 1.173, 102.4, _SUPER, "MAXN_SUPER"),
+    _orin("Orin NX 16GB Super", "orin-nx", 16, 8, 1.173, 102.4, _SUPER, "MAXN_SUPER"),
+    _orin("Orin Nano 8GB Super", "orin-nano", 8, 8, 1.02, 102.4, _SUPER, "MAXN_SUPER"),
+    _orin("Orin Nano 8GB 15W", "orin-nano", 8, 8, 0.625, 68.3, _SUPER, "15W"),
     _desktop(
         "A100-PCIE-40GB", "sm80", 40, 312.0, 19.5, 1555.0, "NVIDIA A100 Tensor Core GPU data sheet"
     ),
@@ -110,7 +123,8 @@ BOARDS = (
     _desktop("RTX 5060", "sm120", 8, 38.4, 19.2, 448.0, _GB20X),
     _desktop("RTX 5090", "sm120", 32, 209.5, 104.8, 1792.0, _GB20X),
 )
-"""By target, the smallest common one first: what a target's own figures are of."""
+"""By target, the common one of the least memory first, of a Jetson in its fastest mode: what a
+target's own figures are of."""
 
 
 def boards_of(target: Target) -> tuple[Board, ...]:
@@ -127,9 +141,10 @@ def boards_of(target: Target) -> tuple[Board, ...]:
     return found
 
 
-def known_board(gpu: str, board: str) -> Board | None:
-    """The board whose driver says `gpu` and whose device tree says `board`; None: not in the table.
-
-    Of several that are called alike the first, the smallest.
+def known_board(gpu: str, board: str, memory_bytes: int, power_mode: str) -> Board | None:
+    """The board whose driver says `gpu` and whose device tree says `board`, with so much memory and
+    in that mode of nvpmodel. None: the table has none, or has it with other memory or in another
+    mode, whose figures are not its own.
     """
-    return next((one for one in BOARDS if one.is_called(gpu, board)), None)
+    called = (one for one in BOARDS if one.is_called(gpu, board))
+    return next((one for one in called if one.runs_as(memory_bytes, power_mode)), None)

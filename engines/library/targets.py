@@ -132,18 +132,20 @@ _ALL = (
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
 
 
-def parse_targets(names: str) -> tuple[Target, ...]:
+def parse_targets(names: str, *, this_device: bool = True) -> tuple[Target, ...]:
     """The targets of `names`, joined by +, in the order of TARGETS, each once.
 
-    Raises EngineError naming the targets there are.
+    Raises EngineError naming the targets there are, and with `this_device` what the caller itself
+    takes for this machine's.
     """
     wanted = names.split(JOINED)
+    here = f"{THIS_DEVICE}, " if this_device else ""
     for name in wanted:
         if name not in TARGETS:
             raise EngineError(
                 "--target",
                 f"got {name!r}",
-                f"{THIS_DEVICE}, {', '.join(TARGETS)}, or several joined by {JOINED}",
+                f"{here}{', '.join(TARGETS)}, or several joined by {JOINED}",
             )
     return tuple(target for target in _ALL if target.name in wanted)
 

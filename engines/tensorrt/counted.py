@@ -95,6 +95,11 @@ class CountedDevice:
         if not self.capturing:
             setattr(self.asked, what, getattr(self.asked, what) + 1)
 
+    def copied(self, size: int) -> None:
+        """So many bytes were copied within the device."""
+        if not self.capturing:
+            self.asked.copied_bytes += size
+
 
 class _Runtime:
     """The functions of cuda.bindings.runtime, which succeed."""
@@ -152,13 +157,13 @@ class _Runtime:
             numbers = np.arange(-(-size // 8), dtype=np.int64)
             ctypes.memmove(target, numbers.ctypes.data, size)
         if kind == _KINDS.cudaMemcpyDeviceToDevice:
-            self._device.asked.copied_bytes += size
+            self._device.copied(size)
         return (0,)
 
     def cudaMemcpy2DAsync(self, *arguments: Any) -> tuple[int]:  # noqa: N802
         *_, width, height, _, _ = arguments
         self._device.count("copies")
-        self._device.asked.copied_bytes += width * height
+        self._device.copied(width * height)
         return (0,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[int]:  # noqa: N802

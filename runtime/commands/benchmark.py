@@ -34,6 +34,7 @@ from stc.runtime.evaluate.benchmarks.scores import lines, score
 from stc.runtime.evaluate.method import Method, Towers
 from stc.runtime.evaluate.methods import methods_of
 from stc.runtime.evaluate.reader import spec_of
+from stc.runtime.evaluate.store import NAMES as STORED
 from stc.runtime.evaluate.store import SceneFile, file_name, goes_on, open_store, written
 from stc.runtime.figures.machine import machine_facts
 from stc.runtime.memory import settings as memory
@@ -148,7 +149,9 @@ def evaluate(flags: argparse.Namespace, folder: Path) -> int:
         **asking.to_json(),
     }
     try:
-        with stdout_outlived(), ExitStack() as opened, document_output(flags.json, output) as write:
+        names = (*STORED, *_kept_names(benchmark, methods))
+        written = document_output(flags.json, output, names)
+        with stdout_outlived(), ExitStack() as opened, written as write:
             run = _Run(flags, bundle, methods, asking, loaded.items[: flags.limit], opened)
             if not output.exists():
                 run.open()  # what cannot be run leaves no folder behind
@@ -285,6 +288,15 @@ def _left_out(
         yield f"not read: {error}"
 
 
+def _kept_names(benchmark: Benchmark, labels: Iterable[str]) -> list[str]:
+    """Of the files that `_keep` may write."""
+    return [ANSWERS, *(_submission(label) for label in labels if benchmark.submission is not None)]
+
+
+def _submission(label: str) -> str:
+    return f"submission-{file_name(label)}.csv"
+
+
 def _keep(
     benchmark: Benchmark, items: Sequence[Item], answers: Answers, output: Path, say: Say
 ) -> None:
@@ -292,7 +304,7 @@ def _keep(
     files = {ANSWERS: answer_lines(items, answers)}
     if benchmark.submission is not None and not all(item.right for item in items):
         for label, given in answers.items():
-            files[f"submission-{file_name(label)}.csv"] = benchmark.submission(given)
+            files[_submission(label)] = benchmark.submission(given)
     for name, text in files.items():
         with written(output / name), whole_file(output / name) as file:
             file.write(text.encode())

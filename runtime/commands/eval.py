@@ -29,8 +29,10 @@ from stc.runtime.evaluate.methods import METHODS, methods_of
 from stc.runtime.evaluate.methods.blind import BLIND
 from stc.runtime.evaluate.methods.stc_methods import DENSE
 from stc.runtime.evaluate.reader import Reader, spec_of
+from stc.runtime.evaluate.report.files import NAMES as REPORT
 from stc.runtime.evaluate.report.files import write_report
 from stc.runtime.evaluate.report.table import print_summary
+from stc.runtime.evaluate.store import NAMES as STORED
 from stc.runtime.evaluate.store import goes_on, open_store
 from stc.runtime.evaluate.summary import Figures, summary
 from stc.runtime.figures.machine import machine_facts
@@ -143,7 +145,8 @@ def _evaluate(flags: argparse.Namespace) -> int:
     if BLIND.name in methods:
         spec_of(bundle)
     try:
-        with stdout_outlived(), ExitStack() as opened, document_output(flags.json, output) as write:
+        written = document_output(flags.json, output, (*STORED, *REPORT))
+        with stdout_outlived(), ExitStack() as opened, written as write:
             with command.unmasked_stops():
                 document = _measured(flags, bundle, data, methods, output, opened)
             console = parity_console()

@@ -100,11 +100,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _plan(flags: argparse.Namespace) -> int:
     factors = _factors(flags)
-    targets = parse_targets(JOINED.join(flags.target))
+    targets = parse_targets(JOINED.join(flags.target), this_device=False)
     for target in targets:
         boards_of(target)  # to refuse early
     outputs = {"--json": flags.json, "--picture": flags.picture}
-    refuse_shared_paths(outputs, video=None, bundle=flags.bundle)
+    inputs = {"--calibrate": flags.calibrate or []}
+    refuse_shared_paths(outputs, video=None, bundle=flags.bundle, inputs=inputs)
     bundle = Bundle.open(flags.bundle)
     check_precision(bundle, targets)
     manifest = bundle.manifest
@@ -112,7 +113,8 @@ def _plan(flags: argparse.Namespace) -> int:
     measured = [read_measured(path, manifest) for path in flags.calibrate or ()]
     wanted = Wanted(chosen, flags.context, factors, measured)
     device, why_not = found_device()
-    compilers = [find_compiler(one, flags.backend, device, why_not) for one in targets]
+    say = Console(stderr=True).say
+    compilers = [find_compiler(one, flags.backend, device, why_not, say) for one in targets]
     with document_output(flags.json) as write, ExitStack() as stack:
         draw = None
         if flags.picture is not None:
@@ -140,7 +142,9 @@ def _factors(flags: argparse.Namespace) -> Factors:
         flag = f"--{one.name.replace('_', '-')}"
         if one.name in FITTED:
             if flags.calibrate:
-                raise SettingsError(flag, "cannot be combined with --calibrate, which finds it")
+                raise SettingsError(
+                    flag, "cannot be combined with --calibrate, which finds it", fix="leave one out"
+                )
             given[one.name] = real(flag, value, "0 < E <= 1", above=0.0, most=1.0)
         else:
             given[one.name] = real(flag, value, "a finite number, 0 or more", least=0.0)

@@ -80,7 +80,8 @@ def _run(flags: argparse.Namespace) -> int:
         fix = "move it away, or choose another --overlay"
         raise SettingsError("the still of --overlay", f"{still} is a folder", "a file", fix)
     outputs = {"--overlay": flags.overlay, "the still of --overlay": still, "--json": flags.json}
-    refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle, questions=flags.questions)
+    inputs = {} if flags.questions is None else {"--questions": [flags.questions]}
+    refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle, inputs=inputs)
     chat = Chat() if flags.chat else None
     bundle = Bundle.open(flags.bundle)
     spec = bundle.manifest.vision

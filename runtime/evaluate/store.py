@@ -25,6 +25,8 @@ from stc.runtime.output import whole_file
 
 SCHEMA = 2
 LOCK = ".lock"
+NAMES = ("scenes", "dense", LOCK)
+"""Of what stands in the folder."""
 Record = dict[str, Any]
 """Of a scene: its `scene`, and whatever was measured of it."""
 

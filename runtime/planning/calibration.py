@@ -1,18 +1,18 @@
 """Measured times beside estimated ones: the factors under which they differ least.
 
 A file of `stc-bench --json` has the times of a frame's tower, one of `stc-bench --prefill --json`
-those of the language side. On a board of the table the factors found are the board's own, and serve
-estimates of others. Of another machine, a processor among them, they are its speed as a share of
-the first board's peak: they tell how well the list of layers explains its times, and nothing of a
-GPU.
+those of the language side. All files of one machine have one fit. On a board of the table the
+factors found are the board's own, and serve estimates of others. Of another machine, a processor
+among them, they are its speed as a share of the first board's peak: they tell how well the list of
+layers explains its times, and nothing of a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -69,6 +69,8 @@ def read_measured(path: Path, manifest: Manifest) -> Measured:
         processor, backend = str(document["machine"]["processor"]), str(document["backend"])
         gpu = document.get("gpu") or {}
         name, told = str(gpu.get("name") or ""), str(gpu.get("board") or "")
+        memory_bytes = int(gpu.get("memory_bytes") or 0)
+        mode = str(gpu.get("power_mode") or "")
         weights, context = document["weights"], document.get("context")
         if context is not None:
             context = whole("context", context, least=1, most=MAX_POSITIONS)
@@ -84,7 +86,7 @@ def read_measured(path: Path, manifest: Manifest) -> Measured:
         raise SettingsError(path, got, expected, "run stc-bench on this bundle")
     if not ms:
         raise SettingsError(path, "no times of a frame or a token", fix=_FIX)
-    board = known_board(name, told) if backend in _SAME_BOARD else None
+    board = known_board(name, told, memory_bytes, mode) if backend in _SAME_BOARD else None
     machine = f"{name or processor}, {backend}"
     return Measured(path, settings, context, ms, machine, board)
 
@@ -104,16 +106,31 @@ def _times(document: Any, settings: Settings) -> dict[str, float]:
     return times
 
 
+def calibrating_board(measured: Sequence[Measured]) -> Board | None:
+    """The board of the table that was `measured`; None when none of them was.
+
+    Raises SettingsError when two were: which one's shares others have is not known.
+    """
+    boards = {one.board.name: one.board for one in measured if one.board is not None}
+    if len(boards) > 1:
+        got = f"measured on {' and '.join(boards)}"
+        raise SettingsError("--calibrate", got, "one board", "name the files of one of them")
+    return next(iter(boards.values()), None)
+
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
 @dataclass(frozen=True)
-class Fit:
+class Fit(Generic[_Key]):
     """factors: those found. fitted_ms: the estimates with them, beside measured_ms, by stage."""
 
     factors: Factors
-    measured_ms: dict[str, float]
-    fitted_ms: dict[str, float]
+    measured_ms: dict[_Key, float]
+    fitted_ms: dict[_Key, float]
 
     @property
-    def errors(self) -> dict[str, float]:
+    def errors(self) -> dict[_Key, float]:
         """By how much each estimate is off, as a share of what was measured."""
         return {stage: self.fitted_ms[stage] / ms - 1 for stage, ms in self.measured_ms.items()}
 
@@ -123,7 +140,9 @@ class Fit:
         return float(np.mean([abs(error) for error in self.errors.values()]))
 
 
-def fit(measured_ms: Mapping[str, float], estimates: Mapping[str, Estimate], start: Factors) -> Fit:
+def fit(
+    measured_ms: Mapping[_Key, float], estimates: Mapping[_Key, Estimate], start: Factors
+) -> Fit[_Key]:
     """The shares of peak and bandwidth under which `estimates` are nearest to `measured_ms`, in the
     mean square of their logarithms; all else is as in `start`.
 
@@ -144,8 +163,8 @@ def fit(measured_ms: Mapping[str, float], estimates: Mapping[str, Estimate], sta
 
 def _best(
     axes: Sequence[Any],
-    measured_ms: Mapping[str, float],
-    estimates: Mapping[str, Estimate],
+    measured_ms: Mapping[_Key, float],
+    estimates: Mapping[_Key, Estimate],
     start: Factors,
 ) -> Factors:
     def loss(factors: Factors) -> float:

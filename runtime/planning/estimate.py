@@ -28,7 +28,7 @@ Estimate = Callable[[Factors], float]
 
 @dataclass(frozen=True)
 class Planned:
-    """A target: how its engines' layers were listed, and its boards, the smallest first."""
+    """A target: how its engines' layers were listed, and its boards, in the order of BOARDS."""
 
     compiler: Compiler
     layers: Layers

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from stc.bundles.bundle import Bundle
+from stc.contracts import attend_graph
 from stc.engines.build.builders import BuildProgress
 from stc.engines.build.listing import Compiler, engines_to_list, list_engines
 from stc.engines.build.roofline import Factors
-from stc.engines.library.boards import boards_of
+from stc.engines.library.boards import Board, boards_of
 from stc.engines.library.plan import CONTEXTS, EngineSpec, choose_buckets, plan_engines
-from stc.engines.library.preflight import Demand
-from stc.runtime.planning.calibration import Fit, Measured, fit
+from stc.engines.library.preflight import Demand, copies_of
+from stc.method.graphs import update_graph
+from stc.runtime.planning.calibration import Fit, Measured, calibrating_board, fit
 from stc.runtime.planning.estimate import (
+    Estimate,
     Figures,
     Planned,
     board_figures,
@@ -55,27 +58,22 @@ def make_plan(
     """The document of stc-plan. `progress` is told how many engines are to be compiled.
 
     Raises EngineError for a target without a known board and for what cannot be compiled,
-    SettingsError for a context the model has no positions for.
+    SettingsError for a context the model has no positions for, and for times of two boards.
     """
+    calibrating = calibrating_board(wanted.measured)
     boards = {one.target.name: boards_of(one.target) for one in compilers}
     specs = _specs(bundle, wanted, all(one.tensorrt.several_profiles for one in compilers))
     stages = _stages(bundle, specs, wanted.settings, wanted.context)
     others = [_measured_stages(bundle, specs, one) for one in wanted.measured]
     every = (stage for some in (stages, *others) for stage in some.values())
     calls = [call for stage in every for call in stage.calls]
-    lists = {(one.compiled.name, one.tensorrt.flavour) for one in compilers}
-    with progress(len(lists) * engines_to_list(bundle, calls, specs)) as shown:
+    with progress(engines_to_list(bundle, calls, specs, compilers)) as shown:
         listed = list_engines(bundle, calls, specs, compilers, shown)
     planned = {
         one.target.name: Planned(one, listed[one.target.name], boards[one.target.name])
         for one in compilers
     }
-    factors, calibration = wanted.factors, []
-    for one, some in zip(wanted.measured, others, strict=True):
-        found, board = _fitted(one, some, planned, wanted.factors)
-        if one.board is not None:
-            factors = found.factors
-        calibration.append(_calibrated(one, found, board))
+    factors, calibration = _calibrated(wanted, others, planned, calibrating)
     manifest = bundle.manifest
     return {
         "bundle": manifest.provenance.checkpoint,
@@ -87,7 +85,7 @@ def make_plan(
         "times": "estimates by a roofline, not measured",
         "calibration": calibration,
         "targets": {
-            name: _target(one, stages, factors, wanted.settings, _needed_bytes(bundle))
+            name: _target(one, stages, factors, wanted.settings, _needed_bytes(bundle, wanted, one))
             for name, one in planned.items()
         },
     }
@@ -121,40 +119,79 @@ def _measured_stages(
     return {name: stage for name, stage in found.items() if name in one.ms}
 
 
-def _fitted(
-    one: Measured, stages: Mapping[str, Stage], planned: Mapping[str, Planned], start: Factors
-) -> tuple[Fit, str]:
-    """The factors of what was measured, and the name of the board that they are shares of."""
-    on = next(iter(planned.values()))
-    board = on.boards[0]
-    if one.board is not None:
-        board = one.board
+def _calibrated(
+    wanted: Wanted,
+    stages: Sequence[Mapping[str, Stage]],
+    planned: Mapping[str, Planned],
+    calibrating: Board | None,
+) -> tuple[Factors, list[Figures]]:
+    """The factors that estimates are made with, and what is told of each file of times.
+
+    All files of a machine have one fit, that of the board `calibrating` is used.
+    """
+    machines: dict[str, dict[int, Measured]] = {}
+    for number, one in enumerate(wanted.measured):
+        name = f"machine {one.machine}" if one.board is None else f"board {one.board.name}"
+        machines.setdefault(name, {})[number] = one
+    factors = wanted.factors
+    told: dict[int, Figures] = {}
+    for files in machines.values():
+        board = next(iter(files.values())).board
+        estimates = {
+            (number, name): estimate
+            for number in files
+            for name, estimate in _estimates(stages[number], planned, board).items()
+        }
+        measured = {(number, name): files[number].ms[name] for number, name in estimates}
+        fitted = fit(measured, estimates, wanted.factors)
+        used = board is not None and board == calibrating
+        if used:
+            factors = fitted.factors
+        of = board or _first(planned).boards[0]
+        told |= {number: _told(one, fitted, number, of, used=used) for number, one in files.items()}
+    return factors, [told[number] for number in range(len(told))]
+
+
+def _first(planned: Mapping[str, Planned]) -> Planned:
+    return next(iter(planned.values()))
+
+
+def _estimates(
+    stages: Mapping[str, Stage], planned: Mapping[str, Planned], board: Board | None
+) -> dict[str, Estimate]:
+    """Of `stages` on `board`, or on the first there is where they ran on another machine."""
+    on = _first(planned)
+    if board is not None:
         # Another target's list may differ; of the board's own target where that is planned for.
         on = planned.get(board.target, on)
-    estimates = {
+    else:
+        board = on.boards[0]
+    return {
         name: on.stage_time(stage, board) if name in _LANGUAGE else on.tower_time(stage, board)
         for name, stage in stages.items()
     }
-    measured = {name: one.ms[name] for name in stages}
-    return fit(measured, estimates, start), board.name
 
 
-def _calibrated(one: Measured, found: Fit, board: str) -> Figures:
+def _told(
+    one: Measured, found: Fit[tuple[int, str]], number: int, board: Board, *, used: bool
+) -> Figures:
+    """What is told of file `number`, whose times are among those `found` fits."""
+    errors = {name: error for (of, name), error in found.errors.items() if of == number}
     return {
         "file": str(one.path),
         "machine": one.machine,
-        "board": board,
-        "used": one.board is not None,
+        "board": board.name,
+        "used": used,
         "compute_efficiency": found.factors.compute_efficiency,
         "bandwidth_efficiency": found.factors.bandwidth_efficiency,
-        "error": found.error,
+        "error": sum(map(abs, errors.values())) / len(errors),
         "stages": {
             name: {
-                "measured_ms": ms,
-                "fitted_ms": found.fitted_ms[name],
-                "error": found.errors[name],
+                "measured_ms": found.measured_ms[number, name],
+                "fitted_ms": found.fitted_ms[number, name],
+                "error": error,
             }
-            for name, ms in found.measured_ms.items()
+            for name, error in errors.items()
         },
     }
 
@@ -182,7 +219,18 @@ def _target(
     }
 
 
-def _needed_bytes(bundle: Bundle) -> int:
-    """Memory of one stream that can be asked, by the estimate that stc-build prints."""
-    context = 0 if bundle.manifest.language is None else CONTEXTS[-1]
-    return Demand(manifest=bundle.manifest, context=context).total_bytes
+def _needed_bytes(bundle: Bundle, wanted: Wanted, planned: Planned) -> int:
+    """Memory of one stream that can be asked, by the estimate that stc-build prints.
+
+    Where another target's list stands in, the compiler of the target's own is not here: it counts
+    as one of which every size holds the weights anew, as JetPack 6.2's.
+    """
+    compiler = planned.compiler
+    own = compiler.compiled is compiler.target
+    specs = _specs(bundle, replace(wanted, measured=()), own and compiler.tensorrt.several_profiles)
+    return Demand(
+        manifest=bundle.manifest,
+        context=0 if bundle.manifest.language is None else CONTEXTS[-1],
+        update_copies=copies_of(update_graph(0), specs),
+        language_copies=copies_of(attend_graph(0), specs),
+    ).total_bytes

@@ -63,9 +63,11 @@ def calibration_line(one: Figures) -> str:
         f"({figures['error']:+.0%})"
         for stage, figures in one["stages"].items()
     )
-    used = "used above" if one["used"] else "of no board of the table, not used above"
+    table = "of no board of the table, by name, memory and power mode, not used above"
+    used = "used above" if one["used"] else table
     return (
-        f"calibrated on {one['machine']}: --compute-efficiency {one['compute_efficiency']:.3g} "
+        f"calibrated by {one['file']} on {one['machine']}: "
+        f"--compute-efficiency {one['compute_efficiency']:.3g} "
         f"--bandwidth-efficiency {one['bandwidth_efficiency']:.3g} of a {one['board']} ({used}); "
         f"mean error {one['error']:.0%}: {stages}"
     )

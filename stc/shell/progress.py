@@ -27,7 +27,9 @@ class Progress(progress.Progress):
         console: Console,
         every_s: float | None = None,
     ) -> None:
-        super().__init__(*columns, console=console, disable=not console.is_terminal)
+        shown = console.is_terminal
+        # Without, `track` advances step by step; its thread ends at once where nothing is shown.
+        super().__init__(*columns, console=console, disable=not shown, auto_refresh=shown)
         self._every_s = every_s
         self._told_s = monotonic()
 
