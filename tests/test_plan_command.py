@@ -27,7 +27,7 @@ from stc.engines.build.roofline import Factors
 from stc.engines.library.boards import BOARDS
 from stc.engines.library.plan import choose_buckets, plan_engines
 from stc.runtime.commands import plan as plan_command
-from stc.runtime.planning.show import STAGES
+from stc.runtime.planning.show import STAGES, three_figures
 from stc.runtime.planning.stages import frame_stages
 from stc.settings import Settings
 from tests.as_user import run, standing
@@ -188,6 +188,12 @@ def test_a_table_stands_above_the_document(planned: Path, document: dict[str, An
     assert "of no board of the table, by name, memory and power mode, not used above" in table
     assert document["factors"]["host_call_us"] == 20
     assert max(map(len, shown[: shown.index("")])) <= 80
+
+
+def test_figures_have_no_exponent() -> None:
+    values = (0.0123, 9.876, 12.34, 99.96, 123.4, 1077.2, 25e5)
+    shown = ["0.0123", "9.88", "12.3", "100", "123", "1,077", "2,500,000"]
+    assert [three_figures(value) for value in values] == shown
 
 
 def test_factors_are_those_of_the_flags() -> None:

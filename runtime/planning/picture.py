@@ -5,14 +5,14 @@ from __future__ import annotations
 from stc.runtime.evaluate.report.charts import Bar, alone, amounts
 from stc.runtime.evaluate.report.page import CSS
 from stc.runtime.planning.estimate import Figures
-from stc.runtime.planning.show import ESTIMATE, STAGES
+from stc.runtime.planning.show import ESTIMATE, STAGES, three_figures
 
 
 def picture(document: Figures) -> str:
     """An SVG of the boards of `document`, as stc-plan writes it."""
     groups = {
-        f"{name} ({target_name}): {board['fps']:.3g} frames/s": [
-            Bar(told, ms, f"{ms:.3g} ms", number)
+        f"{name} ({target_name}): {three_figures(board['fps'])} frames/s": [
+            Bar(told, ms, f"{three_figures(ms)} ms", number)
             for number, (stage, told) in enumerate(STAGES.items())
             if (ms := board["estimated_ms"].get(stage)) is not None
         ]

@@ -125,12 +125,17 @@ def _boards(document: Figures) -> Table:
     rows = []
     for target in document["targets"].values():
         for name, board in target["boards"].items():
-            times = (f"{board['estimated_ms'][stage]:.3g}" for stage in stages)
+            times = (three_figures(board["estimated_ms"][stage]) for stage in stages)
             streams = "/".join(str(board["streams"][str(rate)]) for rate in FRAME_RATES)
             small = board["needed_bytes"] > board["memory_gib"] << 30
             fit = "too small" if small else streams
-            rows.append((name, *times, f"{board['fps']:.3g}", fit))
+            rows.append((name, *times, three_figures(board["fps"]), fit))
     return _table("boards, ms (estimates)", heads, rows)
+
+
+def three_figures(value: float) -> str:
+    """`value` in three figures, and no fewer than its whole part has."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _table(title: str | None, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
