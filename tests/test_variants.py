@@ -231,5 +231,7 @@ def test_no_variant_is_a_special_case_where_bundles_are_run() -> None:
         for above, _, files in os.walk(ROOT / folder):
             for file in (Path(above, name) for name in files if name.endswith(".py")):
                 lines = file.read_text().splitlines()
-                named += [line for line in lines if re.search(r"[\"']fused[\"']|\bfused_|int4", line)]
+                named += [
+                    line for line in lines if re.search(r"[\"']fused[\"']|\bfused_|int4", line)
+                ]
     assert [line.partition(":")[0] for line in named] == ["ON_REQUEST"]
