@@ -22,11 +22,12 @@ from stc.export.demo.training.draws.facts import (
     IGNORED,
     Facts,
     Targets,
+    firsts,
     option,
 )
 from stc.export.demo.training.draws.streams import KEEPS, Stream, rank_of, shown_of
 from stc.export.demo.training.muon import Muon, orthogonal
-from stc.export.demo.training.sequences import COUNTS, batch, kept_of
+from stc.export.demo.training.sequences import batch, kept_of
 from stc.export.demo.training.stages import (
     LATE_BLOCK,
     hidden_states,
@@ -166,7 +167,7 @@ def test_facts_know_nothing_of_later_frames() -> None:
     first = Facts(labels(), 0)
     assert told(first.about("blue")) == told(first.about("digit")) == {"seen": 0}
     assert "direction" not in told(first.about("red"))  # there was nothing before
-    assert np.isnan(first.shown()[1]).all()
+    assert np.isnan(first.shown()[2]).all()
     assert told(first.counts()) == {"now": 1, "ever": 1, "gone": 0}
     # Two red things: none is meant more than the other.
     both = replace(labels(), shown=np.ones((4, 4), np.float32))
@@ -184,23 +185,27 @@ def test_what_left_is_gone_by_the_side_that_it_left_by() -> None:
     assert told(Facts(gone, 3).about("square"))["exit"] == 1
 
 
-def test_a_frame_s_tokens_are_told_what_no_frame_shows() -> None:
+def test_a_frame_s_tokens_are_told_what_no_token_shows() -> None:
     """Pooled tokens of 2 x 2 patches: the circle's four patches are spread over four tokens."""
-    targets, moved = Facts(labels(), 3).shown()
-    shown = dict(zip(FRAME_HEADS, targets.T.reshape(-1, 7, 7), strict=True))
+    things, ways, moved = Facts(labels(), 3).shown()
     circle = np.zeros((7, 7), bool)
     circle[2, 0:2] = True
     digit = np.zeros((7, 7), bool)
     digit[3, 6] = True
-    assert np.array_equal(shown["direction"] == 1, circle)
-    assert np.array_equal(~np.isnan(moved).any(1), circle.ravel())  # the digit has just come
+    assert np.array_equal(things.reshape(7, 7) == 0, circle)
+    assert np.array_equal(things.reshape(7, 7) == 3, digit)
+    assert (things.reshape(7, 7)[~circle & ~digit] == -1).all()
+    assert np.array_equal(ways.reshape(7, 7) == 1, circle)  # the digit has just come
+    assert (ways.reshape(7, 7)[~circle] == IGNORED).all()
+    assert np.array_equal(~np.isnan(moved).any(1), circle.ravel())
     assert (moved[circle.ravel()] == np.array([8, 1], np.float32) / 16).all()
-    assert np.array_equal(shown["rank"] == 0, circle)
-    assert np.array_equal(shown["rank"] == 2, digit)
-    assert (shown["direction"][~circle] == IGNORED).all()
-    assert (shown["rank"][~circle & ~digit] == IGNORED).all()
-    for name, count in {"now": 1, "ever": 2, "gone": 0}.items():
-        assert (shown[name] == count).all()
+
+
+def test_the_first_token_of_a_thing_is_told_so_in_its_frame_and_ever() -> None:
+    things = np.array([[-1, 4, 4, -1], [0, 4, 4, 0], [-1, -1, -1, -1], [4, 0, 4, 0]])
+    no = IGNORED
+    expected = [[no, 2, 0, no], [2, 1, 0, 0], [no, no, no, no], [1, 1, 0, 0]]
+    assert firsts(things).tolist() == expected
 
 
 def test_a_question_has_its_targets_at_its_words(
@@ -257,9 +262,9 @@ def stream(learner: Learner, seed: int, frames: int, keep: int) -> tuple[Tensor,
         learner.asker.asked(labels(), Question("now", "", text, "A", ("red", "blue"), frame))
         for text, frame in zip(texts[: frames - 2], (3, 1, 3), strict=False)
     ]
-    shown, moved = shown_of(labels())
     of = [*range(4), 3][:frames]
-    return torch.from_numpy(noise), Stream(noise, keep, None, asked, shown[of], moved[of])
+    shown = (one[of] for one in shown_of(labels()))
+    return torch.from_numpy(noise), Stream(noise, keep, None, asked, *shown)
 
 
 def test_questions_of_a_batch_are_answered_as_if_each_were_asked_alone(learner: Learner) -> None:
@@ -275,9 +280,12 @@ def test_questions_of_a_batch_are_answered_as_if_each_were_asked_alone(learner: 
         got = model.lm_head(last[:, -one.ids.shape[1] :])
         for row, (features, of) in enumerate(streams):
             kept = kept_of(features, of.keep, None)
-            shown = torch.from_numpy(of.shown).gather(1, kept[..., None].expand(-1, -1, 5))
-            shown[:, :-1, COUNTS:] = IGNORED
-            assert torch.equal(one.shown[row, : kept.numel()], shown.flatten(0, 1))
+            first = firsts(np.take_along_axis(of.things, kept.numpy(), 1))
+            shown = np.take_along_axis(of.ways, kept.numpy(), 1), first
+            assert list(FRAME_HEADS) == ["direction", "first"]
+            for number, targets in enumerate(shown):
+                got_targets = one.shown[row, : kept.numel(), number]
+                assert np.array_equal(got_targets, targets.ravel())
             assert (one.shown[row, kept.numel() :] == IGNORED).all()
             at = 0
             for question in of.asked:

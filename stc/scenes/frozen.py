@@ -12,7 +12,7 @@ import numpy as np
 from stc.scenes.chance import chance, generator, pick, shuffled, whole
 from stc.scenes.facts import Facts
 from stc.scenes.finders import FINDERS, Found
-from stc.scenes.questions import as_choice, in_a_word, wrong_ones
+from stc.scenes.questions import AIMS, as_choice, in_a_word, wrong_ones
 from stc.scenes.scene import Scene, make_scene
 from stc.scenes.words import LETTERS, QUESTIONS, YES_NO, Question
 
@@ -34,14 +34,6 @@ EACH = {2: 10, 3: 6, 4: 5, 5: 4, 6: 3, 7: 3, 10: 2}
 MOST = 16
 """Questions to one scene."""
 _SLACK = 1.5
-_AIMS = {
-    ("anything", "yes"): (4, 9),
-    ("left yet", "yes"): (4, 7),
-    ("left yet", "no"): (9, 14),
-    ("moving", "yes"): (5, 12),
-    ("moving", "no"): (4, 9),
-}
-"""Frames between which yes or no is asked for, if it can be, against what time alone tells."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +180,7 @@ def _moment(
         return offered[-1]
     if cell.answer not in YES_NO:
         return pick(random, offered)
-    aim = whole(random, *_AIMS.get((cell.kind, cell.answer), (4, 12)))
+    aim = whole(random, *AIMS.get((cell.kind, cell.answer), (4, 12)))
     near = min(abs(frame - aim) for _, frame in offered)
     return pick(random, [one for one in offered if abs(one[1] - aim) == near])
 

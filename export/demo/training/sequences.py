@@ -11,11 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from stc.export.demo.training.draws.facts import FRAME_HEADS, HEADS, IGNORED
+from stc.export.demo.training.draws.facts import FRAME_HEADS, HEADS, IGNORED, firsts
 from stc.export.demo.training.draws.streams import ALL, Stream
-
-COUNTS = list(FRAME_HEADS).index("now")
-"""The first of the heads that speak of a whole frame."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +84,10 @@ def batch(before: NDArray[np.int64], streams: Sequence[tuple[Tensor, Stream]]) -
         count = frames * keep
         kept = kept_of(features, keep, stream.rank)
         video[row, :count] = _of_kept(features, kept)
-        told = _of_kept(torch.from_numpy(stream.shown).to(device), kept).view(frames, keep, -1)
-        told[:, :-1, COUNTS:] = IGNORED  # only a frame's last token has seen all of it
-        shown[row, :count] = told.flatten(0, 1)
+        things = np.take_along_axis(stream.things, kept.cpu().numpy(), 1)
+        ways = np.take_along_axis(stream.ways, kept.cpu().numpy(), 1)
+        told = np.stack([ways, firsts(things)], 2).reshape(count, -1)
+        shown[row, :count] = torch.from_numpy(told).to(device)
         moved[row, :count] = _of_kept(torch.from_numpy(stream.moved).to(device), kept)
         group[row, : prefix + count] = -1
         frame[row, :prefix] = -1

@@ -138,7 +138,8 @@ class WatchTask:
 
     def followed(self, video: Tensor, one: Batch) -> tuple[Tensor, Figures]:
         """What the frames' tokens should tell, from their hidden states [B, v, D]."""
-        told = _told(self.frame_heads, FRAME_HEADS, dict.fromkeys(FRAME_HEADS, video), one.shown)
+        places = dict.fromkeys(FRAME_HEADS, video)
+        told = _told(self.frame_heads, FRAME_HEADS, places, one.shown, even=True)
         known = ~one.moved.isnan().any(2)
         missed = F.smooth_l1_loss(self.motion(video[known]), one.moved[known], reduction="none")
         motion = missed.sum() / known.sum().clamp(min=1)
@@ -178,17 +179,27 @@ class LanguageTask(WatchTask):
 
 
 def _told(
-    heads: nn.Linear, sizes: Mapping[str, int], places: Mapping[str, Tensor], targets: Tensor
+    heads: nn.Linear,
+    sizes: Mapping[str, int],
+    places: Mapping[str, Tensor],
+    targets: Tensor,
+    *,
+    even: bool = False,
 ) -> Tensor:
     """The mean loss of `heads`, each at its place [B, t, D], over those with any of `targets`
-    [B, t, len(sizes)]."""
+    [B, t, len(sizes)]; `even`: every value of a target weighs the same, however rare it is."""
     about = (targets != IGNORED).any(2)
     wanted = targets[about]
     read = {id(one): heads(one[about]).split(list(sizes.values()), 1) for one in places.values()}
     losses, any_told = [], []
     for number, name in enumerate(sizes):
         part, mine = read[id(places[name])][number], wanted[:, number] != IGNORED
-        wrong = F.cross_entropy(part, wanted[:, number], ignore_index=IGNORED, reduction="none")
+        counts = wanted[mine, number].bincount(minlength=sizes[name])
+        share = mine.sum() / (counts > 0).sum().clamp(min=1)
+        weight = share / counts.clamp(min=1) if even else None
+        wrong = F.cross_entropy(
+            part, wanted[:, number], weight, ignore_index=IGNORED, reduction="none"
+        )
         losses.append(mean_where(wrong, mine))
         any_told.append(mine.any())
     return torch.stack(losses).sum() / torch.stack(any_told).sum().clamp(min=1)

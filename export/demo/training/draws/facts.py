@@ -3,8 +3,9 @@ heads that are thrown away after training.
 
 A model that knows what is in a scene still has to learn that "circle" in a question means the
 circle that it saw. Heads that say so at the word itself teach it in a few hundred steps; without
-them nothing was learnt in ten times as many. Heads at the frames' tokens say what no frame shows
-alone: which way a thing moves, how many came before it, how many are gone.
+them nothing was learnt in ten times as many. Heads at the frames' tokens say what no token shows
+alone: which way a thing moves, and whether a token is the first of its thing, in its frame or
+ever: how many there are, how many came and whether one left is then a matter of counting.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ HEADS: Mapping[str, int] = {
     "gone": 3,
 }
 """Heads at a question's text tokens by name, and between how many values each decides."""
-FRAME_HEADS: Mapping[str, int] = {"direction": 5, "rank": 4, "now": 4, "ever": 4, "gone": 3}
-"""Heads at the tokens of frames: the first two where a thing is, the others at a frame's last."""
+FRAME_HEADS: Mapping[str, int] = {"direction": 5, "first": 3}
+"""Heads at the tokens of frames where a thing is: which way it moves; and whether the token is not
+the first of its thing in its frame, or the first there, or the first ever."""
 LATE = ("right", "now", "ever", "gone")
 """Those that come last: they compare what was found, or count."""
 IGNORED = -100
@@ -80,25 +82,23 @@ class Facts:
         """The targets where a question ends."""
         return _targets(self._counts())
 
-    def shown(self) -> tuple[Targets, NDArray[np.float32]]:
-        """What each token of the frame could tell, [49, len(FRAME_HEADS)], pooled as the model
-        pools patches: a token is of the thing that owns most of its patches. And how far that went
-        in two frames, [49, 2] of STRIDE_PX, right and down; NaN where it was not in sight then."""
+    def shown(self) -> tuple[Targets, Targets, NDArray[np.float32]]:
+        """Which thing each token of the frame is of, [49], pooled as the model pools patches: that
+        which owns most of its patches, -1: none. Which way it moves, [49]. And how far it went in
+        two frames, [49, 2] of STRIDE_PX, right and down; NaN where it was not in sight then."""
         owner = self._labels.owner[self._frame].reshape(CELLS // 2, 2, CELLS // 2, 2)
         owner = owner.transpose(0, 2, 1, 3).reshape(-1, 4, 1)
-        found = np.full((len(owner), len(FRAME_HEADS)), IGNORED, np.int64)
+        things = np.full(len(owner), -1, np.int64)
+        ways = np.full(len(owner), IGNORED, np.int64)
         moved = np.full((len(owner), 2), np.nan, np.float32)
-        at = list(FRAME_HEADS).index
         parts = (owner == np.arange(len(self._labels.things))).sum(1)
         for index in range(parts.shape[1]):
             mine = (parts[:, index] > 0) & (parts.argmax(1) == index)
-            found[mine, at("rank")] = self._rank_of(index)
+            things[mine] = index
             if self._there_before(index):
-                found[mine, at("direction")] = self._direction(index)
+                ways[mine] = self._direction(index)
                 moved[mine] = self._step(index) / STRIDE_PX
-        for name, count in self._counts().items():
-            found[:, at(name)] = count
-        return found, moved
+        return things, ways, moved
 
     def _there_before(self, index: int) -> bool:
         """Whether it was in sight, if in part, two frames ago."""
@@ -150,6 +150,20 @@ class Facts:
             return 4
         axis = int(abs(step[1]) > abs(step[0]))
         return 2 * axis + int(step[axis] > 0)
+
+
+def firsts(things: Targets) -> Targets:
+    """The targets of "first" of `things` [F, n], the thing that each kept token of each frame is
+    of, -1: none; of the same shape."""
+    found = np.full(things.shape, IGNORED, np.int64)
+    seen: set[int] = set()
+    for frame, mine in enumerate(things):
+        found[frame, mine >= 0] = 0
+        for thing, place in zip(*np.unique(mine, return_index=True), strict=True):
+            if thing >= 0:
+                found[frame, place] = 1 if thing in seen else 2
+                seen.add(int(thing))
+    return found
 
 
 def option(letter: str, right: bool) -> Targets:

@@ -54,16 +54,17 @@ class Stream:
 
     seen: uint8 [F, 112, 112, 3], frames; or float32 [F, 49, len(NAMES)], what a tower that is
     nearly right would say, whose features then get noise of `loudness`, drawn from `noise`.
-    rank: float32 [F, 49], of which the lowest are kept; None: the pruner's choice. shown: int64
-    [F, 49, len(FRAME_HEADS)], targets of the frames' tokens. moved: float32 [F, 49, 2], how far
-    their things went; NaN where that is not known.
+    rank: float32 [F, 49], of which the lowest are kept; None: the pruner's choice. things: int64
+    [F, 49], of which thing the frames' tokens are, -1: of none. ways: int64 [F, 49], which way it
+    moves. moved: float32 [F, 49, 2], how far it went; NaN where that is not known.
     """
 
     seen: NDArray[Any]
     keep: int
     rank: NDArray[np.float32] | None
     asked: Sequence[Asked]
-    shown: NDArray[np.int64]
+    things: NDArray[np.int64]
+    ways: NDArray[np.int64]
     moved: NDArray[np.float32]
     loudness: float = 0.0
     noise: int = 0
@@ -111,11 +112,13 @@ class StreamDraw:
         return found
 
 
-def shown_of(labels: Labels) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The targets of every token of every frame, [F, 49, len(FRAME_HEADS)] and [F, 49, 2]."""
+def shown_of(
+    labels: Labels,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Things [F, 49], ways [F, 49] and moves [F, 49, 2] of every token of every frame."""
     frames = [Facts(labels, frame).shown() for frame in range(len(labels.owner))]
-    shown, moved = zip(*frames, strict=True)
-    return np.stack(shown), np.stack(moved)
+    things, ways, moved = zip(*frames, strict=True)
+    return np.stack(things), np.stack(ways), np.stack(moved)
 
 
 def rank_of(frames: int, keep: int, random: np.random.Generator) -> NDArray[np.float32] | None:
