@@ -122,7 +122,7 @@ def talkative_demo_bundle(demo_bundle: Path, once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def half_demo_bundle(once: Once, kept_traces: TraceCache) -> Path:
-    """The demo bundle in float16, which engines are built from; its tower has two blocks."""
+    """The demo bundle in float16, which engines are built from; two blocks on each side."""
     from stc.export import weights
     from tests.shallow_demo import write_shallow_demo
 

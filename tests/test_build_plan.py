@@ -149,6 +149,22 @@ def test_unknown_targets_are_refused_with_the_targets_there_are(names: str) -> N
         parse_targets(names)
 
 
+@pytest.mark.parametrize(
+    ("names", "meant"),
+    [("sm86+orin_nano", "orin-nano"), ("sm_86", "sm86"), ("this_device", "this-device")],
+)
+def test_a_target_with_a_slip_in_its_name_is_told(names: str, meant: str) -> None:
+    with pytest.raises(EngineError, match=f"; use {meant}$"):
+        parse_targets(names)
+
+
+def test_another_gpu_is_not_taken_for_a_slip() -> None:
+    with pytest.raises(EngineError, match=r"joined by \+$"):
+        parse_targets("sm90")
+    with pytest.raises(EngineError, match=r"joined by \+$"):
+        parse_targets("this_device", this_device=False)
+
+
 def gpu(capability: tuple[int, int], board: str, modules: str = "") -> DeviceFacts:
     return DeviceFacts("GPU", capability, 1 << 30, 1 << 30, False, board, modules)
 

@@ -154,32 +154,30 @@ def test_a_build_finishes_every_engine_it_takes_up_and_tells_the_builders_phases
     assert planned(small_bundle, "sm89").missing == {}
 
 
-@pytest.mark.parametrize(
-    ("stop", "code", "said"),
-    [
-        (signal.SIGKILL, -9, ""),
-        (signal.SIGINT, 130, "interrupted; finished engines are kept, run it again to go on\n"),
-    ],
-)
-def test_a_build_goes_on_where_it_was_stopped(
-    small_bundle: Path, stop: signal.Signals, code: int, said: str
-) -> None:
+def test_a_build_goes_on_where_it_was_stopped(small_bundle: Path) -> None:
+    """Killed first, interrupted then, and finished by a third call."""
     command = [sys.executable, *script_of("stc-build"), str(small_bundle)]
     command += ["--target", "sm86", "--jobs", "1"]
     library = library_at(small_bundle, "sm86")
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while len(library.entries()) < 3 and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(stop)
-    _, error = process.communicate()
-    assert process.returncode == code
-    # The memory the build needs is told first, and on a slow machine how many engines there are.
-    told = [line for line in error.splitlines(keepends=True) if "GiB" not in line]
-    assert [line for line in told if not line.startswith("engines: ")] == ([said] if said else [])
-    kept = library.entries()
+    interrupted = "interrupted; finished engines are kept, run it again to go on"
+    goes_on: list[str] = []
+    for stop, code, said in ((signal.SIGKILL, -9, []), (signal.SIGINT, 130, [interrupted])):
+        before = library.entries()
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        while len(library.entries()) < len(before) + 2 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(stop)
+        _, error = process.communicate()
+        assert process.returncode == code
+        # The memory the build needs is told first, on a slow machine how many engines there are.
+        told = [line for line in error.splitlines() if "GiB" not in line]
+        assert [line for line in told if not line.startswith("engines: ")] == goes_on + said
+        kept, missing = library.entries(), planned(small_bundle, "sm86").missing
+        assert all(kept[name] == entry for name, entry in before.items())
+        goes_on = [f"goes on: {len(kept)} of {len(kept) + len(missing)} engines are there"]
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f" {len(kept)} were there" in again.stdout
-    assert f"\ngoes on: {len(kept)} of " in again.stderr
+    assert goes_on[0] in again.stderr.splitlines()
     assert all(library.entries()[name] == entry for name, entry in kept.items())
     assert planned(small_bundle, "sm86").missing == {}
 

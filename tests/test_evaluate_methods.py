@@ -104,6 +104,13 @@ def test_a_methods_mistake_is_one_line(words: str, line: str) -> None:
     assert str(caught.value).startswith(line)
 
 
+def test_a_method_with_a_slip_in_its_name_is_told() -> None:
+    with pytest.raises(SettingsError, match=r"; use cacher$"):
+        methods_of("off,cachr:recompute_ratio=0.5")
+    with pytest.raises(SettingsError, match=f"{list(METHODS)[-1]}$"):
+        methods_of("none")
+
+
 def test_settings_are_those_of_the_model(towers: Towers) -> None:
     [method] = methods_of("paper:recompute_ratio=0.5").values()
     told = method.settings(towers.spec)

@@ -122,7 +122,8 @@ def test_a_run_goes_on_when_its_disk_is_full(
 ) -> None:
     monkeypatch.setattr("stc.runtime.memory.host_pages.SEGMENT_BYTES", 400_000)
     memory = ["--memory", "rekv", "--window", "280", "--host-memory-mb", "1", "--spill", full_disk]
-    flags = ["--video", CLIP, *memory, "--ask", QUESTION, "--max-new-tokens", "3", "--json", "-"]
+    flags = ["--video", CLIP, "--frames", "120", *memory, "--ask", QUESTION]
+    flags += ["--max-new-tokens", "3", "--json", "-"]
     done = run_main(run_command.main, talkative_demo_bundle, *flags)
     assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("spill file in ")]

@@ -55,7 +55,9 @@ def written(root: Path, bundle: Path) -> None:
     files = ("--json", "-", "--picture", "plan.svg")
     measured = ("--calibrate", "processor.json", "--calibrate", "board.json", "--host-call-us", 20)
     ran = run(root, "stc-plan", bundle, "--target", "sm86+orin-nano", *files, *measured)
-    assert (ran.returncode, ran.stderr) == (0, "")
+    # On a slow machine it is told how many engines there are.
+    told = [line for line in ran.stderr.splitlines() if not line.startswith("engines: ")]
+    assert (ran.returncode, told) == (0, [])
     (root / "stdout").write_text(ran.stdout)
 
 

@@ -32,7 +32,7 @@ from stc.export.demo.training.judge import judged
 from stc.export.demo.training.stages import LanguageTask, Task, TowerTask, WatchTask
 from stc.export.demo.training.train import Learner, Plan
 
-PLAN = Plan(tower=3, watch=2, language=3, together=1)
+PLAN = Plan(tower=1, watch=1, language=3, together=1)
 
 
 def quick(patch: Callable[[object, str, Any], None]) -> None:
@@ -122,6 +122,20 @@ def test_another_training_in_the_same_folder_is_refused(
     assert (tmp_path / "plan.json").read_text() == planned
 
 
+def test_an_output_that_is_no_folder_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    for output, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file/x", "Not a dir")):
+        assert run(output) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: --output {output}: cannot be written ({reason}")
+        assert line.endswith(
+            "), expected a folder; check what holds it and the space left, or name another"
+        )
+    assert (tmp_path / "file").read_text() == "kept"
+
+
 def test_a_checkpoint_whose_writing_was_interrupted_does_not_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +156,7 @@ def test_a_checkpoint_whose_writing_was_interrupted_does_not_open(
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     """To rounding: gradients are added in another order."""
-    plan = replace(PLAN, tower=2, language=1)
+    plan = replace(PLAN, language=1)
     with pytest.MonkeyPatch.context() as patched:
         quick(patched.setattr)
         work.work(0, 1, plan, tmp_path / "one", "", "cpu")

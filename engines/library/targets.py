@@ -17,6 +17,7 @@ from stc import optional
 from stc.engines.gpu.cuda import DeviceFacts
 from stc.errors import EngineError
 from stc.manifest import Precision
+from stc.shell.ranges import meant
 
 THIS_DEVICE = "this-device"
 JOINED = "+"
@@ -142,10 +143,12 @@ def parse_targets(names: str, *, this_device: bool = True) -> tuple[Target, ...]
     here = f"{THIS_DEVICE}, " if this_device else ""
     for name in wanted:
         if name not in TARGETS:
+            near = meant(name, [THIS_DEVICE, *TARGETS] if this_device else TARGETS)
             raise EngineError(
                 "--target",
                 f"got {name!r}",
                 f"{here}{', '.join(TARGETS)}, or several joined by {JOINED}",
+                f"use {near}" if near else "",
             )
     return tuple(target for target in _ALL if target.name in wanted)
 

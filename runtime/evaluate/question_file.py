@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from difflib import get_close_matches
 from pathlib import Path
 
 from stc.errors import SettingsError
 from stc.runtime.answers.questions import Question
 from stc.runtime.evaluate.benchmarks.entries import Entry, json_entries
-from stc.shell.ranges import shown
+from stc.shell.ranges import meant, shown
 
 FIELDS = ("at_s", "question", "expected")
 _FIX = 'write [{"at_s": 12.5, "question": "...", "expected": "..."}]'
@@ -38,8 +37,8 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
 def _instead(name: str, entry: Entry) -> str:
     """What to do about a field called `name`, which there is not."""
     left = [field for field in FIELDS if field not in entry.values]
-    near = get_close_matches(name, left, n=1)
-    return f"call it {near[0]}" if near else "leave it out, or correct its name"
+    near = meant(name, left, alike=0.6)
+    return f"call it {near}" if near else "leave it out, or correct its name"
 
 
 def _question(entry: Entry) -> Question:

@@ -12,7 +12,8 @@ import operator
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import numpy as np
@@ -103,6 +104,12 @@ def one_of(subject: object, value: object, words: Sequence[_Word]) -> _Word:
             return word
     *first, last = words
     raise SettingsError(subject, f"got {shown(value)}", f"{', '.join(first)} or {last}")
+
+
+def meant(value: str, names: Iterable[str], alike: float = 0.8) -> str | None:
+    """The one of `names` that `value` was meant to be, if one is at least so much `alike` (0 to 1):
+    a name with a slip in it, but not `sm80` for `sm90`, which is another."""
+    return next(iter(get_close_matches(value, list(names), n=1, cutoff=alike)), None)
 
 
 def flag_of(field: str) -> str:

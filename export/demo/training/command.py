@@ -59,8 +59,16 @@ def _train(flags: argparse.Namespace) -> int:
     share = real("--share", flags.share, "a finite number above 0", above=0)
     plan = Plan(seed=flags.seed).scaled(share)
     processes = _processes(flags.processes, flags.device)
-    flags.output.mkdir(parents=True, exist_ok=True)
-    _refuse_another(plan, flags.output)
+    try:
+        flags.output.mkdir(parents=True, exist_ok=True)
+        _refuse_another(plan, flags.output)
+    except OSError as error:
+        raise SettingsError(
+            f"--output {flags.output}",
+            f"cannot be written ({error.strerror})",
+            "a folder",
+            "check what holds it and the space left, or name another",
+        ) from error
     try:
         with unmasked_stops():
             _work(plan, flags.output, processes, flags.device)

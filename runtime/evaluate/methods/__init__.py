@@ -19,7 +19,7 @@ from stc.runtime.evaluate.methods.published.tome import ToMe, ToMeOutput
 from stc.runtime.evaluate.methods.published.vidcom2 import VidCom2
 from stc.runtime.evaluate.methods.published.visionzip import VisionZip
 from stc.runtime.evaluate.methods.stc_methods import STC_METHODS
-from stc.shell.ranges import shown
+from stc.shell.ranges import meant, shown
 
 ALONE, WITH_CACHER = 0.25, 0.3
 """Shares of the tokens that STC-Pruner keeps (arXiv 2512.00891, section 4.1): alone, and on
@@ -68,7 +68,9 @@ def methods_of(words: str) -> dict[str, Method]:
         name, *options = word.strip().split(":")
         if name not in METHODS:
             expected = f"one of {', '.join(METHODS)}"
-            raise SettingsError("--methods", f"got {shown(name)}", expected)
+            near = meant(name, METHODS)
+            fix = f"use {near}" if near else ""
+            raise SettingsError("--methods", f"got {shown(name)}", expected, fix)
         label = ":".join((name, *options))
         if label in found:
             raise SettingsError("--methods", f"got {label} twice", fix="name it once")
