@@ -80,6 +80,18 @@ def softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores.float(), dim=-1).to(scores.dtype)
 
 
+def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """What the rows of `query` [H, M, d], which is scaled, attend to of key and value [H, T, d]:
+    [M, C].
+
+    Products have a leading axis of 1: TensorRT's compiler makes one kernel of attention of rank 4,
+    but of rank 3 only for some GPUs (docs/adr/0019).
+    """
+    query, key, value = (one.unsqueeze(0) for one in (query, key, value))
+    shares = softmax(query @ key.transpose(2, 3))
+    return join_heads((shares @ value).squeeze(0))
+
+
 def replace_rows(cache: Tensor, indices: Tensor, fresh: Tensor) -> Tensor:
     """`cache` [H, T, d] with the rows of `indices` [M] replaced by `fresh` [H, M, d], as whole rows
     of [H*T, d]: a scatter along the leading axis moves rows of d, not single elements."""

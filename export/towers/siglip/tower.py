@@ -15,12 +15,12 @@ from stc.export.layers import (
     Affine,
     Norm,
     Shapes,
+    attended,
     empty,
     fill,
     likeness,
     linear_shapes,
     replace_rows,
-    softmax,
     split_heads,
 )
 from stc.export.towers.part import VisionWeights
@@ -89,7 +89,6 @@ class Update(nn.Module):
     def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
         super().__init__()
         self.heads, self.head_width = spec.heads, spec.head_width
-        self.width = spec.width
         self.scale = spec.head_width**-0.5
         self.activation = ACTIVATIONS[spec.activation]
         self.norm1 = Norm(spec.width, spec.layer_norm_eps)
@@ -108,8 +107,7 @@ class Update(nn.Module):
         query = split_heads(self.query(normed) * self.scale, self.heads, self.head_width)
         fresh = split_heads(self.value(normed), self.heads, self.head_width)
         value = replace_rows(ref_value, indices, fresh)
-        attended = (softmax(query @ key.transpose(1, 2)) @ value).transpose(0, 1)
-        attention = self.out(attended.reshape(-1, self.width))
+        attention = self.out(attended(query, key, value))
         mlp = self.fc2(self.activation(self.fc1(self.norm2(rows + attention))))
         residual = ref_residual.index_copy(0, indices, attention + mlp)
         return hidden + residual, value, residual
