@@ -90,7 +90,7 @@ def refusal(bundle: Bundle, entry: EngineEntry, device: str | None) -> EngineErr
         return None
     got = f"deviates from ONNX Runtime on this device, cosine {judged.min_cosine:.4f}"
     fix = f"build with: {build_again(bundle, stamp.flavour, JOINED.join(stamp.targets))}"
-    if not entry.can_widen:
+    if entry.next_attention is None:
         pruner = "another --pruner, " if stamp.graph in PRUNERS else ""
         fix = (
             f"no build fixes it: use {pruner}--backend onnxruntime, or another version of TensorRT"

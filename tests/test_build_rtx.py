@@ -20,10 +20,11 @@ pytest.importorskip("polygraphy", reason="pip install 'stc[tensorrt-rtx]'")
 
 from stc.bundles.bundle import Bundle, file_entry
 from stc.engines import command as build_command
+from stc.engines.build.attention import widen_attention
 from stc.engines.build.build import BuildPlan, plan_build, run_build
 from stc.engines.build.builders import BuildProgress, Phase
-from stc.engines.build.compile import Recipe, compile_engine, widen_attention
-from stc.engines.library.library import EngineLibrary
+from stc.engines.build.compile import Recipe, compile_engine
+from stc.engines.library.library import LADDER, EngineLibrary
 from stc.engines.library.plan import EngineSpec, choose_buckets, plan_engines
 from stc.engines.library.targets import TARGETS, Flavour, Target, load_tensorrt, parse_targets
 from stc.errors import EngineError
@@ -300,7 +301,8 @@ def test_attention_widens_to_float32_and_still_compiles(
     assert len(wide) == 2
     dtypes = [network.get_output(index).dtype for index in range(network.num_outputs)]
     assert dtypes == [trt.DataType.HALF] * outputs
-    assert bytes(engine_of(replace(plain, wide_attention=True))) != bytes(engine_of(plain))
+    engines = {bytes(engine_of(replace(plain, attention=rung))) for rung in LADDER}
+    assert len(engines) == len(LADDER)
 
 
 @pytest.fixture(scope="module")
