@@ -45,7 +45,7 @@ def layers_of(
 ) -> list[Layer]:
     """The layers of `model` for GPUs of `capability`, such as SM86; inputs that have free axes are
     of `shapes`. attention: as engines are rebuilt when they deviate."""
-    trt = load_tensorrt("tensorrt-rtx").module
+    trt: Any = load_tensorrt("tensorrt-rtx").module
     lines: list[str] = []
 
     class Log(trt.ILogger):  # type: ignore[misc]
