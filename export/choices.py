@@ -1,4 +1,5 @@
-"""The graphs that choose tokens as torch modules: `select`, and `prune` for every scoring.
+"""The graphs that choose tokens as torch modules: `compare`, `select`, and `prune` for every
+scoring.
 
 They are the method's own, whatever tower the tokens come from.
 """
@@ -8,8 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stc.export.layers import likeness
 from stc.method.pruner import BANDWIDTHS, LENGTH_EPS
 from stc.settings import Scoring
+
+
+class Compare(nn.Module):
+    """key [T, C], ref_key [T, C] -> score float32 [T]: their cosine, ALWAYS for prefix tokens."""
+
+    def __init__(self, prefix_tokens: int) -> None:
+        super().__init__()
+        self.prefix_tokens = prefix_tokens
+
+    def forward(self, key: Tensor, ref_key: Tensor) -> Tensor:
+        return likeness(key, ref_key, self.prefix_tokens)
 
 
 class Select(nn.Module):

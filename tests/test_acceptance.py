@@ -112,7 +112,7 @@ def test_equal_backends_pass_at_every_graph_and_size() -> None:
     assert set(ticks) == {one.graph for one in found} == set(manifest().graphs)
     assert len(ticks) == len(set(ticks))
     sizes = [one.sizes for one in found if one.graph == "update_01"]
-    assert sizes == [{"M": SPEC.tokens}, {"M": 6}, {"M": 12}]
+    assert sizes == [{"M": 6}, {"M": 12}]
     selected = [one.sizes for one in found if one.graph == "select"]
     assert selected == [{"M": 6}, {"M": 12}] * SPEC.blocks
     assert chain_cosine(manifest(), both, 6) == pytest.approx(1.0)
@@ -129,7 +129,10 @@ def test_engines_on_the_device_are_compared_like_any_other(tmp_path: Path) -> No
     ("graph", "spoil"),
     [
         ("embed", noisy(0.1)),
+        ("reference_01", noisy(0.1)),
+        ("reference_02", noisy(0.1, only="residual")),
         ("keys_01", noisy(0.1)),
+        ("compare", noisy(0.1)),
         ("update_02", noisy(0.1)),
         ("update_00", changed(HIDDEN_OUT, lambda value: value * np.nan)),
         ("update_00", changed(HIDDEN_OUT, lambda value: value * 2)),
@@ -175,7 +178,9 @@ def test_channels_that_vary_alike_may_stand_in_either_order() -> None:
 
 def test_rounding_of_half_precision_passes() -> None:
     half = noisy(2e-3)
-    spoils = {name: half for name in manifest().graphs if name.startswith(("keys", "update"))}
+    spoils = {
+        name: half for name in manifest().graphs if name.startswith(("reference", "keys", "update"))
+    }
     assert strayed(compared(**spoils)) == set()
 
 
@@ -276,7 +281,7 @@ def test_engines_that_pass_are_accepted_with_their_cosines(tmp_path: Path) -> No
     assert made.listed().chain_cosine["tensorrt"] == Chain(cosine=1.0, device=GPU)
 
 
-@pytest.mark.parametrize("kind", ["update", "attend"])
+@pytest.mark.parametrize("kind", ["reference", "update", "attend"])
 @pytest.mark.parametrize(("rungs", "attention"), list(enumerate(LADDER))[1:])
 def test_a_block_that_strays_is_rebuilt_one_rung_after_the_other_until_it_passes(
     tmp_path: Path, kind: str, rungs: int, attention: Attention

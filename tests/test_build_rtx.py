@@ -280,10 +280,11 @@ def test_a_capability_is_refused_though_the_call_returns_false_and_does_not_rais
 @pytest.mark.parametrize(
     ("spec", "outputs"),
     [
-        (EngineSpec("update_00", ({"M": 49},)), 3),
+        (EngineSpec("reference_00", ({},)), 4),
+        (EngineSpec("update_00", ({"M": 49},)), 1),
         (EngineSpec("attend_00", ({"m": 16, "S": 1024},)), 1),
     ],
-    ids=["update", "attend"],
+    ids=["reference", "update", "attend"],
 )
 def test_attention_widens_to_float32_and_still_compiles(
     half_demo_bundle: Path, spec: EngineSpec, outputs: int
@@ -347,8 +348,17 @@ def test_one_full_size_block_of_each_kind_compiles_for_three_gpus_in_one_call(
     assert build_command.main([str(full_size_block), "--target", THREE]) == 0
     entries = library_at(full_size_block, THREE).entries()
     graphs = {entry.stamp.graph for entry in entries.values()}
-    assert {"embed", "keys_00", "select", "update_00", "project", "prune_dual_anchor"} <= graphs
+    assert {
+        "embed",
+        "keys_00",
+        "compare",
+        "select",
+        "reference_00",
+        "update_00",
+        "project",
+        "prune_dual_anchor",
+    } <= graphs
     assert {"qkv_00", "attend_00"} <= graphs
     # Both sizes of M share one copy of the weights: 28 MB of float16.
-    update = entries["update_00-M182-M364-M729.tensorrt-rtx.engine"]
+    update = entries["update_00-M182-M364.tensorrt-rtx.engine"]
     assert update.file.size_bytes < 45e6

@@ -29,7 +29,7 @@ from tests.trace_cache import TraceCache, UnknownStructureError, key
 from tests.vision_cases import made_up_spec
 
 SPEC = made_up_spec()
-EXAMPLE = (torch.zeros(SPEC.tokens, SPEC.width), torch.ones(SPEC.heads, SPEC.tokens, 8))
+EXAMPLE = (torch.zeros(SPEC.tokens, SPEC.width),)
 
 
 def keys_module(**fields: Any) -> Keys:
@@ -65,8 +65,8 @@ def test_weights_are_no_part_of_a_key() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"width": 32}, {"heads": 4}, {"layer_norm_eps": 1e-3}],
-    ids=["width", "heads", "epsilon"],
+    [{"width": 32}, {"layer_norm_eps": 1e-3}],
+    ids=["width", "epsilon"],
 )
 def test_another_structure_has_another_key(fields: dict[str, Any]) -> None:
     assert key_of(keys_module(**fields)) != key_of(keys_module())
@@ -76,8 +76,8 @@ def test_another_structure_has_another_key(fields: dict[str, Any]) -> None:
     "others",
     [
         {"contract": ATTEND_CONTRACT},
-        {"example": (EXAMPLE[0][:5], EXAMPLE[1])},
-        {"example": (EXAMPLE[0].half(), EXAMPLE[1])},
+        {"example": (EXAMPLE[0][:5],)},
+        {"example": (EXAMPLE[0].half(),)},
         {"free": (FreeAxis("T", 20),)},
         {"free": (FreeAxis("T", 21),)},
     ],

@@ -118,7 +118,8 @@ class EngineEntry(_Entry):
         """How its attention would be built next, were it refused; None without attention and where
         nothing is more exact."""
         later = LADDER[LADDER.index(self.attention) + 1 :]
-        return later[0] if later and self.stamp.graph.startswith(("update", "attend")) else None
+        attends = self.stamp.graph.startswith(("reference", "update", "attend"))
+        return later[0] if later and attends else None
 
     def accepted_on(self, device: str | None) -> Acceptance | None:
         """Its acceptance on the GPU called `device`, None where it was not compared there.

@@ -75,10 +75,9 @@ def plan_engines(
     manifest: Manifest, buckets: Buckets, *, several_profiles: bool
 ) -> list[EngineSpec]:
     """Every engine of the bundle, in running order of its graphs."""
-    tokens, language = manifest.vision.tokens, manifest.language
+    language = manifest.language
     counts = {"M": buckets.recomputed, "k": buckets.kept}
-    # A reference frame is `update` with all T tokens.
-    free = {"M": tuple(sorted({*buckets.recomputed, tokens}))}
+    free = {"M": buckets.recomputed}
     if language is not None:
         chunks: tuple[int, ...] = CHUNKS
         contexts: tuple[int, ...] = CONTEXTS

@@ -3,7 +3,7 @@
 weights      once, whatever the number of streams
 references   key, value and residual of every block, two sets per stream: a reference frame
              writes one while the other still serves
-work         hidden states, choices, frame and kept tokens, per stream; once, what nobody reads
+work         hidden states, keys, choices, frame and kept tokens, per stream
 KV           keys and values of the language model's context, per stream
 workspace    scratch memory, once: engines run one after another and share it
 CUDA         the driver's context and the runtime's own code
@@ -76,13 +76,11 @@ class Demand:
             keys_and_values = per_row * min(self.context, language.max_positions)
         reusing = replace(self.manifest.default_settings, reference_interval=2)
         programs = stream_programs(spec, self._precision, reusing)
-        # Values and residuals of a reuse frame.
-        unread = 2 * spec.tokens * spec.width * element
         held = stream_bytes(programs, reference_sets=REFERENCE_SETS)
         return {
             "weights": weights,
             "references": self.streams * held["references"],
-            "work": self.streams * held["work"] + unread,
+            "work": self.streams * held["work"],
             "KV": self.streams * keys_and_values,
             "workspace": workspace,
             "CUDA": CUDA_BYTES,
@@ -104,10 +102,15 @@ class Demand:
     def _tower_bytes(self) -> int:
         """Of the tower's engines, estimated."""
         spec, whole = self.manifest.vision, self._file_bytes(WEIGHTS)
-        # Queries, values, attention's output and the MLP; keys are a graph of their own.
-        matrices = 3 * spec.width**2 + 2 * spec.width * spec.mlp_width
-        update = min(whole, spec.blocks * matrices * self._element_bytes)
-        return int(ENGINE_OVERHEAD * (whole + (self.update_copies - 1) * update))
+        # Queries, values, attention's output and the MLP; keys are a graph of their own, and a
+        # reference frame's graphs hold all of it once more.
+        square, matrices = spec.width**2, 3 * spec.width**2 + 2 * spec.width * spec.mlp_width
+        update, reference = (
+            min(whole, spec.blocks * one * self._element_bytes)
+            for one in (matrices, matrices + square)
+        )
+        copies = whole + (self.update_copies - 1) * update + reference
+        return int(ENGINE_OVERHEAD * copies)
 
     def _language_bytes(self) -> int:
         """Of the language model's engines, estimated; 0 without one."""

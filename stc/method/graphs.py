@@ -25,8 +25,14 @@ KEPT_INDICES = "kept_indices"
 FRAME_MEAN = "frame_mean"
 
 EMBED = "embed"
+COMPARE = "compare"
 SELECT = "select"
 PROJECT = "project"
+
+
+def reference_graph(block: int) -> str:
+    """Name of block `block`'s reference graph."""
+    return f"reference_{block:02d}"
 
 
 def keys_graph(block: int) -> str:
@@ -72,16 +78,30 @@ recomputed in no block, and speak of the reference frame.
 """
 
 _HIDDEN = ("T", "C")
-_HEADS = ("H", "T", "d")
 _COUNT = Port(COUNT, ("1",), "int64")
 
 EMBED_CONTRACT = Contract(
     (Port(PIXEL_VALUES, ("3", "Hpx", "Wpx")),),
     (Port(HIDDEN, _HIDDEN),),
 )
+REFERENCE_CONTRACT = Contract(
+    (Port(HIDDEN, _HIDDEN),),
+    (
+        Port(HIDDEN_OUT, _HIDDEN),
+        Port(KEY, _HIDDEN),
+        Port(VALUE, _HIDDEN),
+        Port(RESIDUAL, _HIDDEN),
+    ),
+)
 KEYS_CONTRACT = Contract(
-    (Port(HIDDEN, _HIDDEN), Port(REF_KEY, _HEADS)),
-    (Port(KEY, _HEADS), Port(SCORE, ("T",), "float32")),
+    (Port(HIDDEN, _HIDDEN),),
+    (Port(KEY, _HIDDEN),),
+)
+"""Keys and values lie token by token, all heads of a token together: the layout that TensorRT's
+attention reads (docs/adr/0020)."""
+COMPARE_CONTRACT = Contract(
+    (Port(KEY, _HIDDEN), Port(REF_KEY, _HIDDEN)),
+    (Port(SCORE, ("T",), "float32"),),
 )
 SELECT_CONTRACT = Contract(
     (Port(SCORE, ("T",), "float32"), _COUNT),
@@ -90,12 +110,12 @@ SELECT_CONTRACT = Contract(
 UPDATE_CONTRACT = Contract(
     (
         Port(HIDDEN, _HIDDEN),
-        Port(KEY, _HEADS),
-        Port(REF_VALUE, _HEADS),
+        Port(KEY, _HIDDEN),
+        Port(REF_VALUE, _HIDDEN),
         Port(REF_RESIDUAL, _HIDDEN),
         Port(INDICES, ("M",), "int64"),
     ),
-    (Port(HIDDEN_OUT, _HIDDEN), Port(VALUE, _HEADS), Port(RESIDUAL, _HIDDEN)),
+    (Port(HIDDEN_OUT, _HIDDEN),),
 )
 PROJECT_CONTRACT = Contract(
     (Port(HIDDEN, _HIDDEN),),
@@ -120,8 +140,13 @@ override it per call, a TensorRT parser sees the constant its TopK needs."""
 
 def vision_graphs(blocks: int) -> dict[str, Contract]:
     """Every graph of the family with `blocks` = L, in running order."""
-    graphs: dict[str, Contract] = {EMBED: EMBED_CONTRACT, SELECT: SELECT_CONTRACT}
+    graphs: dict[str, Contract] = {
+        EMBED: EMBED_CONTRACT,
+        COMPARE: COMPARE_CONTRACT,
+        SELECT: SELECT_CONTRACT,
+    }
     for block in range(blocks):
+        graphs[reference_graph(block)] = REFERENCE_CONTRACT
         graphs[keys_graph(block)] = KEYS_CONTRACT
         graphs[update_graph(block)] = UPDATE_CONTRACT
     graphs[PROJECT] = PROJECT_CONTRACT
@@ -150,8 +175,6 @@ def _sizes(spec: VisionSpec) -> dict[str, int]:
         "Wpx": spec.image_width,
         "T": spec.tokens,
         "C": spec.width,
-        "H": spec.heads,
-        "d": spec.head_width,
         "n": spec.pooled,
         "D": spec.language_width,
     }

@@ -47,18 +47,23 @@ def embed(weights: EmbedWeights, pixel_values: Array) -> Array:
     return hidden
 
 
-def keys(weights: BlockWeights, hidden: Array, ref_key: Array) -> tuple[Array, Array]:
-    """hidden [T, C], ref_key [H, T, d] -> key [H, T, d], score float32 [T].
+def keys(weights: BlockWeights, hidden: Array) -> Array:
+    """hidden [T, C] -> key [T, C]."""
+    key: Array = weights.key(weights.norm1(hidden))
+    return key
+
+
+def compare(key: Array, ref_key: Array, prefix_tokens: int = 0) -> Array:
+    """key [T, C], ref_key [T, C] -> score float32 [T].
 
     The score is the cosine of a token's key to its reference, over all of C; of a prefix token
     ALWAYS.
     """
-    key = split_heads(weights.key(weights.norm1(hidden)), weights.heads)
-    dot = (key * ref_key).sum(axis=(0, 2))
-    length = np.sqrt((key * key).sum(axis=(0, 2))) * np.sqrt((ref_key * ref_key).sum(axis=(0, 2)))
-    score = (dot / np.maximum(length, COSINE_EPS)).astype(np.float32)
-    score[: weights.prefix_tokens] = ALWAYS
-    return key, score
+    dot = (key * ref_key).sum(axis=1)
+    length = np.sqrt((key * key).sum(axis=1)) * np.sqrt((ref_key * ref_key).sum(axis=1))
+    score: Array = (dot / np.maximum(length, COSINE_EPS)).astype(np.float32)
+    score[:prefix_tokens] = ALWAYS
+    return score
 
 
 def select(score: Array, count: int) -> Indices:
@@ -71,6 +76,16 @@ def select(score: Array, count: int) -> Indices:
     return np.sort(np.argsort(score, kind="stable")[:count]).astype(np.int64)
 
 
+def reference(weights: BlockWeights, hidden: Array) -> tuple[Array, Array, Array, Array]:
+    """One block on all tokens: hidden [T, C] -> hidden_out, key, value, residual, each [T, C].
+
+    The residual is attention output plus MLP output.
+    """
+    key, value = keys(weights, hidden), weights.value(weights.norm1(hidden))
+    residual = block_residual(weights, hidden, key, value)
+    return hidden + residual, key, value, residual
+
+
 def update(
     weights: BlockWeights,
     hidden: Array,
@@ -78,25 +93,33 @@ def update(
     ref_value: Array,
     ref_residual: Array,
     indices: Indices,
-) -> tuple[Array, Array, Array]:
+) -> Array:
     """One block on the M tokens of `indices`; the others move by their reference's residual.
 
-    hidden [T, C], key and ref_value [H, T, d], ref_residual [T, C], indices [M]
-    -> hidden_out [T, C], value [H, T, d], residual [T, C]. No input is written to.
+    hidden, key, ref_value, ref_residual [T, C], indices [M] -> hidden_out [T, C]. No input is
+    written to.
     """
     rows = hidden[indices]
-    normed = weights.norm1(rows)
-    query = split_heads(weights.query(normed), weights.heads)
-    value = ref_value.copy()
-    value[:, indices] = split_heads(weights.value(normed), weights.heads)
-    scale = float(key.shape[2]) ** -0.5
-    attended = softmax(query @ key.transpose(0, 2, 1) * scale) @ value
+    value, residual = ref_value.copy(), ref_residual.copy()
+    value[indices] = weights.value(weights.norm1(rows))
+    residual[indices] = block_residual(weights, rows, key, value)
+    hidden_out: Array = hidden + residual
+    return hidden_out
+
+
+def block_residual(weights: BlockWeights, rows: Array, key: Array, value: Array) -> Array:
+    """What a block adds to `rows` [M, C], which attend to key and value [T, C]."""
+    query, keys_by_head, values = (
+        split_heads(one, weights.heads) for one in (weights.query(weights.norm1(rows)), key, value)
+    )
+    scale = float(query.shape[2]) ** -0.5
+    attended = softmax(query @ keys_by_head.transpose(0, 2, 1) * scale) @ values
     attention = weights.out(attended.transpose(1, 0, 2).reshape(rows.shape))
     activation = ACTIVATIONS[weights.activation]
-    mlp = weights.fc2(activation(weights.fc1(weights.norm2(rows + attention))))
-    residual = ref_residual.copy()
-    residual[indices] = attention + mlp
-    return hidden + residual, value, residual
+    residual: Array = attention + weights.fc2(
+        activation(weights.fc1(weights.norm2(rows + attention)))
+    )
+    return residual
 
 
 def project(weights: ProjectorWeights, hidden: Array) -> Array:

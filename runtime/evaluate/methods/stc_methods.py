@@ -23,7 +23,7 @@ from stc.method.graphs import (
     PIXEL_VALUES,
     PROJECT,
     TOKENS,
-    update_graph,
+    kind_of,
 )
 from stc.method.pruner import PrunerMemory
 from stc.program import Arrays, Program
@@ -101,7 +101,7 @@ class StcEncoder:
         self._macs = frame_macs(spec, tower.precision, settings)
         self._memory = memory_of(tower, settings)
         self._pruned = settings.kept(spec.pooled) < spec.pooled
-        self._last = update_graph(spec.blocks - 1)
+        self._last = spec.blocks - 1
         self._index = 0
         self.hidden: NDArray[Any] = np.empty((0, spec.width), tower.dtype)
 
@@ -115,7 +115,7 @@ class StcEncoder:
         seen: Arrays = {}
 
         def look(graph: str, outputs: Mapping[str, Tensor]) -> None:
-            if graph == self._last:
+            if HIDDEN_OUT in outputs and kind_of(graph)[1] == self._last:
                 seen[HIDDEN_OUT] = self._tower.backend.to_host(outputs[HIDDEN_OUT])
             elif graph == PROJECT and self._pruned:
                 seen[TOKENS] = self._tower.backend.to_host(outputs[TOKENS])
