@@ -189,13 +189,14 @@ def test_an_update_engine_per_size_holds_its_weights_that_often_and_no_other_doe
 def test_a_language_engine_per_size_holds_its_weights_that_often_but_the_head_once(
     tied: bool,
 ) -> None:
-    """A tied head's engine holds the embedding's table a second time."""
+    """The host looks text tokens up: no engine holds their table, but a head may that is tied."""
     size = LANGUAGE_BYTES if tied else LANGUAGE_BYTES + HEAD_BYTES
     asking = Demand(manifest=with_language_weights(size, tied=tied), context=4096)
     for copies in (1, 2):
         demand = replace(asking, language_copies=copies, update_copies=3)
         language = demand.parts["weights"] - replace(demand, context=0).parts["weights"]
-        expected = LANGUAGE_OVERHEAD * (copies * LANGUAGE_BYTES + HEAD_BYTES)
+        blocks = LANGUAGE_BYTES - HEAD_BYTES
+        expected = LANGUAGE_OVERHEAD * (copies * blocks + HEAD_BYTES)
         assert language == pytest.approx(expected, rel=1e-6)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from stc.contracts import COUNT
+from stc.contracts import COUNT, TEXT_EMBED
 from stc.manifest import Manifest, PortEntry
 from stc.settings import KEEP_ALL, PRESETS, Settings, scaled
 
@@ -88,6 +88,8 @@ def plan_engines(
         free["S"] = tuple(sorted({min(rows, language.max_positions) for rows in contexts}))
     specs = []
     for name, graph in manifest.graphs.items():
+        if name == TEXT_EMBED:  # looked up by the host, where the table lies
+            continue
         if any(port.name == COUNT for port in graph.inputs):
             symbol = free_symbols(graph.outputs)[0]
             specs += [EngineSpec(name, ({symbol: size},), size) for size in counts[symbol]]

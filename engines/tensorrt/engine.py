@@ -204,7 +204,7 @@ class TensorRtEngine:
         if tensor.shape != expected or tensor.dtype != np.dtype(port.dtype):
             got = f"{port.name} is {tensor.dtype} {tensor.shape}"
             raise EngineError(self.name, got, f"{port.dtype} {expected}")
-        self._device.uses(tensor.address)
+        self._device.uses(tensor.memory)
         if not variant.context.set_tensor_address(port.name, tensor.address):
             raise self._shared.refusal(self.name, f"refused the address of {port.name}")
 

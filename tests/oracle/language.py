@@ -33,6 +33,11 @@ class Decoder:
     def __init__(self, spec: LanguageSpec, tensors: Mapping[str, Array]) -> None:
         self.spec, self.tensors = spec, tensors
 
+    def model(self, buckets: KvBuckets | None = None) -> LanguageModel:
+        """It as a stream runs it."""
+        table = self.tensors["embed_tokens.weight"]
+        return LanguageModel(LanguageOracle(self), self.spec, "fp32", table, buckets)
+
     def graphs(self) -> dict[str, Graph]:
         """Every language graph as a function of its inputs in order."""
         graphs: dict[str, Graph] = {
@@ -147,7 +152,7 @@ class NumpyCase:
 
     def language(self, buckets: KvBuckets | None = None) -> LanguageModel:
         """The decoder as a stream runs it."""
-        return LanguageModel(LanguageOracle(self.decoder), self.decoder.spec, "fp32", buckets)
+        return self.decoder.model(buckets)
 
     def greedy(self, video: Sequence[Array], question: str, count: int) -> list[int]:
         """The answer to `question` about the kept tokens [k, D] of `video`'s frames."""
