@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from stc.contracts import (
     HIDDEN,
@@ -296,5 +296,5 @@ class CapturedCalls:
             )
         return self._work[size]
 
-    def _made(self, *shape: int, dtype: DTypeLike = None) -> DeviceTensor:
-        return self._backend.empty(shape, self._dtype if dtype is None else dtype)
+    def _made(self, *shape: int) -> DeviceTensor:
+        return self._backend.empty(shape, self._dtype)
