@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,16 +21,19 @@ from stc.engines.engine import Engine, Tensor
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.prompts.prompt import Prompt
 from stc.runtime.answers.stream_language import StreamLanguage, open_model
+from stc.runtime.commands import bench as bench_command
 from stc.runtime.language.kv_buckets import MAX_SPARE
 from stc.runtime.language.kv_rows import PlainRows
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.memory.settings import MemorySettings, Policy
+from stc.runtime.planning.calibration import read_measured
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
 from stc.settings import Settings
 from tests.fake_cuda import FakeCuda
 from tests.onnx_device import mock_machine
 from tests.other_thread import OtherThread
+from tests.test_calibration import prefill_document
 
 SETTINGS = Settings(reference_interval=2, budget=14)
 QUESTION = "What is moving in the street?"
@@ -186,3 +191,21 @@ def test_an_answer_is_read_while_another_thread_captures_a_frame(
     (alone, alone_ids), (shared, shared_ids) = runs
     np.testing.assert_array_equal(shared, alone)
     assert shared_ids == alone_ids
+
+
+def test_the_language_sides_times_are_a_boards(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `stc-bench --prefill` writes calibrates estimates, as what it writes of frames does."""
+    properties = SimpleNamespace(name=b"NVIDIA GeForce RTX 4060")
+    monkeypatch.setattr(FakeCuda, "cudaGetDeviceProperties", lambda *_: (0, properties))
+    path = tmp_path / "language.json"
+    flags = ["--backend", "tensorrt-rtx", "--prefill", "--frames", "1", "--context", "60"]
+    assert bench_command.main([str(bundle.root), *flags, "--json", str(path)]) == 0
+    document = json.loads(path.read_text())
+    assert document.keys() >= prefill_document().keys()
+    assert document["gpu"].keys() >= prefill_document()["gpu"].keys()
+    found = read_measured(path, bundle.manifest)
+    assert found.board is not None
+    assert found.board.name == "RTX 4060"
+    assert set(found.ms) == {"prefill", "prefill_all", "decoded_token"}
