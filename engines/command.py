@@ -6,6 +6,8 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from stc.bundles.bundle import Bundle
@@ -23,7 +25,9 @@ from stc.engines.build.build import (
     this_target,
 )
 from stc.engines.build.builders import BuildProgress
-from stc.engines.gpu.cuda import DeviceFacts, device_facts, load_cuda
+from stc.engines.build.costs import cost_lines
+from stc.engines.build.listing import find_compiler
+from stc.engines.gpu.cuda import DeviceFacts, found_device, load_cuda
 from stc.engines.library.library import EngineLibrary
 from stc.engines.library.plan import CONTEXTS, EngineSpec, choose_buckets, plan_engines
 from stc.engines.library.preflight import Demand, check_fits, copies_of, told_elsewhere
@@ -39,6 +43,7 @@ from stc.engines.library.targets import (
 )
 from stc.errors import EngineError, SettingsError
 from stc.method.graphs import update_graph
+from stc.settings import Settings
 from stc.shell import command
 from stc.shell.command import Console, tell
 from stc.shell.ranges import number_flag, whole_flag
@@ -82,6 +87,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="builders at once (default: by memory; native TensorRT takes one)",
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print what frames and a call of the decoder cost, by the compiler's list of layers",
+    )
     return parser.parse_args(arguments)
 
 
@@ -119,10 +129,28 @@ def _build(flags: argparse.Namespace) -> int:
                 built = f"{plan.library.folder}: all {plan.present} engines are there already"
                 took = ""
             tell(f"{built}{took} ({what})")
-            return _accept(bundle, plan.library, tensorrt, targets, device, console)
+            code = _accept(bundle, plan.library, tensorrt, targets, device, console)
+            if flags.plan:
+                compilers = [
+                    find_compiler(one, tensorrt.flavour, device, why_not, console.say)
+                    for one in targets
+                ]
+                progress = partial(BuildProgress, console=console)
+                settings = _settings(bundle, flags)
+                for line in cost_lines(bundle, specs, settings, compilers, progress):
+                    tell(line)
+            return code
     except KeyboardInterrupt:
         print("interrupted; finished engines are kept, run it again to go on", file=sys.stderr)
         return 130
+
+
+def _settings(bundle: Bundle, flags: argparse.Namespace) -> Settings:
+    """The bundle's own settings, but for a ratio and a budget that engines were asked for: the
+    first of each."""
+    asked = {"recompute_ratio": flags.recompute_ratio, "budget": flags.budget}
+    given = {name: values[0] for name, values in asked.items() if values}
+    return replace(bundle.manifest.default_settings, **given)
 
 
 def _build_missing(
@@ -148,6 +176,9 @@ def _build_missing(
         else:
             line = told_elsewhere(demand, target.name, target.memory_bytes)
         console.say(line)
+    if plan.present:
+        whole = plan.present + len(plan.missing)
+        console.say(f"goes on: {plan.present} of {whole} engines are there")
     workers = flags.jobs or default_workers(tensorrt.flavour)
     with BuildProgress(len(plan.missing), console) as progress:
         figures = run_build(bundle, plan, tensorrt.flavour, targets, progress, workers=workers)
@@ -194,11 +225,7 @@ def _accept(
 
 
 def _device() -> tuple[DeviceFacts | None, str]:
-    """This machine's GPU, or None and why it cannot be used."""
-    try:
-        return device_facts(load_cuda()), ""
-    except EngineError as error:
-        return None, str(error)
+    return found_device(load_cuda)
 
 
 def _targets(names: str, device: DeviceFacts | None, why_not: str) -> tuple[Target, ...]:

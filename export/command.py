@@ -19,7 +19,7 @@ from stc.method.graphs import vision_graphs
 from stc.settings import PRESETS
 from stc.shell import command
 from stc.shell.command import Console
-from stc.shell.progress import Progress
+from stc.shell.progress import PLAIN_S, Progress
 from stc.shell.ranges import whole_flag
 
 MODELS = ("llava-ov", "demo")
@@ -140,11 +140,12 @@ def _progress(graphs: int) -> Iterator[Callable[[str], None]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("export", total=graphs, graph="")
+    with Progress(*columns, console=Console(stderr=True), every_s=PLAIN_S) as progress:
+        task = progress.add_task("graphs exported", total=graphs, graph="")
 
         def tick(graph: str) -> None:
-            progress.update(task, advance=1, graph=graph)
+            progress.update(task, graph=graph)
+            progress.advance(task)
 
         yield tick
 

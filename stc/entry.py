@@ -43,6 +43,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 export = partial(begin, "stc.export.command")
 build = partial(begin, "stc.engines.command")
+plan = partial(begin, "stc.runtime.commands.plan")
 run = partial(begin, "stc.runtime.commands.run")
 parity = partial(begin, "stc.runtime.commands.parity")
 bench = partial(begin, "stc.runtime.commands.bench")

@@ -22,6 +22,7 @@ MODULES = {
     "stc-bench": "stc.runtime.commands.bench",
     "stc-eval": "stc.runtime.commands.eval",
     "stc-build": "stc.engines.command",
+    "stc-plan": "stc.runtime.commands.plan",
     "stc-doctor": "stc.runtime.commands.doctor",
 }
 """Module behind each command."""

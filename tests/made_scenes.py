@@ -36,7 +36,7 @@ class MadeScene:
         frames = np.repeat(random.integers(0, 256, (1, 48, 64, 3), np.uint8), self.count, axis=0)
         for index in range(self.count):
             left = 8 * min(index, 3)
-            frames[index, 10:26, left : left + 16] = 255 - 40 * index
+            frames[index, 10:26, left : left + 16] = 255 - 40 * (index % 5)
         return frames
 
 

@@ -84,6 +84,7 @@ def test_flags_that_do_not_exist_are_refused(command: str, refused: Refused) -> 
         "stc-export": ["--model", "demo"],
         "stc-run": ["B", "--video", "V"],
         "stc-build": ["B", "--target", "sm89"],
+        "stc-plan": ["B", "--target", "sm89"],
     }
     line = refused(command, *required.get(command, ["B"]), "--no\nsuch-flag", "x")
     assert "unrecognized arguments: --no such-flag x" in line

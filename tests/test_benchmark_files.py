@@ -304,7 +304,7 @@ def test_files_that_are_none_are_named(name: str, tmp_path: Path) -> None:
         "video-mme": "video-mme.json",
     }[name]
     for content, told in (
-        (b'[{"id": 1', r"no JSON \(.*; download it again"),
+        (b'[{"id": 1', r"no JSON \(.*; correct it, or download the official file again"),
         (b"\xff\xfe\x00", "no text in UTF-8"),
         (b'{"a": 1}', "expected a list of entries"),
         (b"[]", "expected a list of entries"),

@@ -258,7 +258,10 @@ def test_an_interrupted_run_says_how_to_go_on(
             ["B", "--benchmark", "mlvu", "--data", "D", "--methods", "none"],
             "--methods: got 'none', expected one of",
         ),
-        (["--score", "mlvu", "--answers", "none.jsonl"], "none.jsonl: cannot be read (No such"),
+        (
+            ["--score", "mlvu", "--answers", "none.jsonl"],
+            "--answers none.jsonl: cannot be read (No such file or directory); check the path",
+        ),
         (
             ["--score", "mlvu", "--answers", "a.jsonl", "--json", "./a.jsonl"],
             "--json: ./a.jsonl is --answers as well; choose another path",

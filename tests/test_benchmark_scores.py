@@ -194,6 +194,30 @@ def test_damaged_answers_are_named(line: str, told: str, tmp_path: Path) -> None
         read_answers(BENCHMARKS["streamingbench"], path)
 
 
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_the_line_that_an_error_suggests_is_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for content in ("", '{"answer": "A"', "\xff"):
+        path.write_text(content, encoding="latin-1")
+        with pytest.raises(SettingsError) as caught:
+            read_answers(BENCHMARKS[name], path)
+        assert "download" not in str(caught.value)
+        suggested = "{" + str(caught.value).rpartition("such as {")[2]
+        path.write_text(suggested)
+        [question], answers = read_answers(BENCHMARKS[name], path)
+        assert (question.right, answers) == ("A", {"stc": {"1": "B"}})
+
+
+def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    """JSON takes the other characters that end a line inside a text."""
+    path = tmp_path / "a.jsonl"
+    given = "one\u2028two\x85three\u2029four"
+    row = json.dumps({"answer": "A", "stc": given}, ensure_ascii=False)
+    path.write_bytes(f"{row}\r\n{row}\n".encode())
+    _, answers = read_answers(BENCHMARKS["mlvu"], path)
+    assert answers == {"stc": {"1": given, "2": given}}
+
+
 def test_a_question_is_answered_once(tmp_path: Path) -> None:
     row: dict[str, Any] = {"id": 4, "task_type": "x", "answer": "A", "stc": "A"}
     path = write(tmp_path / "a.jsonl", [row, row])

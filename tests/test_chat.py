@@ -153,6 +153,18 @@ def test_a_typed_question_is_answered_though_no_frame_comes(
     assert f"] {QUESTION}\n> " in capsys.readouterr().out
 
 
+def test_a_typed_question_waits_for_the_first_frame(
+    camera: Camera, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing was seen that it could be about."""
+    monkeypatch.setattr("sys.stdin", Terminal([f"{QUESTION}\n"]))
+    out = tmp_path / "run.json"
+    threading.Timer(0.5, camera.put, (*moving_frames(2), None)).start()
+    assert run("--chat", "--max-new-tokens", "2", "--json", str(out), video=CAMERA) == 0
+    (asked,) = json.loads(out.read_text())["language"]["questions"]
+    assert asked["frames"] >= 1
+
+
 def test_a_timed_question_waits_for_the_first_frame(camera: Camera, tmp_path: Path) -> None:
     out = tmp_path / "run.json"
     late = threading.Timer(0.5, camera.put, (*moving_frames(2), None))

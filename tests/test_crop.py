@@ -51,6 +51,14 @@ def test_a_part_beyond_the_picture_is_one_line(capsys: pytest.CaptureFixture[str
     assert run("--frames", "1", "--crop", "400,300,112,84") == 0
 
 
+@pytest.mark.parametrize("flag", [("--crop", "-5,0,9,9"), ("--crop=-5,0,9,9",)])
+def test_a_part_that_begins_with_a_minus_is_told_as_such(
+    flag: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--frames", "1", *flag) == 2
+    assert capsys.readouterr().err.startswith("error: --crop x: got -5, expected at least 0")
+
+
 @pytest.mark.parametrize("text", ["1,2,3", "a,0,1,1", "1,,2,3", "1.5,0,1,1"])
 def test_a_value_that_is_no_part_is_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:

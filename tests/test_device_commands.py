@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -17,6 +19,7 @@ from stc.engines.gpu.device import Say
 from stc.engines.library.targets import Flavour
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import EngineError
+from stc.runtime.bench.bench import Bench
 from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import run as run_command
 from stc.runtime.figures.machine import gpu_facts
@@ -71,6 +74,22 @@ def test_bench_measures_frames_that_are_one_graph_each(
     assert figures["gpu"]["memory_allocated_bytes"] > 0
     assert figures["reference_ms_p50"] > 0
     assert figures["reuse_ms_p50"] > 0
+
+
+def test_a_bench_that_takes_long_says_how_far_it_is(
+    bundle: Path, run_main: Run, opened: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = Bench.measure
+
+    def slowly(bench: Bench, *arguments: Any) -> None:
+        time.sleep(0.2)
+        measure(bench, *arguments)
+
+    monkeypatch.setattr(Bench, "measure", slowly)
+    monkeypatch.setattr(bench_command, "PLAIN_S", 0.0)
+    ran = run_main(bench_command.main, bundle, "--backend", "tensorrt", "--frames", "3")
+    assert ran.returncode == 0
+    assert re.search(r": [123] of 3 after 0:00:0", ran.stderr)
 
 
 def test_a_tower_that_cannot_be_loaded_gives_the_device_back(

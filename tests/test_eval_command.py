@@ -318,6 +318,16 @@ def test_a_clip_is_measured_without_questions(
     ("flags", "line"),
     [
         (["--data", "films"], "--data: got 'films', expected scenes or clip:FILE"),
+        (
+            ["--data", str(ROOT / "tests")],
+            f"--data: got '{ROOT}/tests', expected scenes or clip:FILE; a folder of a benchmark's "
+            "files takes --benchmark NAME too",
+        ),
+        (
+            ["--data", str(CLIP)],
+            f"--data: got '{CLIP}', expected scenes or clip:FILE; write clip:{CLIP} for a video, "
+            "or --benchmark NAME too for its questions",
+        ),
         (["--frames", "3"], "--frames: requires --data clip:FILE"),
         (["--data", "clip:x", "--limit", "3"], "--limit: has no effect with --data clip:FILE"),
         (["--data", "clip:x.mp4"], "x.mp4: no such file; check the path"),

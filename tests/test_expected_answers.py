@@ -11,13 +11,16 @@ from unittest.mock import Mock
 
 import pytest
 
-from stc.errors import LanguageError, SettingsError
+from stc.errors import DeviceError, LanguageError, SettingsError
 from stc.runtime.answers.conversation import Ask, Conversation
 from stc.runtime.answers.questions import Question, Questions
 from stc.runtime.answers.scoring import is_right
 from stc.runtime.commands import runs as runs_command
 from stc.runtime.evaluate.question_file import read_questions, write_questions
 from stc.runtime.evaluate.reader import EVERYTHING
+from stc.runtime.report import FrameReport
+from stc.runtime.stream.session import StreamSession
+from stc.runtime.video.source.source import Frame
 from tests.kept_tokens import POOLED
 from tests.language_cases import language_case
 from tests.test_answers import stream
@@ -135,7 +138,8 @@ def test_frames_the_dense_stream_cannot_remember_are_told(
     assert run("--frames", "90", "--preset", "paper", *flags, "--json", str(out)) == 2
     language = language_of(out)
     assert language["frames_left_out"] == 0 < language["dense"]["frames_left_out"]
-    assert "error: dense: " in capsys.readouterr().err
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: dense: --memory all: ")
 
 
 def test_what_is_expected_at_a_moment_that_never_comes_is_not_asked(
@@ -152,10 +156,61 @@ def test_what_is_expected_at_a_moment_that_never_comes_is_not_asked(
     language = language_of(out)
     assert [one["frames"] for one in language["questions"]] == [3, 4]
     assert (language["questions_unasked"], language["scores"]["expected"]) == (1, 1)
+    assert [one["at_s"] for one in language["questions"]] == [1, 60]
+    assert [one["beyond_end"] for one in language["questions"]] == [False, True]
+    told = capsys.readouterr()
+    assert told.out.count(f"] {QUESTION}\n> ") == 2  # the other is asked at the end, and told
     assert (
+        "the stream ended at 1.6 s; asked now, though meant for later: 1 question, "
+        "the first for 60 s\n"
+    ) in told.err
+    assert "answers right: 0 of 1, 1 not asked\n" in told.err
+    assert told.err.endswith(
         "error: --questions: the stream ended at 1.6 s, 1 of them come later; "
         "the first is at 50 s: correct it, or watch more frames\n"
-    ) in capsys.readouterr().err
+    )
+
+
+def test_a_question_of_a_flag_that_comes_later_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run.json"
+    late = ("--ask-at", f"70:{QUESTION}", "--ask-at", f"60.5:{QUESTION}")
+    assert run(*QUICK, *late, "--ask", QUESTION, "--json", str(out)) == 0
+    asked = language_of(out)["questions"]
+    assert [(one["at_s"], one["beyond_end"]) for one in asked] == [
+        *((60.5, True), (70, True), (None, False))
+    ]
+    told = capsys.readouterr().err
+    assert told.count("asked now, though meant for later: 2 questions, the first for 60.5 s\n") == 1
+    assert run(*QUICK, "--ask-at", f"1:{QUESTION}") == 0
+    assert "meant for later" not in capsys.readouterr().err
+
+
+def test_what_a_failing_device_leaves_unasked_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    push = StreamSession.push
+
+    def failing(session: StreamSession, frame: Frame) -> FrameReport:
+        if frame.index == 3:
+            raise DeviceError("device", "was lost")
+        return push(session, frame)
+
+    monkeypatch.setattr(StreamSession, "push", failing)
+    file = written(
+        tmp_path / "questions.json",
+        *({"at_s": at_s, "question": QUESTION, "expected": "no"} for at_s in (0.5, 1.5, 2)),
+    )
+    out = tmp_path / "run.json"
+    assert run(*QUICK, "--questions", file, "--ask", QUESTION, "--json", str(out)) == 2
+    assert language_of(out)["questions_unasked"] == 3
+    told = capsys.readouterr().err
+    assert "answers right: 0 of 1, 3 not asked\n" in told
+    assert told.endswith("error: device: was lost\n")
+    assert run(*QUICK, "--ask", QUESTION) == 2
+    told = capsys.readouterr().err
+    assert "questions not asked: 1\n" in told and "answers right" not in told
 
 
 @pytest.mark.parametrize(
@@ -175,7 +230,10 @@ def test_what_is_expected_at_a_moment_that_never_comes_is_not_asked(
         ('[{"at_s": 1, "question": "a", "expected": 3}]', "[0].expected: got 3, expected text"),
         ('[{"at_s": 1, "question": "a", "answer": "b"}]', "[0]: unknown field 'answer', expected"),
         ('[{"at_s": 1, "question": "a <video>"}]', "question: contains <video>"),
-        (None, "cannot be read (No such file or directory)"),
+        (None, "questions.json: cannot be read (No such file or directory); check the path"),
+        ('[{"at": 1, "question": "a"}]', "or expected; call it at_s"),
+        ('[{"at_s": 1, "at": 1, "question": "a"}]', "leave it out, or correct its name"),
+        ('[{"at_s": 1, "questoin": "a"}]', "unknown field 'questoin'"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(
@@ -189,6 +247,8 @@ def test_a_mistake_in_the_file_is_one_line(
     assert error.startswith("error: ") and error.count("\n") == 1
     assert told in error
     assert "download" not in error
+    if content is None:
+        assert error.startswith("error: --questions ")
 
 
 def test_no_output_replaces_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +279,8 @@ def talk(asked: Sequence[Question], dense: Ask | None = None) -> tuple[Conversat
 def test_a_question_that_waited_when_the_stream_ended_is_asked() -> None:
     conversation, said = talk([Question(QUESTION, 1.0, "yes"), Question(QUESTION, 6.0, "yes")])
     conversation.ask_rest()
-    assert conversation.unasked == 1 and "the first is at 6 s" in said[0]
+    assert (conversation.unasked, said) == (1, [])
+    assert "the first is at 6 s" in str(conversation.missed)
     assert [one["time_s"] for one in conversation.to_json()["questions"]] == [5.0]
 
 
@@ -268,7 +329,11 @@ def test_runs_are_joined_into_one_document(
         assert asked["right"] is False and asked["answer"] and round(asked["time_s"], 3) == 0.6
     printed = capsys.readouterr().out
     assert printed.count("0 of 1") == 4
-    assert "100%" in printed
+    assert "100%" in printed and "not asked" not in printed
+    two["language"]["questions_unasked"] = 3
+    joined.write_text(json.dumps(two))
+    assert runs_command.main([str(joined)]) == 0
+    assert capsys.readouterr().out.count("0 of 1, 3 not asked") == 2
 
 
 @pytest.mark.parametrize("content", ["nothing", "[]", "{}", '{"against_dense": null}', "3"])

@@ -138,7 +138,20 @@ def test_an_answer_is_printed_whole(talkative: stc.Stream) -> None:
     assert len(drawn) > 1
 
 
+def test_nothing_is_answered_before_a_frame_was_seen(talkative: stc.Stream) -> None:
+    told = "question: no frame was pushed yet; push one first"
+    for _ in range(2):
+        with pytest.raises(stc.LanguageError) as caught:
+            talkative.ask(QUESTION)
+        assert str(caught.value) == told
+        with pytest.raises(stc.VideoError):  # one that was not computed is none
+            talkative.push(np.zeros((4, 4), np.uint8))
+    talkative.push(np.zeros((4, 4, 3), np.uint8))
+    assert str(talkative.ask(QUESTION, max_new_tokens=2))
+
+
 def test_a_cancelled_answer_has_the_text_so_far(talkative: stc.Stream) -> None:
+    talkative.push(np.zeros((4, 4, 3), np.uint8))
     answer = talkative.ask(QUESTION)
     first = next(answer)
     answer.cancel()
@@ -361,6 +374,7 @@ def test_four_bit_answers_are_given_by_their_own_graphs() -> None:
 
 def test_a_closed_stream_refuses(talkative: stc.Stream) -> None:
     stream = talkative
+    stream.push(np.zeros((4, 4, 3), np.uint8))
     answer = stream.ask(QUESTION)
     stream.close()
     stream.close()

@@ -76,6 +76,7 @@ def line_of(command: str, parser: argparse.ArgumentParser) -> st.SearchStrategy[
     needed: dict[str, list[Words]] = {
         "stc-export": [("--model", "llava-ov"), ("--checkpoint", "missing")],
         "stc-build": [("bundle",), ("--target", "sm89")],
+        "stc-plan": [("bundle",), ("--target", "sm89")],
         "stc-run": [("bundle",), ("--video", "clip.mp4"), ("--frames", "1")],
         "stc-parity": [("bundle",), ("--frames", "2"), ("--vision-only",)],
         "stc-bench": [("bundle",), ("--frames", "1")],

@@ -18,6 +18,7 @@ from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import doctor as doctor_command
 from stc.runtime.commands import eval as eval_command
 from stc.runtime.commands import parity as parity_command
+from stc.runtime.commands import plan as plan_command
 from stc.runtime.commands import run as run_command
 from stc.settings import DEFAULT_PRESET, PRESETS, Settings
 from stc.shell import command
@@ -30,6 +31,7 @@ MAINS: dict[str, Callable[[list[str]], int]] = {
     "stc-parity": parity_command.main,
     "stc-bench": bench_command.main,
     "stc-eval": eval_command.main,
+    "stc-plan": plan_command.main,
     "stc-doctor": doctor_command.main,
 }
 SAID_BY_THE_GROUP = "STC settings"
@@ -70,7 +72,7 @@ SILENT = {"--prefill-every"}
 """One frame per call is what nobody would look up."""
 
 
-@pytest.mark.parametrize("name", ["stc-export", "stc-run", "stc-parity", "stc-bench"])
+@pytest.mark.parametrize("name", ["stc-export", "stc-run", "stc-parity", "stc-bench", "stc-plan"])
 def test_settings_have_a_help_of_their_own(
     name: str, run_main: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,23 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 from stc.bundles.bundle import Bundle
 from stc.engines.engine import Engine, Tensor
 from stc.engines.tensorrt.backend import TensorRtBackend
-from stc.errors import NonFiniteError
+from stc.errors import LanguageError, NonFiniteError
 from stc.runtime.answers.stream_language import open_model
+from stc.runtime.commands import bench as bench_command
 from stc.runtime.language.captured_calls import TOGETHER
 from stc.runtime.language.kv_buckets import EMPTY, MAX_SPARE
 from stc.runtime.language.kv_rows import KvRows, PlainRows
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.memory.settings import Policy
+from stc.runtime.planning.calibration import read_measured
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
 from tests.device_language import SETTINGS, counted, kept_tokens, language_of, runtime
+from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import CapturableContext, Graph
 from tests.onnx_device import OnnxGraphs, mock_machine
 from tests.other_thread import OtherThread
+from tests.test_calibration import prefill_document
 
 QUESTION = "What is moving in the street?"
 CHUNK = 64
@@ -324,6 +330,12 @@ def test_the_rows_of_a_call_are_none_of_the_contexts(
     assert model.spec.max_positions == max(model.buckets.contexts) - CHUNK
     assert model.buckets.context(1024 - CHUNK, 4096) == 1024
     assert model.buckets.context(1024 - CHUNK + 1, 4096) == max(model.buckets.contexts)
+    rows = KvRows(model, model.spec.max_positions)
+    for held in (100, model.spec.max_positions, 100):
+        rows.fit(held)
+        assert rows.capacity == model.buckets.context(held, model.spec.max_positions)
+    with pytest.raises(LanguageError, match=f"at most {model.spec.max_positions}, the longest"):
+        rows.fit(model.spec.max_positions + 1)
 
 
 # Threads.
@@ -353,3 +365,21 @@ def test_an_answer_is_read_while_another_thread_captures_a_frame(
     (alone, alone_ids), (shared, shared_ids) = runs
     np.testing.assert_array_equal(shared, alone)
     assert shared_ids == alone_ids
+
+
+def test_the_language_sides_times_are_a_boards(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `stc-bench --prefill` writes calibrates estimates, as what it writes of frames does."""
+    properties = SimpleNamespace(name=b"NVIDIA GeForce RTX 4060")
+    monkeypatch.setattr(FakeCuda, "cudaGetDeviceProperties", lambda *_: (0, properties))
+    path = tmp_path / "language.json"
+    flags = ["--backend", "tensorrt-rtx", "--prefill", "--frames", "1", "--context", "60"]
+    assert bench_command.main([str(bundle.root), *flags, "--json", str(path)]) == 0
+    document = json.loads(path.read_text())
+    assert document.keys() >= prefill_document().keys()
+    assert document["gpu"].keys() >= prefill_document()["gpu"].keys()
+    found = read_measured(path, bundle.manifest)
+    assert found.board is not None
+    assert found.board.name == "RTX 4060"
+    assert set(found.ms) == {"prefill", "prefill_all", "decoded_token"}

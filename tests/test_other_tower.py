@@ -180,7 +180,8 @@ PARTS = ("export/towers/siglip/", "export/models/llava_onevision.py", "export/de
 HUGGING_FACE = {
     "export/companions.py": "bounds of what config.json says",
     "export/demo/checkpoint.py": "a SigLIP of its own",
-    "export/demo/training/stages.py": "scenes are square, and so are the windows cut out of them",
+    "export/demo/training/draws/windows.py": "scenes are square, as are windows of them",
+    "export/demo/training/stages.py": "a head of Qwen2's, told where to look",
     "export/demo/training/train.py": "positions of that SigLIP",
     "stc/bundles/bundle.py": "manifests of schema 1 had a square",
     "export/made_up/synthetic.py": "SigLIP's weights, made up",

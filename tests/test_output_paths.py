@@ -16,6 +16,7 @@ from stc.export import command as export_command
 from stc.manifest import MANIFEST, WEIGHTS
 from stc.runtime.commands import bench as bench_command
 from stc.runtime.commands import parity as parity_command
+from stc.runtime.commands import plan as plan_command
 from stc.runtime.commands import run as run_command
 from tests.as_user import CLIP, standing
 from tests.tiny_bundle import write_bundle
@@ -28,6 +29,9 @@ MAINS = {
 }
 
 
+ALL_MAINS = {**MAINS, "stc-plan": plan_command.main}
+
+
 @pytest.fixture
 def refused(
     run_main: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -37,7 +41,7 @@ def refused(
 
     def line(command: str, *arguments: object) -> str:
         before = standing(tmp_path)
-        done = run_main(MAINS[command], *arguments)
+        done = run_main(ALL_MAINS[command], *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert standing(tmp_path) == before
         [told] = done.stderr.splitlines()
@@ -70,6 +74,18 @@ def test_no_output_lands_on_the_video(
     for video in ("v.mp4", "soft.mp4", "hard.mp4", f"file://{tmp_path}/v.mp4"):
         line = refused(command, demo_bundle, "--video", video, "--json", "v.mp4")
         assert line == "error: --json: v.mp4 is --video as well; choose another path"
+
+
+@pytest.mark.parametrize("flag", ["--json", "--picture"])
+def test_no_output_lands_on_times_that_a_plan_is_calibrated_by(
+    flag: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("{}")
+    inputs = ["--calibrate", "a.json", "--calibrate", "b.json"]
+    for name in ("a.json", "b.json"):
+        line = refused("stc-plan", "bundle", "--target", "sm86", *inputs, flag, name)
+        assert line == f"error: {flag}: {name} is --calibrate as well; choose another path"
 
 
 def test_an_overlay_does_not_replace_the_video_of_an_address(
@@ -129,7 +145,10 @@ def test_an_output_of_an_export_is_refused_before_torch_is_imported(
         ("mine", [], f"exists and is not empty; {other}"),
         ("mine", ["--force"], "holds files and is no bundle, --force would delete them"),
         ("bundle.txt", ["--force"], f"is a file; {other}"),
+        ("/proc/bundle", [], "cannot be written (No such file or directory)"),
+        ("/proc/none/bundle", ["--force"], "cannot be written (No such file or directory)"),
+        ("n" * 245, [], f"cannot be written (File name too long); {other}"),
     ):
         assert line("--output", output, *flags).startswith(f"error: {output}: {told}")
-    for flags in (["--output", "bundle", "--force"], ["--output", "new"]):
+    for flags in (["--output", "bundle", "--force"], ["--output", "n" * 240], ["--output", "a/b"]):
         assert "stc.export.bundle_export is not installed" in line(*flags)

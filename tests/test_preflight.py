@@ -26,6 +26,7 @@ from stc.manifest import (
     Precision,
     VisionSpec,
 )
+from stc.runtime.memory.settings import MemorySettings
 from stc.settings import PRESETS
 from tests.squares import square
 from tests.test_build_plan import BUCKETS
@@ -123,7 +124,9 @@ def test_fewer_streams_are_named_first() -> None:
 def test_a_smaller_window_is_named_where_keys_and_values_are_too_many() -> None:
     demand = Demand(manifest=manifest(language=QWEN), context=4096)
     need = demand.total_bytes / GIB
-    assert refused(demand, need - 0.03) == "use --window 768 or less"
+    assert refused(demand, need - 0.03) == (
+        "use --memory window --window 768 or less, where it takes them"
+    )
     assert refused(demand, need - 0.06).startswith("no setting makes it fit")
 
 
@@ -137,6 +140,14 @@ def test_without_questions_the_language_side_takes_nothing() -> None:
     watching = replace(asking, context=0)
     assert watching.parts["weights"] == DEMAND.parts["weights"]
     assert asking.parts["weights"] > watching.parts["weights"] + LANGUAGE_BYTES
+
+
+def test_rows_of_an_answer_that_frames_are_fetched_for_are_counted() -> None:
+    assert MemorySettings(memory="all").rows(49) == 4096
+    assert MemorySettings(window=768).rows(49) == 1024
+    assert MemorySettings(memory="rekv").rows(49) == 4096 + 4096  # 64 frames
+    assert MemorySettings(memory="rekv").rows(12) == 4096 + 1024
+    assert MemorySettings(memory="rekv", window=100, top_pages=8).rows(49) == 1024 + 1024
 
 
 def test_contexts_follow_the_window() -> None:

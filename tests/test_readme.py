@@ -2,7 +2,7 @@
 
 Commands of the full-size model are run by `tests.test_full_size`, `./scripts/demo` by the slow test
 here, what many tests need by those; for these the quick tests check that the command takes the
-flags. The quick tests run the others on the first seconds of the clip.
+flags. The quick tests run the others on the first seconds of the clip, and on two made-up scenes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ import stc.runtime as face
 from stc import contracts
 from stc.engines import open_tensorrt
 from stc.method.graphs import vision_graphs
+from stc.runtime.evaluate import data as evaluate_data
 from stc.runtime.video.open import open_video
 from tests.as_user import CLIP, MODULES, ROOT, frames_of
 from tests.clips import write_clip
 from tests.device_cases import Rig, assert_equal, oracle_session, write_device_bundle
+from tests.made_scenes import made_scenes
 from tests.test_device_arrays import Interface, prepared
 
 README = (ROOT / "README.md").read_text()
@@ -46,6 +48,7 @@ PAGES = [
     "docs/python.md",
     "docs/field.md",
     "docs/benchmarks.md",
+    "docs/plan.md",
 ]
 MARKDOWN = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "tests").rglob("*.md")]
 
@@ -60,12 +63,13 @@ SLOW = {
 RUN = ("README.md", "docs/jetson.md", "docs/language.md", "docs/python.md")
 """Pages with Python, which tests here run."""
 ELSEWHERE = {
+    "stc-plan out/demo/half --target orin-nano+sm86 --picture out/demo/plan.svg",
     "stc-build out/demo/half --target sm86+sm89+sm120 --backend tensorrt-rtx",
     "stc-export --model demo --precision fp16 --output out/demo/half --force",
     "stc-parity out/demo/bundle --video tests/data/street.mp4",
 }
 """What `tests.test_build_rtx` does, with the bundle that `tests.conftest` exports for it, and
-`tests.test_parity_command`."""
+`tests.test_parity_command`; the first is `tests.test_plan_command`'s."""
 
 STREET_QUESTIONS = ROOT / "tests" / "data" / "street-questions.json"
 SCRIPTS = {"./scripts/demo", "./scripts/test"}
@@ -111,6 +115,7 @@ def test_quick_commands_run_in_the_order_they_are_shown(
         first = (frame.rgb for frame in islice(video, SHOWN))
         write_clip(checkout / "tests" / "data" / CLIP.name, first, rate=5)
     monkeypatch.chdir(checkout)
+    monkeypatch.setattr(evaluate_data, "frozen_test", made_scenes)
     demo, of_the_demo = checkout / "out" / "demo", {"overlay.mp4", "overlay.png", "report.json"}
     for name in of_the_demo:
         (demo / name).write_text("the demo's")
@@ -123,6 +128,7 @@ def test_quick_commands_run_in_the_order_they_are_shown(
     frames = json.loads((demo / "cacher.json").read_text())["summary"]["frames"]
     assert frames == frames_of(demo / "cacher.mp4") == SHOWN
     assert (demo / "cacher.png").exists()
+    assert (checkout / "out" / "eval" / "bundle" / "report.html").exists()
     assert all((demo / name).read_text() == "the demo's" for name in of_the_demo)
 
 

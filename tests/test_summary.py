@@ -107,3 +107,36 @@ def test_a_body_that_fails_leaves_the_old_document(tmp_path: Path) -> None:
         raise OSError("of the body")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("name", ["report.html", "scenes", "scenes/mine.json"])
+def test_what_a_run_writes_itself_is_refused_before_it_runs(
+    name: str, there: bool, tmp_path: Path
+) -> None:
+    made = tmp_path / "new"
+    if there:
+        made.mkdir()
+    own = name.split("/")[0]
+    with (
+        pytest.raises(SettingsError, match=f"{own} is what the run itself writes in .*; choose an"),
+        document_output(str(made / name), made, ("scenes", "report.html")),
+    ):
+        pytest.fail("ran")
+
+
+@pytest.mark.parametrize("name", ["n" * 256, f"{'n' * 256}/o.json"])
+def test_a_name_that_is_too_long_in_a_folder_to_come_is_refused_before_the_run(
+    name: str, tmp_path: Path
+) -> None:
+    made = tmp_path / "new"
+    with (
+        pytest.raises(SettingsError, match=r"cannot be written \(File name too long\)"),
+        document_output(str(made / name), made),
+    ):
+        pytest.fail("ran")
+    assert not list(tmp_path.iterdir())
+    with document_output(str(made / "deeper" / "o.json"), made) as write:
+        assert not list(tmp_path.iterdir())
+        write({"a": 1})
+    assert (made / "deeper" / "o.json").read_text() == '{\n  "a": 1\n}\n'

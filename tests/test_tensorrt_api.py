@@ -27,7 +27,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "network": ("INetworkDefinition",),
     "config": ("IBuilderConfig",),
     "profile": ("IOptimizationProfile",),
-    "layer": ("ILayer", "ITopKLayer"),
+    "layer": ("ILayer", "ITopKLayer", "IMatrixMultiplyLayer", "IConvolutionLayer"),
     "product": ("ILayer",),
     "narrow": ("ITensor",),
     "output": ("ITensor",),

@@ -3,6 +3,7 @@ when it is asked."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -13,12 +14,26 @@ from transformers import AutoTokenizer
 
 from stc.export.checkpoint.checkpoint import open_checkpoint
 from stc.export.demo.tokenizer import MODEL, DemoTokenizer, demo_tokenizer
-from stc.export.demo.training import stages
 from stc.export.demo.training.codebook import NAMES, NORM, Codebook, pooled, shares
-from stc.export.demo.training.facts import HEADS, IGNORED, Facts, Targets, option
+from stc.export.demo.training.draws import windows
+from stc.export.demo.training.draws.facts import (
+    FRAME_HEADS,
+    HEADS,
+    IGNORED,
+    Facts,
+    Targets,
+    option,
+)
+from stc.export.demo.training.draws.streams import KEEPS, Stream, rank_of, shown_of
 from stc.export.demo.training.muon import Muon, orthogonal
-from stc.export.demo.training.sequences import KEEPS, Asked, batch, kept_of
-from stc.export.demo.training.stages import decoded, pixel_values, seen
+from stc.export.demo.training.sequences import COUNTS, batch, kept_of
+from stc.export.demo.training.stages import (
+    LATE_BLOCK,
+    hidden_states,
+    looked_for,
+    pixel_values,
+    seen,
+)
 from stc.export.demo.training.train import Learner
 from stc.runtime.vision.preprocess import Preprocessor
 from stc.scenes.labels import Labels
@@ -76,15 +91,17 @@ def test_shares_say_what_the_labels_say() -> None:
         values = said[frame, row, column]
         return {NAMES[n]: round(float(values[n]), 4) for n in np.flatnonzero(values)}
 
-    # Places are thirds of nothing: seven bins of 16 px, whose centres are 8, 24, 40 ...
+    # Places are 14 bins of 8 px, whose centres are those of patches: 4, 12, 20 ...
     circle = {"red": 1.0, "circle": 1.0, "occupied": 1.0}
-    assert at(0, 4, 1) == circle | {"x0": 1.0, "y2": 1.0}
-    assert at(3, 5, 2) == circle | {"x0": 0.25, "x1": 0.75, "y2": 0.9375, "y3": 0.0625}
+    assert at(0, 4, 1) == circle | {"x0": 0.5, "x1": 0.5, "y4": 0.5, "y5": 0.5}
+    assert at(3, 5, 2) == circle | {"x2": 1.0, "y4": 0.375, "y5": 0.625}
     seven = {"digit": 1.0, "seven": 1.0, "occupied": 1.0}
-    assert at(3, 7, 12) == seven | {"x5": 0.25, "x6": 0.75, "y3": 0.75, "y4": 0.25}
-    # Background says where it lies itself: patch centres are 4, 12, 20 ...
-    assert at(3, 0, 2) == {"background": 1.0, "x0": 0.25, "x1": 0.75, "y0": 1.0}
-    assert at(2, 7, 12) == {"background": 1.0, "x5": 0.25, "x6": 0.75, "y3": 0.75, "y4": 0.25}
+    assert at(3, 7, 12) == seven | {"x12": 1.0, "y7": 1.0}
+    # Background says where it lies itself.
+    assert at(3, 0, 2) == {"background": 1.0, "x2": 1.0, "y0": 1.0}
+    assert at(2, 7, 12) == {"background": 1.0, "x12": 1.0, "y7": 1.0}
+    some = shares(labels(), np.array([3, 1]))
+    assert np.array_equal(some, said[[3, 1]])
 
 
 def test_shares_are_pooled_as_the_model_pools_tokens(learner: Learner) -> None:
@@ -104,7 +121,7 @@ def test_training_sees_what_the_model_sees(learner: Learner) -> None:
     np.testing.assert_allclose(pixels[0], preprocess(frames[0]), atol=1e-6)
     with torch.no_grad():
         *expected, _ = learner.model.model.get_video_features(pixels[None]).pooler_output[0]
-        got = seen(learner.model, scene)
+        got = seen(learner.model, frames)
     # The last is the newline behind a video, which no frame holds.
     torch.testing.assert_close(got.flatten(0, 1), torch.stack(expected))
 
@@ -113,10 +130,10 @@ def test_a_form_is_what_is_covered_round_a_centre() -> None:
     covered = np.zeros((112, 112), bool)
     covered[30:50, 40:80] = True  # the upper half of 40 px round (60, 50)
     covered[0:8, 0:4] = True
-    form, nobody = stages.forms_of(covered, np.array([[60, 50]], np.float32))
+    form, nobody = windows.forms_of(covered, np.array([[60, 50]], np.float32))
     assert np.array_equal(form.reshape(8, 8), np.repeat([[1.0], [0.0]], 4, 0).repeat(8, 1))
     assert not nobody.any()
-    cells = stages.cells_of(covered, CELLS)
+    cells = windows.cells_of(covered, CELLS)
     assert np.array_equal(cells[0].reshape(4, 4), [[1, 1, 0, 0]] * 4)
     assert cells.sum() * 4 == covered.sum()
 
@@ -139,20 +156,51 @@ def test_facts_are_those_of_the_labels() -> None:
     square = {"colour": list(COLOURS).index("blue"), "kind": KINDS.index("square"), "seen": 1}
     assert told(facts.about("blue")) == square | {"visible": 0, "rank": 1}
     seven = {"kind": KINDS.index("digit"), "digit": DIGITS.index("seven"), "seen": 1}
-    seven |= {"visible": 1, "third": 2, "direction": 4, "rank": 2}
+    seven |= {"visible": 1, "third": 2, "rank": 2}
     assert told(facts.about("digit")) == seven
     assert told(facts.about("star")) == told(facts.about("green")) == {"seen": 0}
-    assert told(facts.counts()) == {"now": 2, "ever": 3}
+    assert told(facts.counts()) == {"now": 1, "ever": 2, "gone": 0}
 
 
 def test_facts_know_nothing_of_later_frames() -> None:
     first = Facts(labels(), 0)
     assert told(first.about("blue")) == told(first.about("digit")) == {"seen": 0}
-    assert told(first.about("red"))["direction"] == 4
-    assert told(first.counts()) == {"now": 1, "ever": 1}
+    assert "direction" not in told(first.about("red"))  # there was nothing before
+    assert np.isnan(first.shown()[1]).all()
+    assert told(first.counts()) == {"now": 1, "ever": 1, "gone": 0}
     # Two red things: none is meant more than the other.
     both = replace(labels(), shown=np.ones((4, 4), np.float32))
     assert told(Facts(both, 3).about("red")) == {"seen": 1}
+
+
+def test_what_left_is_gone_by_the_side_that_it_left_by() -> None:
+    gone = labels()
+    gone.shown[3, 1], gone.centre[3, 1] = 0.0, (-4, 20)
+    facts = Facts(gone, 3)
+    square = {"colour": list(COLOURS).index("blue"), "kind": KINDS.index("square"), "seen": 1}
+    assert told(facts.about("square")) == square | {"visible": 0, "rank": 1, "exit": 0}
+    assert told(facts.counts()) == {"now": 1, "ever": 2, "gone": 1}
+    gone.centre[3, 1] = (112, 20)
+    assert told(Facts(gone, 3).about("square"))["exit"] == 1
+
+
+def test_a_frame_s_tokens_are_told_what_no_frame_shows() -> None:
+    """Pooled tokens of 2 x 2 patches: the circle's four patches are spread over four tokens."""
+    targets, moved = Facts(labels(), 3).shown()
+    shown = dict(zip(FRAME_HEADS, targets.T.reshape(-1, 7, 7), strict=True))
+    circle = np.zeros((7, 7), bool)
+    circle[2, 0:2] = True
+    digit = np.zeros((7, 7), bool)
+    digit[3, 6] = True
+    assert np.array_equal(shown["direction"] == 1, circle)
+    assert np.array_equal(~np.isnan(moved).any(1), circle.ravel())  # the digit has just come
+    assert (moved[circle.ravel()] == np.array([8, 1], np.float32) / 16).all()
+    assert np.array_equal(shown["rank"] == 0, circle)
+    assert np.array_equal(shown["rank"] == 2, digit)
+    assert (shown["direction"][~circle] == IGNORED).all()
+    assert (shown["rank"][~circle & ~digit] == IGNORED).all()
+    for name, count in {"now": 1, "ever": 2, "gone": 0}.items():
+        assert (shown[name] == count).all()
 
 
 def test_a_question_has_its_targets_at_its_words(
@@ -196,13 +244,10 @@ def test_a_question_is_put_as_the_template_puts_it(learner: Learner) -> None:
 # Batches.
 
 
-def stream(
-    learner: Learner, seed: int, frames: int, keep: int
-) -> tuple[Tensor, Tensor, list[Asked]]:
-    """Features that are noise, which tokens are kept, and questions at several frames."""
+def stream(learner: Learner, seed: int, frames: int, keep: int) -> tuple[Tensor, Stream]:
+    """Features that are noise, and a stream of questions at several frames."""
     random = np.random.default_rng(seed)
     noise = random.standard_normal((frames, 49, 128), dtype=np.float32)
-    features = torch.from_numpy(noise)
     texts = (
         "Is anything moving?",
         "Was there a star?",
@@ -212,23 +257,30 @@ def stream(
         learner.asker.asked(labels(), Question("now", "", text, "A", ("red", "blue"), frame))
         for text, frame in zip(texts[: frames - 2], (3, 1, 3), strict=False)
     ]
-    return features, kept_of(features, keep, random), asked
+    shown, moved = shown_of(labels())
+    of = [*range(4), 3][:frames]
+    return torch.from_numpy(noise), Stream(noise, keep, None, asked, shown[of], moved[of])
 
 
 def test_questions_of_a_batch_are_answered_as_if_each_were_asked_alone(learner: Learner) -> None:
     """By transformers, the frames up to the question's before it."""
     streams = [stream(learner, 0, frames=5, keep=10), stream(learner, 1, frames=4, keep=10)]
-    assert [len(asked) for *_, asked in streams] == [3, 2]
+    assert [len(stream.asked) for _, stream in streams] == [3, 2]
     model, embed = learner.model, learner.model.get_input_embeddings()
     one = batch(learner.asker.before, streams)
     compared = 0
     with torch.no_grad():
         joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
-        hidden, *_ = decoded(model, joined, one)
-        got = model.lm_head(hidden[:, -one.ids.shape[1] :])
-        for row, (features, kept, asked) in enumerate(streams):
+        last = model.model.language_model.norm(hidden_states(model, joined, one)[-1])
+        got = model.lm_head(last[:, -one.ids.shape[1] :])
+        for row, (features, of) in enumerate(streams):
+            kept = kept_of(features, of.keep, None)
+            shown = torch.from_numpy(of.shown).gather(1, kept[..., None].expand(-1, -1, 5))
+            shown[:, :-1, COUNTS:] = IGNORED
+            assert torch.equal(one.shown[row, : kept.numel()], shown.flatten(0, 1))
+            assert (one.shown[row, kept.numel() :] == IGNORED).all()
             at = 0
-            for question in asked:
+            for question in of.asked:
                 video = [features[n, kept[n]] for n in range(question.frame + 1)]
                 ids = torch.from_numpy(question.ids)
                 alone = torch.cat([embed(one.before[0]), *video, embed(ids)])
@@ -245,12 +297,43 @@ def test_questions_of_a_batch_are_answered_as_if_each_were_asked_alone(learner: 
     assert compared == 5
 
 
+def test_the_right_option_is_looked_for_as_the_block_looks(
+    learner: Learner, tokenizer: DemoTokenizer
+) -> None:
+    """By the attention that transformers computes, of the first head."""
+    model, embed = learner.model, learner.model.get_input_embeddings()
+    streams = [stream(learner, 0, frames=5, keep=10), stream(learner, 1, frames=5, keep=10)]
+    one = batch(learner.asker.before, streams)
+    with torch.no_grad():
+        joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
+        hidden = hidden_states(model, joined, one)[LATE_BLOCK]
+        got = looked_for(model, hidden, one)
+        layer = copy.deepcopy(model.model.language_model.layers[LATE_BLOCK])
+        layer.self_attn.config = copy.deepcopy(layer.self_attn.config)
+        layer.self_attn.config._attn_implementation = "eager"
+        _, shares = layer.self_attn(
+            layer.input_layernorm(hidden),
+            position_embeddings=model.model.language_model.rotary_emb(hidden, one.positions),
+            attention_mask=torch.zeros(one.allowed.shape).masked_fill(~one.allowed, -1e30),
+        )
+    row, end, right = one.choices.T
+    torch.testing.assert_close(got, -shares[row, 0, end, right].log().mean())
+    # "Where is the circle? A. red B. blue": the first is right, and said where the question ends.
+    start = joined.shape[1] - one.ids.shape[1]
+    [red] = tokenizer.encode(" red")
+    assert one.ids[row, right - start].tolist() == [red] * 2
+    assert (one.words[row, end - start] != IGNORED).all()
+    none = [stream(learner, 0, frames=4, keep=10)]
+    assert not len(batch(learner.asker.before, none).choices)
+    assert looked_for(model, hidden, batch(learner.asker.before, none)) == 0
+
+
 @pytest.mark.parametrize("keep", KEEPS)
 def test_tokens_are_kept_in_their_order(keep: int) -> None:
     random = np.random.default_rng(0)
     features = torch.from_numpy(random.standard_normal((6, 49, 16), dtype=np.float32))
     for _ in range(8):  # by likeness, and at random
-        kept = kept_of(features, keep, random)
+        kept = kept_of(features, keep, rank_of(6, keep, random))
         assert kept.shape == (6, keep)
         assert (kept.diff(dim=1) > 0).all()
         assert kept.min() >= 0
@@ -260,7 +343,7 @@ def test_tokens_are_kept_in_their_order(keep: int) -> None:
 def test_the_tokens_that_are_alike_go_first() -> None:
     features = torch.ones(3, 49, 8)
     features[:, 20:30] = -1.0
-    assert kept_of(features, 10, np.random.default_rng(0)).tolist() == [list(range(20, 30))] * 3
+    assert kept_of(features, 10, None).tolist() == [list(range(20, 30))] * 3
 
 
 # The optimizer.

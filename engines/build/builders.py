@@ -22,13 +22,14 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from stc.engines.build.compile import Recipe, compile_engine
+from stc.engines.build.layers import EngineLayers, list_layers
 from stc.engines.gpu.cuda import stated_bytes
 from stc.engines.library.library import EngineLibrary
 from stc.engines.library.targets import Flavour, load_tensorrt
 from stc.errors import EngineError, StcError
 from stc.manifest import FileEntry
 from stc.shell.command import Console
-from stc.shell.progress import Progress
+from stc.shell.progress import PLAIN_S, Progress
 
 _OUT_OF_MEMORY = "out of memory kills builders: close programs, add swap, or use --jobs 1"
 _CRASHED = "the compiler crashed: try --jobs 1, or report it with what stc-doctor prints"
@@ -38,7 +39,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Job:
-    """Build `recipe` into file `name` of `library`."""
+    """Build `recipe` into file `name` of `library`, or list its layers where it is detailed."""
 
     name: str
     recipe: Recipe
@@ -56,12 +57,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: `file`, or why there is none (`failure`, one line)."""
+    """What became of a job: `file` or `layers`, or why there is none (`failure`, one line)."""
 
     file: FileEntry | None
     failure: str
     build_s: float
     peak_rss_bytes: int
+    layers: EngineLayers | None = None
 
 
 def work(flavour: Flavour, owner: Connection) -> None:
@@ -87,10 +89,13 @@ def _build(flavour: Flavour, job: Job, owner: Connection) -> Outcome:
             reported = now
             owner.send(Phase(phase, done, steps))
 
-    file, failure = None, ""
+    file, layers, failure = None, None, ""
     try:
-        engine = compile_engine(load_tensorrt(flavour), job.recipe, report)
-        file = job.library.store(job.name, engine)
+        if job.recipe.detailed:
+            layers = list_layers(load_tensorrt(flavour), job.recipe, report)
+        else:
+            engine = compile_engine(load_tensorrt(flavour), job.recipe, report)
+            file = job.library.store(job.name, engine)
     except StcError as error:
         # What it says of the graph; whoever reports it names the engine.
         failure = str(error).removeprefix(f"{job.recipe.spec.graph}: ")
@@ -98,13 +103,13 @@ def _build(flavour: Flavour, job: Job, owner: Connection) -> Outcome:
         failure = f"{job.library.folder}: cannot be written ({error.strerror})"
     # Of this program alone; getrusage would tell that of the process that started it.
     peak_rss_bytes = stated_bytes(Path("/proc/self/status"), "VmHWM")
-    return Outcome(file, failure, time.perf_counter() - begin, peak_rss_bytes)
+    return Outcome(file, failure, time.perf_counter() - begin, peak_rss_bytes, layers)
 
 
 class BuildProgress(Progress):
     """How a build goes on, shown: a bar for all engines and a line per builder.
 
-    Shows nothing when `console` is no terminal.
+    Where `console` is no terminal, a line says now and then how many there are.
     """
 
     def __init__(self, engines: int, console: Console) -> None:
@@ -114,6 +119,7 @@ class BuildProgress(Progress):
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=console,
+            every_s=PLAIN_S,
         )
         self._all = self.add_task("engines", total=engines)
         self._lines: dict[str, TaskID] = {}
@@ -138,7 +144,8 @@ class BuildProgress(Progress):
 
     def compared(self, graph: str) -> None:
         """`graph` was compared with ONNX Runtime."""
-        self.update(self._all, advance=1, description=f"compared {graph}"[:60])
+        self.update(self._all, description=f"compared {graph}"[:60])
+        self.advance(self._all)
 
 
 class Builders:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Recipe:
     path: the graph's file; graph: its entry in the manifest.
     workspace_bytes: most scratch memory a layer may ask for; None leaves it to TensorRT.
     timing_cache: file of timings kept between builds; TensorRT-RTX times nothing and needs none.
+    detailed: the list of layers is wanted, not the engine: TensorRT prints it.
     """
 
     spec: EngineSpec
@@ -45,19 +47,26 @@ class Recipe:
     workspace_bytes: int | None = None
     timing_cache: Path | None = None
     attention: Attention = LADDER[0]
+    detailed: bool = False
 
 
-def compile_engine(tensorrt: TensorRt, recipe: Recipe, report: Report) -> memoryview:
-    """The serialized engine of `recipe`.
+def compile_engine(
+    tensorrt: TensorRt, recipe: Recipe, report: Report, watcher: Watcher | None = None
+) -> memoryview:
+    """The serialized engine of `recipe`; `watcher` sees its network and hears what TensorRT says.
 
     Raises EngineError naming the graph and what TensorRT said.
     """
     loaders = _polygraphy(tensorrt)
+    if watcher is not None:
+        _let_all_be_heard()
     trt = tensorrt.module
     name = recipe.spec.graph
     said = _Said()
+    heard: list[logging.Handler] = [said] if watcher is None else [said, watcher]
     logger = logging.getLogger("Polygraphy")
-    logger.addHandler(said)
+    for handler in heard:
+        logger.addHandler(handler)
     kept: dict[str, Any] = {}
 
     def configure(builder: Any, network: Any) -> Any:
@@ -67,6 +76,8 @@ def compile_engine(tensorrt: TensorRt, recipe: Recipe, report: Report) -> memory
     try:
         parsed = loaders.NetworkFromOnnxPath(str(recipe.path), strongly_typed=True)()
         network = parsed[1]
+        if watcher is not None:
+            watcher.see(network)
         if recipe.spec.baked is not None:
             _bake(trt, network, recipe)
         change_attention(trt, network, recipe.attention)
@@ -81,8 +92,9 @@ def compile_engine(tensorrt: TensorRt, recipe: Recipe, report: Report) -> memory
             fix = tensorrt.wheel_fix
         raise EngineError(name, got, "", fix) from error
     finally:
-        logger.removeHandler(said)
-    if recipe.timing_cache is not None:
+        for handler in heard:
+            logger.removeHandler(handler)
+    if recipe.timing_cache is not None and not recipe.detailed:
         save_timings(kept["config"], recipe.timing_cache)
     return memoryview(engine)
 
@@ -101,8 +113,31 @@ def _polygraphy(tensorrt: TensorRt) -> Any:
     log.use_python_logging_system = True
     log.module_severity = log.ERROR
     log.colors = False
-    logging.getLogger("Polygraphy").propagate = False
+    logger = logging.getLogger("Polygraphy")
+    logger.propagate = False
+    logger.setLevel(logging.ERROR)
     return load("polygraphy.backend.trt")
+
+
+def _let_all_be_heard() -> None:
+    """What handlers are told is all that TensorRT says, until `_polygraphy` is called again."""
+    log = import_module("polygraphy.logger").G_LOGGER
+    log.module_severity = log.EXTRA_VERBOSE
+    logging.getLogger("Polygraphy").setLevel(1)
+
+
+class Watcher(logging.Handler):
+    """Keeps the `messages` of one build, all of them."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.messages: list[str] = []
+
+    def see(self, network: Any) -> None:
+        """`network` was parsed and nothing is built of it yet: shapes may still be set."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 class _Said(logging.Handler):
@@ -123,6 +158,8 @@ def build_config(
     trt = tensorrt.module
     config = builder.create_builder_config()
     config.max_aux_streams = 0
+    if recipe.detailed:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if recipe.attention != "tf32":
         config.clear_flag(trt.BuilderFlag.TF32)
     config.progress_monitor = _monitor(trt, report)

@@ -6,12 +6,13 @@ error that shows up three calls later. It has wheels for aarch64 and Python 3.10
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stc import optional
-from stc.errors import DeviceError
+from stc.errors import DeviceError, EngineError
 
 _BOARD = Path("/proc/device-tree/model")
 _COMPATIBLE = Path("/proc/device-tree/compatible")
@@ -111,6 +112,14 @@ def device_facts(cuda: Cuda, index: int = 0) -> DeviceFacts:
         board=_told_by(_BOARD),
         modules=_told_by(_COMPATIBLE),
     )
+
+
+def found_device(load: Callable[[], Cuda] = load_cuda) -> tuple[DeviceFacts | None, str]:
+    """This machine's GPU, or None and why it cannot be used; `load` gives the runtime."""
+    try:
+        return device_facts(load()), ""
+    except EngineError as error:
+        return None, str(error)
 
 
 def _told_by(file: Path) -> str:

@@ -175,7 +175,7 @@ def _fix(demand: Demand, free_bytes: int) -> str:
             return f"{streams} streams would fit: open no more"
     for rows in reversed(CONTEXTS):
         if rows < demand.context and replace(demand, context=rows).total_bytes <= free_bytes:
-            return f"use --window {window_of(rows)} or less"
+            return f"use --memory window --window {window_of(rows)} or less, where it takes them"
     if demand.manifest.provenance.precision == "fp32":
         half = replace(demand, precision="fp16", weights_bytes=None, streams=1)
         if half.total_bytes <= free_bytes:

@@ -72,6 +72,7 @@ class Target:
     modules: numbers of NVIDIA's modules that it is, as /proc/device-tree/compatible has them on
         boards of any maker.
     unified: memory is shared with the CPU.
+    stand_in: where TensorRT-RTX does not compile for it, the target that is nearest to it.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Target:
     unified: bool = False
     board: str = ""
     modules: tuple[str, ...] = ()
+    stand_in: str = ""
     recompute_ratios: tuple[float, ...] = (0.25, 0.5)
 
     @property
@@ -105,6 +107,7 @@ def _orin(name: str, board: str, memory_gib: int, modules: tuple[str, ...]) -> T
         unified=True,
         board=board,
         modules=modules,
+        stand_in="sm86",
         recompute_ratios=(0.25,),
     )
 
@@ -129,18 +132,20 @@ _ALL = (
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
 
 
-def parse_targets(names: str) -> tuple[Target, ...]:
+def parse_targets(names: str, *, this_device: bool = True) -> tuple[Target, ...]:
     """The targets of `names`, joined by +, in the order of TARGETS, each once.
 
-    Raises EngineError naming the targets there are.
+    Raises EngineError naming the targets there are, and with `this_device` what the caller itself
+    takes for this machine's.
     """
     wanted = names.split(JOINED)
+    here = f"{THIS_DEVICE}, " if this_device else ""
     for name in wanted:
         if name not in TARGETS:
             raise EngineError(
                 "--target",
                 f"got {name!r}",
-                f"{THIS_DEVICE}, {', '.join(TARGETS)}, or several joined by {JOINED}",
+                f"{here}{', '.join(TARGETS)}, or several joined by {JOINED}",
             )
     return tuple(target for target in _ALL if target.name in wanted)
 

@@ -103,5 +103,5 @@ def _tensors(model: Any) -> dict[str, Tensor]:
     for full_name, parameter in model.named_parameters():
         part, _, name = full_name.removeprefix("model.").partition(".")
         on_disk = prefixes.get(part, part) + name.removeprefix("vision_model.")
-        tensors[on_disk] = parameter.detach().half().contiguous()
+        tensors[on_disk] = parameter.detach().half().cpu().contiguous()
     return tensors

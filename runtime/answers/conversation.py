@@ -38,7 +38,9 @@ class Conversation:
     failed: questions that could not be asked or answered; each was one line in `out`'s place
         and the stream went on.
     left_out: frames that could not be remembered; the first error was told.
-    unasked: questions with an expected answer whose moment never came.
+    error: the first error of either.
+    missed: what is wrong with questions whose moment never came and whose answer is expected then,
+        which are not asked; None where there are none. It is not told.
     aside: entered while an answer is written.
     `say` is told what else the user should know; `dense`, if any, answers every question too.
 
@@ -61,7 +63,8 @@ class Conversation:
             language.check_answer(1, questions.most)
         self.failed = 0
         self.left_out = 0
-        self.unasked = 0
+        self.error: StcError | None = None
+        self.missed: StcError | None = None
         self.language = language
         self.aside: Callable[[], AbstractContextManager[object]] = nullcontext
         self._questions = questions
@@ -71,6 +74,7 @@ class Conversation:
         self._dense = dense
         self._scores: Counter[str] = Counter()
         self._due = deque(questions.asked)
+        self._missed = 0
         self._time_s = 0.0
         self._frames = 0
         self._prefilled = Prefill()
@@ -87,6 +91,11 @@ class Conversation:
     def answering(self) -> bool:
         """Whether an answer is being given."""
         return self._answer is not None
+
+    @property
+    def unasked(self) -> int:
+        """Questions that were not asked: those that were missed, and those still to come."""
+        return self._missed + len(self._due)
 
     def frame(self, report: FrameReport) -> None:
         """The frame of `report` has been pushed."""
@@ -116,22 +125,24 @@ class Conversation:
 
     def ask_rest(self) -> None:
         """The stream has ended: what was not asked yet is asked, and what is typed until the
-        user ends it. What was to be answered at a moment that never came is not asked, but told."""
+        user ends it. Of what was to be asked at a moment that never came, which is told, that is
+        not asked whose answer is expected then."""
         self._finish()
-        late = [
-            one
-            for one in self._due
-            if one.at_s is not None and one.at_s > self._time_s and one.expected is not None
-        ]
-        self.unasked += len(late)
-        if late:
-            got = f"the stream ended at {self._time_s:.1f} s, {len(late)} of them come later"
-            fix = f"the first is at {late[0].at_s:g} s: correct it, or watch more frames"
-            self._say(f"error: {LanguageError('--questions', got, fix=fix)}")
-        rest = [one for one in self._due if one not in late]
-        self._due.clear()
-        for one in rest:
-            self._ask(one)
+        late = [one for one in self._due if self._is_late(one)]
+        missed = [one for one in late if one.expected is not None]
+        ended = f"the stream ended at {self._time_s:.1f} s"
+        if missed:
+            self._missed = len(missed)
+            got = f"{ended}, {len(missed)} of them come later"
+            fix = f"the first is at {missed[0].at_s:g} s: correct it, or watch more frames"
+            self.missed = LanguageError("--questions", got, fix=fix)
+        if asked := [one for one in late if one.expected is None]:
+            count = f"{len(asked)} question{'s' * (len(asked) > 1)}"
+            first = f"the first for {asked[0].at_s:g} s"
+            self._say(f"{ended}; asked now, though meant for later: {count}, {first}")
+        self._due = deque(one for one in self._due if one not in missed)
+        while self._due:
+            self._ask(self._due.popleft())
         for question in self._chat.rest() if self._chat is not None else ():
             self.ask(question)
 
@@ -139,11 +150,15 @@ class Conversation:
         self._begin(question)
         self._finish()
 
+    def _is_late(self, question: Question) -> bool:
+        """Whether the moment of `question` has not come."""
+        return question.at_s is not None and question.at_s > self._time_s
+
     def _next_question(self) -> Question | None:
-        if self._due:
-            at_s = self._due[0].at_s
-            if at_s is not None and self._frames and self._time_s >= at_s:
-                return self._due.popleft()
+        if not self._frames:
+            return None
+        if self._due and self._due[0].at_s is not None and not self._is_late(self._due[0]):
+            return self._due.popleft()
         typed = None if self._chat is None else self._chat.typed()
         return None if typed is None else Question(typed)
 
@@ -156,6 +171,7 @@ class Conversation:
         self._out.write(f"[{self._time_s:.1f} s] {printable(question.text)}\n> ")
         self._record = {"question": question.text, "answer": ""}
         self._record |= {"time_s": self._time_s, "frames": self._frames}
+        self._record |= {"at_s": question.at_s, "beyond_end": self._is_late(question)}
         if question.expected is not None:
             self._record["expected"] = question.expected
         try:
@@ -210,6 +226,7 @@ class Conversation:
             self._answer = None
         if error is not None:
             self.failed += 1
+            self.error = self.error or error
             self._record["error"] = str(error)
             self._say(f"error: {error}")
         self._out.write(f"{self._judged()}\n")
@@ -253,6 +270,7 @@ class Conversation:
         """`prefill` is part of the figures; the first error of all is told, and what is new."""
         if prefill.error is not None and not self.left_out:
             self._say(f"error: {prefill.error}")
+        self.error = self.error or prefill.error
         self.left_out += prefill.left_out
         self._prefilled += prefill
         if prefill.frames:
@@ -273,8 +291,10 @@ class Conversation:
         """What prefill took, the memory as it is now, and the newest questions with answers.
 
         Of `questions_asked` the last MAX_ANSWERS are there: memory does not grow with them.
-        `scores` counts questions with an `expected` answer, those answered `right` (strict: to the
-        letter) here and dense, and those `compared` with dense's answer and the same.
+        One that is `beyond_end` was asked there though its `at_s` is later; `questions_unasked`
+        were not asked at all. `scores` counts questions with an `expected` answer, those answered
+        `right` (strict: to the letter) here and dense, and those `compared` with dense's answer
+        and the same.
         """
         return {
             "frames_prefilled": self._prefilled.frames,
@@ -309,11 +329,14 @@ class Conversation:
             rate = self._tokens_per_s
             told = f", {rate.mean:.1f} tokens/s" if rate.count else ""
             lines.append(f"answers: first token after {self._first_token_ms.mean:.0f} ms{told}")
-        scores = self._scores
+        scores, unasked = self._scores, self.unasked
+        if unasked and not scores["expected"]:
+            lines.append(f"questions not asked: {unasked}")
         if scores["expected"]:
             line = f"answers right: {scores['right']} of {scores['expected']}"
             if scores["right"] != scores["strict"]:
                 line += f", to the letter {scores['strict']}"
+            line += f", {unasked} not asked" * bool(unasked)
             dense = f"; dense: {scores['dense_right']} of {scores['expected']}"
             lines.append(line + dense * bool(scores["compared"]))
         if scores["compared"]:

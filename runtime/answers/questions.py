@@ -59,7 +59,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--ask-at",
         action="append",
         metavar="SECONDS:TEXT",
-        help="question when the stream gets there; repeatable",
+        help="question when the stream gets there, or at its end; repeatable",
     )
     add(
         "--questions",

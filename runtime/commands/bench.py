@@ -17,7 +17,9 @@ from typing import Any
 
 from stc import settings
 from stc.bundles.bundle import Bundle
+from stc.engines.engine import Backend
 from stc.engines.library.plan import context_rows
+from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.engines.tensorrt.captured import CapturedRunner
 from stc.errors import SettingsError
 from stc.manifest import MAX_POSITIONS, ON_REQUEST
@@ -32,7 +34,7 @@ from stc.runtime.stream.session import StreamSession
 from stc.runtime.video.source.source import without_credentials
 from stc.shell import command
 from stc.shell.command import Console
-from stc.shell.progress import Progress
+from stc.shell.progress import PLAIN_S, Progress
 from stc.shell.ranges import MAX_COUNT, whole_flag
 
 TORCH = "torch"
@@ -134,7 +136,7 @@ def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         for _ in range(WARM_UP):
             bench.measure()
         bench.forget()
-        with Progress(console=Console(stderr=True)) as progress:
+        with Progress(console=Console(stderr=True), every_s=PLAIN_S) as progress:
             for _ in progress.track(range(flags.frames)):
                 bench.measure()
     variants, used = bundle.manifest.variants, {flags.weights, *models}
@@ -151,6 +153,7 @@ def _prefill(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         "load_s": load_s,
         "peak_rss_bytes": peak_rss_bytes(),
         **bench.figures(),
+        **_gpu(backend),
         "machine": machine_facts(),
     }
 
@@ -175,7 +178,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     bench = Bench(session)
     frames = cycle(shown)
     warming = session.runner.warm_up_runs * chosen.reference_interval
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=Console(stderr=True), every_s=PLAIN_S) as progress:
         for frame in progress.track(islice(frames, warming), warming, description="Warming up"):
             session.push(frame)
     rss = peak_rss_bytes()
@@ -186,7 +189,7 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
             for frame in islice(frames, chosen.reference_interval):
                 bench.measure(frame, stream)
             bench = Bench(session)
-        with Progress(console=Console(stderr=True)) as progress:
+        with Progress(console=Console(stderr=True), every_s=PLAIN_S) as progress:
             for frame in progress.track(islice(frames, flags.frames), flags.frames):
                 bench.measure(frame, stream)
     return {
@@ -199,20 +202,24 @@ def _measured(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
         "load_s": load_s,
         "peak_rss_bytes": rss,
         **bench.figures(),
-        **_gpu(session),
+        **_captured(session),
+        **_gpu(tower.backend),
         "machine": machine_facts(),
     }
 
 
-def _gpu(session: StreamSession) -> dict[str, Any]:
-    """The GPU, and the kinds of frame that were one CUDA graph; nothing on other backends."""
+def _captured(session: StreamSession) -> dict[str, Any]:
+    """The kinds of frame that were one CUDA graph; nothing on other backends."""
     if not isinstance(session.runner, CapturedRunner):
         return {}
-    device = session.runner.device
-    return {
-        "captured": sorted(session.captured),
-        "gpu": gpu_facts(device.cuda, device.allocated_bytes),
-    }
+    return {"captured": sorted(session.captured)}
+
+
+def _gpu(backend: Backend) -> dict[str, Any]:
+    """The GPU that TensorRT's engines ran on; nothing on other backends."""
+    if not isinstance(backend, TensorRtBackend):
+        return {}
+    return {"gpu": gpu_facts(backend.device.cuda, backend.device.allocated_bytes)}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from stc.bundles.bundle import Bundle
-from stc.engines.library.plan import context_rows
 from stc.errors import SettingsError, VideoError
 from stc.runtime.evaluate.benchmarks.catalogue import (
     BENCHMARKS,
@@ -35,7 +34,8 @@ from stc.runtime.evaluate.benchmarks.scores import lines, score
 from stc.runtime.evaluate.method import Method, Towers
 from stc.runtime.evaluate.methods import methods_of
 from stc.runtime.evaluate.reader import spec_of
-from stc.runtime.evaluate.store import SceneFile, file_name, open_store, written
+from stc.runtime.evaluate.store import NAMES as STORED
+from stc.runtime.evaluate.store import SceneFile, file_name, goes_on, open_store, written
 from stc.runtime.figures.machine import machine_facts
 from stc.runtime.memory import settings as memory
 from stc.runtime.output import document_output, refuse_shared_paths, whole_file
@@ -45,7 +45,7 @@ from stc.runtime.stream import opening
 from stc.runtime.vision.tower import VisionTower
 from stc.shell import command
 from stc.shell.command import Console, stdout_outlived
-from stc.shell.progress import Progress
+from stc.shell.progress import PLAIN_S, Progress
 from stc.shell.ranges import flag_of, number_flag
 
 METHODS = "off,paper"
@@ -149,7 +149,9 @@ def evaluate(flags: argparse.Namespace, folder: Path) -> int:
         **asking.to_json(),
     }
     try:
-        with stdout_outlived(), ExitStack() as opened, document_output(flags.json) as write:
+        names = (*STORED, *_kept_names(benchmark, methods))
+        written = document_output(flags.json, output, names)
+        with stdout_outlived(), ExitStack() as opened, written as write:
             run = _Run(flags, bundle, methods, asking, loaded.items[: flags.limit], opened)
             if not output.exists():
                 run.open()  # what cannot be run leaves no folder behind
@@ -198,7 +200,7 @@ class _Run:
         """What watches and answers, opened once; raises as `Viewer` and for what it cannot ask."""
         if self._viewer is None:
             flags, manifest = self._flags, self._bundle.manifest
-            rows = context_rows(self._asking.memory.window)
+            rows = self._asking.memory.rows(manifest.vision.pooled)
             backend = opening.open_backend(
                 self._bundle, flags.device, flags.backend, flags.weights, context=rows
             )
@@ -213,14 +215,18 @@ class _Run:
 
     def answer(self) -> dict[str, str]:
         """What is missing is asked and kept; returns videos that cannot be read, and why."""
+        console, whole = Console(stderr=True), len(self.items) * len(self.files)
+        if there := sum(map(len, self.answers().values())):
+            console.say(goes_on(there, whole, len(self.files)))
         gone = set(self.gone)
         todo = list(self._todo(item for item in self.items if item.video not in gone))
         unread: dict[str, str] = {}
         if not todo:
             return unread
         viewer = self.open()
-        with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task("asking", total=sum(len(view.items) for _, view in todo))
+        with Progress(console=console, every_s=PLAIN_S) as progress:
+            total = there + sum(len(view.items) for _, view in todo)
+            task = progress.add_task("questions answered", total=total, completed=there)
             for label, view in todo:
                 try:
                     with command.unmasked_stops():
@@ -282,6 +288,15 @@ def _left_out(
         yield f"not read: {error}"
 
 
+def _kept_names(benchmark: Benchmark, labels: Iterable[str]) -> list[str]:
+    """Of the files that `_keep` may write."""
+    return [ANSWERS, *(_submission(label) for label in labels if benchmark.submission is not None)]
+
+
+def _submission(label: str) -> str:
+    return f"submission-{file_name(label)}.csv"
+
+
 def _keep(
     benchmark: Benchmark, items: Sequence[Item], answers: Answers, output: Path, say: Say
 ) -> None:
@@ -289,7 +304,7 @@ def _keep(
     files = {ANSWERS: answer_lines(items, answers)}
     if benchmark.submission is not None and not all(item.right for item in items):
         for label, given in answers.items():
-            files[f"submission-{file_name(label)}.csv"] = benchmark.submission(given)
+            files[_submission(label)] = benchmark.submission(given)
     for name, text in files.items():
         with written(output / name), whole_file(output / name) as file:
             file.write(text.encode())

@@ -12,11 +12,12 @@ import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stc.bundles.bundle import Bundle
-from stc.engines.library.plan import CONTEXTS
+from stc.engines.library.plan import context_rows
 from stc.errors import SettingsError
 from stc.runtime.commands import benchmark
 from stc.runtime.evaluate import data as evaluate_data
@@ -28,9 +29,11 @@ from stc.runtime.evaluate.methods import METHODS, methods_of
 from stc.runtime.evaluate.methods.blind import BLIND
 from stc.runtime.evaluate.methods.stc_methods import DENSE
 from stc.runtime.evaluate.reader import Reader, spec_of
+from stc.runtime.evaluate.report.files import NAMES as REPORT
 from stc.runtime.evaluate.report.files import write_report
 from stc.runtime.evaluate.report.table import print_summary
-from stc.runtime.evaluate.store import open_store
+from stc.runtime.evaluate.store import NAMES as STORED
+from stc.runtime.evaluate.store import goes_on, open_store
 from stc.runtime.evaluate.summary import Figures, summary
 from stc.runtime.figures.machine import machine_facts
 from stc.runtime.output import document_output, refuse_shared_paths
@@ -41,7 +44,7 @@ from stc.runtime.vision.tower import VisionTower
 from stc.settings import PRESETS
 from stc.shell import command
 from stc.shell.command import Console, stdout_outlived
-from stc.shell.progress import Progress
+from stc.shell.progress import PLAIN_S, Progress
 from stc.shell.ranges import MAX_COUNT, whole_flag
 
 OUTPUT = Path("out/eval")
@@ -142,7 +145,8 @@ def _evaluate(flags: argparse.Namespace) -> int:
     if BLIND.name in methods:
         spec_of(bundle)
     try:
-        with stdout_outlived(), ExitStack() as opened, document_output(flags.json) as write:
+        written = document_output(flags.json, output, (*STORED, *REPORT))
+        with stdout_outlived(), ExitStack() as opened, written as write:
             with command.unmasked_stops():
                 document = _measured(flags, bundle, data, methods, output, opened)
             console = parity_console()
@@ -176,7 +180,9 @@ def _measured(
 ) -> Figures:
     manifest = bundle.manifest
     asks = any(item.questions for item in data.items)
-    context = CONTEXTS[0] if asks else 0
+    # Every frame of a stream is remembered.
+    frames = max(len(item.pictures()) for item in data.items)
+    context = context_rows(frames * manifest.vision.pooled) if asks else 0
     backend = opening.open_backend(
         bundle, flags.device, flags.backend, flags.weights, context=context, language=asks
     )
@@ -198,9 +204,12 @@ def _measured(
     # Last of all: what cannot be measured leaves no folder behind.
     store = opened.enter_context(open_store(output))
     instrument = Instrument(towers, reader, data, methods, store, header, force=flags.force)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("measuring", total=instrument.missing)
-        instrument.run(lambda: progress.advance(task))
+    console, unit = Console(stderr=True), "questions" if asks else "clips"
+    if there := instrument.there:
+        console.say(goes_on(there, instrument.whole, len(methods), unit))
+    with Progress(console=console, every_s=PLAIN_S) as progress:
+        task = progress.add_task(f"{unit} measured", total=instrument.whole, completed=there)
+        instrument.run(partial(progress.advance, task))
     records = {label: file.records for label, file in instrument.files.items()}
     document = {
         **told,

@@ -55,7 +55,7 @@ from stc.runtime.vision.tower import VisionTower
 from stc.settings import SELECTIONS, Settings
 from stc.shell import command
 from stc.shell.command import Console, stdout_outlived
-from stc.shell.progress import Progress
+from stc.shell.progress import PLAIN_S, Progress
 from stc.shell.ranges import whole_flag
 
 MODES = 3
@@ -123,7 +123,7 @@ def _compared(flags: argparse.Namespace, device: ExitStack) -> dict[str, Any]:
     checkpoint, report = flags.checkpoint, ParityReport(manifest.provenance.precision)
     on_device = isinstance(tower.backend, TensorRtBackend)
     against = other_side(checkpoint, on_device=on_device)
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=Console(stderr=True), every_s=PLAIN_S) as progress:
         run = _Comparison(bundle, checkpoint, tower, frames, chosen, against, report, progress)
         captured, latency = run.vision()
         model = open_model(bundle, tower.backend) if with_language else None

@@ -80,7 +80,8 @@ def _run(flags: argparse.Namespace) -> int:
         fix = "move it away, or choose another --overlay"
         raise SettingsError("the still of --overlay", f"{still} is a folder", "a file", fix)
     outputs = {"--overlay": flags.overlay, "the still of --overlay": still, "--json": flags.json}
-    refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle, questions=flags.questions)
+    inputs = {} if flags.questions is None else {"--questions": [flags.questions]}
+    refuse_shared_paths(outputs, video=flags.video, bundle=flags.bundle, inputs=inputs)
     chat = Chat() if flags.chat else None
     bundle = Bundle.open(flags.bundle)
     spec = bundle.manifest.vision
@@ -176,9 +177,15 @@ def _run(flags: argparse.Namespace) -> int:
         raise failures[-1]
     if conversation is None:
         return 0
-    missed = conversation.unasked if stream.ended_by != "interrupt" else 0
-    left_out = conversation.left_out + (0 if dense is None else dense.left_out)
-    return 2 if conversation.failed or left_out or missed else 0
+    errors = [conversation.error]
+    if stream.ended_by != "interrupt":
+        errors.append(conversation.missed)
+    if dense is not None and dense.error is not None:
+        errors.append(StcError("dense", str(dense.error)))
+    # Told before or not, the last line says why the command ends with 2.
+    if (error := next(filter(None, errors), None)) is not None:
+        raise error
+    return 0
 
 
 def _dense_language(session: StreamSession, memory: MemorySettings | None) -> StreamLanguage | None:

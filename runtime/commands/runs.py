@@ -18,7 +18,7 @@ from stc.shell import command
 from stc.shell.command import Console
 
 HEADS = ("tower work", "tower ms", "tokens", "prefill ms", "answers right")
-_FIX = "write it with stc-run --questions FILE --compare-dense --json OUT"
+_FIX = "write it with stc-run BUNDLE --video VIDEO --questions FILE --compare-dense --json OUT"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,6 +81,8 @@ def _table(document: Document) -> Table:
 def _rows(document: Document) -> Iterator[tuple[str, ...]]:
     cost, language = document["against_dense"], document["language"]
     scores, dense = language["scores"], language["dense"]
+    unasked = language["questions_unasked"]
+    left = f", {unasked} not asked" * bool(unasked)
     for name, work, ms, tokens, prefill_ms, right in (
         (
             "dense",
@@ -99,7 +101,7 @@ def _rows(document: Document) -> Iterator[tuple[str, ...]]:
             scores["right"],
         ),
     ):
-        answers = f"{right} of {scores['expected']}"
+        answers = f"{right} of {scores['expected']}{left}"
         yield name, f"{work:.0%}", f"{ms:.1f}", f"{tokens:g}", f"{prefill_ms:.1f}", answers
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,8 +95,18 @@ def open_data(word: str, frames: int | None = None, limit: int | None = None) ->
     if frames is not None:
         raise SettingsError("--frames", f"requires --data {CLIP}FILE")
     if word != SCENES:
-        raise SettingsError("--data", f"got {shown(word)}", f"{SCENES} or {CLIP}FILE")
+        raise SettingsError("--data", f"got {shown(word)}", f"{SCENES} or {CLIP}FILE", _meant(word))
     return scenes(SCENES, frozen_test(), limit)
+
+
+def _meant(word: str) -> str:
+    """What to write instead where `word` is a path."""
+    with suppress(OSError):  # a name too long
+        if Path(word).is_dir():
+            return "a folder of a benchmark's files takes --benchmark NAME too"
+        if Path(word).is_file():
+            return f"write {CLIP}{word} for a video, or --benchmark NAME too for its questions"
+    return ""
 
 
 def scenes(name: str, made: Iterable[tuple[Any, Sequence[Question]]], limit: int | None) -> Data:

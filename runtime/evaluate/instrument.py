@@ -56,12 +56,19 @@ class Instrument:
         self._preprocess = Preprocessor(towers.spec)
 
     @property
-    def missing(self) -> int:
-        """Scenes of methods that are still to be measured."""
-        return sum(len(self._todo(item)) for item in self._data.items)
+    def whole(self) -> int:
+        """Questions to all methods; clips of all methods where nothing is asked."""
+        return len(self._methods) * sum(map(self._weight, self._data.items))
 
-    def run(self, tick: Callable[[], None]) -> None:
-        """Whatever is missing is measured and stored; `tick` after each scene of a method.
+    @property
+    def there(self) -> int:
+        """How many of `whole` are measured."""
+        left = (len(self._todo(item)) * self._weight(item) for item in self._data.items)
+        return self.whole - sum(left)
+
+    def run(self, tick: Callable[[int], None]) -> None:
+        """Whatever is missing is measured and stored; `tick` gets how many of `whole` are there
+        more after each scene of a method.
 
         Raises EngineError, NonFiniteError or LanguageError when a graph, a method or the decoder
         fails; finished scenes are kept.
@@ -73,7 +80,10 @@ class Instrument:
                 self._warm_up(scene.pixels)
             for label in self._todo(item):
                 self.files[label].add(self._measured(label, scene))
-                tick()
+                tick(self._weight(item))
+
+    def _weight(self, item: Item) -> int:
+        return 1 if self._reader is None else len(item.questions)
 
     def _todo(self, item: Item) -> list[str]:
         """Methods that `item` was not measured with yet, dense first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from stc.errors import SettingsError
@@ -21,7 +22,7 @@ def read_questions(path: Path) -> list[Question]:
 
     Raises SettingsError, which names the entry and the field, for anything else.
     """
-    return [_question(entry) for entry in json_entries(path, _FIX)]
+    return [_question(entry) for entry in json_entries(path, _FIX, "--questions")]
 
 
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
@@ -34,10 +35,17 @@ def write_questions(path: Path, questions: Iterable[Question]) -> None:
     path.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
 
 
+def _instead(name: str, entry: Entry) -> str:
+    """What to do about a field called `name`, which there is not."""
+    left = [field for field in FIELDS if field not in entry.values]
+    near = get_close_matches(name, left, n=1)
+    return f"call it {near[0]}" if near else "leave it out, or correct its name"
+
+
 def _question(entry: Entry) -> Question:
     for name in entry.values:
         if name not in FIELDS:
             got = f"unknown field {shown(name)}"
-            raise SettingsError(entry.place, got, " or ".join(FIELDS), "leave it out")
+            raise SettingsError(entry.place, got, " or ".join(FIELDS), _instead(name, entry))
     expected = entry.text("expected") if "expected" in entry.values else None
     return Question(entry.text("question"), entry.seconds("at_s"), expected)

@@ -25,6 +25,8 @@ from stc.runtime.output import whole_file
 
 SCHEMA = 2
 LOCK = ".lock"
+NAMES = ("scenes", "dense", LOCK)
+"""Of what stands in the folder."""
 Record = dict[str, Any]
 """Of a scene: its `scene`, and whatever was measured of it."""
 
@@ -103,6 +105,12 @@ class SceneFile:
             file.flush()
             os.fsync(file.fileno())
         self.records[record["scene"]] = record
+
+
+def goes_on(there: int, of: int, methods: int, unit: str = "questions") -> str:
+    """What is said of a run of so many `methods` that begins with `there` of its `of` `unit`."""
+    each = f", of {methods} methods" * (methods > 1)
+    return f"goes on: {there:,} of {of:,} {unit} are there{each}"
 
 
 @contextmanager

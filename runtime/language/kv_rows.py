@@ -57,7 +57,8 @@ class KvRows:
         Raises as `reserve`.
         """
         self.reserve(rows)
-        spacious = self.model.buckets.context(min(rows + SPARE, self.capacity), self.most)
+        buckets = self.model.buckets
+        spacious = buckets.context(min(rows + SPARE, self.capacity - buckets.fresh), self.most)
         if spacious < self.capacity:
             self._resize(spacious)
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from stc.engines.gpu.cuda import available_host_bytes
+from stc.engines.library.plan import context_rows
 from stc.errors import SettingsError
 from stc.manifest import MAX_POSITIONS
 from stc.runtime.language.model import LanguageModel
@@ -74,6 +75,14 @@ class MemorySettings:
             object.__setattr__(self, "spill", Path(self.spill))
         if self.memory == "all" and self.window is not None:
             raise SettingsError("--window", "has no effect with --memory all", fix="leave it out")
+
+    def rows(self, page: int) -> int:
+        """Rows of keys and values that engines take for frames of `page` kept tokens: the window's,
+        and with rekv those of an answer too, which what is fetched goes to."""
+        window = context_rows(self.window)
+        if self.memory != "rekv":
+            return window
+        return window + context_rows((self.top_pages or TOP_PAGES) * page)
 
     def make(self, model: LanguageModel, before: int, page: int) -> WindowMemory:
         """An empty memory for a prompt of `before` text tokens and frames of `page` kept tokens.

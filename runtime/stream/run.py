@@ -246,9 +246,9 @@ class DenseRun:
         return text
 
     @property
-    def left_out(self) -> int:
-        """Frames that the language side could not remember."""
-        return self._prefilled.left_out
+    def error(self) -> StcError | None:
+        """Why frames could not be remembered; None where they could."""
+        return self._prefilled.error
 
     def language(self) -> dict[str, Any] | None:
         """What the language side took; None where there is none."""

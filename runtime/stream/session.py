@@ -89,7 +89,7 @@ class StreamSession:
             settings.pruner, width=spec.language_width, window=settings.anchor_window
         )
         self._choices = [indices_of(block) for block in range(spec.blocks)]
-        self._referenced = False
+        self._referenced = self._seen = False
         self._ended = ""
         with lock_of(tower.backend):
             self.runner = tower.runner(settings, captured=captured)
@@ -157,7 +157,7 @@ class StreamSession:
         except BaseException:
             self._referenced = False
             raise
-        self._referenced = True
+        self._referenced = self._seen = True
         if frame_mean is not None:
             self._memory.push(frame_mean)
         spec = self.tower.spec
@@ -188,11 +188,13 @@ class StreamSession:
         """The answer to `question` about the frames pushed so far; see `StreamLanguage.ask`.
 
         Frames can be pushed while it is read. Raises LanguageError when the session has no
-        language side.
+        language side, and before its first frame.
         """
         self._refuse_ended()
         if self.language is None:
             raise LanguageError("question", "the stream was opened without a language side")
+        if not self._seen:
+            raise LanguageError("question", "no frame was pushed yet", fix="push one first")
         return self.language.ask(question, max_new_tokens, sampling)
 
     def _run(self, pixels: Any, kind: FrameKind, look: Look | None = None) -> Ran:

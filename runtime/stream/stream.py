@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from stc.bundles.bundle import Bundle
 from stc.engines.library.library import libraries_of
-from stc.engines.library.plan import context_rows
 from stc.errors import SettingsError
 from stc.runtime.answers.answer import Answer
 from stc.runtime.answers.stream_language import MAX_NEW_TOKENS, open_stream_language
@@ -104,8 +103,8 @@ class Stream:
         """The answer about the frames pushed so far: its text piece by piece as it is generated,
         or all of it by `str`.
 
-        Raises LanguageError for a question that cannot be asked, SettingsError for a value out of
-        range, EngineError when the model fails.
+        Raises LanguageError for a question that cannot be asked, as before the first frame,
+        SettingsError for a value out of range, EngineError when the model fails.
         """
         return self.session.ask(question, max_new_tokens, sampling)
 
@@ -193,7 +192,8 @@ def open_stream(
     """
     with ExitStack() as stack:
         apart = weights is not None and backend != BACKENDS[0]
-        rows = 0 if memory is None or apart else context_rows(memory.window)
+        kept = settings.kept(bundle.manifest.vision.pooled)
+        rows = 0 if memory is None or apart else memory.rows(kept)
         opened = partial(
             open_backend, bundle, device, language=memory is not None, owns_process=owns_process
         )
@@ -205,7 +205,6 @@ def open_stream(
             computes = opened(weights=weights, vision=False)
             stack.callback(computes.close)
         if memory is not None:
-            kept = settings.kept(vision.pooled)
             language = open_stream_language(bundle, computes, memory, kept)
         session = StreamSession(tower, settings, language)
         stack.callback(session.close)

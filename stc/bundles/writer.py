@@ -16,6 +16,7 @@ import os
 import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import IO
 
 from stc.bundles.bundle import PARTIAL, REPLACED, moved_aside
@@ -31,6 +32,8 @@ ONLY_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 """What only a file being written can raise."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_RANDOM = 8
+"""Letters that mkdtemp puts behind a prefix."""
 _CANNOT = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 """What a kernel or a file system says that cannot exchange."""
 
@@ -71,12 +74,16 @@ class BundleWriter:
         return self
 
     def refuse_taken(self) -> None:
-        """Raise BundleError when something stands at `path` that must stay; nothing is changed.
+        """Raise BundleError when something stands at `path` that must stay, or nothing can be
+        written there; nothing is changed.
 
         For who has much to do before the first file is written, which looks again.
         """
         try:
             self._refuse_taken()
+            above = next(folder for folder in self.root.parents if folder.exists())
+            # What may be written only trying tells. The name is as long as that of `root`.
+            Path(mkdtemp(prefix=self.root.name[:-_RANDOM], dir=above)).rmdir()
         except OSError as error:
             raise self._unwritable(error) from error
 

@@ -9,6 +9,7 @@ subgraphs, functions, training steps, sparse tensors and tensors as attributes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ _Wires = Mapping[int, tuple[int, ...] | str]
 _SPARSE = "sparse tensors"
 _MODEL: _Wires = {7: (_BYTES,), 20: "training steps", 25: "functions"}  # graph
 _GRAPH: _Wires = {1: (_BYTES,), 5: (_BYTES,), 15: _SPARSE}  # node, initializer
+_STRUCTURE: _Wires = dict.fromkeys((1, 5, 11, 12), (_BYTES,))
+"""Of a graph: node, initializer, input, output."""
 _NODE: _Wires = dict.fromkeys((1, 2, 4, 5, 7), (_BYTES,))
 """input, output, op_type, attribute, domain."""
 _ATTRIBUTE: _Wires = {
@@ -94,6 +97,19 @@ def read_onnx(content: bytes) -> OnnxFile:
         else:
             found.tensors.append(_tensor(_bytes(value)))
     return found
+
+
+def structure_digest(content: bytes) -> str:
+    """The same for models that differ only in their names, in notes, and in the values that lie in
+    other files: the blocks of one network. Raises OnnxFileError."""
+    digest = hashlib.sha256()
+    (graph,) = (_bytes(graph) for _, graph in _fields(content, _MODEL, {7}))
+    for number, value in _fields(graph, _STRUCTURE):
+        part = _bytes(value)
+        if number == 5 and (tensor := _tensor(part)).external is not None:
+            part = repr((tensor.name, tensor.data_type, tensor.shape)).encode()
+        digest.update(b"%d %d " % (number, len(part)) + part)
+    return digest.hexdigest()
 
 
 def _node(node: bytes) -> Node:

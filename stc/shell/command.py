@@ -54,11 +54,14 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and whose flags are written in full: what a
     script abbreviates would mean something else once there is another flag.
 
-    A value is of its flag's type, and not empty, as that of a variable nobody set.
+    A value is of its flag's type, and not empty, as that of a variable nobody set. It may begin
+    with a minus and a digit, as `-5,0,9,9`, which no flag does.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        # Python before 3.14 takes whole numbers alone for values.
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         # Python before 3.13 takes "--" out of `--flag=--` and hands on an empty list.

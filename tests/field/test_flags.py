@@ -28,6 +28,7 @@ REQUIRED = {
     "stc-parity": ["B"],
     "stc-bench": ["B"],
     "stc-eval": ["B"],
+    "stc-plan": ["B", "--target", "sm89"],
     "stc-doctor": [],
 }
 """What each command cannot do without."""

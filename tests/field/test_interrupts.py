@@ -112,6 +112,7 @@ def test_an_interrupt_at_any_time_leaves_no_traceback(
         "stc-run": [demo_bundle, "--video", CLIP, "--ask", "What?"],
         "stc-export": ["--model", "demo", "--output", "bundle"],
         "stc-build": [demo_bundle, "--target", "sm89"],
+        "stc-plan": [demo_bundle, "--target", "sm89"],
         "stc-eval": [demo_bundle, "--data", f"clip:{CLIP}", "--frames", 8],
     }
     delays_s = [0.0, 0.1, 0.3, 1.0]

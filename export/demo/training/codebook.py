@@ -17,8 +17,8 @@ from torch import Tensor
 from stc.scenes.labels import Labels
 from stc.scenes.words import CELLS, COLOURS, DIGITS, KINDS, PATCH
 
-BINS = 7
-"""Places along each axis, as many as pooled tokens."""
+BINS = 14
+"""Places along each axis, as many as patches: movement shows in steps of a few px."""
 NORM = 4.0
 """Length of a code: a token that says five of them has elements of about 0.8."""
 
@@ -59,13 +59,16 @@ class Codebook:
         return code
 
 
-def shares(labels: Labels) -> NDArray[np.float32]:
-    """The share of every code in every patch, float32 [F, 14, 14, len(NAMES)].
+def shares(labels: Labels, of: NDArray[np.integer] | None = None) -> NDArray[np.float32]:
+    """The share of every code in every patch, float32 [F, 14, 14, len(NAMES)]; of those frames
+    only whose numbers are in `of`, where it is given.
 
     A patch that a thing covers says what the thing is and where its centre lies; any other says
     that it is background, and where it lies itself.
     """
-    frames = len(labels.owner)
+    owner = labels.owner if of is None else labels.owner[of]
+    centre = labels.centre if of is None else labels.centre[of]
+    frames = len(owner)
     table = np.zeros((frames, len(labels.things) + 1, len(NAMES)), np.float32)
     for index, thing in enumerate(labels.things):
         row = table[:, index]
@@ -75,12 +78,12 @@ def shares(labels: Labels) -> NDArray[np.float32]:
         if thing.digit is not None:
             row[:, DIGIT.start + thing.digit] = 1.0
         row[:, OCCUPIED] = 1.0
-        row[:, ACROSS] = _soft(labels.centre[:, index, 0])
-        row[:, DOWN] = _soft(labels.centre[:, index, 1])
+        row[:, ACROSS] = _soft(centre[:, index, 0])
+        row[:, DOWN] = _soft(centre[:, index, 1])
     table[:, -1, BACKGROUND] = 1.0  # owner -1 is the last
-    found: NDArray[np.float32] = table[np.arange(frames)[:, None, None], labels.owner]
+    found: NDArray[np.float32] = table[np.arange(frames)[:, None, None], owner]
     own = _soft(PATCH * (np.arange(CELLS) + 0.5))
-    empty = (labels.owner < 0)[..., None]
+    empty = (owner < 0)[..., None]
     found[..., ACROSS] = np.where(empty, own[None, None, :, :], found[..., ACROSS])
     found[..., DOWN] = np.where(empty, own[None, :, None, :], found[..., DOWN])
     return found

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from stc.export.demo.training.facts import IGNORED
-from stc.export.demo.training.sequences import KEEPS, batch, kept_of
-from stc.export.demo.training.stages import QUESTIONS, decoded, seen
+from stc.export.demo.training.draws.facts import IGNORED
+from stc.export.demo.training.draws.streams import KEEPS, QUESTIONS, Stream, rank_of, shown_of
+from stc.export.demo.training.sequences import batch
+from stc.export.demo.training.stages import hidden_states, seen
 from stc.export.demo.training.train import Learner
 from stc.scenes.scene import make_scene
 
@@ -26,14 +27,17 @@ def judged(learner: Learner, scenes: int = SCENES) -> Iterator[str]:
         random = np.random.default_rng(seed)
         scene = make_scene("validation", seed)
         questions = scene.questions(random, QUESTIONS)
-        features = seen(model, scene)
+        frames = scene.frames()
+        features = seen(model, frames)
         asked = [learner.asker.asked(scene.labels, question) for question in questions]
         for keep in KEEPS if asked else ():
-            one = batch(learner.asker.before, [(features, kept_of(features, keep, random), asked)])
+            rank = rank_of(len(frames), keep, random)
+            stream = Stream(frames, keep, rank, asked, *shown_of(scene.labels))
+            one = batch(learner.asker.before, [(features, stream)])
             embed = model.get_input_embeddings()
             joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
-            hidden, *_ = decoded(model, joined, one)
-            chosen = model.lm_head(hidden[:, -one.ids.shape[1] :]).argmax(2)[0]
+            last = model.model.language_model.norm(hidden_states(model, joined, one)[-1])
+            chosen = model.lm_head(last[:, -one.ids.shape[1] :]).argmax(2)[0]
             told = (one.labels[0] != IGNORED) & (one.labels[0] != learner.asker.stop)
             right = (chosen == one.labels[0])[told].tolist()
             for question, yes in zip(questions, right, strict=True):

@@ -1,9 +1,4 @@
-"""Streams and their questions as batches for the language model: one masked sequence per stream.
-
-A sequence is the text before the video, the kept tokens of all frames, and every question of the
-stream behind one another. A question sees the frames up to its own and nothing of other questions,
-and is numbered as if it stood alone: what it computes equals what it would compute when asked.
-"""
+"""Streams as batches for the language model: one masked sequence per stream."""
 
 from __future__ import annotations
 
@@ -16,37 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from stc.export.demo.tokenizer import DemoTokenizer
-from stc.export.demo.training.facts import HEADS, IGNORED, Facts, option
-from stc.scenes.labels import Labels
-from stc.scenes.words import COLOURS, KINDS, Question
+from stc.export.demo.training.draws.facts import FRAME_HEADS, HEADS, IGNORED
+from stc.export.demo.training.draws.streams import ALL, Stream
 
-ALL = 49
-KEEPS = (ALL, 30, 20, 14, 10)
-"""Tokens kept of a frame, drawn evenly: no budget is what the model is used to."""
-PLACES = 7 * 7
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question as it follows the video: ids [m], the answer's among them.
-
-    labels [m]: what the next token is, where it is the answer's. words [m]: where the answer
-    begins, its word, also where a letter is asked for. targets [m, len(HEADS)].
-    """
-
-    frame: int
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    words: NDArray[np.int64]
-    targets: NDArray[np.int64]
+COUNTS = list(FRAME_HEADS).index("now")
+"""The first of the heads that speak of a whole frame."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """video [B, v, D] and ids [B, s] behind one another, with what each may look at.
 
-    allowed: bool [B, 1, v+s+p, v+s+p] with the p text tokens before the video. positions [B, ..].
+    allowed: bool [B, 1, p+v+s, p+v+s] with the p text tokens before the video. positions [B, ..].
+    labels, words [B, s] and targets [B, s, len(HEADS)]: of the questions' tokens. shown
+    [B, v, len(FRAME_HEADS)] and moved [B, v, 2]: of the video's. choices: int64 [c, 3], of each
+    question with options its row, its last text token and the right option's, among all tokens.
     """
 
     before: Tensor
@@ -57,93 +36,41 @@ class Batch:
     labels: Tensor
     words: Tensor
     targets: Tensor
+    shown: Tensor
+    moved: Tensor
+    choices: Tensor
 
 
-class Asker:
-    """Turns questions into text tokens, as the product's prompt does."""
-
-    def __init__(self, tokenizer: DemoTokenizer) -> None:
-        self._tokenizer = tokenizer
-        before, self._after = tokenizer.prompt_parts()
-        self.before = np.array(before, np.int64)
-        self.stop = tokenizer.stop
-        self._words = {
-            tokenizer.encode(mark + word)[0]: word
-            for word in (*COLOURS, *KINDS)
-            for mark in ("", " ")
-            if len(tokenizer.encode(mark + word)) == 1
-        }
-
-    def asked(self, labels: Labels, question: Question) -> Asked:
-        """`question` about `labels` as text tokens with all targets."""
-        facts = Facts(labels, question.frame)
-        text = self._tokenizer.encode("\n" + question.text)
-        answer = [*self._tokenizer.encode(question.answer), self._tokenizer.stop]
-        ids = np.array([*text, *self._after, *answer], np.int64)
-        expected = np.full(len(ids), IGNORED, np.int64)
-        begin = len(ids) - len(answer)
-        expected[begin - 1 : -1] = ids[begin:]
-        words = np.full(len(ids), IGNORED, np.int64)
-        words[begin - 1] = self._tokenizer.encode(word_of(question))[0]
-        targets = np.full((len(ids), len(HEADS)), IGNORED, np.int64)
-        for place, token in enumerate(text):
-            if token in self._words:
-                targets[place] = facts.about(self._words[token])
-        for letter, place in self._options(question, text):
-            targets[place] = np.maximum(targets[place], option(letter, letter == question.answer))
-        targets[begin - 1] = facts.counts()
-        return Asked(question.frame, ids[:-1], expected[:-1], words[:-1], targets[:-1])
-
-    def _options(self, question: Question, text: Sequence[int]) -> list[tuple[str, int]]:
-        """Each option's letter and the place of its last token."""
-        found, told = [], question.text.split(" A. ")[0] if question.options else ""
-        for letter, word in zip("ABCD", question.options, strict=False):
-            told += f" {letter}. {word}"
-            found.append((letter, len(self._tokenizer.encode("\n" + told)) - 1))
-        return [(letter, place) for letter, place in found if place < len(text)]
-
-
-def word_of(question: Question) -> str:
-    """The word that answers `question`, also where its letter is asked for."""
-    if not question.options:
-        return question.answer
-    return question.options["ABCD".index(question.answer)]
-
-
-def kept_of(features: Tensor, keep: int, random: np.random.Generator) -> Tensor:
-    """int64 [F, keep] of features [F, 49, D]: what the paper's pruner keeps, or at random where so
-    many are kept that hardly anything is lost."""
-    frames = len(features)
-    if keep == PLACES:
-        return torch.arange(PLACES).expand(frames, -1)
-    if keep >= 20 and random.random() < 0.4:
-        rank = torch.from_numpy(random.random((frames, PLACES)).astype(np.float32))
-    else:
-        rank = likeness(features)
-    return rank.topk(keep, largest=False).indices.sort().values
+def kept_of(features: Tensor, keep: int, rank: NDArray[np.float32] | None) -> Tensor:
+    """int64 [F, keep] of features [F, 49, D]: the lowest of `rank` [F, 49], or what the paper's
+    pruner keeps."""
+    if keep == ALL:
+        return torch.arange(ALL, device=features.device).expand(len(features), -1)
+    low = likeness(features) if rank is None else torch.from_numpy(rank).to(features.device)
+    return low.topk(keep, largest=False).indices.sort().values
 
 
 def likeness(features: Tensor) -> Tensor:
     """Likeness of tokens to both anchors [F, 49], low = keep; the past is all earlier frames."""
     mean = features.mean(1)
-    count = torch.arange(1, len(mean) + 1).unsqueeze(1)
+    count = torch.arange(1, len(mean) + 1, device=mean.device).unsqueeze(1)
     past = torch.cat([mean[:1], (mean.cumsum(0) / count)[:-1]])
     unit = F.normalize(features, dim=-1)
     anchors = F.normalize(mean, dim=-1) + F.normalize(past, dim=-1)
     return torch.einsum("fnd,fd->fn", unit, anchors)
 
 
-def batch(
-    before: NDArray[np.int64], streams: Sequence[tuple[Tensor, Tensor, Sequence[Asked]]]
-) -> Batch:
-    """Streams of (features [F, 49, D], kept [F, k], questions) as one batch."""
-    prefix = len(before)
-    longest_video = max(kept.numel() for _, kept, _ in streams)
-    longest_text = max(sum(len(one.ids) for one in asked) for _, _, asked in streams)
-    total = prefix + longest_video + longest_text
-    shape = len(streams), total
-    width = streams[0][0].shape[2]
-    video = torch.zeros(len(streams), longest_video, width)
+def batch(before: NDArray[np.int64], streams: Sequence[tuple[Tensor, Stream]]) -> Batch:
+    """Streams with their features [F, 49, D] as one batch, on the features' device."""
+    prefix, device = len(before), streams[0][0].device
+    longest_video = max(stream.keep * len(features) for features, stream in streams)
+    longest_text = max(sum(len(one.ids) for one in stream.asked) for _, stream in streams)
+    shape = len(streams), prefix + longest_video + longest_text
+    video = torch.zeros(len(streams), longest_video, streams[0][0].shape[2], device=device)
+    shown = torch.full(
+        (len(streams), longest_video, len(FRAME_HEADS)), IGNORED, dtype=torch.long, device=device
+    )
+    moved = torch.full((len(streams), longest_video, 2), torch.nan, device=device)
     # Of each token: which question it belongs to (-1: none, -2: padding), the last frame that it
     # sees, the frame it is of, its position.
     group = np.full(shape, -2, np.int64)
@@ -154,41 +81,55 @@ def batch(
     labels = np.full((len(streams), longest_text), IGNORED, np.int64)
     words = labels.copy()
     targets = np.full((len(streams), longest_text, len(HEADS)), IGNORED, np.int64)
-    for row, (features, kept, asked) in enumerate(streams):
-        frames, keep = kept.shape
-        count = kept.numel()
-        video[row, :count] = features.gather(1, kept.unsqueeze(2).expand(-1, -1, width)).reshape(
-            count, width
-        )
+    choices: list[tuple[int, int, int]] = []
+    for row, (features, stream) in enumerate(streams):
+        frames, keep = len(features), stream.keep
+        count = frames * keep
+        kept = kept_of(features, keep, stream.rank)
+        video[row, :count] = _of_kept(features, kept)
+        told = _of_kept(torch.from_numpy(stream.shown).to(device), kept).view(frames, keep, -1)
+        told[:, :-1, COUNTS:] = IGNORED  # only a frame's last token has seen all of it
+        shown[row, :count] = told.flatten(0, 1)
+        moved[row, :count] = _of_kept(torch.from_numpy(stream.moved).to(device), kept)
         group[row, : prefix + count] = -1
         frame[row, :prefix] = -1
         frame[row, prefix : prefix + count] = np.repeat(np.arange(frames), keep)
         sees[row, : prefix + count] = 10**5
         positions[row, : prefix + count] = np.arange(prefix + count)
         at = 0
-        for number, one in enumerate(asked):
+        for number, one in enumerate(stream.asked):
             text, whole = slice(at, at + len(one.ids)), prefix + longest_video + at
             ids[row, text], labels[row, text], words[row, text] = one.ids, one.labels, one.words
             targets[row, text] = one.targets
             span = slice(whole, whole + len(one.ids))
             group[row, span], sees[row, span] = number, one.frame
+            if one.right >= 0:
+                (end,) = np.flatnonzero(one.words != IGNORED)
+                choices.append((row, whole + int(end), whole + one.right))
             start = prefix + keep * min(frames, one.frame + 1)
             positions[row, span] = start + np.arange(len(one.ids))
             at = text.stop
-    g = torch.from_numpy(group)
-    earlier = torch.ones(total, total, dtype=torch.bool).tril()
-    of_video = (g == -1).unsqueeze(1)
-    in_sight = torch.from_numpy(frame).unsqueeze(1) <= torch.from_numpy(sees).unsqueeze(2)
-    same = g.unsqueeze(1) == g.unsqueeze(2)
-    allowed = earlier & ((of_video & in_sight) | (same & (g != -2).unsqueeze(1)))
-    allowed |= torch.eye(total, dtype=torch.bool)
+    g, of, up_to = (torch.from_numpy(one).to(device) for one in (group, frame, sees))
+    earlier = torch.ones(shape[1], shape[1], dtype=torch.bool, device=device).tril()
+    in_sight = (g == -1).unsqueeze(1) & (of.unsqueeze(1) <= up_to.unsqueeze(2))
+    same = (g.unsqueeze(1) == g.unsqueeze(2)) & (g != -2).unsqueeze(1)
+    allowed = earlier & (in_sight | same)
+    allowed |= torch.eye(shape[1], dtype=torch.bool, device=device)
     return Batch(
-        before=torch.from_numpy(before).expand(len(streams), -1),
-        video=video,
-        ids=torch.from_numpy(ids),
-        allowed=allowed.unsqueeze(1),
-        positions=torch.from_numpy(positions),
-        labels=torch.from_numpy(labels),
-        words=torch.from_numpy(words),
-        targets=torch.from_numpy(targets),
+        torch.from_numpy(before).to(device).expand(len(streams), -1),
+        video,
+        torch.from_numpy(ids).to(device),
+        allowed.unsqueeze(1),
+        torch.from_numpy(positions).to(device),
+        torch.from_numpy(labels).to(device),
+        torch.from_numpy(words).to(device),
+        torch.from_numpy(targets).to(device),
+        shown,
+        moved,
+        torch.tensor(choices, dtype=torch.long, device=device).view(-1, 3),
     )
+
+
+def _of_kept(of: Tensor, kept: Tensor) -> Tensor:
+    """What is kept, [F * k, D], of tokens [F, 49, D]."""
+    return of.gather(1, kept.unsqueeze(2).expand(-1, -1, of.shape[2])).flatten(0, 1)

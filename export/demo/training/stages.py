@@ -6,6 +6,7 @@ of labels, to answer; then the language model goes on with the tower's own featu
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,260 +15,225 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from stc.export.demo.training.codebook import (
-    COLOUR,
-    DIGIT,
-    KIND,
-    NAMES,
-    NORM,
-    OCCUPIED,
-    Codebook,
-    pooled,
-    shares,
-)
-from stc.export.demo.training.facts import HEADS, IGNORED, LATE
-from stc.export.demo.training.sequences import KEEPS, Asked, Asker, Batch, batch, kept_of
-from stc.scenes.scene import Scene, make_scene
-from stc.scenes.words import CELLS, PATCH, SIDE
+from stc.export.demo.training.codebook import COLOUR, DIGIT, KIND, NORM, OCCUPIED, Codebook
+from stc.export.demo.training.draws.facts import FRAME_HEADS, HEADS, IGNORED, LATE
+from stc.export.demo.training.draws.streams import Stream
+from stc.export.demo.training.draws.windows import Windows
+from stc.export.demo.training.sequences import Batch, batch
+from stc.scenes.words import CELLS
 
-WINDOWS = {0.0: 6, 0.5: 8, 0.8: CELLS}
-"""Side of what the tower sees of a frame from each share of its training on, patches: less work,
-and most of what it sees is of a thing."""
-AUX_BLOCK, LATE_BLOCK = 3, 4
-"""Behind which blocks of the language model the heads sit that are thrown away: those at the words
-of a question, and those where it ends, which also say the answer's word."""
-OUTLINE_BLOCK, OUTLINE = 2, 16
-"""Behind which block of the tower a head says which cells of a patch a thing covers, and how many
-cells: shapes are told by their outlines, which nothing else asks for so early."""
-FORM_BLOCK, FORM, FORM_SIDE = 4, 64, 40
-"""Behind which block a head draws the whole thing that a patch belongs to, in how many cells, and
-of how many px: that says more than the name of a shape, and is learnt bit by bit."""
-DIGITS_SHARE = 0.35
-"""Of the windows that show handwriting: the hardest thing to learn, and rare in scenes."""
-QUESTIONS = 14
+FRAME_BLOCK, AUX_BLOCK, LATE_BLOCK = 2, 3, 4
+"""Behind which blocks of the language model the heads sit that are thrown away: those at frames'
+tokens, those at the words of a question, and those where it ends, which also say the answer's
+word."""
+OUTLINE_BLOCK, FORM_BLOCK = 2, 4
+"""Behind which blocks of the tower heads say which cells of a patch a thing covers, and draw the
+whole thing that a patch belongs to: shapes are told by their outlines, which nothing else asks for
+so early, and the whole says more than a name and is learnt bit by bit."""
 SHARPNESS = 8.0
 """Of the choice between colours, kinds and digits when the tower learns them."""
 
-Figures = dict[str, float]
+MOTION = 8.0
+"""Weight of how far things moved: small numbers, which few tokens can say."""
+
+Figures = dict[str, Tensor]
 
 
 class Task(Protocol):
-    """One step's loss, and what to tell of it. `share`, 0 to 1, is how much of training is done."""
+    """What a step learns. `draw`, of numpy alone, may run in another process, ahead; `loss` of what
+    it drew, with what to tell of it. `share`, 0 to 1, is how much of training is done."""
 
-    def loss(self, random: np.random.Generator, share: float) -> tuple[Tensor, Figures]: ...
+    @property
+    def draw(self) -> Callable[[np.random.Generator, float], Any]: ...
+    def loss(self, drawn: Any, share: float) -> tuple[Tensor, Figures]: ...
 
 
 @dataclass
 class TowerTask:
     """Patches of windows round things say what they show."""
 
+    draw: Callable[[np.random.Generator, float], Windows]
     model: Any
     codebook: Codebook
     outlines: nn.Linear
     forms: nn.Linear
-    tokens: int = 2048
-    """Patches of a shard of a batch."""
 
-    def loss(self, random: np.random.Generator, share: float) -> tuple[Tensor, Figures]:
-        side = max(size for begin, size in WINDOWS.items() if share >= begin)
-        pixels, places, truth, covered, whole = self._windows(random, self.tokens // side**2, side)
-        features, behind = features_of(self.model, pixels, places)
+    def loss(self, drawn: Windows, share: float) -> tuple[Tensor, Figures]:
+        device = self.model.device
+        places, truth, covered, whole = (
+            torch.from_numpy(one).to(device)
+            for one in (drawn.places, drawn.truth, drawn.covered, drawn.whole)
+        )
+        features, behind = features_of(self.model, pixel_values(drawn.pixels, device), places)
         outline = F.binary_cross_entropy_with_logits(self.outlines(behind[OUTLINE_BLOCK]), covered)
         thing = truth[..., OCCUPIED] > 0
         form = F.binary_cross_entropy_with_logits(
             self.forms(behind[FORM_BLOCK][thing]), whole[thing]
         )
         loss, figures = self._judged(features.flatten(0, 1), truth.flatten(0, 1))
-        figures |= {"outline": outline.item(), "form": form.item()}
+        figures |= {"outline": outline.detach(), "form": form.detach()}
         return loss + 4.0 * outline + 4.0 * form, figures
-
-    def _windows(self, random: np.random.Generator, count: int, side: int) -> tuple[Tensor, ...]:
-        pixels: list[NDArray[Any]] = []
-        places: list[NDArray[Any]] = []
-        truth: list[NDArray[Any]] = []
-        covered: list[NDArray[Any]] = []
-        whole: list[NDArray[Any]] = []
-        while len(pixels) < count:
-            digits = random.random() < DIGITS_SHARE
-            scene = _scene(random, digits)
-            labels = scene.labels
-            coded = None
-            for frame in random.choice(scene.frame_count, 2, replace=False):
-                wanted = labels.owner[frame] >= 0
-                if digits:
-                    wanted &= _digit(scene)[labels.owner[frame]]
-                cells = np.argwhere(wanted)
-                if not len(cells) and random.random() < 0.8:
-                    continue
-                centre = cells[random.integers(len(cells))] if len(cells) else (7, 7)
-                corner = np.array(centre) - side // 2 + random.integers(-2, 3, 2)
-                row, column = np.clip(corner, 0, CELLS - side)
-                coded = shares(labels) if coded is None else coded
-                down, across = slice(row, row + side), slice(column, column + side)
-                rgb = scene.render(int(frame))
-                empty = scene.render_without(tuple(range(len(labels.things))), int(frame))
-                cut = (
-                    slice(row * PATCH, (row + side) * PATCH),
-                    slice(column * PATCH, (column + side) * PATCH),
-                )
-                pixels.append(rgb[cut])
-                mask = (rgb != empty).any(2)
-                covered.append(cells_of(mask[cut], side))
-                forms = forms_of(mask, labels.centre[int(frame)])
-                whole.append(forms[labels.owner[frame, down, across].ravel()])
-                grid = np.arange(CELLS * CELLS).reshape(CELLS, CELLS)
-                places.append(grid[down, across].ravel())
-                truth.append(coded[frame, down, across].reshape(-1, len(NAMES)))
-        return (
-            pixel_values(np.stack(pixels)),
-            torch.from_numpy(np.stack(places)),
-            torch.from_numpy(np.stack(truth)),
-            torch.from_numpy(np.stack(covered)),
-            torch.from_numpy(np.stack(whole)),
-        )
 
     def _judged(self, features: Tensor, truth: Tensor) -> tuple[Tensor, Figures]:
         found = features @ self.codebook.transposed
         rest = (features - found @ self.codebook.codes).square().sum(1) / NORM**2
         squared = (found - truth).square().sum(1) + 0.1 * rest
         thing = truth[:, OCCUPIED] > 0
-        loss = squared[thing].mean() + squared[~thing].mean()
+        loss = mean_where(squared, thing) + mean_where(squared, ~thing)
         figures: Figures = {}
         for name, span in (("colour", COLOUR), ("kind", KIND), ("digit", DIGIT)):
             said = thing & (truth[:, span].sum(1) > 0)
-            if said.any():
-                right = truth[said][:, span].argmax(1)
-                chosen = found[said][:, span]
-                loss = loss + F.cross_entropy(SHARPNESS * chosen, right)
-                figures[name] = (chosen.argmax(1) == right).float().mean().item()
-        figures["thing"] = ((found[:, OCCUPIED] > 0.5) == thing).float().mean().item()
+            right = truth[:, span].argmax(1)
+            chosen = found[:, span]
+            wrong = F.cross_entropy(SHARPNESS * chosen, right, reduction="none")
+            loss = loss + mean_where(wrong, said)
+            figures[name] = mean_where((chosen.argmax(1) == right).float(), said).detach()
+        figures["thing"] = ((found[:, OCCUPIED] > 0.5) == thing).float().mean()
         return loss, figures
 
 
+def mean_where(values: Tensor, of: Tensor) -> Tensor:
+    """The mean of `values` [n] where `of` [n]; 0 of none."""
+    found: Tensor = (values * of).sum() / of.sum().clamp(min=1)
+    return found
+
+
 @dataclass
-class LanguageTask:
+class WatchTask:
+    """The first blocks of the language model learn to follow things from frame to frame, on
+    features made of labels, before anything is asked: among questions they did not in 500 steps."""
+
+    draw: Callable[[np.random.Generator, float], Sequence[Stream]]
+    model: Any
+    frame_heads: nn.Linear
+    motion: nn.Linear
+    codebook: Codebook
+    before: NDArray[np.int64]
+
+    def loss(self, drawn: Sequence[Stream], share: float) -> tuple[Tensor, Figures]:
+        one = self.batch(drawn)
+        before = self.model.get_input_embeddings()(one.before).detach()
+        joined = torch.cat([before, one.video], 1)
+        *_, hidden = hidden_states(self.model, joined, one, FRAME_BLOCK)
+        return self.followed(hidden[:, one.before.shape[1] :], one)
+
+    def batch(self, drawn: Sequence[Stream]) -> Batch:
+        """The streams with their features, the tower's or of one that is nearly right."""
+        if drawn[0].seen.dtype == np.uint8:
+            with torch.no_grad():
+                whole = seen(self.model, np.concatenate([one.seen for one in drawn]))
+            features: Sequence[Tensor] = torch.split(whole, [len(one.seen) for one in drawn])
+        else:
+            features = [self._made(one) for one in drawn]
+        return batch(self.before, list(zip(features, drawn, strict=True)))
+
+    def _made(self, one: Stream) -> Tensor:
+        device = self.model.device
+        features = torch.from_numpy(one.seen).to(device) @ self.codebook.codes
+        random = torch.Generator(device).manual_seed(one.noise)
+        noise = torch.randn(features.shape, generator=random, device=device)
+        return features + one.loudness * noise
+
+    def followed(self, video: Tensor, one: Batch) -> tuple[Tensor, Figures]:
+        """What the frames' tokens should tell, from their hidden states [B, v, D]."""
+        told = _told(self.frame_heads, FRAME_HEADS, dict.fromkeys(FRAME_HEADS, video), one.shown)
+        known = ~one.moved.isnan().any(2)
+        missed = F.smooth_l1_loss(self.motion(video[known]), one.moved[known], reduction="none")
+        motion = missed.sum() / known.sum().clamp(min=1)
+        return told + MOTION * motion, {"frames": told.detach(), "motion": motion.detach()}
+
+
+@dataclass
+class LanguageTask(WatchTask):
     """Questions are answered, about features made of labels or the tower's own."""
 
-    model: Any
     heads: nn.Linear
-    codebook: Codebook
-    asker: Asker
-    streams: int = 2
-    real: bool = False
+    stop: int
 
-    def loss(self, random: np.random.Generator, share: float) -> tuple[Tensor, Figures]:
-        streams: list[tuple[Tensor, Tensor, list[Asked]]] = []
-        # One budget for a batch: streams of unlike length would be filled up with padding.
-        keeps = KEEPS if self.real or share > 0.4 else KEEPS[-2:]
-        keep = int(keeps[random.integers(len(keeps))])
-        while len(streams) < self.streams:
-            scene = make_scene("train", int(random.integers(1 << 40)))
-            asked = [
-                self.asker.asked(scene.labels, question)
-                for question in scene.questions(random, QUESTIONS)
-            ]
-            if asked:
-                features = self._features(scene, random)
-                streams.append((features, kept_of(features, keep, random), asked))
-        return self._judged(batch(self.asker.before, streams), share)
-
-    def _features(self, scene: Scene, random: np.random.Generator) -> Tensor:
-        """Features [F, 49, D] of the tower, or of one that is nearly right."""
-        if self.real:
-            with torch.no_grad():
-                return seen(self.model, scene)
-        coded = pooled(shares(scene.labels))
-        loud = random.uniform(0.02, 0.1)
-        coded = coded + loud * random.standard_normal(coded.shape, dtype=np.float32)
-        features = torch.from_numpy(coded.astype(np.float32)) @ self.codebook.codes
-        noise = random.standard_normal(features.shape, dtype=np.float32)
-        return features + random.uniform(0.0, 0.3) * torch.from_numpy(noise)
-
-    def _judged(self, one: Batch, share: float) -> tuple[Tensor, Figures]:
+    def loss(self, drawn: Sequence[Stream], share: float) -> tuple[Tensor, Figures]:
+        one = self.batch(drawn)
         embed = self.model.get_input_embeddings()
         joined = torch.cat([embed(one.before), one.video, embed(one.ids)], 1)
         start = joined.shape[1] - one.ids.shape[1]
-        hidden, early, late = (each[:, start:] for each in decoded(self.model, joined, one))
+        behind = hidden_states(self.model, joined, one)
+        early, late = behind[AUX_BLOCK][:, start:], behind[LATE_BLOCK][:, start:]
+        norm = self.model.model.language_model.norm
         asked = one.labels != IGNORED
-        logits = self.model.lm_head(hidden[asked])
+        logits = self.model.lm_head(norm(behind[-1][:, start:][asked]))
         answers = one.labels[asked]
         loss = F.cross_entropy(logits, answers)
-        stop = answers == self.asker.stop
-        right = (logits.argmax(1) == answers)[~stop].float().mean().item()
+        right = mean_where((logits.argmax(1) == answers).float(), answers != self.stop)
         ends = one.words != IGNORED
-        said = self.model.lm_head(self.model.model.language_model.norm(late[ends]))
-        word = F.cross_entropy(said, one.words[ends])
-        told = self._told(early, late, one.targets)
-        figures = {"answer": loss.item(), "right": right, "word": word.item(), "heads": told.item()}
-        return loss + word + (1.0 if share < 0.7 else 0.3) * told, figures
-
-    def _told(self, early: Tensor, late: Tensor, targets: Tensor) -> Tensor:
-        about = (targets != IGNORED).any(2)
-        wanted = targets[about]
-        sizes = list(HEADS.values())
-        parts = self.heads(early[about]).split(sizes, 1)
-        later = self.heads(late[about]).split(sizes, 1)
-        losses = [
-            F.cross_entropy(
-                late_one if name in LATE else part, wanted[:, head], ignore_index=IGNORED
-            )
-            for head, (name, part, late_one) in enumerate(zip(HEADS, parts, later, strict=True))
-            if (wanted[:, head] != IGNORED).any()
-        ]
-        return torch.stack(losses).mean()
+        word = F.cross_entropy(self.model.lm_head(norm(late[ends])), one.words[ends])
+        places = {name: late if name in LATE else early for name in HEADS}
+        told = _told(self.heads, HEADS, places, one.targets)
+        followed, figures = self.followed(behind[FRAME_BLOCK][:, one.before.shape[1] : start], one)
+        sought = looked_for(self.model, behind[LATE_BLOCK], one)
+        figures = {"heads": told, "choice": sought} | figures
+        figures = {"answer": loss, "right": right, "word": word} | figures
+        loss = loss + word + sought + (1.0 if share < 0.7 else 0.3) * (told + followed)
+        return loss, {name: figure.detach() for name, figure in figures.items()}
 
 
-def decoded(model: Any, joined: Tensor, one: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """The language model's last hidden state and those behind AUX_BLOCK and LATE_BLOCK."""
+def _told(
+    heads: nn.Linear, sizes: Mapping[str, int], places: Mapping[str, Tensor], targets: Tensor
+) -> Tensor:
+    """The mean loss of `heads`, each at its place [B, t, D], over those with any of `targets`
+    [B, t, len(sizes)]."""
+    about = (targets != IGNORED).any(2)
+    wanted = targets[about]
+    read = {id(one): heads(one[about]).split(list(sizes.values()), 1) for one in places.values()}
+    losses, any_told = [], []
+    for number, name in enumerate(sizes):
+        part, mine = read[id(places[name])][number], wanted[:, number] != IGNORED
+        wrong = F.cross_entropy(part, wanted[:, number], ignore_index=IGNORED, reduction="none")
+        losses.append(mean_where(wrong, mine))
+        any_told.append(mine.any())
+    return torch.stack(losses).sum() / torch.stack(any_told).sum().clamp(min=1)
+
+
+def looked_for(model: Any, hidden: Tensor, one: Batch) -> Tensor:
+    """How little one head of the block behind LATE_BLOCK looks from a question's end at the right
+    one of its options, -log of its attention, mean: there the word is known, and the letter stands
+    beside it."""
+    layer = model.model.language_model.layers[LATE_BLOCK]
+    attention, width = layer.self_attn, layer.self_attn.head_dim
+    if not len(one.choices):
+        return hidden.new_zeros(())
+    row, end, right = one.choices.T
+    normed = layer.input_layernorm(hidden)
+    turned = model.model.language_model.rotary_emb(hidden, one.positions)
+    query = attention.q_proj(normed[row, end])[:, None, None, :width]
+    keys = attention.k_proj(normed)[:, None, :, :width]
+    query, _ = apply_rotary_pos_emb(query, query, *(part[row, end][:, None] for part in turned))
+    keys, _ = apply_rotary_pos_emb(keys, keys, *turned)
+    scores = (query[:, 0] @ keys[row, 0].mT)[:, 0] * attention.scaling
+    scores = scores.masked_fill(~one.allowed[row, 0, end], -torch.inf)
+    return F.cross_entropy(scores, right)
+
+
+def hidden_states(
+    model: Any, joined: Tensor, one: Batch, blocks: int | None = None
+) -> list[Tensor]:
+    """Hidden states [B, t, D] of the language model before and behind every block, or the first
+    `blocks`, of `joined` [B, t, D], a batch's tokens or its first t."""
     language = model.model.language_model
-    hidden, behind = joined, {}
-    turned = language.rotary_emb(hidden, one.positions)
-    for number, layer in enumerate(language.layers):
+    length = joined.shape[1]
+    positions = one.positions[:, :length]
+    turned = language.rotary_emb(joined, positions)
+    behind = [joined]
+    for layer in language.layers[:blocks]:
         hidden = layer(
-            hidden,
-            attention_mask=one.allowed,
-            position_ids=one.positions,
+            behind[-1],
+            attention_mask=one.allowed[..., :length, :length],
+            position_ids=positions,
             position_embeddings=turned,
             use_cache=False,
         )
-        behind[number + 1] = hidden
-    return language.norm(hidden), behind[AUX_BLOCK], behind[LATE_BLOCK]
-
-
-def _scene(random: np.random.Generator, digit: bool) -> Scene:
-    """A scene to train on, with a digit in it where that is asked for."""
-    while True:
-        scene = make_scene("train", int(random.integers(1 << 40)))
-        if not digit or any(_digit(scene)):
-            return scene
-
-
-def _digit(scene: Scene) -> NDArray[np.bool_]:
-    """Which things are digits."""
-    return np.array([thing.kind == "digit" for thing in scene.labels.things], bool)
-
-
-def cells_of(covered: NDArray[np.bool_], side: int) -> NDArray[np.float32]:
-    """[side * 8, side * 8] px -> the share covered of each cell of every patch, [side**2, 16]."""
-    fine = int(OUTLINE**0.5)
-    step = PATCH // fine
-    parts = covered.reshape(side, fine, step, side, fine, step)
-    shares: NDArray[np.float32] = parts.mean((2, 5), dtype=np.float32)
-    found: NDArray[np.float32] = shares.transpose(0, 2, 1, 3).reshape(side * side, OUTLINE)
-    return found
-
-
-def forms_of(covered: NDArray[np.bool_], centres: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What is covered round each centre, [K + 1, FORM]: FORM_SIDE px as 8 x 8 cells. The last is
-    nobody's."""
-    half, step = FORM_SIDE // 2, FORM_SIDE // 8
-    padded = np.pad(covered, half)
-    found = np.zeros((len(centres) + 1, FORM), np.float32)
-    for number, (x, y) in enumerate(np.clip(np.rint(centres).astype(int), 0, SIDE - 1)):
-        part = padded[y : y + FORM_SIDE, x : x + FORM_SIDE]
-        found[number] = part.reshape(8, step, 8, step).mean((1, 3)).ravel()
-    return found
+        behind.append(hidden)
+    return behind
 
 
 def features_of(
@@ -289,14 +255,14 @@ def features_of(
     return model.model.multi_modal_projector(behind[-1]), behind
 
 
-def seen(model: Any, scene: Scene) -> Tensor:
-    """Features [F, 49, D] of a scene, pooled."""
-    features, _ = features_of(model, pixel_values(scene.frames()))
-    frames, _, width = features.shape
-    halves = features.view(frames, CELLS // 2, 2, CELLS // 2, 2, width)
-    return halves.mean((2, 4)).reshape(frames, -1, width)
+def seen(model: Any, frames: NDArray[np.uint8]) -> Tensor:
+    """Features [F, 49, D] of frames [F, 112, 112, 3], pooled."""
+    features, _ = features_of(model, pixel_values(frames, model.device))
+    count, _, width = features.shape
+    halves = features.view(count, CELLS // 2, 2, CELLS // 2, 2, width)
+    return halves.mean((2, 4)).reshape(count, -1, width)
 
 
-def pixel_values(rgb: NDArray[np.uint8]) -> Tensor:
+def pixel_values(rgb: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
     """uint8 [.., h, w, 3] as the checkpoint's preprocessing makes them, [.., 3, h, w]."""
-    return torch.from_numpy(rgb).movedim(-1, -3).float() / 127.5 - 1
+    return torch.from_numpy(rgb).to(device).movedim(-1, -3).float() / 127.5 - 1

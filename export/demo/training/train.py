@@ -2,7 +2,8 @@
 
 Everything that a step draws follows from the seed, the stage and the step's number, and what was
 learnt is kept every SAVED steps: a run that was stopped goes on as if it had not been. Two
-processes share the work, half of each batch each; one process does the same alone.
+processes share the work, half of each batch each; one process does the same alone. On a GPU one
+process learns what others draw.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from transformers import LlavaOnevisionForConditionalGeneration
@@ -22,10 +22,12 @@ from transformers import LlavaOnevisionForConditionalGeneration
 from stc.export.demo.checkpoint import demo_config
 from stc.export.demo.tokenizer import DemoTokenizer
 from stc.export.demo.training.codebook import NAMES, NORM, Codebook
-from stc.export.demo.training.facts import HEADS
+from stc.export.demo.training.draws.facts import FRAME_HEADS, HEADS
+from stc.export.demo.training.draws.pool import batches
+from stc.export.demo.training.draws.streams import Asker, StreamDraw
+from stc.export.demo.training.draws.windows import FORM, OUTLINE, WindowDraw
 from stc.export.demo.training.muon import Muon
-from stc.export.demo.training.sequences import Asker
-from stc.export.demo.training.stages import FORM, OUTLINE, LanguageTask, Task, TowerTask
+from stc.export.demo.training.stages import FRAME_BLOCK, LanguageTask, Task, TowerTask, WatchTask
 from stc.scenes.words import CELLS
 
 SAVED = 200
@@ -42,33 +44,40 @@ Parts = list[tuple[str, nn.Parameter]]
 class Plan:
     """How many steps each stage takes, and its learning rates."""
 
-    tower: int = 2400
-    language: int = 1300
-    together: int = 400
+    tower: int = 4000
+    watch: int = 1200
+    language: int = 4000
+    together: int = 1500
     seed: int = 0
     muon: float = 0.02
     adam: float = 2e-3
 
     def scaled(self, share: float) -> Plan:
         """The same with `share` of the steps."""
-        steps = (max(1, round(share * one)) for one in (self.tower, self.language, self.together))
-        return replace(self, **dict(zip(("tower", "language", "together"), steps, strict=True)))
+        stages = ("tower", "watch", "language", "together")
+        return replace(self, **{one: max(1, round(share * getattr(self, one))) for one in stages})
 
 
 class Learner:
-    """The model with what is thrown away after training."""
+    """The model on `device`, with what is thrown away after training."""
 
-    def __init__(self, tokenizer: DemoTokenizer, seed: int) -> None:
+    def __init__(self, tokenizer: DemoTokenizer, seed: int, device: str = "cpu") -> None:
         torch.manual_seed(seed)
         config = demo_config(tokenizer)
         self.model: Any = LlavaOnevisionForConditionalGeneration(config)
         width = config.text_config.hidden_size
         self.codebook = Codebook(width)
         self.heads = nn.Linear(width, sum(HEADS.values()))
+        self.frame_heads = nn.Linear(width, sum(FRAME_HEADS.values()))
+        self.motion = nn.Linear(width, 2)
         self.outlines = nn.Linear(config.vision_config.hidden_size, OUTLINE)
         self.forms = nn.Linear(config.vision_config.hidden_size, FORM)
         self.asker = Asker(tokenizer)
+        self.thrown = self.heads, self.frame_heads, self.motion, self.outlines, self.forms
         self._begin(tokenizer)
+        for one in (self.model, *self.thrown):
+            one.to(device)
+        self.codebook.codes = self.codebook.codes.to(device)
 
     def _begin(self, tokenizer: DemoTokenizer) -> None:
         """Words start from the codes of what they name."""
@@ -94,10 +103,18 @@ class Learner:
         thrown = nn.ModuleDict({"outlines": self.outlines, "forms": self.forms})
         return [*own, *thrown.named_parameters("heads")]
 
+    def watch_parts(self) -> Parts:
+        """What the language model's first stage trains."""
+        first = tuple(f"layers.{block}." for block in range(FRAME_BLOCK))
+        whole = self.language_parts()
+        return [one for one in whole if one[0].startswith((*first, "heads.frames", "heads.motion"))]
+
     def language_parts(self) -> Parts:
-        """What the language model's stages train."""
+        """What the language model's stages of questions train."""
         own = self.model.model.language_model.named_parameters()
-        return [*own, *self.heads.named_parameters("heads")]
+        heads = {"words": self.heads, "frames": self.frame_heads, "motion": self.motion}
+        thrown = nn.ModuleDict(heads)
+        return [*own, *thrown.named_parameters("heads")]
 
 
 def waves(side: int, width: int) -> Tensor:
@@ -161,16 +178,18 @@ def run_stage(
     folder: Path,
     say: Callable[[str], None],
     shards: tuple[int, ...],
+    drawers: int = 0,
 ) -> None:
     """`steps` steps of `task` on `parts`; goes on where `folder` says it stopped.
 
     shards: the parts of each batch that this process computes; gradients are averaged over all.
+    drawers: how many processes draw them ahead; 0: this one draws them itself.
     """
     optimizers = Optimizers(parts, plan)
     file = folder / f"{name}.pt"
     begun = 0
     if file.exists():
-        state = torch.load(file, weights_only=True)
+        state = torch.load(file, weights_only=True, map_location="cpu")
         begun = state["step"]
         with torch.no_grad():
             for part, one in parts:
@@ -178,11 +197,10 @@ def run_stage(
         if begun < steps:
             optimizers.load(state["optimizers"])
     told = time.perf_counter()
-    for step in range(begun, steps):
-        figures: dict[str, float] = {}
-        for shard in shards:
-            random = np.random.default_rng([plan.seed, *name.encode(), step, shard])
-            loss, figures = task.loss(random, step / steps)
+    key, left = (plan.seed, *name.encode()), range(begun, steps)
+    for step, shared in zip(left, batches(task.draw, key, left, shards, drawers), strict=True):
+        for drawn in shared:
+            loss, figures = task.loss(drawn, step / steps)
             torch.autograd.backward(loss / len(shards))
         if distributed.is_initialized():
             for one in optimizers.parameters:
@@ -192,20 +210,20 @@ def run_stage(
                 one.grad /= distributed.get_world_size()
         optimizers.step(rate_at(step, steps))
         if shards[0] == 0 and ((step + 1) % SAVED == 0 or step + 1 == steps):
-            _save(file, step + 1, parts, optimizers)
+            _save(file, step + 1, parts, optimizers.state() if step + 1 < steps else [])
         if (step + 1) % 25 == 0 or step + 1 == steps:
             took = time.perf_counter() - told
-            shown = " ".join(f"{key} {value:.3f}" for key, value in figures.items())
+            shown = " ".join(f"{name} {value.item():.3f}" for name, value in figures.items())
             say(f"{name} {step + 1}/{steps}: {shown} ({took / 25:.2f} s a step)")
             told = time.perf_counter()
 
 
-def _save(file: Path, step: int, parts: Parts, optimizers: Optimizers) -> None:
+def _save(file: Path, step: int, parts: Parts, optimizers: list[dict[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "step": step,
         "parts": {name: one.detach() for name, one in parts},
-        "optimizers": optimizers.state(),
+        "optimizers": optimizers,
     }
     torch.save(state, file.with_suffix(".new"))
     file.with_suffix(".new").replace(file)
@@ -213,16 +231,20 @@ def _save(file: Path, step: int, parts: Parts, optimizers: Optimizers) -> None:
 
 def tower_task(learner: Learner) -> TowerTask:
     """The tower's stage."""
-    return TowerTask(learner.model, learner.codebook, learner.outlines, learner.forms)
+    parts = learner.model, learner.codebook, learner.outlines, learner.forms
+    return TowerTask(WindowDraw(), *parts)
+
+
+def watch_task(learner: Learner) -> WatchTask:
+    """The language model's first stage."""
+    draw = StreamDraw(learner.asker, streams=4, real=False, questions=False)
+    parts = learner.model, learner.frame_heads, learner.motion, learner.codebook
+    return WatchTask(draw, *parts, learner.asker.before)
 
 
 def language_task(learner: Learner, *, real: bool) -> LanguageTask:
-    """The language model's stages."""
-    return LanguageTask(
-        learner.model,
-        learner.heads,
-        learner.codebook,
-        learner.asker,
-        streams=4 if real else 2,
-        real=real,
-    )
+    """The language model's stages of questions."""
+    asker = learner.asker
+    draw = StreamDraw(asker, streams=4 if real else 2, real=real)
+    parts = learner.model, learner.frame_heads, learner.motion, learner.codebook
+    return LanguageTask(draw, *parts, asker.before, learner.heads, asker.stop)

@@ -60,7 +60,9 @@ def read_answers(
     """
     questions: dict[str, Scored] = {}
     answers: dict[str, dict[str, str | None]] = {}
-    for number, entry in json_lines(path):
+    example = json.dumps({**benchmark.line, "stc": "B"})
+    fix = f"write a JSON object a line, such as {example}"
+    for number, entry in json_lines(path, fix, "--answers"):
         name = str(entry.values.get("id", number))
         if name in questions:
             raise SettingsError(entry.where("id"), f"{shown(name)} is in the file twice", "once")
@@ -73,7 +75,8 @@ def read_answers(
                 raise SettingsError(entry.where(method), got, "the text that a method answered")
             answers.setdefault(method, {})[name] = answer
     if not answers:
-        raise SettingsError(path, "holds no answers", 'lines such as {"answer": "A", "stc": "B"}')
+        expected = "what a method answered, under its name"
+        raise SettingsError(path, "holds no answers", expected, fix)
     return list(questions.values()), answers
 
 

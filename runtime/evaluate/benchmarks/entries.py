@@ -15,7 +15,7 @@ from typing import Any
 from stc.errors import SettingsError, first_line
 from stc.shell.ranges import real, shown, whole
 
-AGAIN = "download it again"
+AGAIN = "correct it, or download the official file again"
 NAME_IT = "name the file itself with --data FILE"
 DEPTH = ("", "*/", "*/*/")
 """Folders that files are looked for in, below the one that is named."""
@@ -149,15 +149,17 @@ def is_there(path: Path) -> bool:
         return False
 
 
-def read_text(path: Path, fix: str = AGAIN) -> str:
-    """What `path` holds. Raises SettingsError unless that is text in UTF-8."""
+def read_text(path: Path, fix: str = AGAIN, flag: str = "") -> str:
+    """What `path` holds, which `flag` named. Raises SettingsError unless that is text in UTF-8."""
+    subject = f"{flag} {path}" if flag else str(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise SettingsError(path, f"cannot be read ({error.strerror or error})") from error
+        got = f"cannot be read ({error.strerror or error})"
+        raise SettingsError(subject, got, fix="check the path") from error
     except ValueError as error:
         got = f"no text in UTF-8 ({first_line(error)})"
-        raise SettingsError(path, got, fix=fix) from error
+        raise SettingsError(subject, got, fix=fix) from error
 
 
 def parse_json(text: str, place: str, fix: str = AGAIN) -> Any:
@@ -172,25 +174,27 @@ def parse_json(text: str, place: str, fix: str = AGAIN) -> Any:
         raise SettingsError(place, f"no JSON ({first_line(error)})", fix=fix) from error
 
 
-def read_json(path: Path, fix: str = AGAIN) -> list[Any]:
+def read_json(path: Path, fix: str = AGAIN, flag: str = "") -> list[Any]:
     """The list that the file `path` holds, in JSON. Raises SettingsError unless it does."""
-    value = parse_json(read_text(path, fix), str(path), fix)
+    value = parse_json(read_text(path, fix, flag), str(path), fix)
     if not isinstance(value, list) or not value:
         raise SettingsError(path, f"got {shown(value)}", "a list of entries, not empty", fix)
     return value
 
 
-def json_entries(path: Path, fix: str = AGAIN) -> list[Entry]:
+def json_entries(path: Path, fix: str = AGAIN, flag: str = "") -> list[Entry]:
     """The objects that the file `path` lists. Raises SettingsError unless it does."""
-    return [Entry(value, f"{path}[{index}]") for index, value in enumerate(read_json(path, fix))]
+    values = read_json(path, fix, flag)
+    return [Entry(value, f"{path}[{index}]") for index, value in enumerate(values)]
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, Entry]]:
+def json_lines(path: Path, fix: str, flag: str) -> Iterator[tuple[int, Entry]]:
     """The objects of the file `path`, one a line, with the numbers of their lines."""
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    # Not splitlines(), which ends a line at characters that a text in JSON may hold.
+    for number, line in enumerate(read_text(path, fix, flag).split("\n"), start=1):
         if line.strip():
             place = f"{path} line {number}"
-            yield number, Entry(parse_json(line, place), place)
+            yield number, Entry(parse_json(line, place, fix), place)
 
 
 def csv_entries(path: Path) -> list[Entry]:

@@ -80,7 +80,7 @@ class Benchmark:
     """A public benchmark.
 
     load: its questions by its folder, or the file of its questions. row: what a line of a file of
-        answers says of its question, of the number it has in the file.
+        answers says of its question, of the number it has there. line: the least that it says.
     mean: the official figure of it all. category_mean: of a category. also: further figures, by
         name. submission: what is handed in where right answers are not published, of answers by the
         question's id.
@@ -89,6 +89,7 @@ class Benchmark:
     name: str
     load: Callable[[Path], Loaded]
     row: Callable[[Entry, str], Scored]
+    line: Mapping[str, str]
     mean: Mean
     category_mean: Mean
     also: Mapping[str, Mean] = field(default_factory=dict)

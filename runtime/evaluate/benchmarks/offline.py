@@ -12,6 +12,7 @@ from typing import Any
 
 from stc.errors import SettingsError
 from stc.runtime.evaluate.benchmarks.entries import (
+    AGAIN,
     Entry,
     find_all,
     find_one,
@@ -211,14 +212,12 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = read_table(path).to_pylist()
     except (ArrowException, OSError) as error:
-        raise SettingsError(path, f"no parquet ({error})", fix="download it again") from error
+        raise SettingsError(path, f"no parquet ({error})", fix=AGAIN) from error
     return rows
 
 
-EGOSCHEMA = Benchmark(
-    "egoschema", load_egoschema, row, mean_of_questions, mean_of_questions, submission=submission
-)
-MLVU = Benchmark(
-    "mlvu", load_mlvu, row, mean_of_questions, mean_of_questions, {"m_avg": mean_of_tasks}
-)
-VIDEO_MME = Benchmark("video-mme", load_video_mme, row, mean_of_questions, mean_of_questions)
+LINE = {"answer": "A"}
+BY_QUESTIONS = (mean_of_questions, mean_of_questions)
+EGOSCHEMA = Benchmark("egoschema", load_egoschema, row, LINE, *BY_QUESTIONS, submission=submission)
+MLVU = Benchmark("mlvu", load_mlvu, row, LINE, *BY_QUESTIONS, {"m_avg": mean_of_tasks})
+VIDEO_MME = Benchmark("video-mme", load_video_mme, row, LINE, *BY_QUESTIONS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -47,6 +47,16 @@ class Line:
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A `value` of at least 0, `told` beside its bar; `number` counts from 0."""
+
+    label: str
+    value: float
+    told: str
     number: int = 0
 
 
@@ -143,6 +153,43 @@ def bars(rows: Sequence[Point], title: str) -> str:
             drawn.append(f'<path class="error" d="M{low} {top + 7}H{high}"/>')
         drawn.append(f'<text x="{WIDTH - 44}" y="{top + 11}">{100 * row.y:.1f}%</text></g>')
     return _svg(drawn, title, len(rows) * ROW + 4)
+
+
+def amounts(groups: Mapping[str, Sequence[Bar]], title: str, note: str) -> str:
+    """A heading for each group, and its bars below; all on one scale, from 0 to the largest.
+
+    `title` and `note` stand above, a line each.
+    """
+    most = max((one.value for bars in groups.values() for one in bars), default=0.0) or 1.0
+    axis = _Axis(0, most, NAMES, WIDTH - 70)
+    drawn = [
+        f'<text x="0" y="{LINE}">{escape(title)}</text>',
+        f'<text class="tick" x="0" y="{2 * LINE}">{escape(note)}</text>',
+    ]
+    top = 3.0 * LINE
+    for heading, rows in groups.items():
+        drawn.append(f'<text x="0" y="{top + LINE}">{escape(heading)}</text>')
+        top += ROW
+        for row in rows:
+            width = round(axis.at(row.value) - axis.start, 1)
+            drawn.append(
+                f"<g><title>{escape(f'{heading}, {row.label}: {row.told}')}</title>"
+                f'<text class="tick" x="8" y="{top + 11}">{escape(row.label)}</text>'
+                f'<rect class="c{row.number % COLOURS}" x="{NAMES}" y="{top}" width="{width}" '
+                f'height="11"/><text class="tick" x="{NAMES + width + 4}" y="{top + 11}">'
+                f"{escape(row.told)}</text></g>"
+            )
+            top += LINE
+        top += LINE / 2
+    return _svg(drawn, title, top)
+
+
+def alone(svg: str, style: str) -> str:
+    """`svg`, as functions here make them, as a file of its own: with its `style`, on paper."""
+    head, _, rest = svg.partition(">")
+    named = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    paper = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+    return f"{named}><style>{escape(style)}</style>{paper}{rest}\n"
 
 
 def _frame(

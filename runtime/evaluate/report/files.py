@@ -15,18 +15,20 @@ from stc.runtime.evaluate.store import written
 from stc.runtime.evaluate.summary import Records, question_rows
 from stc.runtime.output import whole_file
 
+NAMES = ("questions.csv", "methods.csv", "report.html")
+
 
 def write_report(root: Path, document: Figures, data: Data, records: Mapping[str, Records]) -> None:
     """`questions.csv`, `methods.csv` and `report.html` stand in `root`, whole.
 
     Raises SettingsError when one cannot be written.
     """
-    files = {
-        "questions.csv": _csv(question_rows(data, document["methods"], records)),
-        "methods.csv": _csv(_method_rows(document["methods"])),
-        "report.html": page(document),
-    }
-    for name, text in files.items():
+    texts = (
+        _csv(question_rows(data, document["methods"], records)),
+        _csv(_method_rows(document["methods"])),
+        page(document),
+    )
+    for name, text in zip(NAMES, texts, strict=True):
         with written(root / name), whole_file(root / name) as file:
             file.write(text.encode())
 

@@ -37,6 +37,11 @@ dt { font-weight: 600; } dd { margin: 0 0 .6rem; color: var(--soft); }
 """
 HUES = ("#3b82c4", "#d9772b", "#2a9d74", "#c2569b", "#b8901f", "#7b6fd0", "#c94f4f", "#4a9fb0")
 """Of the classes `c0` to `c7`: legible on light and dark."""
+CSS = STYLE + "".join(
+    f".c{number} {{ fill: {hue}; stroke: {hue}; }} .line.c{number} {{ fill: none; }} "
+    for number, hue in enumerate(HUES[: charts.COLOURS])
+)
+"""What charts and pages look like."""
 
 
 def page(document: Figures) -> str:
@@ -47,14 +52,10 @@ def page(document: Figures) -> str:
     if document["questions"]:
         body += [*_accuracy(methods), *_families(methods), *_baselines(document)]
     body += [*_drift(methods), *_table("All figures", methods, bool(document["questions"]))]
-    colours = "".join(
-        f".c{number} {{ fill: {hue}; stroke: {hue}; }} .line.c{number} {{ fill: none; }} "
-        for number, hue in enumerate(HUES[: charts.COLOURS])
-    )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<title>{_text(title)}</title><style>{STYLE}{colours}</style></head>\n<body>\n"
+        f"<title>{_text(title)}</title><style>{CSS}</style></head>\n<body>\n"
         + "\n".join(body)
         + "\n</body></html>\n"
     )
