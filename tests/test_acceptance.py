@@ -427,6 +427,7 @@ def test_language_graphs_are_compared_at_every_size_they_are_built_for() -> None
         ("text_embed", {"m": 1}, True),
         ("text_embed", {"m": 5}, True),
         ("attend_00", {"m": 5, "S": 8}, True),
+        ("attend_00", {"m": 5, "S": 8}, True),
         ("head", {}, True),
     ]
     assert seen[4]["keys"] == (1, 8, 2)

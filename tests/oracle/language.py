@@ -96,7 +96,8 @@ class Decoder:
         group = self.spec.query_heads // self.spec.key_heads
         heads = []
         for head, own in enumerate(turned):
-            scores = own @ rows[head // group].T / np.sqrt(np.float32(self.spec.head_width))
+            products = self.products(own, rows[head // group])
+            scores = products / np.sqrt(np.float32(self.spec.head_width))
             scores = np.where(seen, scores, -1e9)
             shares = np.exp(scores - scores.max(axis=1, keepdims=True))
             shares /= shares.sum(axis=1, keepdims=True)
@@ -106,6 +107,10 @@ class Decoder:
         gate = self._affine(f"{block}.mlp.gate_proj", normed)
         active = gate / (1 + np.exp(-gate)) * self._affine(f"{block}.mlp.up_proj", normed)
         return (after + self._affine(f"{block}.mlp.down_proj", active),)
+
+    def products(self, queries: Array, keys: Array) -> Array:
+        """Of rotated queries [m, e] and keys [S, e] of a head: [m, S]."""
+        return queries @ keys.T
 
     def head(self, hidden: Array) -> tuple[Array]:
         """hidden [1, D] -> logits [1, V]; without a matrix of its own it is the embedding's."""
