@@ -92,7 +92,9 @@ def test_engines_add_up_to_the_stages_that_run_them(
     engines, reference = found["engines"], found["reference"]
     blocks = Bundle.open(half_demo_bundle).manifest.vision.blocks
     assert engines["reference_00"]["graphs"] == engines["keys_00"]["graphs"] == blocks > 1
-    runs = {"embed": 1, "reference_00": blocks, "project": 1}
+    runs = {"embed": 1, "project": 1}
+    runs |= dict.fromkeys(("reference_00", "mlp_00-M196"), blocks)
+    runs["add"] = blocks
     runs |= {name: 1 for name in engines if name.startswith("prune")}
     for figure in ("kernels", "bytes", "weight_bytes", "macs", "attentions"):
         total = sum(count * engines[name][figure] for name, count in runs.items())

@@ -100,7 +100,7 @@ def test_references_are_two_sets_of_125_mib_per_stream() -> None:
 def test_what_fits_says_so_with_its_parts() -> None:
     line = check_fits(DEMAND, "Orin", 8 * GIB)
     assert line.startswith("Orin: needs 2.")
-    assert "weights 1.79" in line
+    assert "weights 1.21" in line
     assert line.endswith("; 8.00 GiB are free")
 
 
@@ -173,9 +173,8 @@ def test_what_cannot_fit_is_told_how_much_is_lacking() -> None:
 
 # Engines that hold one graph's weights.
 
-UPDATE_BYTES = 26 * (3 * 1152**2 + 2 * 1152 * 4304) * 2
-"""Of all blocks' `update`: queries, values, output and MLP; keys, embedding and projector are not
-among them."""
+UPDATE_BYTES = 26 * 3 * 1152**2 * 2
+"""Of all blocks' `update`: queries, values and output."""
 HEAD_BYTES = 152_000 * 896 * 2
 LANGUAGE_BYTES = 988_000_000
 
@@ -186,7 +185,7 @@ def with_language_weights(size: int, *, tied: bool = True) -> Manifest:
     return made.model_copy(update={"files": (*made.files, file)})
 
 
-def test_a_blocks_weights_are_held_once_more_for_reference_frames() -> None:
+def test_attentions_weights_are_held_once_more_for_reference_frames() -> None:
     whole = WEIGHTS_BYTES + UPDATE_BYTES + 26 * 1152**2 * 2
     assert DEMAND.parts["weights"] == pytest.approx(ENGINE_OVERHEAD * whole, rel=1e-6)
 
