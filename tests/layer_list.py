@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,6 +44,17 @@ class HalfGraph:
         said = message_of(iter(watcher.messages))
         (read,) = re.findall(r"Name: \w*mha\w*, .*?Inputs: \[(.*?)\], Outputs", said)
         return set(re.findall(r"\{ Name: (.*?),", read))
+
+    def engine_bytes(self, folder: Path, target: str, every: tuple[Sizes, ...]) -> list[int]:
+        """The size of its engine for all sizes of `every`: a profile each, and one for all."""
+        found = []
+        for several in (True, False):
+            tensorrt = load_tensorrt("tensorrt-rtx")
+            tensorrt.several_profiles = several
+            recipe = self._recipe(folder, target, every[0], LADDER[0])
+            recipe = replace(recipe, spec=EngineSpec("graph", every), detailed=False)
+            found.append(compile_engine(tensorrt, recipe, lambda *_: None).nbytes)
+        return found
 
     def _recipe(self, folder: Path, target: str, sizes: Sizes, attention: Attention) -> Recipe:
         path = folder / "graph.onnx"

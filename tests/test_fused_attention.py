@@ -128,6 +128,14 @@ def test_attention_of_a_chunk_can_be_kernels_of_their_own(
     assert attend().layers(tmp_path, "sm89", CHUNK, attention).fused == 0
 
 
+def test_an_mlp_of_all_sizes_holds_its_weights_once(tmp_path: Path) -> None:
+    spec = random_checkpoint().spec.model_copy(update={"width": 576, "mlp_width": 2048})
+    mlp = half_graph(Mlp(spec, torch.float16), MLP_CONTRACT, {"C": 576, "M": 5}, free=("M",))
+    every = tuple({"M": rows} for rows in (*RECOMPUTED, TOKENS))
+    weights = 2 * 2 * spec.width * spec.mlp_width
+    assert all(weights < size < 1.3 * weights for size in mlp.engine_bytes(tmp_path, "sm86", every))
+
+
 def test_a_full_size_block_moves_no_more_than_it_did(tmp_path: Path) -> None:
     """On sm86: 11 kernels and 91.7 MB of a reference frame, 13 and 64.3 MB of a reuse frame."""
     spec = random_checkpoint().spec

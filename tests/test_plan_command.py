@@ -112,6 +112,8 @@ def test_frames_are_one_graph_and_allocate_nothing(
         asked = {name: found[stage][name] for name in ("enqueues", "synchronisations")}
         assert asked == {"enqueues": 1, "synchronisations": 1}
         assert (found[stage]["allocations"], found[stage]["frees"]) == (0, 0)
+    # An MLP runs all tokens of a reference frame, by the engine of a reuse frame.
+    assert {"mlp_00-M49", "mlp_00-M196"} <= found["engines"].keys()
     # One block selects for all.
     assert found["reuse_shared"]["kernels"] < found["reuse_layerwise"]["kernels"]
     assert found["reuse_layerwise"]["macs"] < 0.5 * found["reference"]["macs"]
