@@ -94,17 +94,13 @@ def attended(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return join_heads((shares @ value).squeeze(0))
 
 
-def places(tokens: int, indices: Tensor) -> Tensor:
-    """Where each of `tokens` = T rows lies once the fresh rows of `indices` [M], ascending, stand
-    behind the T old ones: int64 [T].
+def placed(old: Tensor, fresh: Tensor, places: Tensor) -> Tensor:
+    """`old` [T, C] with `fresh` [M, C] in some rows: row t is row `places`[t] of both, old first.
 
-    Rows are gathered by it and not scattered: a compiler makes one kernel of what comes before and
-    the gather, but copies whole tensors around a scatter.
+    Rows are gathered and not scattered: a compiler makes one kernel of what comes before and the
+    gather, but copies whole tensors around a scatter.
     """
-    at = indices.float()
-    # How many are lower: 0 to M - 1, without an operator that counts.
-    rank = (at.unsqueeze(1) - at.unsqueeze(0)).clamp(0.0, 1.0).sum(1)
-    return torch.arange(tokens).index_copy(0, indices, (rank + tokens).long())
+    return torch.cat([old, fresh]).index_select(0, places)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

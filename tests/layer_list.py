@@ -1,98 +1,77 @@
-"""What TensorRT-RTX's compiler makes of a graph, as it says itself: its final list of layers."""
+"""What TensorRT-RTX's compiler makes of a torch module's graph, as stc-plan reads it."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import onnx
 import torch
 from torch import nn
 
-from stc.contracts import Contract
-from stc.engines.build.attention import change_attention
-from stc.engines.library.library import Attention
-from stc.engines.library.targets import load_tensorrt
+from stc.contracts import Contract, Port
+from stc.engines.build.compile import Recipe, Watcher, compile_engine
+from stc.engines.build.kernels import message_of
+from stc.engines.build.layers import EngineLayers, list_layers
+from stc.engines.library.library import LADDER, Attention
+from stc.engines.library.plan import EngineSpec, Sizes
+from stc.engines.library.targets import TARGETS, load_tensorrt
 from stc.export.graphs.trace import FreeAxis, trace
-
-ELEMENT_BYTES = {"Half": 2, "Float": 4, "Int32": 4, "Int64": 8, "Bool": 1}
-_TENSOR = re.compile(r"Name: ([^,{}]*), Dimensions: \[([\d,]*)\], Strides: [^{}]*?Datatype: (\w+)")
-_SECTION = re.compile(r"(Inputs|Constants|Outputs): \[|, (?:TacticName|StreamId): ")
+from stc.manifest import FileEntry, GraphEntry, PortEntry
+from stc.ports import NETWORK_DTYPES
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One kernel. inputs: names of what it reads; size_bytes: of all it reads and writes."""
+class HalfGraph:
+    """A float16 graph, `content` its file's, with the `entry` that a manifest would have."""
 
-    name: str
-    inputs: tuple[str, ...]
-    size_bytes: int
+    content: bytes
+    entry: GraphEntry
 
-    @property
-    def fused_attention(self) -> bool:
-        """Whether it is attention as a whole."""
-        return "mha" in self.name
+    def layers(
+        self, folder: Path, target: str, sizes: Sizes, attention: Attention = LADDER[0]
+    ) -> EngineLayers:
+        """Its layers at `sizes` of its free axes; its file is written into `folder`."""
+        recipe = self._recipe(folder, target, sizes, attention)
+        return list_layers(load_tensorrt("tensorrt-rtx"), recipe, lambda *_: None)
 
+    def attention_reads(self, folder: Path, target: str, sizes: Sizes) -> set[str]:
+        """The tensors that its kernel of attention reads."""
+        watcher = Watcher()
+        recipe = self._recipe(folder, target, sizes, LADDER[0])
+        compile_engine(load_tensorrt("tensorrt-rtx"), recipe, lambda *_: None, watcher)
+        said = message_of(iter(watcher.messages))
+        (read,) = re.findall(r"Name: \w*mha\w*, .*?Inputs: \[(.*?)\], Outputs", said)
+        return set(re.findall(r"\{ Name: (.*?),", read))
 
-def layers_of(
-    model: onnx.ModelProto,
-    shapes: Mapping[str, tuple[int, ...]],
-    capability: str,
-    attention: Attention = "fused",
-) -> list[Layer]:
-    """The layers of `model` for GPUs of `capability`, such as SM86; inputs that have free axes are
-    of `shapes`. attention: as engines are rebuilt when they deviate."""
-    trt: Any = load_tensorrt("tensorrt-rtx").module
-    lines: list[str] = []
+    def engine_bytes(self, folder: Path, target: str, every: tuple[Sizes, ...]) -> list[int]:
+        """The size of its engine for all sizes of `every`: a profile each, and one for all."""
+        found = []
+        for several in (True, False):
+            tensorrt = load_tensorrt("tensorrt-rtx")
+            tensorrt.several_profiles = several
+            recipe = self._recipe(folder, target, every[0], LADDER[0])
+            recipe = replace(recipe, spec=EngineSpec("graph", every), detailed=False)
+            found.append(compile_engine(tensorrt, recipe, lambda *_: None).nbytes)
+        return found
 
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, msg: str) -> None:
-            lines.append(msg)
-
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    assert trt.OnnxParser(network, log).parse(model.SerializeToString()), lines[-3:]
-    change_attention(trt, network, attention)
-    config = builder.create_builder_config()
-    config.max_aux_streams = 0
-    if attention != "tf32":
-        config.clear_flag(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.num_compute_capabilities = 1
-    assert config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
-    if shapes:
-        profile = builder.create_optimization_profile()
-        for name, shape in shapes.items():
-            profile.set_shape(name, shape, shape, shape)
-        config.add_optimization_profile(profile)
-    assert builder.build_serialized_network(network, config) is not None, lines[-3:]
-    (listed,) = (line for line in lines if line.startswith("Layers:"))
-    return [_layer(row) for row in listed.splitlines() if row.startswith("Name: ")]
-
-
-def _layer(row: str) -> Layer:
-    before, *pieces = _SECTION.split(row)
-    name = before.removeprefix("Name: ").partition(", LayerType: ")[0]
-    inputs: list[str] = []
-    size = 0
-    for section, text in zip(pieces[::2], pieces[1::2], strict=True):
-        for tensor, dimensions, dtype in _TENSOR.findall(text) if section else ():
-            axes = map(int, filter(None, dimensions.split(",")))
-            size += math.prod(axes) * ELEMENT_BYTES[dtype]
-            inputs += [tensor] if section == "Inputs" else []
-    return Layer(name, tuple(inputs), size)
+    def _recipe(self, folder: Path, target: str, sizes: Sizes, attention: Attention) -> Recipe:
+        path = folder / "graph.onnx"
+        path.write_bytes(self.content)
+        return Recipe(
+            spec=EngineSpec("graph", (sizes,)),
+            path=path,
+            graph=self.entry,
+            targets=(TARGETS[target],),
+            attention=attention,
+            detailed=True,
+        )
 
 
 def half_graph(
     module: nn.Module, contract: Contract, sizes: Mapping[str, int], free: Sequence[str] = ()
-) -> onnx.ModelProto:
+) -> HalfGraph:
     """`module`, made for float16, as a graph whose weights are its own random ones.
 
     sizes: of the contract's axes; `free` ones may have another in an engine.
@@ -113,4 +92,17 @@ def half_graph(
     for initializer in model.graph.initializer:
         if initializer.name in parameters:
             initializer.raw_data = parameters[initializer.name].numpy().tobytes()
-    return model
+
+    def ports(side: tuple[Port, ...]) -> tuple[PortEntry, ...]:
+        return tuple(
+            PortEntry(
+                name=port.name,
+                shape=tuple(symbol if symbol in free else sizes[symbol] for symbol in port.shape),
+                dtype=str(NETWORK_DTYPES["fp16"]) if port.dtype == "network" else port.dtype,
+            )
+            for port in side
+        )
+
+    file = FileEntry(path="graphs/graph.onnx", sha256="0" * 64, size_bytes=1)
+    entry = GraphEntry(file=file, inputs=ports(contract.inputs), outputs=ports(contract.outputs))
+    return HalfGraph(model.SerializeToString(), entry)

@@ -68,9 +68,13 @@ BLOCK_LAYERS = {
     "fc2": "linear2.",
 }
 LAYERS = {
-    "keys": {name: BLOCK_LAYERS[name] for name in ("norm1", "qkv")},
-    "reference": BLOCK_LAYERS,
-    "update": BLOCK_LAYERS,
+    kind: {name: BLOCK_LAYERS[name] for name in names}
+    for kind, names in {
+        "keys": ("norm1", "qkv"),
+        "reference": ("norm1", "qkv", "out"),
+        "update": ("norm1", "qkv", "out"),
+        "mlp": ("norm2", "fc1", "fc2"),
+    }.items()
 }
 EMBED_TENSORS = {name: f"embed.{name}" for name in ("weight", "bias", "class_token", "position")}
 
@@ -108,40 +112,46 @@ class Keys(Block):
         return key
 
 
-class WholeBlock(Block):
+class Attention(Block):
     def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
         super().__init__(spec, dtype)
         self.out = Affine(spec.width, spec.width, dtype)
-        self.norm2 = Norm(spec.width, spec.layer_norm_eps)
-        self.fc1 = Affine(spec.width, spec.mlp_width, dtype)
-        self.fc2 = Affine(spec.mlp_width, spec.width, dtype)
 
-    def added(self, rows: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def added(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key, value = (
             split_heads(one, self.heads, self.head_width) for one in (query, key, value)
         )
         shares = torch.softmax(query @ key.transpose(1, 2) * self.head_width**-0.5, dim=-1)
         attention: Tensor = self.out(join_heads(shares @ value))
-        mlp: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(rows + attention))))
-        return attention + mlp
+        return attention
 
 
-class ReferenceBlock(WholeBlock):
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class ReferenceBlock(Attention):
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = self.split(hidden)
-        residual = self.added(hidden, query, key, value)
-        return hidden + residual, key, value, residual
+        return key, value, self.added(query, key, value)
 
 
-class Update(WholeBlock):
+class Update(Attention):
     def forward(
-        self, hidden: Tensor, key: Tensor, ref_value: Tensor, ref_residual: Tensor, indices: Tensor
-    ) -> Tensor:
+        self, hidden: Tensor, key: Tensor, ref_value: Tensor, indices: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor]:
         rows = hidden.index_select(0, indices)
         query, _, fresh = self.split(rows)
-        value = ref_value.index_copy(0, indices, fresh)
-        residual = self.added(rows, query, key, value)
-        return hidden + ref_residual.index_copy(0, indices, residual)
+        value = torch.cat([ref_value, fresh]).index_select(0, places)
+        return rows, self.added(query, key, value)
+
+
+class Mlp(nn.Module):
+    def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.norm2 = Norm(spec.width, spec.layer_norm_eps)
+        self.fc1 = Affine(spec.width, spec.mlp_width, dtype)
+        self.fc2 = Affine(spec.mlp_width, spec.width, dtype)
+
+    def forward(self, rows: Tensor, attention: Tensor) -> Tensor:
+        mlp: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(rows + attention))))
+        return attention + mlp
 
 
 MODULES: Mapping[str, Any] = {
@@ -149,6 +159,7 @@ MODULES: Mapping[str, Any] = {
     "keys": Keys,
     "reference": ReferenceBlock,
     "update": Update,
+    "mlp": Mlp,
 }
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stc.contracts import HIDDEN_OUT
 from stc.engines.accept.acceptance import (
     Comparison,
     Rebuilt,
@@ -40,7 +39,7 @@ from stc.engines.library.library import (
 from stc.engines.library.plan import Buckets, EngineSpec
 from stc.manifest import LanguageSpec, Manifest
 from stc.method.difference import difference
-from stc.method.graphs import FRAME_MEAN, INDICES, KEPT, KEPT_INDICES
+from stc.method.graphs import ATTENTION, FRAME_MEAN, INDICES, KEPT, KEPT_INDICES, PLACES
 from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
 from tests.oracle.backend import OracleBackend
 
@@ -113,6 +112,7 @@ def test_equal_backends_pass_at_every_graph_and_size() -> None:
     assert len(ticks) == len(set(ticks))
     sizes = [one.sizes for one in found if one.graph == "update_01"]
     assert sizes == [{"M": 6}, {"M": 12}]
+    assert {"M": SPEC.tokens} in [one.sizes for one in found if one.graph == "mlp_01"]
     selected = [one.sizes for one in found if one.graph == "select"]
     assert selected == [{"M": 6}, {"M": 12}] * SPEC.blocks
     assert chain_cosine(manifest(), both, 6) == pytest.approx(1.0)
@@ -130,13 +130,17 @@ def test_engines_on_the_device_are_compared_like_any_other(tmp_path: Path) -> No
     [
         ("embed", noisy(0.1)),
         ("reference_01", noisy(0.1)),
-        ("reference_02", noisy(0.1, only="residual")),
+        ("reference_02", noisy(0.1, only="attention")),
+        ("mlp_01", noisy(0.1)),
+        ("add", noisy(0.1)),
+        ("merge", noisy(0.1)),
+        ("place", changed(PLACES, lambda value: np.roll(value, 1))),
         ("keys_01", noisy(0.1)),
         ("compare", noisy(0.1)),
         ("update_02", noisy(0.1)),
-        ("update_00", changed(HIDDEN_OUT, lambda value: value * np.nan)),
-        ("update_00", changed(HIDDEN_OUT, lambda value: value * 2)),
-        ("update_00", changed(HIDDEN_OUT, np.zeros_like)),
+        ("update_00", changed(ATTENTION, lambda value: value * np.nan)),
+        ("update_00", changed(ATTENTION, lambda value: value * 2)),
+        ("update_00", changed(ATTENTION, np.zeros_like)),
         ("project", noisy(0.1)),
         ("select", changed(INDICES, lambda value: value[::-1].copy())),
         ("select", changed(INDICES, lambda value: np.arange(len(value)))),
@@ -185,7 +189,7 @@ def test_rounding_of_half_precision_passes() -> None:
 
 
 def test_errors_that_add_up_show_at_the_end_of_the_chain() -> None:
-    both = sides(Spoiled({"update_00": noisy(0.5)}))
+    both = sides(Spoiled({"merge": noisy(0.5)}))
     assert chain_cosine(manifest(), both, 6) < CHAIN_COSINE
 
 

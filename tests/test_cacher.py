@@ -19,6 +19,9 @@ from stc.method.graphs import (
     COMPARE_CONTRACT,
     EMBED_CONTRACT,
     KEYS_CONTRACT,
+    MERGE_CONTRACT,
+    MLP_CONTRACT,
+    PLACE_CONTRACT,
     PROJECT_CONTRACT,
     REFERENCE_CONTRACT,
     SELECT_CONTRACT,
@@ -155,10 +158,14 @@ def test_update_of_every_token_reads_no_reference(tower: TowerWeights, frames: A
     hidden = oracle.embed(tower.embed, frames[0])
     block = tower.blocks[0]
     spoilt, everything = np.full_like(hidden, np.nan), np.arange(len(hidden))
-    expected, key, _, _ = oracle.reference(block, hidden)
+    key, _, expected = oracle.reference(block, hidden)
     np.testing.assert_array_equal(oracle.keys(block, hidden), key)
-    got = oracle.update(block, hidden, key, spoilt, spoilt, everything)
+    places = oracle.place(everything, len(hidden))
+    rows, got = oracle.update(block, hidden, key, spoilt, everything, places)
+    np.testing.assert_array_equal(rows, hidden)
     np.testing.assert_array_equal(got, expected)
+    residual = oracle.mlp(block, rows, got)
+    np.testing.assert_array_equal(oracle.merge(hidden, spoilt, residual, places), hidden + residual)
 
 
 def test_score_is_the_cosine_over_all_heads(tower: TowerWeights, frames: Array) -> None:
@@ -213,14 +220,20 @@ def test_functions_keep_the_graphs_contracts(frames: Array, dtype: type[np.float
     check(EMBED_CONTRACT, hidden)
     outputs = oracle.reference(block, hidden)
     check(REFERENCE_CONTRACT, *outputs)
-    _, ref_key, value, residual = outputs
+    ref_key, value, _ = outputs
     key = oracle.keys(block, hidden)
     check(KEYS_CONTRACT, key)
     score = oracle.compare(key, ref_key)
     check(COMPARE_CONTRACT, score)
     indices = oracle.select(score, 6)
     check(SELECT_CONTRACT, indices)
-    check(UPDATE_CONTRACT, oracle.update(block, hidden, key, value, residual, indices))
+    places = oracle.place(indices, tokens)
+    check(PLACE_CONTRACT, places)
+    updated = oracle.update(block, hidden, key, value, indices, places)
+    check(UPDATE_CONTRACT, *updated)
+    residual = oracle.mlp(block, *updated)
+    check(MLP_CONTRACT, residual)
+    check(MERGE_CONTRACT, oracle.merge(hidden, hidden, residual, places))
     check(PROJECT_CONTRACT, oracle.project(projector, hidden))
 
 

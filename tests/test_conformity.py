@@ -54,7 +54,7 @@ def _width(document: dict[str, Any]) -> None:
 
 def _scattered(document: dict[str, Any]) -> None:
     """As bundles were before keys and scores were graphs of their own."""
-    for name in ("compare", "reference_00"):
+    for name in ("compare", "mlp_00"):
         del document["graphs"][name]
 
 

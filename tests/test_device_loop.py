@@ -186,9 +186,9 @@ def test_outputs_nobody_wants_do_not_share_memory(rig: Rig) -> None:
     random = np.random.default_rng(0)
     hidden = random.standard_normal((SPEC.tokens, SPEC.width)).astype(np.float32)
     inputs = {HIDDEN: backend.to_device(hidden)}
-    got = rig.tower.engine("reference_00")(inputs, {"hidden_out": None})
-    expected = numpy_graphs()["reference_00"](hidden)[0]
-    np.testing.assert_array_equal(backend.to_host(got["hidden_out"]), expected)
+    got = rig.tower.engine("reference_00")(inputs, {"attention": None})
+    expected = numpy_graphs()["reference_00"](hidden)[2]
+    np.testing.assert_array_equal(backend.to_host(got["attention"]), expected)
 
 
 def test_an_output_may_not_be_one_of_the_inputs(rig: Rig) -> None:

@@ -14,15 +14,15 @@ import pytest
 from numpy.typing import NDArray
 
 from stc import contracts
-from stc.contracts import HIDDEN, HIDDEN_OUT, KEY, VALUE
+from stc.contracts import HIDDEN, KEY, VALUE
 from stc.engines.engine import Backend
 from stc.engines.onnxruntime_backend import (
     OnnxRuntimeBackend,
 )
 from stc.errors import BundleError, EngineError
 from stc.method.graphs import (
+    ATTENTION,
     INDICES,
-    RESIDUAL,
     SCORE,
     SELECT,
     reference_graph,
@@ -94,8 +94,8 @@ def test_outputs_not_asked_for_are_not_returned(backend: Backend) -> None:
     engine = backend.load(BLOCK)
     inputs = {name: backend.to_device(array) for name, array in block_inputs().items()}
     everything = engine(inputs)
-    assert set(everything) == {HIDDEN_OUT, KEY, VALUE, RESIDUAL}
-    for name in (KEY, RESIDUAL):
+    assert set(everything) == {KEY, VALUE, ATTENTION}
+    for name in (KEY, ATTENTION):
         some = engine(inputs, {name: None})
         assert list(some) == [name]
         np.testing.assert_array_equal(
@@ -197,7 +197,7 @@ def test_wrong_inputs_are_an_error_that_names_the_graph(
     assert "\n" not in str(caught.value)
 
     right = {name: onnxruntime_backend.to_device(a) for name, a in block_inputs().items()}
-    assert set(engine(right)) == {HIDDEN_OUT, KEY, VALUE, RESIDUAL}
+    assert set(engine(right)) == {KEY, VALUE, ATTENTION}
 
 
 @pytest.mark.parametrize("mistake", ["unknown", "shape", "dtype"])

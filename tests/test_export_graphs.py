@@ -30,9 +30,16 @@ from stc.export.graphs.trace import IR_VERSION, OPSET, bind, trace
 from stc.export.graphs.weights_file import ALIGNMENT, Span
 from stc.export.made_up.synthetic import RandomCheckpoint
 from stc.export.models.llava_onevision import VisionModel, projector_shapes
-from stc.export.towers.siglip.tower import SIGLIP, Keys, Update
+from stc.export.towers.siglip.tower import SIGLIP, Keys, Mlp, Update
 from stc.manifest import WEIGHTS
-from stc.method.graphs import keys_graph, memory_width, prune_graph, update_graph, vision_graphs
+from stc.method.graphs import (
+    keys_graph,
+    kind_of,
+    memory_width,
+    prune_graph,
+    update_graph,
+    vision_graphs,
+)
 from stc.onnx_files.operators import PORTABLE_OPS
 from stc.settings import SCORINGS
 from tests.graph_files import graph_file
@@ -225,10 +232,10 @@ def test_a_graph_holds_the_tensors_of_its_block(exported: Exporting) -> None:
     one = exported(GOLDEN[0])
     weights = np.memmap(one.bundle.root / WEIGHTS, np.uint8, "r")
     for name, model in vision_models(one.bundle):
-        if not name.startswith("update_"):
-            continue
-        block = f"encoder.layers.{int(name[-2:])}"
-        for ours, theirs in (("query", "self_attn.q_proj"), ("norm2", "layer_norm2")):
+        kind, number = kind_of(name)
+        block = f"encoder.layers.{number}"
+        held = {"update": ("query", "self_attn.q_proj"), "mlp": ("norm2", "layer_norm2")}
+        for ours, theirs in [held[kind]] if kind in held else []:
             offset, length = spans(model)[f"{ours}.weight"]
             stored = weights[offset : offset + length].view(np.float32)
             tensor = one.weights.vision(f"{block}.{theirs}.weight").numpy()
@@ -322,14 +329,14 @@ def flat_attention(module: Update) -> None:
     module.scale *= 0.5
 
 
-def other_gelu(module: Update) -> None:
+def other_gelu(module: Mlp) -> None:
     module.activation = functional.gelu
 
 
 DIFFERENT: list[tuple[type[nn.Module], Callable[[Any], None], str]] = [
     (Keys, coarse_norm, "keys_00: key"),
-    (Update, flat_attention, "update_00: hidden_out"),
-    (Update, other_gelu, "update_00: hidden_out"),
+    (Update, flat_attention, "update_00: attention"),
+    (Mlp, other_gelu, "mlp_00: residual"),
 ]
 
 
@@ -364,7 +371,7 @@ def test_parameters_in_each_others_place_fail_the_export_and_leave_the_bundle_be
         return bind(template, name, spans, location, **others)
 
     monkeypatch.setattr(graphs, "bind", swapped)
-    with pytest.raises(ExportError, match=r"^update_01: hidden_out: differs from torch"):
+    with pytest.raises(ExportError, match=r"^update_01: attention: differs from torch"):
         export(golden_weights(GOLDEN[0]), before, force=True)
     assert digests(tmp_path) == expected
 

@@ -92,7 +92,9 @@ def test_engines_add_up_to_the_stages_that_run_them(
     engines, reference = found["engines"], found["reference"]
     blocks = Bundle.open(half_demo_bundle).manifest.vision.blocks
     assert engines["reference_00"]["graphs"] == engines["keys_00"]["graphs"] == blocks > 1
-    runs = {"embed": 1, "reference_00": blocks, "project": 1}
+    runs = {"embed": 1, "project": 1}
+    runs |= dict.fromkeys(("reference_00", "mlp_00-M196"), blocks)
+    runs["add"] = blocks
     runs |= {name: 1 for name in engines if name.startswith("prune")}
     for figure in ("kernels", "bytes", "weight_bytes", "macs", "attentions"):
         total = sum(count * engines[name][figure] for name, count in runs.items())
@@ -110,6 +112,8 @@ def test_frames_are_one_graph_and_allocate_nothing(
         asked = {name: found[stage][name] for name in ("enqueues", "synchronisations")}
         assert asked == {"enqueues": 1, "synchronisations": 1}
         assert (found[stage]["allocations"], found[stage]["frees"]) == (0, 0)
+    # An MLP runs all tokens of a reference frame, by the engine of a reuse frame.
+    assert {"mlp_00-M49", "mlp_00-M196"} <= found["engines"].keys()
     # One block selects for all.
     assert found["reuse_shared"]["kernels"] < found["reuse_layerwise"]["kernels"]
     assert found["reuse_layerwise"]["macs"] < 0.5 * found["reference"]["macs"]

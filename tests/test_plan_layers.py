@@ -118,12 +118,13 @@ def test_operations_of_a_frame_are_those_the_method_counts_and_blocks_compile_on
         for program in programs
     }
     calls = [call for some in tower.values() for call in some]
-    # embed, keys, compare, select, update and reference, whatever the number of blocks.
+    # embed, reference, keys, compare, select, place, update, mlp at both sizes, add and merge,
+    # whatever the number of blocks.
     assert manifest.vision.blocks > 1
     compiler = find_compiler(TARGETS["sm89"], None, None, "no GPU", silent)
-    assert engines_to_list(bundle, calls, specs, [compiler]) == 6
+    assert engines_to_list(bundle, calls, specs, [compiler]) == 11
     two = find_compiler(TARGETS["sm120"], None, None, "no GPU", silent)
-    assert engines_to_list(bundle, calls, specs, [compiler, two, two]) == 12
+    assert engines_to_list(bundle, calls, specs, [compiler, two, two]) == 22
     layers = list_engines(bundle, calls, specs, [compiler], quiet())["sm89"]
     for program in programs:
         kernels = [one for call in tower[program.name] for one in layers[call].kernels]

@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from stc.errors import EngineError, NonFiniteError, VideoError
 from stc.manifest import Precision
 from stc.method.graphs import (
+    ADD,
     COMPARE,
     EMBED,
+    MERGE,
+    PLACE,
     PROJECT,
     SELECT,
     TOKENS,
     keys_graph,
     kind_of,
+    mlp_graph,
     reference_graph,
     update_graph,
 )
@@ -43,8 +47,11 @@ REFERENCE, REUSE = 3, 4
 """Frames of those kinds."""
 RUNS = [
     *((graph, frame) for graph in ALWAYS_RUN for frame in (REFERENCE, REUSE)),
-    (reference_graph(1), REFERENCE),
-    *((graph, REUSE) for graph in (keys_graph(1), COMPARE, SELECT, update_graph(0))),
+    *((graph, REFERENCE) for graph in (reference_graph(1), mlp_graph(0), ADD)),
+    *(
+        (graph, REUSE)
+        for graph in (keys_graph(1), COMPARE, SELECT, PLACE, update_graph(0), mlp_graph(1), MERGE)
+    ),
 ]
 
 
@@ -111,7 +118,7 @@ def _poison(tower: TowerWeights, projector: ProjectorWeights) -> dict[str, NDArr
     return {
         EMBED: tower.embed.bias,
         keys_graph(1): block.key.weight,
-        update_graph(1): block.fc2.weight,
+        mlp_graph(1): block.fc2.weight,
         update_graph(0): tower.blocks[0].query.weight,
         PROJECT: projector.linear_2.weight,
     }
@@ -131,7 +138,7 @@ def test_nan_is_traced_to_its_graph_and_frame(graph: str, frame_index: int) -> N
     weight = _poison(*weights)[graph]
     sane = weight.flat[0]
     weight.flat[0] = np.nan
-    if frame_index == REFERENCE and graph not in ALWAYS_RUN:
+    if frame_index == REFERENCE and graph in (keys_graph(1), update_graph(0)):
         graph = reference_graph(kind_of(graph)[1])
     with pytest.raises(NonFiniteError, match=f"^graph {graph}, frame {frame_index}: NaN"):
         session.push(frames[frame_index])

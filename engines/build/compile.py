@@ -172,7 +172,7 @@ def build_config(
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     elif recipe.timing_cache is not None and not use_timings(config, recipe.timing_cache):
         report("timings of another TensorRT or device: timing anew", 0, 1)
-    _add_profiles(builder, network, config, recipe)
+    _add_profiles(builder, network, config, recipe, several=tensorrt.several_profiles)
     return config
 
 
@@ -191,7 +191,11 @@ def _set_capabilities(tensorrt: TensorRt, config: Any, recipe: Recipe) -> None:
             )
 
 
-def _add_profiles(builder: Any, network: Any, config: Any, recipe: Recipe) -> None:
+def _add_profiles(
+    builder: Any, network: Any, config: Any, recipe: Recipe, *, several: bool
+) -> None:
+    """One static profile for each set of sizes; without `several`, one from the least to the most,
+    tuned for the least."""
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     free = [
         port
@@ -200,13 +204,15 @@ def _add_profiles(builder: Any, network: Any, config: Any, recipe: Recipe) -> No
     ]
     if not free:
         return
-    for sizes in recipe.spec.profiles:
+    sizes = recipe.spec.profiles
+    ranges = [(one, one) for one in sizes] if several else [(sizes[0], sizes[-1])]
+    for least, most in ranges:
         profile = builder.create_optimization_profile()
         for port in free:
-            shape = shape_at(port.shape, sizes)
-            profile.set_shape(port.name, shape, shape, shape)
+            low, high = shape_at(port.shape, least), shape_at(port.shape, most)
+            profile.set_shape(port.name, low, low, high)
         if config.add_optimization_profile(profile) < 0:
-            got = f"TensorRT refused the sizes {sizes}"
+            got = f"TensorRT refused the sizes {least} to {most}"
             raise EngineError(recipe.spec.graph, got, "", "export the bundle again")
 
 

@@ -14,6 +14,7 @@ from itertools import product
 
 from stc.contracts import COUNT, TEXT_EMBED
 from stc.manifest import Manifest, PortEntry
+from stc.method.graphs import takes_any_frame
 from stc.settings import KEEP_ALL, PRESETS, Settings, scaled
 
 Sizes = dict[str, int]
@@ -97,7 +98,10 @@ def plan_engines(
         symbols = free_symbols(graph.inputs)
         sizes = product(*(free[symbol] for symbol in symbols))
         profiles = [dict(zip(symbols, chosen, strict=True)) for chosen in sizes]
-        groups = [profiles] if several_profiles else [[profile] for profile in profiles]
+        if shared := takes_any_frame(name):
+            whole = {"M": manifest.vision.tokens}
+            profiles += [whole] * (whole not in profiles)
+        groups = [profiles] if several_profiles or shared else [[profile] for profile in profiles]
         specs += [EngineSpec(name, tuple(group)) for group in groups]
     return specs
 

@@ -102,12 +102,11 @@ class Demand:
     def _tower_bytes(self) -> int:
         """Of the tower's engines, estimated."""
         spec, whole = self.manifest.vision, self._file_bytes(WEIGHTS)
-        # Queries, values, attention's output and the MLP; keys are a graph of their own, and a
-        # reference frame's graphs hold all of it once more.
-        square, matrices = spec.width**2, 3 * spec.width**2 + 2 * spec.width * spec.mlp_width
+        # Queries, values and attention's output; a reference frame's graphs hold them and keys
+        # once more. The MLP is in one engine, whatever the frame.
         update, reference = (
-            min(whole, spec.blocks * one * self._element_bytes)
-            for one in (matrices, matrices + square)
+            min(whole, spec.blocks * matrices * spec.width**2 * self._element_bytes)
+            for matrices in (3, 4)
         )
         copies = whole + (self.update_copies - 1) * update + reference
         return int(ENGINE_OVERHEAD * copies)

@@ -25,11 +25,12 @@ from stc.engines.gpu.cuda import Cuda
 from stc.engines.gpu.device import Device
 from stc.engines.library.library import EngineEntry, EngineLibrary, Stamp
 from stc.engines.library.plan import EngineSpec, Sizes
-from stc.engines.library.targets import TensorRt
+from stc.engines.library.targets import SEVERAL_PROFILES_SINCE, TensorRt
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.manifest import FileEntry, GraphEntry
 
-_VERSION = "0"
+_VERSION = SEVERAL_PROFILES_SINCE
+"""So each size that an engine is planned for is a profile of its own."""
 _KINDS = SimpleNamespace(
     cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
 )

@@ -157,7 +157,9 @@ class TensorRtEngine:
     def _made(self, file: EngineFile, sizes: Sizes) -> Variant:
         """A context at its profile and shapes."""
         context, refusal = self._new_context(file.engine()), self._shared.refusal
-        profile = file.profiles.index(sizes)
+        # Where several are not known good, one holds all sizes of the file.
+        several = self._shared.tensorrt.several_profiles
+        profile = file.profiles.index(sizes) if several else 0
         if not context.set_optimization_profile_async(profile, int(self._device.stream)):
             raise refusal(self.name, f"refused profile {profile}")
         ports = (*self._inputs, *self._outputs)

@@ -21,6 +21,8 @@ from stc.contracts import COUNT, HIDDEN, HIDDEN_OUT, KEY, VALUE
 from stc.manifest import Precision, VisionSpec
 from stc.method.cost import attention_macs, embed_macs, key_macs, mlp_macs
 from stc.method.graphs import (
+    ADD,
+    ATTENTION,
     COMPARE,
     EMBED,
     FRAME_MEAN,
@@ -29,18 +31,22 @@ from stc.method.graphs import (
     INDICES,
     KEPT,
     KEPT_INDICES,
+    MERGE,
     PIXEL_VALUES,
+    PLACE,
+    PLACES,
     PROJECT,
     REF_KEY,
     REF_RESIDUAL,
     REF_VALUE,
     RESIDUAL,
+    ROWS,
     SCORE,
     SELECT,
     TOKENS,
     keys_graph,
-    kind_of,
     memory_width,
+    mlp_graph,
     prune_graph,
     reference_graph,
     update_graph,
@@ -171,15 +177,17 @@ def changed_frames(spec: VisionSpec, seed: int = 0) -> Arrays:
 
 def macs(spec: VisionSpec, program: Program) -> int:
     """Multiply-accumulates of the tower's graphs in `program`: the floor under every latency."""
-    costs = {EMBED: embed_macs(spec), kind_of(keys_graph(0))[0]: key_macs(spec, spec.tokens)}
-    total = 0
+    tokens, total = spec.tokens, 0
     for call in program.calls:
-        kind, _ = kind_of(call.graph)
-        total += costs.get(kind, 0)
-        if HIDDEN_OUT in call.writes:
-            count = call.sizes.get("M", spec.tokens)
-            total += attention_macs(spec, count, spec.tokens) + mlp_macs(spec, count)
-            total += 0 if "M" in call.sizes else key_macs(spec, count)
+        rows = call.sizes.get("M", tokens)
+        # By what it writes: whatever graphs keys and attention are of.
+        costs = {
+            KEY: key_macs(spec, tokens),
+            ATTENTION: attention_macs(spec, rows, tokens),
+            RESIDUAL: mlp_macs(spec, rows),
+        }
+        total += sum(costs.get(port, 0) for port in call.writes)
+        total += embed_macs(spec) if call.graph == EMBED else 0
     return total
 
 
@@ -256,22 +264,36 @@ class _Writer:
             self.buffer(f"{name}_{block:02d}", self.rows, role="reference")
             for name in (REF_KEY, REF_VALUE, REF_RESIDUAL)
         )
-        reads, there = {HIDDEN: frame.hidden}, self.buffer(frame.other_hidden(), self.rows)
+        before, there = {HIDDEN: frame.hidden}, self.buffer(frame.other_hidden(), self.rows)
+        after = {HIDDEN_OUT: there}
         if frame.recomputed is None:
-            kept = {KEY: ref_key, VALUE: ref_value, RESIDUAL: ref_residual}
-            self.call(VISION, reference_graph(block), reads, {HIDDEN_OUT: there, **kept})
+            attention = self.buffer(ATTENTION, self.rows)
+            writes = {KEY: ref_key, VALUE: ref_value, ATTENTION: attention}
+            self.call(VISION, reference_graph(block), before, writes)
+            added = {ROWS: frame.hidden, ATTENTION: attention}
+            self.call(VISION, mlp_graph(block), added, {RESIDUAL: ref_residual}, M=self.spec.tokens)
+            self.call(VISION, ADD, {**before, RESIDUAL: ref_residual}, after)
         else:
             key = self.buffer(f"{frame.mark}{KEY}", self.rows)
-            self.call(VISION, keys_graph(block), reads, {KEY: key})
-            indices = self._choice(frame, block, key, ref_key)
-            references = {REF_VALUE: ref_value, REF_RESIDUAL: ref_residual}
-            reads = {**reads, KEY: key, **references, INDICES: indices}
-            writes = {HIDDEN_OUT: there}
-            self.call(VISION, update_graph(block), reads, writes, M=frame.recomputed)
+            self.call(VISION, keys_graph(block), before, {KEY: key})
+            chosen = self._choice(frame, block, key, ref_key)
+            sizes, shape = {"M": frame.recomputed}, (frame.recomputed, self.spec.width)
+            rows, attention, residual = (
+                self.buffer(f"{frame.mark}{frame.recomputed}_{name}", shape)
+                for name in (ROWS, ATTENTION, RESIDUAL)
+            )
+            added, references = {ROWS: rows, ATTENTION: attention}, {REF_VALUE: ref_value}
+            reads = {**before, KEY: key, **references, **chosen}
+            self.call(VISION, update_graph(block), reads, added, **sizes)
+            self.call(VISION, mlp_graph(block), added, {RESIDUAL: residual}, **sizes)
+            old_and_new = {REF_RESIDUAL: ref_residual, RESIDUAL: residual}
+            reads = {**before, **old_and_new, PLACES: chosen[PLACES]}
+            self.call(VISION, MERGE, reads, after, **sizes)
         frame.hidden = there
 
-    def _choice(self, frame: _Frame, block: int, key: str, ref_key: str) -> str:
-        """The buffer of the tokens that a reuse frame recomputes in the block."""
+    def _choice(self, frame: _Frame, block: int, key: str, ref_key: str) -> dict[str, str]:
+        """The buffers of the tokens that a reuse frame recomputes in the block and of the places
+        they take, by port."""
         assert frame.recomputed is not None
         layerwise = frame.selection == "layerwise"
         indices = f"{frame.mark}{indices_of(block if layerwise else 0)}"
@@ -284,7 +306,9 @@ class _Writer:
             count = self.constant(f"count_{frame.recomputed}", (1,), "int64", frame.recomputed)
             reads = {SCORE: score, COUNT: count}
             self.call(VISION, SELECT, reads, {INDICES: indices}, M=frame.recomputed)
-        return indices
+            places = self.buffer(f"{frame.mark}{PLACES}", (self.spec.tokens,), "int64")
+            self.call(VISION, PLACE, {INDICES: indices}, {PLACES: places}, M=frame.recomputed)
+        return {INDICES: indices, PLACES: f"{frame.mark}{PLACES}"}
 
     def project(self, frame: _Frame, role: Role = "work") -> None:
         shape = self.spec.pooled, self.spec.language_width

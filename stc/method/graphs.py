@@ -17,6 +17,9 @@ RESIDUAL = "residual"
 REF_RESIDUAL = "ref_residual"
 SCORE = "score"
 INDICES = "indices"
+PLACES = "places"
+ROWS = "rows"
+ATTENTION = "attention"
 TOKENS = "tokens"
 HISTORY_MEAN = "history_mean"
 HISTORY_COUNT = "history_count"
@@ -27,6 +30,9 @@ FRAME_MEAN = "frame_mean"
 EMBED = "embed"
 COMPARE = "compare"
 SELECT = "select"
+PLACE = "place"
+ADD = "add"
+MERGE = "merge"
 PROJECT = "project"
 
 
@@ -43,6 +49,16 @@ def keys_graph(block: int) -> str:
 def update_graph(block: int) -> str:
     """Name of block `block`'s update graph."""
     return f"update_{block:02d}"
+
+
+def mlp_graph(block: int) -> str:
+    """Name of block `block`'s MLP graph."""
+    return f"mlp_{block:02d}"
+
+
+def takes_any_frame(graph: str) -> bool:
+    """Whether the free M of `graph` is the rows of a reuse frame, and of a reference frame T."""
+    return kind_of(graph)[0] == kind_of(mlp_graph(0))[0]
 
 
 def prune_graph(scoring: Scoring) -> str:
@@ -78,6 +94,9 @@ recomputed in no block, and speak of the reference frame.
 """
 
 _HIDDEN = ("T", "C")
+_ROWS = ("M", "C")
+_INDICES = Port(INDICES, ("M",), "int64")
+_PLACES = Port(PLACES, ("T",), "int64")
 _COUNT = Port(COUNT, ("1",), "int64")
 
 EMBED_CONTRACT = Contract(
@@ -86,12 +105,7 @@ EMBED_CONTRACT = Contract(
 )
 REFERENCE_CONTRACT = Contract(
     (Port(HIDDEN, _HIDDEN),),
-    (
-        Port(HIDDEN_OUT, _HIDDEN),
-        Port(KEY, _HIDDEN),
-        Port(VALUE, _HIDDEN),
-        Port(RESIDUAL, _HIDDEN),
-    ),
+    (Port(KEY, _HIDDEN), Port(VALUE, _HIDDEN), Port(ATTENTION, _HIDDEN)),
 )
 KEYS_CONTRACT = Contract(
     (Port(HIDDEN, _HIDDEN),),
@@ -105,16 +119,30 @@ COMPARE_CONTRACT = Contract(
 )
 SELECT_CONTRACT = Contract(
     (Port(SCORE, ("T",), "float32"), _COUNT),
-    (Port(INDICES, ("M",), "int64"),),
+    (_INDICES,),
 )
+PLACE_CONTRACT = Contract((_INDICES,), (_PLACES,))
 UPDATE_CONTRACT = Contract(
     (
         Port(HIDDEN, _HIDDEN),
         Port(KEY, _HIDDEN),
         Port(REF_VALUE, _HIDDEN),
-        Port(REF_RESIDUAL, _HIDDEN),
-        Port(INDICES, ("M",), "int64"),
+        _INDICES,
+        _PLACES,
     ),
+    (Port(ROWS, _ROWS), Port(ATTENTION, _ROWS)),
+)
+MLP_CONTRACT = Contract(
+    (Port(ROWS, _ROWS), Port(ATTENTION, _ROWS)),
+    (Port(RESIDUAL, _ROWS),),
+)
+"""One engine for both kinds of frame: its weights are two thirds of a block's (docs/adr/0020)."""
+ADD_CONTRACT = Contract(
+    (Port(HIDDEN, _HIDDEN), Port(RESIDUAL, _HIDDEN)),
+    (Port(HIDDEN_OUT, _HIDDEN),),
+)
+MERGE_CONTRACT = Contract(
+    (Port(HIDDEN, _HIDDEN), Port(REF_RESIDUAL, _HIDDEN), Port(RESIDUAL, _ROWS), _PLACES),
     (Port(HIDDEN_OUT, _HIDDEN),),
 )
 PROJECT_CONTRACT = Contract(
@@ -144,11 +172,15 @@ def vision_graphs(blocks: int) -> dict[str, Contract]:
         EMBED: EMBED_CONTRACT,
         COMPARE: COMPARE_CONTRACT,
         SELECT: SELECT_CONTRACT,
+        PLACE: PLACE_CONTRACT,
+        ADD: ADD_CONTRACT,
+        MERGE: MERGE_CONTRACT,
     }
     for block in range(blocks):
         graphs[reference_graph(block)] = REFERENCE_CONTRACT
         graphs[keys_graph(block)] = KEYS_CONTRACT
         graphs[update_graph(block)] = UPDATE_CONTRACT
+        graphs[mlp_graph(block)] = MLP_CONTRACT
     graphs[PROJECT] = PROJECT_CONTRACT
     for scoring in SCORINGS:
         graphs[prune_graph(scoring)] = PRUNE_CONTRACT

@@ -70,14 +70,20 @@ def forward(
     fresh: list[BlockReference] = []
     for number, block in enumerate(weights.blocks):
         if references is None or count is None:
-            hidden, key, value, residual = oracle.reference(block, hidden)
-            indices = everything
+            key, value, attention = oracle.reference(block, hidden)
+            residual, indices = oracle.mlp(block, hidden, attention), everything
+            hidden = hidden + residual
             fresh.append(BlockReference(key, value, residual))
         else:
             old, key = references[number], oracle.keys(block, hidden)
             score = oracle.compare(key, old.key, block.prefix_tokens)
             indices = chosen[0] if selection == "shared" and chosen else oracle.select(score, count)
-            hidden = oracle.update(block, hidden, key, old.value, old.residual, indices)
+            rows = hidden[indices]
+            value, residual = old.value.copy(), old.residual.copy()
+            value[indices] = block.value(block.norm1(rows))
+            attention = oracle.attention(block, rows, key, value)
+            residual[indices] = oracle.mlp(block, rows, attention)
+            hidden = hidden + residual
         hidden_states.append(hidden)
         chosen.append(indices)
     return ForwardResult(

@@ -76,14 +76,17 @@ def select(score: Array, count: int) -> Indices:
     return np.sort(np.argsort(score, kind="stable")[:count]).astype(np.int64)
 
 
-def reference(weights: BlockWeights, hidden: Array) -> tuple[Array, Array, Array, Array]:
-    """One block on all tokens: hidden [T, C] -> hidden_out, key, value, residual, each [T, C].
+def place(indices: Indices, tokens: int) -> Indices:
+    """indices [M], `tokens` = T -> places [T]: the row of a token among T old and M fresh ones."""
+    places = np.arange(tokens, dtype=np.int64)
+    places[indices] = tokens + np.arange(len(indices))
+    return places
 
-    The residual is attention output plus MLP output.
-    """
+
+def reference(weights: BlockWeights, hidden: Array) -> tuple[Array, Array, Array]:
+    """Attention of all tokens: hidden [T, C] -> key, value, attention, each [T, C]."""
     key, value = keys(weights, hidden), weights.value(weights.norm1(hidden))
-    residual = block_residual(weights, hidden, key, value)
-    return hidden + residual, key, value, residual
+    return key, value, attention(weights, hidden, key, value)
 
 
 def update(
@@ -91,35 +94,44 @@ def update(
     hidden: Array,
     key: Array,
     ref_value: Array,
-    ref_residual: Array,
     indices: Indices,
-) -> Array:
-    """One block on the M tokens of `indices`; the others move by their reference's residual.
+    places: Indices,
+) -> tuple[Array, Array]:
+    """Attention of the M tokens of `indices`; the others' values are their reference's.
 
-    hidden, key, ref_value, ref_residual [T, C], indices [M] -> hidden_out [T, C]. No input is
-    written to.
+    hidden, key, ref_value [T, C], indices [M], places [T] -> rows, attention, each [M, C]. No input
+    is written to.
     """
     rows = hidden[indices]
-    value, residual = ref_value.copy(), ref_residual.copy()
-    value[indices] = weights.value(weights.norm1(rows))
-    residual[indices] = block_residual(weights, rows, key, value)
-    hidden_out: Array = hidden + residual
-    return hidden_out
+    value = np.concatenate([ref_value, weights.value(weights.norm1(rows))])[places]
+    return rows, attention(weights, rows, key, value)
 
 
-def block_residual(weights: BlockWeights, rows: Array, key: Array, value: Array) -> Array:
-    """What a block adds to `rows` [M, C], which attend to key and value [T, C]."""
+def attention(weights: BlockWeights, rows: Array, key: Array, value: Array) -> Array:
+    """What attention adds to `rows` [M, C], which attend to key and value [T, C]."""
     query, keys_by_head, values = (
         split_heads(one, weights.heads) for one in (weights.query(weights.norm1(rows)), key, value)
     )
     scale = float(query.shape[2]) ** -0.5
     attended = softmax(query @ keys_by_head.transpose(0, 2, 1) * scale) @ values
-    attention = weights.out(attended.transpose(1, 0, 2).reshape(rows.shape))
+    added: Array = weights.out(attended.transpose(1, 0, 2).reshape(rows.shape))
+    return added
+
+
+def mlp(weights: BlockWeights, rows: Array, attention: Array) -> Array:
+    """rows, attention [M, C] -> residual [M, C]: attention output plus MLP output."""
     activation = ACTIVATIONS[weights.activation]
     residual: Array = attention + weights.fc2(
         activation(weights.fc1(weights.norm2(rows + attention)))
     )
     return residual
+
+
+def merge(hidden: Array, ref_residual: Array, residual: Array, places: Indices) -> Array:
+    """Every token moves by its fresh residual, or by its reference's: hidden [T, C], ref_residual
+    [T, C], residual [M, C], places [T] -> hidden_out [T, C]."""
+    hidden_out: Array = hidden + np.concatenate([ref_residual, residual])[places]
+    return hidden_out
 
 
 def project(weights: ProjectorWeights, hidden: Array) -> Array:

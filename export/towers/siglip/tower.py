@@ -19,7 +19,7 @@ from stc.export.layers import (
     empty,
     fill,
     linear_shapes,
-    places,
+    placed,
 )
 from stc.export.towers.part import VisionWeights
 from stc.export.towers.siglip.reference import SiglipReference
@@ -27,19 +27,17 @@ from stc.manifest import VisionSpec
 from stc.method.graphs import EMBED, kind_of
 
 KEY_LAYER = {"key": "self_attn.k_proj"}
-BLOCK_LAYERS = {
+ATTENTION_LAYERS = {
     "norm1": "layer_norm1",
     "query": "self_attn.q_proj",
     "value": "self_attn.v_proj",
     "out": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "fc1": "mlp.fc1",
-    "fc2": "mlp.fc2",
 }
 LAYERS = {
     "keys": {"norm1": "layer_norm1", **KEY_LAYER},
-    "reference": {**BLOCK_LAYERS, **KEY_LAYER},
-    "update": BLOCK_LAYERS,
+    "reference": {**ATTENTION_LAYERS, **KEY_LAYER},
+    "update": ATTENTION_LAYERS,
+    "mlp": {"norm2": "layer_norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
 }
 """By a block's kinds of graph: its parameters' layers, and what Hugging Face calls them."""
 EMBED_TENSORS = {
@@ -78,66 +76,70 @@ class Keys(nn.Module):
         return key
 
 
-class Block(nn.Module):
-    """What graphs of a whole block have in common: all of it but keys."""
+class Attention(nn.Module):
+    """What graphs with attention have in common: all of it but keys."""
 
     def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
         super().__init__()
         self.heads = spec.heads
         self.scale = spec.head_width**-0.5
-        self.activation = ACTIVATIONS[spec.activation]
         self.norm1 = Norm(spec.width, spec.layer_norm_eps)
         self.query = Affine(spec.width, spec.width, dtype)
         self.value = Affine(spec.width, spec.width, dtype)
         self.out = Affine(spec.width, spec.width, dtype)
-        self.norm2 = Norm(spec.width, spec.layer_norm_eps)
-        self.fc1 = Affine(spec.width, spec.mlp_width, dtype)
-        self.fc2 = Affine(spec.mlp_width, spec.width, dtype)
 
-    def added(
-        self, rows: Tensor, normed: Tensor, key: Tensor, value: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What attention to key and value [T, C] and the MLP add to `rows`, each [M, C]."""
+    def added(self, normed: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What attention to key and value [T, C] adds to the rows that `normed` is of, [M, C]."""
         query = self.query(normed) * self.scale
-        attention = self.out(attended(query, key, value, self.heads))
-        return attention, self.fc2(self.activation(self.fc1(self.norm2(rows + attention))))
+        attention: Tensor = self.out(attended(query, key, value, self.heads))
+        return attention
 
 
-class Reference(Block):
-    """One block on all tokens: hidden [T, C] -> hidden_out, key, value, residual, each [T, C]."""
+class Reference(Attention):
+    """Attention of all tokens: hidden [T, C] -> key, value, attention, each [T, C]."""
 
     def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
         super().__init__(spec, dtype)
         self.key = Affine(spec.width, spec.width, dtype)
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         normed = self.norm1(hidden)
         key, value = self.key(normed), self.value(normed)
-        attention, mlp = self.added(hidden, normed, key, value)
-        residual = attention + mlp
-        return hidden + residual, key, value, residual
+        return key, value, self.added(normed, key, value)
 
 
-class Update(Block):
-    """One block on the M tokens of `indices`; the others are the reference's.
+class Update(Attention):
+    """Attention of the M tokens of `indices`; the values of the others are the reference's.
 
-    hidden [T, C], key [T, C], ref_value [T, C], ref_residual [T, C], indices int64 [M]
-    -> hidden_out [T, C].
+    hidden [T, C], key [T, C], ref_value [T, C], indices int64 [M], places int64 [T]
+    -> rows [M, C], attention [M, C].
     """
 
     def forward(
-        self, hidden: Tensor, key: Tensor, ref_value: Tensor, ref_residual: Tensor, indices: Tensor
-    ) -> Tensor:
+        self, hidden: Tensor, key: Tensor, ref_value: Tensor, indices: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor]:
         rows = hidden.index_select(0, indices)
         normed = self.norm1(rows)
-        place = places(len(hidden), indices)
-        value = torch.cat([ref_value, self.value(normed)]).index_select(0, place)
-        attention, mlp = self.added(rows, normed, key, value)
-        fresh = rows + attention + mlp
-        return torch.cat([hidden + ref_residual, fresh]).index_select(0, place)
+        value = placed(ref_value, self.value(normed), places)
+        return rows, self.added(normed, key, value)
 
 
-MODULES = {EMBED: Embed, "keys": Keys, "reference": Reference, "update": Update}
+class Mlp(nn.Module):
+    """rows [M, C], attention [M, C] -> residual [M, C], what attention and MLP add to the rows."""
+
+    def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.activation]
+        self.norm2 = Norm(spec.width, spec.layer_norm_eps)
+        self.fc1 = Affine(spec.width, spec.mlp_width, dtype)
+        self.fc2 = Affine(spec.mlp_width, spec.width, dtype)
+
+    def forward(self, rows: Tensor, attention: Tensor) -> Tensor:
+        mlp: Tensor = self.fc2(self.activation(self.fc1(self.norm2(rows + attention))))
+        return attention + mlp
+
+
+MODULES = {EMBED: Embed, "keys": Keys, "reference": Reference, "update": Update, "mlp": Mlp}
 
 
 class Siglip:
