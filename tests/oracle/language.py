@@ -110,7 +110,8 @@ class Decoder:
 
     def products(self, queries: Array, keys: Array) -> Array:
         """Of rotated queries [m, e] and keys [S, e] of a head: [m, S]."""
-        return queries @ keys.T
+        found: Array = queries @ keys.T
+        return found
 
     def head(self, hidden: Array) -> tuple[Array]:
         """hidden [1, D] -> logits [1, V]; without a matrix of its own it is the embedding's."""
