@@ -19,6 +19,7 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 pytest.importorskip("polygraphy", reason="pip install 'stc[tensorrt-rtx]'")
 
 from stc.bundles.bundle import Bundle, file_entry
+from stc.contracts import TEXT_EMBED
 from stc.engines import command as build_command
 from stc.engines.build.attention import widen_attention
 from stc.engines.build.build import BuildPlan, plan_build, run_build
@@ -104,7 +105,8 @@ def test_every_graph_of_the_demo_compiles_for_three_gpus_in_one_call(built: Path
     library = library_at(built, THREE)
     entries = library.entries()
     graphs = Bundle.open(built).manifest.graphs
-    assert {entry.stamp.graph for entry in entries.values()} == set(graphs)
+    # The host looks text tokens up.
+    assert {entry.stamp.graph for entry in entries.values()} == set(graphs) - {TEXT_EMBED}
     for name, entry in entries.items():
         assert entry.stamp.targets == ("sm86", "sm89", "sm120")
         assert len(library.read(entry)) == (library.folder / name).stat().st_size > 10_000
