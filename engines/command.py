@@ -209,8 +209,11 @@ def _accept(
         return 0
     with BuildProgress(len(bundle.manifest.graphs), console) as progress:
         report = accept_here(bundle, library, tensorrt, targets, load_cuda(), progress, console.say)
-    for name, (before, after) in report.widened.items():
-        tell(f"{name}: rebuilt with float32 attention, cosine {before:.4f} -> {after:.4f}")
+    for name, one in report.rebuilt.items():
+        tell(
+            f"{name}: rebuilt with {one.attention} attention, "
+            f"cosine {one.before:.4f} -> {one.after:.4f}"
+        )
     for name, cosine in report.refused.items():
         tell(f"{name}: REFUSED, cosine {cosine:.4f} to ONNX Runtime")
     verdict = "accepted" if report.passed else "NOT accepted"

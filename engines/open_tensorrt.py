@@ -90,7 +90,7 @@ def refusal(bundle: Bundle, entry: EngineEntry, device: str | None) -> EngineErr
         return None
     got = f"deviates from ONNX Runtime on this device, cosine {judged.min_cosine:.4f}"
     fix = f"build with: {build_again(bundle, stamp.flavour, JOINED.join(stamp.targets))}"
-    if not entry.can_widen:
+    if entry.next_attention is None:
         pruner = "another --pruner, " if stamp.graph in PRUNERS else ""
         fix = (
             f"no build fixes it: use {pruner}--backend onnxruntime, or another version of TensorRT"
@@ -213,15 +213,13 @@ def check_memory(
         manifest=bundle.manifest,
         context=context,
         streams=streams,
-        weights_bytes=sum(
-            _loaded_bytes(some, bundle.manifest.vision.tokens) for some in entries.values()
-        ),
+        weights_bytes=sum(map(_loaded_bytes, entries.values())),
         workspace_bytes=max(scratch) if len(scratch) == len(engines) else None,
     )
     return check_fits(demand, facts.name, facts.free_bytes)
 
 
-def _loaded_bytes(engines: list[EngineEntry], tokens: int) -> int:
+def _loaded_bytes(engines: list[EngineEntry]) -> int:
     """Size of those of one graph's `engines` that a stream has loaded at once, at most.
 
     A stream has one ratio and one budget, and a language model every size there is; see `prepare`
@@ -230,8 +228,7 @@ def _loaded_bytes(engines: list[EngineEntry], tokens: int) -> int:
     sizes = [profile for entry in engines for profile in entry.stamp.profiles]
     streams = [sizes]
     if any({"M", "k"} & set(profile) for profile in sizes):
-        # A reference frame computes all tokens.
-        streams = [[profile, {"M": tokens}] for profile in sizes]
+        streams = [[profile] for profile in sizes]
     return max(_prepared_bytes(engines, wanted) for wanted in streams)
 
 

@@ -1,4 +1,5 @@
-"""The graphs that choose tokens as torch modules: `select`, and `prune` for every scoring.
+"""The graphs without weights as torch modules: `compare`, `select`, and `prune` for every scoring,
+which choose tokens; `place`, `add` and `merge`, which bring rows back to where they belong.
 
 They are the method's own, whatever tower the tokens come from.
 """
@@ -8,8 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stc.export.layers import likeness, placed
 from stc.method.pruner import BANDWIDTHS, LENGTH_EPS
 from stc.settings import Scoring
+
+
+class Compare(nn.Module):
+    """key [T, C], ref_key [T, C] -> score float32 [T]: their cosine, ALWAYS for prefix tokens."""
+
+    def __init__(self, prefix_tokens: int) -> None:
+        super().__init__()
+        self.prefix_tokens = prefix_tokens
+
+    def forward(self, key: Tensor, ref_key: Tensor) -> Tensor:
+        return likeness(key, ref_key, self.prefix_tokens)
 
 
 class Select(nn.Module):
@@ -22,6 +35,38 @@ class Select(nn.Module):
     def forward(self, score: Tensor) -> Tensor:
         lowest = torch.topk(score, self.count, largest=False, sorted=True).indices
         return ascending(lowest, self.count)
+
+
+class Place(nn.Module):
+    """indices int64 [M], ascending -> places int64 [T]: where each row lies once the fresh rows of
+    `indices` stand behind the T old ones."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, indices: Tensor) -> Tensor:
+        at = indices.float()
+        # How many are lower: 0 to M - 1, without an operator that counts.
+        rank = (at.unsqueeze(1) - at.unsqueeze(0)).clamp(0.0, 1.0).sum(1)
+        return torch.arange(self.tokens).index_copy(0, indices, (rank + self.tokens).long())
+
+
+class Add(nn.Module):
+    """hidden [T, C], residual [T, C] -> hidden_out [T, C]."""
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return hidden + residual
+
+
+class Merge(nn.Module):
+    """hidden [T, C], ref_residual [T, C], residual [M, C], places int64 [T] -> hidden_out [T, C]:
+    every token moves by its fresh residual, or by its reference's."""
+
+    def forward(
+        self, hidden: Tensor, ref_residual: Tensor, residual: Tensor, places: Tensor
+    ) -> Tensor:
+        return hidden + placed(ref_residual, residual, places)
 
 
 class Prune(nn.Module):

@@ -64,11 +64,10 @@ def join_heads(x: Tensor) -> Tensor:
 
 
 def likeness(key: Tensor, ref_key: Tensor, prefix_tokens: int) -> Tensor:
-    """Cosine over all of C, from [H, T, d] caches, ALWAYS for prefix tokens: float32 [T]."""
+    """Cosine of keys [T, C], ALWAYS for prefix tokens: float32 [T]."""
     a, b = key.float(), ref_key.float()
-    dot = (a * b).sum(2).sum(0)
-    lengths = (a * a).sum(2).sum(0) * (b * b).sum(2).sum(0)
-    score = dot / lengths.sqrt().clamp(min=COSINE_EPS)
+    lengths = (a * a).sum(1) * (b * b).sum(1)
+    score = (a * b).sum(1) / lengths.sqrt().clamp(min=COSINE_EPS)
     if not prefix_tokens:
         return score
     _, patches = torch.split(score, [prefix_tokens, len(score) - prefix_tokens])
@@ -80,15 +79,28 @@ def softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores.float(), dim=-1).to(scores.dtype)
 
 
-def replace_rows(cache: Tensor, indices: Tensor, fresh: Tensor) -> Tensor:
-    """`cache` [H, T, d] with the rows of `indices` [M] replaced by `fresh` [H, M, d], as whole rows
-    of [H*T, d]: a scatter along the leading axis moves rows of d, not single elements."""
-    heads, tokens, head_width = cache.shape
-    first = torch.arange(heads, device=indices.device).unsqueeze(1) * tokens
-    rows = (first + indices.unsqueeze(0)).reshape(-1)
-    flat = cache.reshape(heads * tokens, head_width)
-    merged = flat.index_copy(0, rows, fresh.reshape(-1, head_width))
-    return merged.reshape(heads, tokens, head_width)
+def attended(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """What the rows of `query` [M, C], which is scaled, attend to of key and value [T, C], in each
+    of `heads`: [M, C].
+
+    Products have a leading axis of 1: TensorRT's compiler makes one kernel of attention of rank 4,
+    but of rank 3 only for some GPUs (docs/adr/0019).
+    """
+    query, key, value = (
+        one.reshape(1, -1, heads, one.shape[1] // heads).transpose(1, 2)
+        for one in (query, key, value)
+    )
+    shares = softmax(query @ key.transpose(2, 3))
+    return join_heads((shares @ value).squeeze(0))
+
+
+def placed(old: Tensor, fresh: Tensor, places: Tensor) -> Tensor:
+    """`old` [T, C] with `fresh` [M, C] in some rows: row t is row `places`[t] of both, old first.
+
+    Rows are gathered and not scattered: a compiler makes one kernel of what comes before and the
+    gather, but copies whole tensors around a scatter.
+    """
+    return torch.cat([old, fresh]).index_select(0, places)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from stc.bundles.bundle import Bundle
+from stc.bundles.text_table import text_table
 from stc.engines.onnxruntime_backend import OnnxRuntimeBackend
 from stc.export.bundle_export import export_bundle
 from stc.export.checkpoint.checkpoint import open_checkpoint
@@ -54,6 +55,7 @@ class LanguageCase:
             OnnxRuntimeBackend(self.bundle, weights=weights),
             manifest.language,
             manifest.provenance.precision,
+            text_table(self.bundle, manifest.language),
             buckets,
         )
 

@@ -19,10 +19,8 @@ from stc.export.layers import (
     empty,
     fill,
     join_heads,
-    likeness,
     linear_shapes,
     load_parameters,
-    replace_rows,
     split_heads,
 )
 from stc.export.made_up.synthetic import seeded
@@ -61,16 +59,22 @@ SPEC = VisionSpec(
 )
 """36 tokens, 12 after pooling; the last 3 rows of pixels fill no patch."""
 
+BLOCK_LAYERS = {
+    "norm1": "norm1.",
+    "qkv": "self_attn.in_proj_",
+    "out": "self_attn.out_proj.",
+    "norm2": "norm2.",
+    "fc1": "linear1.",
+    "fc2": "linear2.",
+}
 LAYERS = {
-    "keys": {"norm1": "norm1.", "qkv": "self_attn.in_proj_"},
-    "update": {
-        "norm1": "norm1.",
-        "qkv": "self_attn.in_proj_",
-        "out": "self_attn.out_proj.",
-        "norm2": "norm2.",
-        "fc1": "linear1.",
-        "fc2": "linear2.",
-    },
+    kind: {name: BLOCK_LAYERS[name] for name in names}
+    for kind, names in {
+        "keys": ("norm1", "qkv"),
+        "reference": ("norm1", "qkv", "out"),
+        "update": ("norm1", "qkv", "out"),
+        "mlp": ("norm2", "fc1", "fc2"),
+    }.items()
 }
 EMBED_TENSORS = {name: f"embed.{name}" for name in ("weight", "bias", "class_token", "position")}
 
@@ -90,49 +94,73 @@ class Embed(nn.Module):
         return torch.cat([self.class_token, rows]) + self.position
 
 
-class Keys(nn.Module):
-    def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.heads, self.head_width, self.width = spec.heads, spec.head_width, spec.width
-        self.prefix_tokens = spec.grid.prefix_tokens
-        self.norm1 = Norm(spec.width, spec.layer_norm_eps)
-        self.qkv = Affine(spec.width, 3 * spec.width, dtype)
-
-    def forward(self, hidden: Tensor, ref_key: Tensor) -> tuple[Tensor, Tensor]:
-        _, fresh, _ = self.qkv(self.norm1(hidden)).split(self.width, dim=1)
-        key = split_heads(fresh, self.heads, self.head_width)
-        return key, likeness(key, ref_key, self.prefix_tokens)
-
-
-class Update(nn.Module):
+class Block(nn.Module):
     def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
         super().__init__()
         self.heads, self.head_width, self.width = spec.heads, spec.head_width, spec.width
         self.norm1 = Norm(spec.width, spec.layer_norm_eps)
         self.qkv = Affine(spec.width, 3 * spec.width, dtype)
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        parts: tuple[Tensor, ...] = self.qkv(self.norm1(rows)).split(self.width, dim=1)
+        return parts
+
+
+class Keys(Block):
+    def forward(self, hidden: Tensor) -> Tensor:
+        _, key, _ = self.split(hidden)
+        return key
+
+
+class Attention(Block):
+    def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
+        super().__init__(spec, dtype)
         self.out = Affine(spec.width, spec.width, dtype)
+
+    def added(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (
+            split_heads(one, self.heads, self.head_width) for one in (query, key, value)
+        )
+        shares = torch.softmax(query @ key.transpose(1, 2) * self.head_width**-0.5, dim=-1)
+        attention: Tensor = self.out(join_heads(shares @ value))
+        return attention
+
+
+class ReferenceBlock(Attention):
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self.split(hidden)
+        return key, value, self.added(query, key, value)
+
+
+class Update(Attention):
+    def forward(
+        self, hidden: Tensor, key: Tensor, ref_value: Tensor, indices: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rows = hidden.index_select(0, indices)
+        query, _, fresh = self.split(rows)
+        value = torch.cat([ref_value, fresh]).index_select(0, places)
+        return rows, self.added(query, key, value)
+
+
+class Mlp(nn.Module):
+    def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
+        super().__init__()
         self.norm2 = Norm(spec.width, spec.layer_norm_eps)
         self.fc1 = Affine(spec.width, spec.mlp_width, dtype)
         self.fc2 = Affine(spec.mlp_width, spec.width, dtype)
 
-    def forward(
-        self, hidden: Tensor, key: Tensor, ref_value: Tensor, ref_residual: Tensor, indices: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = hidden.index_select(0, indices)
-        query, _, fresh = (
-            split_heads(part, self.heads, self.head_width)
-            for part in self.qkv(self.norm1(rows)).split(self.width, dim=1)
-        )
-        value = replace_rows(ref_value, indices, fresh)
-        scores = query @ key.transpose(1, 2) * self.head_width**-0.5
-        attended = (torch.softmax(scores, dim=-1) @ value).transpose(0, 1)
-        attention = self.out(attended.reshape(-1, self.width))
-        mlp = self.fc2(F.gelu(self.fc1(self.norm2(rows + attention))))
-        residual = ref_residual.index_copy(0, indices, attention + mlp)
-        return hidden + residual, value, residual
+    def forward(self, rows: Tensor, attention: Tensor) -> Tensor:
+        mlp: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(rows + attention))))
+        return attention + mlp
 
 
-MODULES: Mapping[str, Any] = {EMBED: Embed, "keys": Keys, "update": Update}
+MODULES: Mapping[str, Any] = {
+    EMBED: Embed,
+    "keys": Keys,
+    "reference": ReferenceBlock,
+    "update": Update,
+    "mlp": Mlp,
+}
 
 
 class ClassTokenTower:

@@ -1,4 +1,4 @@
-"""stc-build on a device: engines that stray are widened, refused, and never left as they are.
+"""stc-build on a device: engines that stray are rebuilt, refused, and never left as they are.
 
 The real compiler builds, the mock of a GPU runs what the engines should compute.
 """
@@ -21,7 +21,14 @@ pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 from stc.bundles.bundle import Bundle
 from stc.engines import command as build_command
 from stc.engines.accept import acceptance
-from stc.engines.library.library import Acceptance, Chain, EngineEntry, EngineLibrary, library_of
+from stc.engines.library.library import (
+    Acceptance,
+    Attention,
+    Chain,
+    EngineEntry,
+    EngineLibrary,
+    library_of,
+)
 from stc.engines.open_tensorrt import open_tensorrt
 from stc.errors import EngineError
 from stc.runtime.stream.opening import open_tower
@@ -67,14 +74,15 @@ def judge(
     )
 
 
-def straying(bundle: Path, *, when_wide: bool) -> dict[str, Graph]:
-    """The bundle's graphs, but that update_00 strays while its engine is narrow, or always."""
+def straying(bundle: Path, *, until: Attention | None) -> dict[str, Graph]:
+    """The bundle's graphs, but that update_00 strays until its engine computes attention in the
+    way of `until`, or always."""
     graphs: dict[str, Graph] = OnnxGraphs(Bundle.open(bundle))
     whole = graphs["update_00"]
 
     def run(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         outputs = whole(*arrays)
-        if entry_of(bundle, "update_00")[1].wide_attention and not when_wide:
+        if entry_of(bundle, "update_00")[1].attention == until:
             return outputs
         noise, wide = np.random.default_rng(0), (one.astype(np.float32) for one in outputs)
         return tuple(one + 0.1 * one.std() * noise.standard_normal(one.shape) for one in wide)
@@ -167,16 +175,17 @@ def test_engines_of_other_sizes_that_nothing_can_use_are_forgotten(
     assert "engines are there already" in build().stdout
 
 
-def test_a_block_that_strays_is_rebuilt_with_float32_attention(
-    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("attention", ["unfused", "float32"])
+def test_a_block_that_strays_is_rebuilt_with_attention_that_does_not(
+    bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch, attention: Attention
 ) -> None:
-    mock_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=False))
+    mock_machine(monkeypatch, bundle, "sm89", straying(bundle, until=attention))
     judge(bundle, "update_00", None)
     ran = build()
     assert ran.returncode == 0, ran.stderr
     name, entry = entry_of(bundle, "update_00")
-    assert f"{name}: rebuilt with float32 attention, cosine 0." in ran.stdout
-    assert entry.wide_attention
+    assert f"{name}: rebuilt with {attention} attention, cosine 0." in ran.stdout
+    assert entry.attention == attention
     assert entry.acceptance is not None
     assert entry.acceptance.passed
 
@@ -184,7 +193,7 @@ def test_a_block_that_strays_is_rebuilt_with_float32_attention(
 def test_a_block_that_strays_however_it_is_built_fails_every_time(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mock_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=True))
+    mock_machine(monkeypatch, bundle, "sm89", straying(bundle, until=None))
     judge(bundle, "update_00", None)
     for _ in range(2):
         ran = build()
@@ -196,7 +205,7 @@ def test_a_block_that_strays_however_it_is_built_fails_every_time(
 def test_a_rebuild_that_was_interrupted_is_done_by_the_next_run(
     bundle: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mock_machine(monkeypatch, bundle, "sm89", straying(bundle, when_wide=False))
+    mock_machine(monkeypatch, bundle, "sm89", straying(bundle, until="unfused"))
     judge(bundle, "update_00", None)
 
     def interrupted(*_: Any, **__: Any) -> None:
@@ -205,9 +214,9 @@ def test_a_rebuild_that_was_interrupted_is_done_by_the_next_run(
     with monkeypatch.context() as patched:
         patched.setattr(acceptance, "run_build", interrupted)
         assert build().returncode == 130
-    assert not entry_of(bundle, "update_00")[1].wide_attention
+    assert entry_of(bundle, "update_00")[1].attention == "fused"
     assert build().returncode == 0
-    assert entry_of(bundle, "update_00")[1].wide_attention
+    assert entry_of(bundle, "update_00")[1].attention == "unfused"
 
 
 def test_a_pruner_that_strays_is_refused_to_streams_that_use_it_alone(

@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stc.contracts import HIDDEN_OUT
-from stc.engines.accept.acceptance import Comparison, accept_engines, compared_buckets
+from stc.engines.accept.acceptance import (
+    Comparison,
+    Rebuilt,
+    accept_engines,
+    compared_buckets,
+)
 from stc.engines.accept.comparison import (
     Compared,
     Sides,
@@ -23,11 +27,19 @@ from stc.engines.accept.comparison import (
 )
 from stc.engines.eager import EngineSide
 from stc.engines.engine import Engine, Tensor
-from stc.engines.library.library import CHAIN_COSINE, Chain, EngineEntry, EngineLibrary, Stamp
+from stc.engines.library.library import (
+    CHAIN_COSINE,
+    LADDER,
+    Attention,
+    Chain,
+    EngineEntry,
+    EngineLibrary,
+    Stamp,
+)
 from stc.engines.library.plan import Buckets, EngineSpec
 from stc.manifest import LanguageSpec, Manifest
 from stc.method.difference import difference
-from stc.method.graphs import FRAME_MEAN, INDICES, KEPT, KEPT_INDICES
+from stc.method.graphs import ATTENTION, FRAME_MEAN, INDICES, KEPT, KEPT_INDICES, PLACES
 from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
 from tests.oracle.backend import OracleBackend
 
@@ -99,7 +111,8 @@ def test_equal_backends_pass_at_every_graph_and_size() -> None:
     assert set(ticks) == {one.graph for one in found} == set(manifest().graphs)
     assert len(ticks) == len(set(ticks))
     sizes = [one.sizes for one in found if one.graph == "update_01"]
-    assert sizes == [{"M": SPEC.tokens}, {"M": 6}, {"M": 12}]
+    assert sizes == [{"M": 6}, {"M": 12}]
+    assert {"M": SPEC.tokens} in [one.sizes for one in found if one.graph == "mlp_01"]
     selected = [one.sizes for one in found if one.graph == "select"]
     assert selected == [{"M": 6}, {"M": 12}] * SPEC.blocks
     assert chain_cosine(manifest(), both, 6) == pytest.approx(1.0)
@@ -116,11 +129,18 @@ def test_engines_on_the_device_are_compared_like_any_other(tmp_path: Path) -> No
     ("graph", "spoil"),
     [
         ("embed", noisy(0.1)),
+        ("reference_01", noisy(0.1)),
+        ("reference_02", noisy(0.1, only="attention")),
+        ("mlp_01", noisy(0.1)),
+        ("add", noisy(0.1)),
+        ("merge", noisy(0.1)),
+        ("place", changed(PLACES, lambda value: np.roll(value, 1))),
         ("keys_01", noisy(0.1)),
+        ("compare", noisy(0.1)),
         ("update_02", noisy(0.1)),
-        ("update_00", changed(HIDDEN_OUT, lambda value: value * np.nan)),
-        ("update_00", changed(HIDDEN_OUT, lambda value: value * 2)),
-        ("update_00", changed(HIDDEN_OUT, np.zeros_like)),
+        ("update_00", changed(ATTENTION, lambda value: value * np.nan)),
+        ("update_00", changed(ATTENTION, lambda value: value * 2)),
+        ("update_00", changed(ATTENTION, np.zeros_like)),
         ("project", noisy(0.1)),
         ("select", changed(INDICES, lambda value: value[::-1].copy())),
         ("select", changed(INDICES, lambda value: np.arange(len(value)))),
@@ -162,12 +182,14 @@ def test_channels_that_vary_alike_may_stand_in_either_order() -> None:
 
 def test_rounding_of_half_precision_passes() -> None:
     half = noisy(2e-3)
-    spoils = {name: half for name in manifest().graphs if name.startswith(("keys", "update"))}
+    spoils = {
+        name: half for name in manifest().graphs if name.startswith(("reference", "keys", "update"))
+    }
     assert strayed(compared(**spoils)) == set()
 
 
 def test_errors_that_add_up_show_at_the_end_of_the_chain() -> None:
-    both = sides(Spoiled({"update_00": noisy(0.5)}))
+    both = sides(Spoiled({"merge": noisy(0.5)}))
     assert chain_cosine(manifest(), both, 6) < CHAIN_COSINE
 
 
@@ -224,11 +246,14 @@ def library(tmp_path: Path, graphs: list[str]) -> EngineLibrary:
 
 
 class Bench:
-    """Comparisons whose cosines the test sets, and rebuilds that fix some of them."""
+    """Comparisons whose cosines the test sets, and rebuilds that fix some of them: graphs by the
+    way in which attention must be built."""
 
-    def __init__(self, made: EngineLibrary, cosines: dict[str, float], fixed: list[str]) -> None:
+    def __init__(
+        self, made: EngineLibrary, cosines: dict[str, float], fixed: dict[str, Attention]
+    ) -> None:
         self.library, self.cosines, self.fixed = made, cosines, fixed
-        self.rebuilt: list[str] = []
+        self.rebuilt: list[tuple[str, Attention]] = []
         self.chain = 1.0
         self.workspace_bytes: dict[str, int] = {}
 
@@ -236,21 +261,21 @@ class Bench:
         found = [Compared(name, {}, {"hidden_out": c}, 0.0) for name, c in self.cosines.items()]
         return Comparison(found, self.chain, self.workspace_bytes)
 
-    def rebuild(self, names: list[str]) -> None:
-        self.rebuilt += names
+    def rebuild(self, wanted: dict[str, Attention]) -> None:
+        self.rebuilt += list(wanted.items())
         entries = self.library.entries()
-        for name in names:
+        for name, attention in wanted.items():
             entries[name] = entries[name].model_copy(
-                update={"wide_attention": True, "acceptance": None}
+                update={"attention": attention, "acceptance": None}
             )
-            if entries[name].stamp.graph in self.fixed:
+            if self.fixed.get(entries[name].stamp.graph) == attention:
                 self.cosines[entries[name].stamp.graph] = 0.9999
         self.library.write(entries)
 
 
 def test_engines_that_pass_are_accepted_with_their_cosines(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00", "update_00"])
-    bench = Bench(made, {"keys_00": 0.9999, "update_00": 0.9995}, [])
+    bench = Bench(made, {"keys_00": 0.9999, "update_00": 0.9995}, {})
     report = accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     assert (report.passed, report.compared, bench.rebuilt) == (True, 2, [])
     acceptance = made.entries()["update_00.engine"].acceptance
@@ -260,47 +285,58 @@ def test_engines_that_pass_are_accepted_with_their_cosines(tmp_path: Path) -> No
     assert made.listed().chain_cosine["tensorrt"] == Chain(cosine=1.0, device=GPU)
 
 
-@pytest.mark.parametrize("kind", ["update", "attend"])
-def test_a_block_that_strays_is_rebuilt_wider_and_listed(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["reference", "update", "attend"])
+@pytest.mark.parametrize(("rungs", "attention"), list(enumerate(LADDER))[1:])
+def test_a_block_that_strays_is_rebuilt_one_rung_after_the_other_until_it_passes(
+    tmp_path: Path, kind: str, rungs: int, attention: Attention
+) -> None:
     strays, other = f"{kind}_00", f"{kind}_01"
-    made = library(tmp_path, [strays, other])
-    bench = Bench(made, {strays: 0.99, other: 0.9999}, [strays])
+    made, name = library(tmp_path, [strays, other]), f"{strays}.engine"
+    bench = Bench(made, {strays: 0.99, other: 0.9999}, {strays: attention})
     report = accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
-    assert bench.rebuilt == [f"{strays}.engine"]
+    assert bench.rebuilt == [(name, rung) for rung in LADDER[1 : rungs + 1]]
     assert report.passed
-    assert report.widened == {f"{strays}.engine": (0.99, 0.9999)}
-    entry = made.entries()[f"{strays}.engine"]
-    assert entry.wide_attention
+    assert report.rebuilt == {name: Rebuilt(attention, 0.99, 0.9999)}
+    entry = made.entries()[name]
+    assert entry.attention == attention
     assert entry.acceptance is not None
     assert entry.acceptance.passed
 
 
-def test_a_block_that_strays_even_when_wider_is_refused_and_not_rebuilt_again(
+def test_a_block_that_strays_on_every_rung_is_refused_and_not_rebuilt_again(
     tmp_path: Path,
 ) -> None:
     made = library(tmp_path, ["update_00"])
-    bench = Bench(made, {"update_00": 0.99}, [])
+    bench = Bench(made, {"update_00": 0.99}, {})
     report = accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     assert not report.passed
     assert report.refused == {"update_00.engine": 0.99}
     again = accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
-    assert bench.rebuilt == ["update_00.engine"]
+    assert bench.rebuilt == [("update_00.engine", rung) for rung in LADDER[1:]]
     assert not again.passed
     acceptance = made.entries()["update_00.engine"].acceptance
     assert acceptance is not None
     assert not acceptance.passed
 
 
+def test_a_rebuild_goes_on_from_the_rung_an_engine_stands_on(tmp_path: Path) -> None:
+    made, name = library(tmp_path, ["update_00"]), "update_00.engine"
+    made.write({name: made.entries()[name].model_copy(update={"attention": "unfused"})})
+    bench = Bench(made, {"update_00": 0.99}, {"update_00": "tf32"})
+    assert accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild).passed
+    assert bench.rebuilt == [(name, "tf32")]
+
+
 def test_a_graph_without_attention_is_refused_at_once(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00"])
-    bench = Bench(made, {"keys_00": -1.0}, [])
+    bench = Bench(made, {"keys_00": -1.0}, {})
     report = accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     assert (bench.rebuilt, report.refused) == ([], {"keys_00.engine": -1.0})
 
 
 def test_a_chain_that_strays_is_not_passed_though_every_graph_is(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00"])
-    bench = Bench(made, {"keys_00": 1.0}, [])
+    bench = Bench(made, {"keys_00": 1.0}, {})
     bench.chain = 0.98
     assert not accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild).passed
     assert made.listed().chain_cosine["tensorrt"].cosine == 0.98
@@ -310,7 +346,7 @@ def test_one_flavours_acceptance_leaves_the_others(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00"])
     other = Chain(cosine=0.9998, device="another GPU")
     made.write(made.entries(), {"tensorrt-rtx": other})
-    bench = Bench(made, {"keys_00": 1.0}, [])
+    bench = Bench(made, {"keys_00": 1.0}, {})
     accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     own = Chain(cosine=1.0, device=GPU)
     assert made.listed().chain_cosine == {"tensorrt-rtx": other, "tensorrt": own}
@@ -318,7 +354,7 @@ def test_one_flavours_acceptance_leaves_the_others(tmp_path: Path) -> None:
 
 def test_an_engines_scratch_memory_is_in_the_list(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00", "keys_01"])
-    bench = Bench(made, {"keys_00": 1.0, "keys_01": 1.0}, [])
+    bench = Bench(made, {"keys_00": 1.0, "keys_01": 1.0}, {})
     bench.workspace_bytes = {"keys_00.engine": 4096}
     accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild)
     found = {name: entry.workspace_bytes for name, entry in made.entries().items()}
@@ -327,7 +363,7 @@ def test_an_engines_scratch_memory_is_in_the_list(tmp_path: Path) -> None:
 
 def test_what_was_not_compared_is_not_accepted(tmp_path: Path) -> None:
     made = library(tmp_path, ["keys_00", "keys_01"])
-    bench = Bench(made, {"keys_00": 1.0}, [])
+    bench = Bench(made, {"keys_00": 1.0}, {})
     assert accept_engines(made, "tensorrt", GPU, bench.compare, bench.rebuild).compared == 1
     assert made.entries()["keys_01.engine"].acceptance is None
 
@@ -394,6 +430,7 @@ def test_language_graphs_are_compared_at_every_size_they_are_built_for() -> None
     assert [(one.graph, one.sizes, one.passed) for one in found] == [
         ("text_embed", {"m": 1}, True),
         ("text_embed", {"m": 5}, True),
+        ("attend_00", {"m": 5, "S": 8}, True),
         ("attend_00", {"m": 5, "S": 8}, True),
         ("head", {}, True),
     ]

@@ -30,7 +30,8 @@ def manifest(*, language: bool = False) -> Manifest:
     graphs = {
         "embed": entry((port("pixel_values", 3, 20, 20),), (hidden,)),
         "select": entry((port("score", TOKENS), count), (port("indices", "M"),)),
-        "update_00": entry((hidden, port("indices", "M")), (port("hidden_out", TOKENS, 32),)),
+        "update_00": entry((hidden, port("indices", "M")), (port("rows", "M", 32),)),
+        "mlp_00": entry((port("rows", "M", 32),), (port("residual", "M", 32),)),
         "prune_gaussian": entry((hidden, count), (port("kept", "k", 16),)),
     }
     spec = None
@@ -68,27 +69,35 @@ def of(specs: list[EngineSpec], graph: str) -> list[EngineSpec]:
     return [spec for spec in specs if spec.graph == graph]
 
 
-def test_one_engine_holds_reference_and_reuse_frames_where_several_profiles_are_known_good() -> (
-    None
-):
+def test_one_engine_holds_every_ratio_where_several_profiles_are_known_good() -> None:
     specs = plan_engines(manifest(), BUCKETS, several_profiles=True)
     assert [spec.graph for spec in specs] == [
         "embed",
         "select",
         "select",
         "update_00",
+        "mlp_00",
         "prune_gaussian",
     ]
     (update,) = of(specs, "update_00")
-    assert update.profiles == ({"M": 3}, {"M": 6}, {"M": TOKENS})
-    assert update.stem == f"update_00-M3-M6-M{TOKENS}"
+    assert update.profiles == ({"M": 3}, {"M": 6})
+    assert update.stem == "update_00-M3-M6"
     assert of(specs, "embed") == [EngineSpec("embed", ({},))]
 
 
 def test_each_size_has_an_engine_of_its_own_where_several_profiles_are_not_known_good() -> None:
     specs = plan_engines(manifest(), BUCKETS, several_profiles=False)
     sizes = [spec.profiles for spec in of(specs, "update_00")]
-    assert sizes == [({"M": 3},), ({"M": 6},), ({"M": TOKENS},)]
+    assert sizes == [({"M": 3},), ({"M": 6},)]
+
+
+@pytest.mark.parametrize("several_profiles", [True, False])
+def test_an_mlp_is_one_engine_for_both_kinds_of_frame(several_profiles: bool) -> None:
+    specs = plan_engines(manifest(), BUCKETS, several_profiles=several_profiles)
+    (mlp,) = of(specs, "mlp_00")
+    assert mlp.profiles == ({"M": 3}, {"M": 6}, {"M": TOKENS})
+    every = plan_engines(manifest(), Buckets((6, TOKENS), ()), several_profiles=several_profiles)
+    assert of(every, "mlp_00")[0].profiles == ({"M": 6}, {"M": TOKENS})
 
 
 def test_counts_are_baked_one_engine_each() -> None:

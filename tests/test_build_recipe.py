@@ -127,6 +127,11 @@ def test_engines_have_one_stream_and_no_tf32(flavour: Flavour) -> None:
     assert config.progress_monitor is not None
 
 
+def test_attention_in_tf32_is_what_tf32_is_for() -> None:
+    assert "TF32" in config_of("tensorrt", attention="tf32").flags
+    assert "TF32" not in config_of("tensorrt", attention="float32").flags
+
+
 def test_rtx_may_not_allocate_while_it_runs_and_builds_for_every_target() -> None:
     config = config_of("tensorrt-rtx")
     assert "REQUIRE_USER_ALLOCATION" in config.flags

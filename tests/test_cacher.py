@@ -16,16 +16,21 @@ from numpy.typing import NDArray
 from stc.contracts import Contract
 from stc.manifest import Grid
 from stc.method.graphs import (
+    COMPARE_CONTRACT,
     EMBED_CONTRACT,
     KEYS_CONTRACT,
+    MERGE_CONTRACT,
+    MLP_CONTRACT,
+    PLACE_CONTRACT,
     PROJECT_CONTRACT,
+    REFERENCE_CONTRACT,
     SELECT_CONTRACT,
     UPDATE_CONTRACT,
 )
 from stc.settings import Selection, Settings
 from tests.oracle import vision as oracle
 from tests.oracle.layers import ACTIVATIONS, Affine, EmbedWeights, ProjectorWeights, TowerWeights
-from tests.oracle.stream import BlockReference, blank_reference, forward
+from tests.oracle.stream import forward
 from tests.oracle.weights import projector_weights, tower_weights
 from tests.squares import square_grid
 
@@ -132,7 +137,7 @@ def test_unchanged_frame_reuses_without_error(tower: TowerWeights, frames: Array
 def test_shared_selection_is_that_of_block_0(tower: TowerWeights, frames: Array) -> None:
     first, second, third = forward(tower, frames[0]).references
     # Other keys in block 1 make it choose others: by itself it all but repeats block 0's choice.
-    turned = (first, replace(second, key=second.key[:, ::-1]), third)
+    turned = (first, replace(second, key=second.key[::-1]), third)
     layerwise = forward(tower, frames[1], turned, count=6).indices
     shared = forward(tower, frames[1], turned, count=6, selection="shared").indices
 
@@ -152,24 +157,24 @@ def test_reuse_frame_hands_its_references_on_unchanged(tower: TowerWeights, fram
 def test_update_of_every_token_reads_no_reference(tower: TowerWeights, frames: Array) -> None:
     hidden = oracle.embed(tower.embed, frames[0])
     block = tower.blocks[0]
-    blank = blank_reference(block, hidden)
-    key, _ = oracle.keys(block, hidden, blank.key)
-    everything = np.arange(len(hidden))
-    expected = oracle.update(block, hidden, key, blank.value, blank.residual, everything)
-    spoilt = BlockReference(blank.key, blank.value + np.nan, blank.residual + np.nan)
-    got = oracle.update(block, hidden, key, spoilt.value, spoilt.residual, everything)
-    for array, same in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(array, same)
+    spoilt, everything = np.full_like(hidden, np.nan), np.arange(len(hidden))
+    key, _, expected = oracle.reference(block, hidden)
+    np.testing.assert_array_equal(oracle.keys(block, hidden), key)
+    places = oracle.place(everything, len(hidden))
+    rows, got = oracle.update(block, hidden, key, spoilt, everything, places)
+    np.testing.assert_array_equal(rows, hidden)
+    np.testing.assert_array_equal(got, expected)
+    residual = oracle.mlp(block, rows, got)
+    np.testing.assert_array_equal(oracle.merge(hidden, spoilt, residual, places), hidden + residual)
 
 
 def test_score_is_the_cosine_over_all_heads(tower: TowerWeights, frames: Array) -> None:
     hidden = oracle.embed(tower.embed, frames[0])
-    block = tower.blocks[0]
-    ref_key = np.random.default_rng(1).normal(size=blank_reference(block, hidden).key.shape)
-    ref_key[:, 5] = 0
-    key, score = oracle.keys(block, hidden, ref_key)
-    for token, cosine in enumerate(score):
-        a, b = key[:, token].ravel(), ref_key[:, token].ravel()
+    ref_key = np.random.default_rng(1).normal(size=hidden.shape)
+    ref_key[5] = 0
+    key = oracle.keys(tower.blocks[0], hidden)
+    for token, cosine in enumerate(oracle.compare(key, ref_key)):
+        a, b = key[token], ref_key[token]
         expected = 0.0 if token == 5 else a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
         assert cosine == pytest.approx(expected, abs=1e-6)
 
@@ -203,7 +208,7 @@ def test_functions_keep_the_graphs_contracts(frames: Array, dtype: type[np.float
         square_grid(math.isqrt(tokens)),
         dtype=dtype,
     )
-    sizes = {"T": tokens, "C": width, "H": 2, "d": width // 2, "M": 6, "n": 9, "D": 10}
+    sizes = {"T": tokens, "C": width, "M": 6, "n": 9, "D": 10}
 
     def check(contract: Contract, *outputs: Array) -> None:
         for port, array in zip(contract.outputs, outputs, strict=True):
@@ -213,13 +218,22 @@ def test_functions_keep_the_graphs_contracts(frames: Array, dtype: type[np.float
 
     hidden = oracle.embed(weights.embed, frames[0])
     check(EMBED_CONTRACT, hidden)
-    blank = blank_reference(block, hidden)
-    key, score = oracle.keys(block, hidden, blank.key)
-    check(KEYS_CONTRACT, key, score)
+    outputs = oracle.reference(block, hidden)
+    check(REFERENCE_CONTRACT, *outputs)
+    ref_key, value, _ = outputs
+    key = oracle.keys(block, hidden)
+    check(KEYS_CONTRACT, key)
+    score = oracle.compare(key, ref_key)
+    check(COMPARE_CONTRACT, score)
     indices = oracle.select(score, 6)
     check(SELECT_CONTRACT, indices)
-    outputs = oracle.update(block, hidden, key, blank.value, blank.residual, indices)
-    check(UPDATE_CONTRACT, *outputs)
+    places = oracle.place(indices, tokens)
+    check(PLACE_CONTRACT, places)
+    updated = oracle.update(block, hidden, key, value, indices, places)
+    check(UPDATE_CONTRACT, *updated)
+    residual = oracle.mlp(block, *updated)
+    check(MLP_CONTRACT, residual)
+    check(MERGE_CONTRACT, oracle.merge(hidden, hidden, residual, places))
     check(PROJECT_CONTRACT, oracle.project(projector, hidden))
 
 

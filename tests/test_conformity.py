@@ -48,8 +48,14 @@ def _blocks(document: dict[str, Any]) -> None:
     document["vision"]["blocks"] += 1
 
 
-def _heads(document: dict[str, Any]) -> None:
-    document["vision"]["heads"] *= 2
+def _width(document: dict[str, Any]) -> None:
+    document["vision"]["width"] = 64
+
+
+def _scattered(document: dict[str, Any]) -> None:
+    """As bundles were before keys and scores were graphs of their own."""
+    for name in ("compare", "mlp_00"):
+        del document["graphs"][name]
 
 
 def _picture(document: dict[str, Any]) -> None:
@@ -88,11 +94,11 @@ def _unlisted(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (_blocks, "graphs has no keys_01, expected the 10 graphs of its spec"),
+        (_blocks, "graphs has no keys_01, expected the 13 graphs of its spec"),
+        (_scattered, "graphs has no compare, expected the 10 graphs of its spec"),
         (
-            _heads,
-            "keys_00 has inputs hidden [25, 32] float32, ref_key [2, 25, 16] float32, expected "
-            "hidden [25, 32] float32, ref_key [4, 25, 8] float32 by its spec",
+            _width,
+            "embed has outputs hidden [25, 32] float32, expected hidden [25, 64] float32 by its",
         ),
         (
             _picture,
@@ -100,10 +106,10 @@ def _unlisted(document: dict[str, Any]) -> None:
         ),
         (_grid, "embed has outputs hidden [25, 32] float32, expected hidden [26, 32] float32"),
         (_precision, "expected pixel_values [3, 20, 20] float16 by its spec"),
-        (_fewer, "graphs has no prune_gaussian, expected the 8 graphs of its spec"),
-        (_more, "graphs has keys_01, expected only the 8 graphs of its spec"),
+        (_fewer, "graphs has no prune_gaussian, expected the 10 graphs of its spec"),
+        (_more, "graphs has keys_01, expected only the 10 graphs of its spec"),
         (_other_port, "project has outputs visual_tokens [9, 16] float32, expected tokens [9, 16]"),
-        (_four_bits, "variants.int4 has qkv_00, expected only the 8 graphs of its spec"),
+        (_four_bits, "variants.int4 has qkv_00, expected only the 10 graphs of its spec"),
         (_unlisted, f"files leave weights out, expected {WEIGHTS}"),
     ],
 )

@@ -53,14 +53,15 @@ def test_frames_ask_for_what_the_mock_is_asked_for(
         assert counted[number].frees == calls["cudaFree"] + calls["cudaFreeHost"] == 0
 
 
-def test_the_first_frame_of_a_kind_runs_the_engines_of_its_program(tmp_path: Path) -> None:
+def test_a_frame_runs_the_engines_of_its_program_one_by_one_or_as_a_graph(tmp_path: Path) -> None:
     settings = Settings(**{**vars(SETTINGS), "reference_interval": 2})
-    reference, reuse, *_ = counted_frames(tmp_path, settings, 2)
+    reference, reuse, *_, last_reference, last_reuse = counted_frames(tmp_path, settings, 12)
     programs = {one.name: one for one in stream_programs(SPEC, "fp32", settings)}
-    for name, asked in (("reference", reference), ("reuse", reuse)):
+    kinds = (("reference", reference, last_reference), ("reuse", reuse, last_reuse))
+    for name, first, last in kinds:
         expected = [(call.graph, dict(call.sizes)) for call in programs[name].calls]
-        assert asked.runs == expected
-        assert asked.enqueues == len(expected)
+        assert first.runs == last.runs == expected
+        assert (first.enqueues, last.enqueues) == (len(expected), 1)
 
 
 def test_nothing_is_counted_outside(tmp_path: Path) -> None:
@@ -82,10 +83,17 @@ def test_what_is_captured_is_copied_when_it_is_replayed_and_not_before() -> None
     device = CountedDevice()
     with device.counting() as asked:
         device.copied(3)
-        device.capturing = True
+        device.begin()
         device.copied(4)
         device.count("copies")
-    assert (asked.copied_bytes, asked.copies) == (3, 0)
+        device.ran("embed", {})
+        device.end(1)
+        device.instantiate(1, 2)
+    assert (asked.copied_bytes, asked.calls, asked.runs) == (3, 0, [])
+    with device.counting() as asked:
+        device.launch(2)
+        device.launch(2)
+    assert (asked.copied_bytes, asked.calls, asked.runs) == (8, 2, [("embed", {})] * 2)
 
 
 def test_totals_are_sums() -> None:

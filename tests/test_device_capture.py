@@ -128,13 +128,13 @@ def test_a_graph_of_an_engine_is_not_replayed_on_a_closed_tensor(rig: Rig, close
 def test_an_engine_that_refuses_a_capture_is_enqueued_plainly_and_that_is_said_once(
     rig: Rig,
 ) -> None:
-    rig.trt.refuse = refusing("update_01", "capture")
+    rig.trt.refuse = refusing("embed", "capture")
     session = rig.session()
     assert_same_stream(session, SETTINGS, 18)
     assert session.captured == set()
     # Two kinds of frame, each at two sets of references.
     assert len(rig.said) == 2
-    assert all("no CUDA graph (update_01: TensorRT did not enqueue it" in said for said in rig.said)
+    assert all("no CUDA graph (embed: TensorRT did not enqueue it" in said for said in rig.said)
 
 
 def test_rtx_is_asked_before_it_is_captured(tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ def test_what_was_compared_on_a_device_is_known_there_and_not_on_another(tmp_pat
     assert library.listed().chain_on("tensorrt-rtx", "GPU") is None
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"schema_version": 2, "engines": {}}', "[]"])
+@pytest.mark.parametrize(
+    "text", ["", "{", *(f'{{"schema_version": {one}, "engines": {{}}}}' for one in (1, 3)), "[]"]
+)
 def test_an_unreadable_list_is_one_line(tmp_path: Path, text: str) -> None:
     library, _ = filled(tmp_path)
     (library.folder / LIST).write_text(text)

@@ -14,13 +14,19 @@ import pytest
 from numpy.typing import NDArray
 
 from stc import contracts
-from stc.contracts import HIDDEN, KEY
+from stc.contracts import HIDDEN, KEY, VALUE
 from stc.engines.engine import Backend
 from stc.engines.onnxruntime_backend import (
     OnnxRuntimeBackend,
 )
 from stc.errors import BundleError, EngineError
-from stc.method.graphs import INDICES, REF_KEY, SCORE, SELECT, keys_graph
+from stc.method.graphs import (
+    ATTENTION,
+    INDICES,
+    SCORE,
+    SELECT,
+    reference_graph,
+)
 from tests.graph_files import graph_file
 from tests.oracle.backend import OracleBackend
 from tests.vision_cases import GOLDEN, Exported, numpy_weights
@@ -28,7 +34,7 @@ from tests.vision_cases import GOLDEN, Exported, numpy_weights
 Array = NDArray[Any]
 Exporting = Callable[[str], Exported]
 
-KEYS = keys_graph(1)
+BLOCK = reference_graph(1)
 
 
 @pytest.fixture
@@ -48,12 +54,9 @@ def onnxruntime_backend(case: Exported) -> OnnxRuntimeBackend:
     return OnnxRuntimeBackend(case.bundle)
 
 
-def keys_inputs(seed: int = 0) -> dict[str, Array]:
+def block_inputs(seed: int = 0) -> dict[str, Array]:
     random = np.random.default_rng(seed)
-    return {
-        HIDDEN: random.normal(size=(25, 32)).astype(np.float32),
-        REF_KEY: random.normal(size=(2, 25, 16)).astype(np.float32),
-    }
+    return {HIDDEN: random.normal(size=(25, 32)).astype(np.float32)}
 
 
 # Tensors.
@@ -88,11 +91,11 @@ def test_what_is_not_contiguous_arrives_as_it_is(backend: Backend) -> None:
 
 
 def test_outputs_not_asked_for_are_not_returned(backend: Backend) -> None:
-    engine = backend.load(KEYS)
-    inputs = {name: backend.to_device(array) for name, array in keys_inputs().items()}
+    engine = backend.load(BLOCK)
+    inputs = {name: backend.to_device(array) for name, array in block_inputs().items()}
     everything = engine(inputs)
-    assert set(everything) == {KEY, SCORE}
-    for name in (KEY, SCORE):
+    assert set(everything) == {KEY, VALUE, ATTENTION}
+    for name in (KEY, ATTENTION):
         some = engine(inputs, {name: None})
         assert list(some) == [name]
         np.testing.assert_array_equal(
@@ -101,34 +104,36 @@ def test_outputs_not_asked_for_are_not_returned(backend: Backend) -> None:
 
 
 def test_outputs_go_by_name_whatever_their_order(backend: Backend) -> None:
-    engine = backend.load(KEYS)
-    inputs = {name: backend.to_device(array) for name, array in keys_inputs().items()}
-    for order in ((KEY, SCORE), (SCORE, KEY)):
-        outputs = engine(dict(reversed(inputs.items())), dict.fromkeys(order))
-        assert backend.to_host(outputs[KEY]).shape == (2, 25, 16)
-        assert backend.to_host(outputs[SCORE]).shape == (25,)
+    engine = backend.load(BLOCK)
+    inputs = {name: backend.to_device(array) for name, array in block_inputs().items()}
+    everything = {name: backend.to_host(value) for name, value in engine(inputs).items()}
+    assert not np.array_equal(everything[KEY], everything[VALUE])
+    for order in ((KEY, VALUE), (VALUE, KEY)):
+        outputs = engine(inputs, dict.fromkeys(order))
+        for name in order:
+            np.testing.assert_array_equal(backend.to_host(outputs[name]), everything[name])
 
 
 def test_an_output_is_written_into_the_tensor_given_for_it(backend: Backend) -> None:
-    engine = backend.load(KEYS)
-    inputs = {name: backend.to_device(array) for name, array in keys_inputs().items()}
+    engine = backend.load(BLOCK)
+    inputs = {name: backend.to_device(array) for name, array in block_inputs().items()}
     expected = backend.to_host(engine(inputs)[KEY])
-    given = backend.to_device(np.full((2, 25, 16), np.nan, np.float32))
-    outputs = engine(inputs, {SCORE: None, KEY: given})
+    given = backend.to_device(np.full((25, 32), np.nan, np.float32))
+    outputs = engine(inputs, {VALUE: None, KEY: given})
     np.testing.assert_array_equal(backend.to_host(given), expected)
     np.testing.assert_array_equal(backend.to_host(outputs[KEY]), expected)
 
     # What is returned is that tensor: the next run changes both.
-    other = {name: backend.to_device(array) for name, array in keys_inputs(1).items()}
+    other = {name: backend.to_device(array) for name, array in block_inputs(1).items()}
     engine(other, {KEY: given})
     np.testing.assert_array_equal(backend.to_host(outputs[KEY]), backend.to_host(given))
     assert not np.array_equal(backend.to_host(given), expected)
 
 
 def test_an_output_of_its_own_outlives_the_next_run(backend: Backend) -> None:
-    engine = backend.load(KEYS)
+    engine = backend.load(BLOCK)
     first, second = (
-        {name: backend.to_device(array) for name, array in keys_inputs(seed).items()}
+        {name: backend.to_device(array) for name, array in block_inputs(seed).items()}
         for seed in (0, 1)
     )
     key = engine(first)[KEY]
@@ -138,9 +143,9 @@ def test_an_output_of_its_own_outlives_the_next_run(backend: Backend) -> None:
 
 
 def test_the_given_tensor_lies_where_it_lay(onnxruntime_backend: OnnxRuntimeBackend) -> None:
-    engine = onnxruntime_backend.load(KEYS)
-    inputs = {name: onnxruntime_backend.to_device(a) for name, a in keys_inputs().items()}
-    given = onnxruntime_backend.empty((2, 25, 16), np.float32)
+    engine = onnxruntime_backend.load(BLOCK)
+    inputs = {name: onnxruntime_backend.to_device(a) for name, a in block_inputs().items()}
+    given = onnxruntime_backend.empty((25, 32), np.float32)
     address = given.data_ptr()
     assert engine(inputs, {KEY: given})[KEY].data_ptr() == address == given.data_ptr()
 
@@ -160,14 +165,14 @@ def test_as_many_tokens_are_selected_as_asked_for(backend: Backend, count: int) 
 
 
 def wrong_inputs(name: str) -> dict[str, Array]:
-    inputs = keys_inputs()
+    inputs = block_inputs()
     match name:
         case "unknown":
             inputs["pixels"] = inputs.pop(HIDDEN)
         case "one too many":
             inputs["pixels"] = inputs[HIDDEN]
         case "missing":
-            del inputs[REF_KEY]
+            del inputs[HIDDEN]
         case "shape":
             inputs[HIDDEN] = inputs[HIDDEN][:24]
         case "rank":
@@ -185,36 +190,36 @@ def wrong_inputs(name: str) -> dict[str, Array]:
 def test_wrong_inputs_are_an_error_that_names_the_graph(
     onnxruntime_backend: OnnxRuntimeBackend, mistake: str
 ) -> None:
-    engine = onnxruntime_backend.load(KEYS)
+    engine = onnxruntime_backend.load(BLOCK)
     inputs = {name: onnxruntime_backend.to_device(a) for name, a in wrong_inputs(mistake).items()}
-    with pytest.raises(EngineError, match=f"^{KEYS}: ONNX Runtime failed") as caught:
+    with pytest.raises(EngineError, match=f"^{BLOCK}: ONNX Runtime failed") as caught:
         engine(inputs)
     assert "\n" not in str(caught.value)
 
-    right = {name: onnxruntime_backend.to_device(a) for name, a in keys_inputs().items()}
-    assert set(engine(right)) == {KEY, SCORE}
+    right = {name: onnxruntime_backend.to_device(a) for name, a in block_inputs().items()}
+    assert set(engine(right)) == {KEY, VALUE, ATTENTION}
 
 
 @pytest.mark.parametrize("mistake", ["unknown", "shape", "dtype"])
 def test_wrong_outputs_are_an_error_that_names_the_graph(
     onnxruntime_backend: OnnxRuntimeBackend, mistake: str
 ) -> None:
-    engine = onnxruntime_backend.load(KEYS)
-    inputs = {name: onnxruntime_backend.to_device(a) for name, a in keys_inputs().items()}
+    engine = onnxruntime_backend.load(BLOCK)
+    inputs = {name: onnxruntime_backend.to_device(a) for name, a in block_inputs().items()}
     empty = onnxruntime_backend.empty
     outputs = {
         "unknown": {"tokens": None},
-        "shape": {KEY: empty((2, 24, 16), np.float32)},
-        "dtype": {KEY: empty((2, 25, 16), np.float16)},
+        "shape": {KEY: empty((24, 32), np.float32)},
+        "dtype": {KEY: empty((25, 32), np.float16)},
     }[mistake]
-    with pytest.raises(EngineError, match=f"^{KEYS}: ONNX Runtime failed"):
+    with pytest.raises(EngineError, match=f"^{BLOCK}: ONNX Runtime failed"):
         engine(inputs, outputs)
 
 
 def test_the_oracle_refuses_other_inputs_and_graphs(case: Exported) -> None:
     oracle = OracleBackend(*numpy_weights(case.weights))
-    with pytest.raises(EngineError, match=f"^{KEYS}: inputs"):
-        oracle.load(KEYS)({HIDDEN: keys_inputs()[HIDDEN]})
+    with pytest.raises(EngineError, match=f"^{BLOCK}: inputs"):
+        oracle.load(BLOCK)({"pixels": block_inputs()[HIDDEN]})
     with pytest.raises(EngineError, match=r"^keys_99: no such graph"):
         oracle.load("keys_99")
 
@@ -233,7 +238,7 @@ def test_a_graph_that_cannot_be_loaded_is_an_error_that_names_it(
     root = tmp_path / "bundle"
     shutil.copytree(case.bundle.root, root)
     bundle = replace(case.bundle, root=root)
-    graph = graph_file(bundle, KEYS)
+    graph = graph_file(bundle, BLOCK)
     if damage == "cut":
         graph.write_bytes(graph.read_bytes()[:100])
     elif damage == "gone":
@@ -241,5 +246,5 @@ def test_a_graph_that_cannot_be_loaded_is_an_error_that_names_it(
     else:
         (root / "graphs" / "weights.bin").unlink()
     with pytest.raises(BundleError, match=rf"^{root}/graphs/\S+: is (truncated|missing)") as caught:
-        OnnxRuntimeBackend(bundle).load(KEYS)
+        OnnxRuntimeBackend(bundle).load(BLOCK)
     assert "\n" not in str(caught.value)

@@ -30,9 +30,16 @@ from stc.export.graphs.trace import IR_VERSION, OPSET, bind, trace
 from stc.export.graphs.weights_file import ALIGNMENT, Span
 from stc.export.made_up.synthetic import RandomCheckpoint
 from stc.export.models.llava_onevision import VisionModel, projector_shapes
-from stc.export.towers.siglip.tower import SIGLIP, Keys, Update
+from stc.export.towers.siglip.tower import SIGLIP, Keys, Mlp, Update
 from stc.manifest import WEIGHTS
-from stc.method.graphs import keys_graph, memory_width, prune_graph, update_graph, vision_graphs
+from stc.method.graphs import (
+    keys_graph,
+    kind_of,
+    memory_width,
+    prune_graph,
+    update_graph,
+    vision_graphs,
+)
 from stc.onnx_files.operators import PORTABLE_OPS
 from stc.settings import SCORINGS
 from tests.graph_files import graph_file
@@ -196,7 +203,7 @@ def test_every_parameter_is_stored_once_and_graphs_hold_none(bundle: Bundle) -> 
         used |= set(spans(model).values())
         for initializer in model.graph.initializer:
             if not external_data_helper.uses_external_data(initializer):
-                assert np.prod(initializer.dims, dtype=int) <= max(4, spec.heads)
+                assert np.prod(initializer.dims, dtype=int) <= max(4, spec.tokens)
     ends = [0]
     for offset, length in sorted(used):
         assert offset >= ends[-1], "overlap"
@@ -225,10 +232,10 @@ def test_a_graph_holds_the_tensors_of_its_block(exported: Exporting) -> None:
     one = exported(GOLDEN[0])
     weights = np.memmap(one.bundle.root / WEIGHTS, np.uint8, "r")
     for name, model in vision_models(one.bundle):
-        if not name.startswith("update_"):
-            continue
-        block = f"encoder.layers.{int(name[-2:])}"
-        for ours, theirs in (("query", "self_attn.q_proj"), ("norm2", "layer_norm2")):
+        kind, number = kind_of(name)
+        block = f"encoder.layers.{number}"
+        held = {"update": ("query", "self_attn.q_proj"), "mlp": ("norm2", "layer_norm2")}
+        for ours, theirs in [held[kind]] if kind in held else []:
             offset, length = spans(model)[f"{ours}.weight"]
             stored = weights[offset : offset + length].view(np.float32)
             tensor = one.weights.vision(f"{block}.{theirs}.weight").numpy()
@@ -265,7 +272,7 @@ def test_exports_of_one_checkpoint_are_equal_to_the_byte(
     monkeypatch.setattr(trace_module, "_traced", TraceCache(here, kept_traces))
     export(checkpoint_bundle.weights, tmp_path / "bundle")
     made = digests(here)
-    assert len(made) == 8
+    assert len(made) == 10
     # The other process traces the larger half anew, and finds the rest by what it is known by.
     shutil.copytree(here, traces)
     for large in sorted(traces.iterdir(), key=lambda file: file.stat().st_size)[4:]:
@@ -299,10 +306,9 @@ def test_large_values_may_differ_from_pytorch_by_their_own_rounding(
     name, spec = keys_graph(0), checkpoint_bundle.weights.spec
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(spec.tokens, spec.width, generator=random) + offset
-    ref_key = torch.randn(spec.heads, spec.tokens, spec.head_width, generator=random)
     path, contract = graph_file(checkpoint_bundle.bundle, name), vision_graphs(1)[name]
     GraphCheck(path, contract, "fp32").compare(
-        VisionModel(checkpoint_bundle.weights).module(name), (hidden, ref_key)
+        VisionModel(checkpoint_bundle.weights).module(name), (hidden,)
     )
 
 
@@ -326,14 +332,14 @@ def flat_attention(module: Update) -> None:
     module.scale *= 0.5
 
 
-def other_gelu(module: Update) -> None:
+def other_gelu(module: Mlp) -> None:
     module.activation = functional.gelu
 
 
 DIFFERENT: list[tuple[type[nn.Module], Callable[[Any], None], str]] = [
     (Keys, coarse_norm, "keys_00: key"),
-    (Update, flat_attention, "update_00: hidden_out"),
-    (Update, other_gelu, "update_00: hidden_out"),
+    (Update, flat_attention, "update_00: attention"),
+    (Mlp, other_gelu, "mlp_00: residual"),
 ]
 
 
@@ -368,7 +374,7 @@ def test_parameters_in_each_others_place_fail_the_export_and_leave_the_bundle_be
         return bind(template, name, spans, location, **others)
 
     monkeypatch.setattr(graphs, "bind", swapped)
-    with pytest.raises(ExportError, match=r"^update_01: hidden_out: differs from torch"):
+    with pytest.raises(ExportError, match=r"^update_01: attention: differs from torch"):
         export(golden_weights(GOLDEN[0]), before, force=True)
     assert digests(tmp_path) == expected
 
@@ -382,6 +388,6 @@ class TooLarge(RandomCheckpoint):
 
 def test_a_tower_that_overflows_half_precision_fails_the_export(tmp_path: Path) -> None:
     weights = TooLarge("too large", CASES["half"]().spec, 0, {})
-    with pytest.raises(ExportError, match=r"^update_00: hidden_out: NaN .*--precision fp32$"):
+    with pytest.raises(ExportError, match=r"^reference_00: hidden_out: NaN .*--precision fp32$"):
         export(weights, tmp_path / "bundle", "fp16")
     assert list(tmp_path.iterdir()) == []

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from stc.runtime.answers.stream_language import StreamLanguage
-from stc.runtime.language.model import LanguageModel
 from stc.runtime.memory.window import AllMemory
 from tests.kept_tokens import frames
 from tests.language_cases import language_case
-from tests.oracle.language import Decoder, LanguageOracle
+from tests.oracle.language import Decoder
 
 QUESTION = "How many objects are moving?"
 
@@ -24,7 +23,7 @@ def test_it_answers_as_the_exported_graphs_do(tied: bool) -> None:
         if name.startswith((prefix, "lm_head."))
     }
     exported = case.language()
-    oracle = LanguageModel(LanguageOracle(Decoder(exported.spec, tensors)), exported.spec, "fp32")
+    oracle = Decoder(exported.spec, tensors).model()
     prompt, answers = case.prompt(), []
     for model in (exported, oracle):
         language = StreamLanguage(model, AllMemory(model, fixed=len(prompt.before)), prompt)

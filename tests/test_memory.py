@@ -14,8 +14,7 @@ from stc.contracts import KEY, VALUE
 from stc.engines.engine import Engine, Tensor
 from stc.errors import LanguageError, NonFiniteError
 from stc.runtime.answers.stream_language import StreamLanguage
-from stc.runtime.language.kv_buckets import MAX_TOKENS, KvBuckets
-from stc.runtime.language.kv_rows import runs
+from stc.runtime.language.kv_buckets import MAX_TOKENS, KvBuckets, runs
 from stc.runtime.language.model import LanguageModel
 from stc.runtime.memory.host_pages import PageCap
 from stc.runtime.memory.rekv import RekvMemory

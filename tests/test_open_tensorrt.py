@@ -289,24 +289,13 @@ def sized(graph: str, *files: tuple[Any, ...]) -> list[EngineEntry]:
         # One ratio of two builds.
         (
             "update_00",
-            [
-                (2, recomputed(6), recomputed(12), recomputed(25)),
-                (1, recomputed(3), recomputed(25)),
-            ],
+            [(2, recomputed(6), recomputed(12)), (1, recomputed(3))],
             2,
         ),
-        # Of one engine per size, all tokens and the larger of two ratios.
-        ("update_00", [(2, recomputed(6)), (4, recomputed(12)), (5, recomputed(25))], 9),
-        # A size that only another build has leaves that build's engine alone.
-        (
-            "update_00",
-            [
-                (4, recomputed(25)),
-                (2, recomputed(6), recomputed(25)),
-                (1, recomputed(3), recomputed(25)),
-            ],
-            4,
-        ),
+        # Of one engine per size, the larger of two ratios.
+        ("update_00", [(2, recomputed(6)), (4, recomputed(12))], 4),
+        # A size that two builds have is loaded once.
+        ("update_00", [(2, recomputed(6)), (3, recomputed(6), recomputed(12))], 3),
         ("select", [(1, recomputed(6)), (3, recomputed(12)), (2, recomputed(3))], 3),
         ("prune_dual_anchor", [(1, {"k": 2}), (3, {"k": 4})], 3),
         ("keys_00", [(3, {})], 3),

@@ -72,7 +72,8 @@ def test_the_language_side_can_be_left_out(parity: Parity) -> None:
 @pytest.mark.parametrize(
     ("graph", "found", "spared"),
     [
-        ("update_01", {"update_01", "dense", "shared"}, {"update_00", "captured shared"}),
+        ("reference_01", {"reference_01", "dense"}, {"reference_00", "captured shared"}),
+        ("update_01", {"update_01", "shared"}, {"update_00", "dense", "captured shared"}),
         ("attend_01", {"attend_01", "whole decoder"}, {"attend_00", "head", "dense"}),
     ],
 )

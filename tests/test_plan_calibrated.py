@@ -21,6 +21,7 @@ from stc.engines.build.roofline import Factors
 from stc.engines.library.boards import BOARDS
 from stc.engines.library.targets import TARGETS, TensorRt
 from stc.errors import SettingsError
+from stc.method.graphs import PRUNERS, vision_graphs
 from stc.runtime.planning import plan
 from stc.runtime.planning.calibration import Measured
 from stc.runtime.planning.plan import Wanted, make_plan
@@ -39,6 +40,9 @@ def bundle(half_demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """A bundle whose engines are listed without a compiler: a tower's work is sums, a decoder's is
     bytes."""
 
+    graphs = vision_graphs(Bundle.open(half_demo_bundle).manifest.vision.blocks)
+    vision = tuple(graphs.keys() - set(PRUNERS))
+
     def listed(
         _: Bundle, calls: Iterable[EngineCall], __: Any, compilers: Sequence[Compiler], ___: Any
     ) -> dict[str, dict[EngineCall, EngineLayers]]:
@@ -50,7 +54,7 @@ def bundle(half_demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
                 0,
             )
             for call in calls
-            for tower in [call[0].startswith(("embed", "keys", "update", "select", "project"))]
+            for tower in [call[0] in vision]
         }
         return {one.target.name: layers for one in compilers}
 

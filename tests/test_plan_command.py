@@ -28,7 +28,7 @@ from stc.engines.library.boards import BOARDS
 from stc.engines.library.plan import choose_buckets, plan_engines
 from stc.runtime.commands import plan as plan_command
 from stc.runtime.planning.show import STAGES, three_figures
-from stc.runtime.planning.stages import frame_stages
+from stc.runtime.planning.stages import frame_stages, language_stages
 from stc.settings import Settings
 from tests.as_user import run, standing
 from tests.once import Once
@@ -93,8 +93,10 @@ def test_engines_add_up_to_the_stages_that_run_them(
     found = document["targets"]["sm86"]
     engines, reference = found["engines"], found["reference"]
     blocks = Bundle.open(half_demo_bundle).manifest.vision.blocks
-    assert engines["update_00-M196"]["graphs"] == engines["keys_00"]["graphs"] == blocks > 1
-    runs = {"embed": 1, "keys_00": blocks, "update_00-M196": blocks, "project": 1}
+    assert engines["reference_00"]["graphs"] == engines["keys_00"]["graphs"] == blocks > 1
+    runs = {"embed": 1, "project": 1}
+    runs |= dict.fromkeys(("reference_00", "mlp_00-M196"), blocks)
+    runs["add"] = blocks
     runs |= {name: 1 for name in engines if name.startswith("prune")}
     for figure in ("kernels", "bytes", "weight_bytes", "macs", "attentions"):
         total = sum(count * engines[name][figure] for name, count in runs.items())
@@ -112,10 +114,34 @@ def test_frames_are_one_graph_and_allocate_nothing(
         asked = {name: found[stage][name] for name in ("enqueues", "synchronisations")}
         assert asked == {"enqueues": 1, "synchronisations": 1}
         assert (found[stage]["allocations"], found[stage]["frees"]) == (0, 0)
+    # An MLP runs all tokens of a reference frame, by the engine of a reuse frame.
+    assert {"mlp_00-M49", "mlp_00-M196"} <= found["engines"].keys()
     # One block selects for all.
     assert found["reuse_shared"]["kernels"] < found["reuse_layerwise"]["kernels"]
     assert found["reuse_layerwise"]["macs"] < 0.5 * found["reference"]["macs"]
     assert found["prefill"]["macs"] < found["prefill_all"]["macs"]
+
+
+def test_calls_of_the_decoder_are_one_graph_each_and_allocate_nothing(
+    half_demo_bundle: Path,
+) -> None:
+    bundle = Bundle.open(half_demo_bundle)
+    buckets = choose_buckets(bundle.manifest, (0.25,), (14,))
+    specs = plan_engines(bundle.manifest, buckets, several_profiles=True)
+    stages = language_stages(bundle, specs, kept=14, context=100)
+    assert bundle.manifest.language is not None
+    blocks = bundle.manifest.language.blocks
+    # No frame of the demo's takes more than one call. What its last block attends to nobody reads.
+    runs = {
+        "prefill": 2 * blocks - 1,
+        "prefill_all": 2 * blocks - 1,
+        "decoded_token": 2 * blocks + 1,
+    }
+    assert {name: len(stage.calls) for name, stage in stages.items()} == runs
+    for stage in stages.values():
+        asked = stage.asked
+        assert (asked.enqueues, asked.copies, asked.synchronisations) == (1, 3, 1), stage.name
+        assert (asked.allocations, asked.frees) == (0, 0)
 
 
 def test_a_board_has_times_and_streams_that_follow_from_them(document: dict[str, Any]) -> None:
@@ -179,7 +205,7 @@ def test_a_table_stands_above_the_document(planned: Path, document: dict[str, An
     table = "\n".join(shown)
     for told in (
         *STAGES.values(),
-        "update_00-M196 x 2",
+        "reference_00 x 2",
         "RTX 3050",
         "not measured",
         "20 us a call of the host",
@@ -229,7 +255,7 @@ def test_stc_build_counts_a_call_of_the_decoder_at_its_smallest(half_demo_bundle
     stages = costs._stages(bundle, specs, bundle.manifest.default_settings)
     assert list(stages) == ["reference frame", "reuse frame", "decoder, S=1024 m=16"]
     assert bundle.manifest.language is not None
-    assert len(stages["decoder, S=1024 m=16"]) == 2 * bundle.manifest.language.blocks + 2
+    assert len(stages["decoder, S=1024 m=16"]) == 2 * bundle.manifest.language.blocks + 1
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from stc.engines.build.compile import Recipe
 from stc.engines.build.layers import EngineLayers, list_layers
 from stc.engines.build.listing import engine_call, engines_to_list, find_compiler, list_engines
 from stc.engines.gpu.cuda import DeviceFacts
+from stc.engines.library.library import LADDER, Attention
 from stc.engines.library.plan import EngineSpec, choose_buckets, plan_engines
 from stc.engines.library.targets import TARGETS, TensorRt, load_tensorrt
 from stc.errors import EngineError
@@ -68,7 +69,7 @@ def attention(path: Path) -> GraphEntry:
     return GraphEntry(file=file, inputs=tuple(entry[:3]), outputs=(entry[3],))
 
 
-def listed(tmp_path: Path, *, wide: bool = False) -> EngineLayers:
+def listed(tmp_path: Path, way: Attention = LADDER[0]) -> EngineLayers:
     path = tmp_path / "attention.onnx"
     recipe = Recipe(
         spec=EngineSpec("attention", ({},)),
@@ -76,7 +77,7 @@ def listed(tmp_path: Path, *, wide: bool = False) -> EngineLayers:
         graph=attention(path),
         targets=(TARGETS["sm86"],),
         detailed=True,
-        wide_attention=wide,
+        attention=way,
     )
     return list_layers(load_tensorrt("tensorrt-rtx"), recipe, lambda *_: None)
 
@@ -94,7 +95,7 @@ def test_attention_of_rank_four_is_one_kernel_and_its_operations_are_counted(
 
 def test_unfused_attention_is_told_and_moves_its_scores(tmp_path: Path) -> None:
     """Widened products, which no kernel of attention takes: what stc-build falls back to."""
-    found, fused = listed(tmp_path, wide=True), listed(tmp_path)
+    found, fused = listed(tmp_path, "float32"), listed(tmp_path)
     assert (found.attentions, found.fused) == (1, 0)
     scores = HEADS * TOKENS**2 * 4
     least = sum(kernel.bytes for kernel in fused.kernels) + 2 * scores
@@ -117,12 +118,13 @@ def test_operations_of_a_frame_are_those_the_method_counts_and_blocks_compile_on
         for program in programs
     }
     calls = [call for some in tower.values() for call in some]
-    # embed, select, keys, and update at two sizes, whatever the number of blocks.
+    # embed, reference, keys, compare, select, place, update, mlp at both sizes, add and merge,
+    # whatever the number of blocks.
     assert manifest.vision.blocks > 1
     compiler = find_compiler(TARGETS["sm89"], None, None, "no GPU", silent)
-    assert engines_to_list(bundle, calls, specs, [compiler]) == 5
+    assert engines_to_list(bundle, calls, specs, [compiler]) == 11
     two = find_compiler(TARGETS["sm120"], None, None, "no GPU", silent)
-    assert engines_to_list(bundle, calls, specs, [compiler, two, two]) == 10
+    assert engines_to_list(bundle, calls, specs, [compiler, two, two]) == 22
     layers = list_engines(bundle, calls, specs, [compiler], quiet())["sm89"]
     for program in programs:
         kernels = [one for call in tower[program.name] for one in layers[call].kernels]

@@ -11,7 +11,21 @@ from numpy.typing import NDArray
 
 from stc.errors import EngineError, NonFiniteError, VideoError
 from stc.manifest import Precision
-from stc.method.graphs import EMBED, PROJECT, TOKENS, keys_graph, update_graph
+from stc.method.graphs import (
+    ADD,
+    COMPARE,
+    EMBED,
+    MERGE,
+    PLACE,
+    PROJECT,
+    SELECT,
+    TOKENS,
+    keys_graph,
+    kind_of,
+    mlp_graph,
+    reference_graph,
+    update_graph,
+)
 from stc.ports import NETWORK_DTYPES
 from stc.runtime.stream.session import StreamSession
 from stc.runtime.vision.tower import VisionTower
@@ -28,11 +42,20 @@ def unreliable() -> Unreliable:
     return Unreliable(*numpy_weights(WEIGHTS))
 
 
-GRAPHS = [EMBED, keys_graph(1), update_graph(0), PROJECT, "prune_dual_anchor"]
+ALWAYS_RUN = (EMBED, PROJECT, "prune_dual_anchor")
+REFERENCE, REUSE = 3, 4
+"""Frames of those kinds."""
+RUNS = [
+    *((graph, frame) for graph in ALWAYS_RUN for frame in (REFERENCE, REUSE)),
+    *((graph, REFERENCE) for graph in (reference_graph(1), mlp_graph(0), ADD)),
+    *(
+        (graph, REUSE)
+        for graph in (keys_graph(1), COMPARE, SELECT, PLACE, update_graph(0), mlp_graph(1), MERGE)
+    ),
+]
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
-@pytest.mark.parametrize("fails_at", [3, 4])
+@pytest.mark.parametrize(("graph", "fails_at"), RUNS)
 def test_after_a_failing_graph_the_next_frame_is_a_reference_frame(
     unreliable: Unreliable, graph: str, fails_at: int
 ) -> None:
@@ -95,7 +118,7 @@ def _poison(tower: TowerWeights, projector: ProjectorWeights) -> dict[str, NDArr
     return {
         EMBED: tower.embed.bias,
         keys_graph(1): block.key.weight,
-        update_graph(1): block.fc2.weight,
+        mlp_graph(1): block.fc2.weight,
         update_graph(0): tower.blocks[0].query.weight,
         PROJECT: projector.linear_2.weight,
     }
@@ -104,7 +127,7 @@ def _poison(tower: TowerWeights, projector: ProjectorWeights) -> dict[str, NDArr
 POISONED = list(_poison(*numpy_weights(WEIGHTS)))
 
 
-@pytest.mark.parametrize("frame_index", [3, 4])
+@pytest.mark.parametrize("frame_index", [REFERENCE, REUSE])
 @pytest.mark.parametrize("graph", POISONED)
 def test_nan_is_traced_to_its_graph_and_frame(graph: str, frame_index: int) -> None:
     weights = numpy_weights(WEIGHTS)
@@ -115,6 +138,8 @@ def test_nan_is_traced_to_its_graph_and_frame(graph: str, frame_index: int) -> N
     weight = _poison(*weights)[graph]
     sane = weight.flat[0]
     weight.flat[0] = np.nan
+    if frame_index == REFERENCE and graph in (keys_graph(1), update_graph(0)):
+        graph = reference_graph(kind_of(graph)[1])
     with pytest.raises(NonFiniteError, match=f"^graph {graph}, frame {frame_index}: NaN"):
         session.push(frames[frame_index])
     weight.flat[0] = sane

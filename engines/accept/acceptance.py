@@ -1,7 +1,7 @@
-"""Engines are accepted, rebuilt with wider attention, or refused: by how they compare.
+"""Engines are accepted, rebuilt with more exact attention, or refused: by how they compare.
 
 An engine is compared on the device it will run on; nothing is accepted unseen. A block that
-strays is built again with float32 attention, and the report says so.
+strays is built again, one rung of `library.LADDER` after the other, and the report says which.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from stc.engines.build.builders import BuildProgress
 from stc.engines.eager import EngineSide
 from stc.engines.gpu.cuda import Cuda, device_facts
 from stc.engines.gpu.device import Device, Say
-from stc.engines.library.library import CHAIN_COSINE, Acceptance, Chain, EngineEntry, EngineLibrary
+from stc.engines.library.library import (
+    CHAIN_COSINE,
+    Acceptance,
+    Attention,
+    Chain,
+    EngineEntry,
+    EngineLibrary,
+)
 from stc.engines.library.plan import Buckets, EngineSpec
 from stc.engines.library.targets import Flavour, Target, TensorRt
 from stc.engines.tensorrt.backend import TensorRtBackend
@@ -40,15 +47,25 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Rebuilt:
+    """An engine that was built again: how it computes attention now, and its cosine as it was
+    first built and now."""
+
+    attention: Attention
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class AcceptanceReport:
     """What became of the engines.
 
-    widened: engines rebuilt with float32 attention, with their cosine before and after.
+    rebuilt: engines that are accepted with more exact attention.
     refused: engines that stray all the same, with their cosine.
     """
 
     compared: int
-    widened: dict[str, tuple[float, float]]
+    rebuilt: dict[str, Rebuilt]
     refused: dict[str, float]
     chain_cosine: float
 
@@ -63,34 +80,44 @@ def accept_engines(
     flavour: Flavour,
     device: str,
     compare: Callable[[], Comparison],
-    rebuild: Callable[[list[str]], None],
+    rebuild: Callable[[dict[str, Attention]], None],
 ) -> AcceptanceReport:
     """Every engine of `flavour` in the library has its acceptance on GPU `device` in the list.
 
     `compare` runs them all; `rebuild` builds the engines it is given the names of once more, with
-    float32 attention.
+    attention computed in another way. What strays is rebuilt until it passes or there is none.
     """
     found = compare()
     judged = _judge(library, flavour, device, found)
-    strayed = {
-        name: entry.acceptance.min_cosine
-        for name, entry in judged.items()
-        if entry.acceptance is not None and not entry.acceptance.passed
-    }
-    to_widen = [name for name in strayed if judged[name].can_widen]
-    if to_widen:
-        rebuild(to_widen)
+    first = {name: _judgement(entry).min_cosine for name, entry in judged.items()}
+    rebuilt: dict[str, Attention] = {}
+    while wanted := _next(judged):
+        rebuild(wanted)
+        rebuilt |= wanted
         found = compare()
         judged = _judge(library, flavour, device, found)
-    widened, refused = {}, {}
+    accepted, refused = {}, {}
     for name, entry in judged.items():
-        assert entry.acceptance is not None
-        cosine = entry.acceptance.min_cosine
-        if not entry.acceptance.passed:
-            refused[name] = cosine
-        elif name in to_widen:
-            widened[name] = (strayed[name], cosine)
-    return AcceptanceReport(len(judged), widened, refused, found.chain_cosine)
+        judgement = _judgement(entry)
+        if not judgement.passed:
+            refused[name] = judgement.min_cosine
+        elif name in rebuilt:
+            accepted[name] = Rebuilt(rebuilt[name], first[name], judgement.min_cosine)
+    return AcceptanceReport(len(judged), accepted, refused, found.chain_cosine)
+
+
+def _next(judged: Entries) -> dict[str, Attention]:
+    """Those that stray and can be built in a more exact way, and that way."""
+    return {
+        name: entry.next_attention
+        for name, entry in judged.items()
+        if not _judgement(entry).passed and entry.next_attention is not None
+    }
+
+
+def _judgement(entry: EngineEntry) -> Acceptance:
+    assert entry.acceptance is not None
+    return entry.acceptance
 
 
 def compared_buckets(entries: Iterable[EngineEntry]) -> Buckets:
@@ -138,8 +165,8 @@ def _judge(library: EngineLibrary, flavour: Flavour, device: str, found: Compari
 def waiting(library: EngineLibrary, tensorrt: TensorRt, device: str | None = None) -> bool:
     """Whether an engine of this flavour, or the whole tower, was not accepted on GPU `device` yet.
 
-    `device` None is any. What was refused counts too: it is compared again, and widened if it was
-    not before.
+    `device` None is any. What was refused counts too: it is compared again, and rebuilt if it can
+    be.
     """
     judged = [entry.accepted_on(device) for entry in _own(library, tensorrt).values()]
     chain = library.listed().chain_on(tensorrt.flavour, device)
@@ -189,10 +216,10 @@ def accept_here(
             chain = chain_cosine(made, sides, buckets.recomputed[0])
             return Comparison(graphs, chain, candidate.workspace_bytes())
 
-    def rebuild(names: list[str]) -> None:
+    def rebuild(wanted: dict[str, Attention]) -> None:
         own = _own(library, tensorrt)
-        plan = BuildPlan(library, {name: (_spec(own[name]), own[name].stamp) for name in names}, 0)
-        run_build(bundle, plan, tensorrt.flavour, targets, progress, workers=1, wide_attention=True)
+        plan = BuildPlan(library, {name: (_spec(own[name]), own[name].stamp) for name in wanted}, 0)
+        run_build(bundle, plan, tensorrt.flavour, targets, progress, workers=1, attention=wanted)
 
     name = device_facts(cuda).name
     return accept_engines(library, tensorrt.flavour, name, compare, rebuild)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import IDS, KEY_POSITIONS, QUERY_POSITIONS
+from stc.contracts import IDS, KEY_POSITIONS, KEYS, QUERY, QUERY_POSITIONS
 from stc.engines.library.plan import Buckets, EngineSpec, Sizes, shape_at
 from stc.manifest import Manifest, PortEntry
 from stc.method.difference import Difference, difference, judged
@@ -31,6 +31,17 @@ GRAPH_COSINE = 0.999
 
 GRAPH_RELATIVE_L2 = 0.05
 """A cosine does not see a wrong length; this is about the error that GRAPH_COSINE allows."""
+
+KEY_SIZE = 200.0
+"""Of one of a key's numbers, whatever its token: biases make some of Qwen2's so large."""
+
+SCORE_SIZE = 4000.0
+"""Of the products of such keys with queries; in float16 the next number is 2 or 4 away, while
+softmax tells apart what differs by less than 1."""
+
+NEAR = 16
+"""Positions that rows with large keys are spread over. Few, so that rotation leaves the large
+number where float16 has it: what is rounded then is the product."""
 
 NOVELTY_GAP = 1e-2
 """How far a pruner's choice may miss the most novel tokens: less is float16's rounding."""
@@ -92,7 +103,7 @@ def compare_language(
     manifest: Manifest, sides: Sides, specs: list[EngineSpec], tick: Tick
 ) -> list[Compared]:
     """`specs`, engines of the language model, at every size they are built for, on made-up hidden
-    states and rows.
+    states and rows; what attends, on keys as large as Qwen2's as well.
 
     Raises EngineError when a graph cannot be run.
     """
@@ -105,8 +116,9 @@ def compare_language(
                 port.name: _made_up(port, sizes, manifest, random).astype(port.dtype)
                 for port in ports
             }
-            wanted, given = (side.run(spec.graph, inputs) for side in sides)
-            found.append(compared_outputs(spec.graph, sizes, inputs, wanted, given))
+            for made in (inputs, _with_large_keys(inputs)) if KEYS in inputs else (inputs,):
+                wanted, given = (side.run(spec.graph, made) for side in sides)
+                found.append(compared_outputs(spec.graph, sizes, made, wanted, given))
         for side in sides:
             side.end(spec.graph)
         tick(spec.graph)
@@ -159,3 +171,23 @@ def _made_up(
     if port.name == QUERY_POSITIONS:
         return sizes["S"] // 2 + np.arange(shape[0])
     return random.standard_normal(shape)
+
+
+def _with_large_keys(inputs: Arrays) -> Arrays:
+    """The `inputs` of what attends, with a number in every key that is as large as Qwen2's are.
+
+    Its products with queries are SCORE_SIZE, and the same in every row: a softmax that loses
+    nothing does not see them. The number is one that rotation turns least.
+    """
+    query, keys = (2.0 * inputs[QUERY], inputs[KEYS].astype(np.float64))
+    width = keys.shape[-1]
+    slowest = width // 2 - 1
+    keys[..., slowest] += KEY_SIZE
+    query[..., slowest] += SCORE_SIZE / KEY_SIZE * width**0.5
+    rows = inputs[KEY_POSITIONS].shape[0]
+    near = {
+        name: np.where(inputs[name] < 0, -1, inputs[name] * NEAR // rows)
+        for name in (KEY_POSITIONS, QUERY_POSITIONS)
+    }
+    large = {QUERY: query.astype(inputs[QUERY].dtype), KEYS: keys.astype(inputs[KEYS].dtype)}
+    return {**inputs, **near, **large}

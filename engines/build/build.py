@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stc.bundles.bundle import Bundle
@@ -16,6 +16,8 @@ from stc.engines.build.builders import Builders, BuildProgress, Job
 from stc.engines.build.compile import Recipe
 from stc.engines.gpu.cuda import DeviceFacts, available_host_bytes
 from stc.engines.library.library import (
+    LADDER,
+    Attention,
     EngineEntry,
     EngineLibrary,
     Stamp,
@@ -221,14 +223,15 @@ def run_build(
     progress: BuildProgress,
     *,
     workers: int,
-    wide_attention: bool = False,
+    attention: Mapping[str, Attention] | None = None,
 ) -> BuildFigures:
     """Every missing engine of `plan` is built and in the list, and no dead one is.
 
+    attention: how engines compute it, by the name of their file; what is not named is fused.
     Whatever ends it early, what was finished stays. Raises EngineError with the first failure,
     BundleError when a graph or the bundle is not what it was.
     """
-    library = plan.library
+    library, ways = plan.library, attention or {}
     unified = any(target.unified for target in targets)
     graphs = {spec.graph: bundle.graph(spec.graph) for spec, _ in plan.missing.values()}
     jobs = deque(
@@ -241,7 +244,7 @@ def run_build(
                 targets=targets,
                 workspace_bytes=UNIFIED_WORKSPACE_BYTES if unified else None,
                 timing_cache=library.file(TIMINGS) if flavour == "tensorrt" else None,
-                wide_attention=wide_attention,
+                attention=ways.get(name, LADDER[0]),
             ),
             library,
         )
@@ -267,7 +270,7 @@ def run_build(
                 stamp=plan.missing[job.name][1],
                 file=outcome.file,
                 build_s=outcome.build_s,
-                wide_attention=wide_attention,
+                attention=job.recipe.attention,
                 acceptance=None,
             )
             library.write(entries, chains, plan.missing.keys() - entries.keys())

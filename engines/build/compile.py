@@ -1,6 +1,7 @@
 """One graph becomes one engine, the same way for TensorRT 10.3 to 11 and TensorRT-RTX.
 
-Strongly typed: precision is what the graph says. Static shapes, no auxiliary streams, no TF32.
+Strongly typed: precision is what the graph says. Static shapes, no auxiliary streams, no TF32 but
+where attention asks for it.
 Parsing and building go through Polygraphy's loaders; the configuration is made here, since
 Polygraphy's own asks for a timing cache, which in TensorRT-RTX asks for a GPU, and takes no notice
 of a refused compute capability.
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from stc import optional
-from stc.engines.library.library import replace_file
+from stc.engines.build.attention import change_attention
+from stc.engines.library.library import LADDER, Attention, replace_file
 from stc.engines.library.plan import EngineSpec, shape_at
 from stc.engines.library.targets import Target, TensorRt
 from stc.errors import EngineError
@@ -44,7 +46,7 @@ class Recipe:
     targets: tuple[Target, ...]
     workspace_bytes: int | None = None
     timing_cache: Path | None = None
-    wide_attention: bool = False
+    attention: Attention = LADDER[0]
     detailed: bool = False
 
 
@@ -78,8 +80,7 @@ def compile_engine(
             watcher.see(network)
         if recipe.spec.baked is not None:
             _bake(trt, network, recipe)
-        if recipe.wide_attention:
-            widen_attention(trt, network)
+        change_attention(trt, network, recipe.attention)
         engine = loaders.EngineBytesFromNetwork(parsed, config=configure)()
     except EngineError:
         raise
@@ -159,7 +160,8 @@ def build_config(
     config.max_aux_streams = 0
     if recipe.detailed:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.clear_flag(trt.BuilderFlag.TF32)
+    if recipe.attention != "tf32":
+        config.clear_flag(trt.BuilderFlag.TF32)
     config.progress_monitor = _monitor(trt, report)
     if recipe.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_bytes)
@@ -170,7 +172,7 @@ def build_config(
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     elif recipe.timing_cache is not None and not use_timings(config, recipe.timing_cache):
         report("timings of another TensorRT or device: timing anew", 0, 1)
-    _add_profiles(builder, network, config, recipe)
+    _add_profiles(builder, network, config, recipe, several=tensorrt.several_profiles)
     return config
 
 
@@ -189,7 +191,11 @@ def _set_capabilities(tensorrt: TensorRt, config: Any, recipe: Recipe) -> None:
             )
 
 
-def _add_profiles(builder: Any, network: Any, config: Any, recipe: Recipe) -> None:
+def _add_profiles(
+    builder: Any, network: Any, config: Any, recipe: Recipe, *, several: bool
+) -> None:
+    """One static profile for each set of sizes; without `several`, one from the least to the most,
+    tuned for the least."""
     inputs = {network.get_input(index).name for index in range(network.num_inputs)}
     free = [
         port
@@ -198,13 +204,15 @@ def _add_profiles(builder: Any, network: Any, config: Any, recipe: Recipe) -> No
     ]
     if not free:
         return
-    for sizes in recipe.spec.profiles:
+    sizes = recipe.spec.profiles
+    ranges = [(one, one) for one in sizes] if several else [(sizes[0], sizes[-1])]
+    for least, most in ranges:
         profile = builder.create_optimization_profile()
         for port in free:
-            shape = shape_at(port.shape, sizes)
-            profile.set_shape(port.name, shape, shape, shape)
+            low, high = shape_at(port.shape, least), shape_at(port.shape, most)
+            profile.set_shape(port.name, low, low, high)
         if config.add_optimization_profile(profile) < 0:
-            got = f"TensorRT refused the sizes {sizes}"
+            got = f"TensorRT refused the sizes {least} to {most}"
             raise EngineError(recipe.spec.graph, got, "", "export the bundle again")
 
 
@@ -272,43 +280,3 @@ def save_timings(config: Any, file: Path) -> None:
 
 def _stored(file: Path) -> bytes:
     return file.read_bytes() if file.exists() else b""
-
-
-def widen_attention(trt: Any, network: Any) -> int:
-    """Each of attention's products, of two computed tensors, multiplies in float32; their number.
-
-    The remedy for a block whose engine deviates from ONNX Runtime: fp16 SigLIP towers lost accuracy
-    in several TensorRT versions (issues 4373, 3908, 2709, 4647), and norms and softmax are float32
-    in the graph already. A product's inputs are cast up, and its result is cast back for whoever
-    wants it narrow: a softmax in float32 does not. Products with a weight are left alone. `network`
-    is strongly typed.
-    """
-    wanted = trt.DataType.FLOAT
-    layers = [network.get_layer(index) for index in range(network.num_layers)]
-    constants = {
-        layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.CONSTANT
-    }
-    products = [
-        layer
-        for layer in layers
-        if layer.type == trt.LayerType.MATRIX_MULTIPLY
-        and not constants.intersection(layer.get_input(index).name for index in range(2))
-    ]
-    for product in products:
-        narrow = product.get_output(0)
-        readers = [
-            (layer, index)
-            for layer in layers
-            for index in range(layer.num_inputs)
-            if layer.get_input(index) is not None and layer.get_input(index).name == narrow.name
-        ]
-        dtype = narrow.dtype
-        for index in range(2):
-            wide = network.add_cast(product.get_input(index), wanted)
-            product.set_input(index, wide.get_output(0))
-        result = product.get_output(0)
-        back = network.add_cast(result, dtype).get_output(0)
-        for layer, index in readers:
-            widens = layer.type == trt.LayerType.CAST and layer.get_output(0).dtype == wanted
-            layer.set_input(index, result if widens else back)
-    return len(products)

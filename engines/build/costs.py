@@ -62,15 +62,13 @@ def _stages(
     }
     if manifest.language is not None:
         graphs = language_graphs(manifest.language.blocks)
-        calls = [
-            min(
-                engine_call(graph, sizes)
-                for spec in specs
-                if spec.graph == graph
-                for sizes in spec.profiles
-            )
-            for graph in graphs
-        ]
+        smallest: dict[str, EngineCall] = {}
+        for spec in specs:
+            if spec.graph in graphs:
+                calls_of = [engine_call(spec.graph, sizes) for sizes in spec.profiles]
+                known = smallest.setdefault(spec.graph, min(calls_of))
+                smallest[spec.graph] = min(known, *calls_of)
+        calls = list(smallest.values())
         sizes = dict(next(sizes for _, sizes in calls if len(sizes) > 1))
         told = " ".join(f"{symbol}={size}" for symbol, size in sizes.items())
         stages[f"decoder, {told}"] = calls

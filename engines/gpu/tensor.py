@@ -27,6 +27,10 @@ _KINDS = {0: "i", 1: "u", 2: "f"}
 """DLPack's type codes, as numpy's kinds."""
 
 
+ALIGNMENT = 256
+"""Bytes that the address of an engine's tensor is a multiple of."""
+
+
 class DeviceTensor:
     """A contiguous array of `shape` and `dtype` on `device`, of any values.
 
@@ -35,18 +39,38 @@ class DeviceTensor:
 
     constant: the value of a single whole number that came from the host, which engines that have
         it baked in compare with their own.
+    within: the tensor in whose memory it lies, `offset_bytes` from its start, and which it keeps
+        alive; None for memory of its own. memory: the address of what was allocated.
+
+    Raises DeviceError when there is not enough memory, EngineError for a place outside of `within`
+    or one that engines do not take.
     """
 
     def __init__(
-        self, device: Device, shape: tuple[int, ...], dtype: DTypeLike, constant: int | None = None
+        self,
+        device: Device,
+        shape: tuple[int, ...],
+        dtype: DTypeLike,
+        constant: int | None = None,
+        *,
+        within: DeviceTensor | None = None,
+        offset_bytes: int = 0,
     ) -> None:
         self.device = device
         self.shape = shape
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.constant = constant
         self.size_bytes = int(np.prod(shape)) * self.dtype.itemsize
-        self.address = device.allocate(self.size_bytes)
-        self._finalizer = weakref.finalize(self, device.free, self.address)
+        self._within = within
+        if within is None:
+            self.address = self.memory = device.allocate(self.size_bytes)
+            self._finalizer = weakref.finalize(self, device.free, self.address)
+            return
+        if offset_bytes % ALIGNMENT or offset_bytes + self.size_bytes > within.size_bytes:
+            got = f"{self.size_bytes} bytes at {offset_bytes} of {within.size_bytes}"
+            raise EngineError("part of a tensor", got, f"inside, at a multiple of {ALIGNMENT}")
+        self.address, self.memory = within.address + offset_bytes, within.memory
+        self._finalizer = within._finalizer
 
     @property
     def closed(self) -> bool:
@@ -54,7 +78,7 @@ class DeviceTensor:
         return self.device.closed or not self._finalizer.alive
 
     def close(self) -> None:
-        """Its memory is given back."""
+        """Its memory is given back, and with it that of all tensors in the same."""
         self._finalizer()
 
     @property

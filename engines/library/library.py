@@ -21,7 +21,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -39,7 +39,7 @@ from stc.manifest import (
     first_mistake,
 )
 
-LIST_SCHEMA: Final = 1
+LIST_SCHEMA: Final = 2
 _LOCKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _BUILD = "build again with stc-build"
 
@@ -48,6 +48,11 @@ MAX_LIST_BYTES: Final = 4 << 20
 
 CHAIN_COSINE: Final = 0.99
 """Lowest cosine of a token at the end of the whole chain, each backend on its own outputs."""
+
+Attention = Literal["fused", "unfused", "tf32", "float32"]
+LADDER: Final[tuple[Attention, ...]] = get_args(Attention)
+"""How an engine's attention is computed, from the fastest to the most exact: in one kernel, or its
+products in kernels of their own, of float16, TF32 and float32."""
 
 _Size = Annotated[int, Field(gt=0, le=MAX_POSITIONS)]
 _Likeness = Annotated[float, Field(ge=-1.01, le=1.01)]
@@ -102,16 +107,19 @@ class EngineEntry(_Entry):
     stamp: Stamp
     file: FileEntry = Field(description="path from the folder of the list")
     build_s: float = Field(ge=0, le=1e9)
-    wide_attention: bool = Field(False, description="attention's products were made float32")
+    attention: Attention = Field("fused", description="how it was built to compute attention")
     workspace_bytes: int | None = Field(
         None, ge=0, le=MAX_BYTES, description="scratch memory; None: not loaded yet"
     )
     acceptance: Acceptance | None = Field(None, description="None: not compared yet")
 
     @property
-    def can_widen(self) -> bool:
-        """Whether it has attention that could be made float32 and is not yet."""
-        return self.stamp.graph.startswith(("update", "attend")) and not self.wide_attention
+    def next_attention(self) -> Attention | None:
+        """How its attention would be built next, were it refused; None without attention and where
+        nothing is more exact."""
+        later = LADDER[LADDER.index(self.attention) + 1 :]
+        attends = self.stamp.graph.startswith(("reference", "update", "attend"))
+        return later[0] if later and attends else None
 
     def accepted_on(self, device: str | None) -> Acceptance | None:
         """Its acceptance on the GPU called `device`, None where it was not compared there.
@@ -125,7 +133,7 @@ class EngineEntry(_Entry):
 class EngineList(_Entry):
     """The list of a library's engines, by file name."""
 
-    schema_version: Literal[1] = LIST_SCHEMA
+    schema_version: Literal[2] = LIST_SCHEMA
     engines: dict[str, EngineEntry]
     unfinished: tuple[str, ...] = Field((), description="files a build was to write or delete")
     chain_cosine: dict[Flavour, Chain] = Field({}, description="of the whole tower, as accepted")

@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from stc.contracts import COUNT
+from stc.contracts import COUNT, TEXT_EMBED
 from stc.manifest import Manifest, PortEntry
+from stc.method.graphs import takes_any_frame
 from stc.settings import KEEP_ALL, PRESETS, Settings, scaled
 
 Sizes = dict[str, int]
@@ -75,10 +76,9 @@ def plan_engines(
     manifest: Manifest, buckets: Buckets, *, several_profiles: bool
 ) -> list[EngineSpec]:
     """Every engine of the bundle, in running order of its graphs."""
-    tokens, language = manifest.vision.tokens, manifest.language
+    language = manifest.language
     counts = {"M": buckets.recomputed, "k": buckets.kept}
-    # A reference frame is `update` with all T tokens.
-    free = {"M": tuple(sorted({*buckets.recomputed, tokens}))}
+    free = {"M": buckets.recomputed}
     if language is not None:
         chunks: tuple[int, ...] = CHUNKS
         contexts: tuple[int, ...] = CONTEXTS
@@ -89,6 +89,8 @@ def plan_engines(
         free["S"] = tuple(sorted({min(rows, language.max_positions) for rows in contexts}))
     specs = []
     for name, graph in manifest.graphs.items():
+        if name == TEXT_EMBED:  # looked up by the host, where the table lies
+            continue
         if any(port.name == COUNT for port in graph.inputs):
             symbol = free_symbols(graph.outputs)[0]
             specs += [EngineSpec(name, ({symbol: size},), size) for size in counts[symbol]]
@@ -96,7 +98,10 @@ def plan_engines(
         symbols = free_symbols(graph.inputs)
         sizes = product(*(free[symbol] for symbol in symbols))
         profiles = [dict(zip(symbols, chosen, strict=True)) for chosen in sizes]
-        groups = [profiles] if several_profiles else [[profile] for profile in profiles]
+        if shared := takes_any_frame(name):
+            whole = {"M": manifest.vision.tokens}
+            profiles += [whole] * (whole not in profiles)
+        groups = [profiles] if several_profiles or shared else [[profile] for profile in profiles]
         specs += [EngineSpec(name, tuple(group)) for group in groups]
     return specs
 

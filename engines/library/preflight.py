@@ -3,7 +3,7 @@
 weights      once, whatever the number of streams
 references   key, value and residual of every block, two sets per stream: a reference frame
              writes one while the other still serves
-work         hidden states, choices, frame and kept tokens, per stream; once, what nobody reads
+work         hidden states, keys, choices, frame and kept tokens, per stream
 KV           keys and values of the language model's context, per stream
 workspace    scratch memory, once: engines run one after another and share it
 CUDA         the driver's context and the runtime's own code
@@ -31,9 +31,9 @@ ENGINE_OVERHEAD = 1.21
 """Size of the full-size tower's engines over that of their weights, three sizes of M
 (docs/log.md)."""
 
-LANGUAGE_OVERHEAD = 1.1
+LANGUAGE_OVERHEAD = 1.12
 """The same of the language side, two sizes of m at two of S (docs/log.md): 2,342 MB less the
-tower's 966, for 1,260 MB with the head's table."""
+tower's 966 and 272 of an engine that looked text tokens up, for 988 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +76,11 @@ class Demand:
             keys_and_values = per_row * min(self.context, language.max_positions)
         reusing = replace(self.manifest.default_settings, reference_interval=2)
         programs = stream_programs(spec, self._precision, reusing)
-        # Values and residuals of a reuse frame.
-        unread = 2 * spec.tokens * spec.width * element
         held = stream_bytes(programs, reference_sets=REFERENCE_SETS)
         return {
             "weights": weights,
             "references": self.streams * held["references"],
-            "work": self.streams * held["work"] + unread,
+            "work": self.streams * held["work"],
             "KV": self.streams * keys_and_values,
             "workspace": workspace,
             "CUDA": CUDA_BYTES,
@@ -104,19 +102,24 @@ class Demand:
     def _tower_bytes(self) -> int:
         """Of the tower's engines, estimated."""
         spec, whole = self.manifest.vision, self._file_bytes(WEIGHTS)
-        # Queries, values, attention's output and the MLP; keys are a graph of their own.
-        matrices = 3 * spec.width**2 + 2 * spec.width * spec.mlp_width
-        update = min(whole, spec.blocks * matrices * self._element_bytes)
-        return int(ENGINE_OVERHEAD * (whole + (self.update_copies - 1) * update))
+        # Queries, values and attention's output; a reference frame's graphs hold them and keys
+        # once more. The MLP is in one engine, whatever the frame.
+        update, reference = (
+            min(whole, spec.blocks * matrices * spec.width**2 * self._element_bytes)
+            for matrices in (3, 4)
+        )
+        copies = whole + (self.update_copies - 1) * update + reference
+        return int(ENGINE_OVERHEAD * copies)
 
     def _language_bytes(self) -> int:
         """Of the language model's engines, estimated; 0 without one."""
         spec = self.manifest.language
         if spec is None:
             return 0
-        # The head's engine holds its table itself, though it be the embedding's.
+        # The host looks text tokens up; the head's engine holds its table, though it be the same.
         head = spec.vocabulary * spec.width * self._element_bytes
-        rest = max(0, self._file_bytes(LANGUAGE_WEIGHTS) - (0 if spec.tied_head else head))
+        tables = head if spec.tied_head else 2 * head
+        rest = max(0, self._file_bytes(LANGUAGE_WEIGHTS) - tables)
         return int(LANGUAGE_OVERHEAD * (self.language_copies * rest + head))
 
     def _file_bytes(self, path: str) -> int:

@@ -25,11 +25,12 @@ from stc.engines.gpu.cuda import Cuda
 from stc.engines.gpu.device import Device
 from stc.engines.library.library import EngineEntry, EngineLibrary, Stamp
 from stc.engines.library.plan import EngineSpec, Sizes
-from stc.engines.library.targets import TensorRt
+from stc.engines.library.targets import SEVERAL_PROFILES_SINCE, TensorRt
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.manifest import FileEntry, GraphEntry
 
-_VERSION = "0"
+_VERSION = SEVERAL_PROFILES_SINCE
+"""So each size that an engine is planned for is a profile of its own."""
 _KINDS = SimpleNamespace(
     cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
 )
@@ -67,13 +68,14 @@ class Asked:
 class CountedDevice:
     """Counts, while `counting`, into what that yields.
 
-    What is captured into a CUDA graph is asked for once and never again: its engines are among the
-    runs, and nothing else of it is counted. A replayed graph is one enqueue.
+    A CUDA graph that is replayed is one enqueue, and what it holds runs: its engines, and the bytes
+    that it copies. What is captured into one does not run, and is not counted.
     """
 
     def __init__(self) -> None:
         self.asked = Asked()
-        self.capturing = False
+        self._captured: Asked | None = None
+        self._graphs: dict[int, Asked] = {}
 
     @contextmanager
     def counting(self) -> Iterator[Asked]:
@@ -86,19 +88,40 @@ class CountedDevice:
 
     def ran(self, graph: str, sizes: Sizes) -> None:
         """An engine was enqueued."""
-        self.asked.runs.append((graph, sizes))
-        if not self.capturing:
-            self.asked.enqueues += 1
+        self._into.runs.append((graph, sizes))
+        self._into.enqueues += 1
 
     def count(self, what: str) -> None:
         """A call of the host that is counted as `what`."""
-        if not self.capturing:
-            setattr(self.asked, what, getattr(self.asked, what) + 1)
+        setattr(self._into, what, getattr(self._into, what) + 1)
 
     def copied(self, size: int) -> None:
         """So many bytes were copied within the device."""
-        if not self.capturing:
-            self.asked.copied_bytes += size
+        self._into.copied_bytes += size
+
+    def begin(self) -> None:
+        """What is asked for from here on is captured."""
+        self._captured = Asked()
+
+    def end(self, graph: int) -> None:
+        """What was captured is called `graph`."""
+        assert self._captured is not None
+        self._graphs[graph], self._captured = self._captured, None
+
+    def instantiate(self, graph: int, executable: int) -> None:
+        """`executable` replays `graph`."""
+        self._graphs[executable] = self._graphs[graph]
+
+    def launch(self, executable: int) -> None:
+        """A graph was replayed."""
+        self.count("enqueues")
+        held = self._graphs[executable]
+        self.asked.runs += held.runs
+        self.asked.copied_bytes += held.copied_bytes
+
+    @property
+    def _into(self) -> Asked:
+        return self.asked if self._captured is None else self._captured
 
 
 class _Runtime:
@@ -171,15 +194,21 @@ class _Runtime:
         return (0,)
 
     def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[int]:  # noqa: N802
-        self._device.capturing = True
+        self._device.begin()
         return (0,)
 
     def cudaStreamEndCapture(self, stream: int) -> tuple[int, int]:  # noqa: N802
-        self._device.capturing = False
-        return 0, self._made()
+        graph = self._made()
+        self._device.end(graph)
+        return 0, graph
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[int, int]:  # noqa: N802
+        executable = self._made()
+        self._device.instantiate(graph, executable)
+        return 0, executable
 
     def cudaGraphLaunch(self, executable: int, stream: int) -> tuple[int]:  # noqa: N802
-        self._device.count("enqueues")
+        self._device.launch(executable)
         return (0,)
 
     def cudaEventElapsedTime(self, start: int, end: int) -> tuple[int, float]:  # noqa: N802

@@ -157,7 +157,9 @@ class TensorRtEngine:
     def _made(self, file: EngineFile, sizes: Sizes) -> Variant:
         """A context at its profile and shapes."""
         context, refusal = self._new_context(file.engine()), self._shared.refusal
-        profile = file.profiles.index(sizes)
+        # Where several are not known good, one holds all sizes of the file.
+        several = self._shared.tensorrt.several_profiles
+        profile = file.profiles.index(sizes) if several else 0
         if not context.set_optimization_profile_async(profile, int(self._device.stream)):
             raise refusal(self.name, f"refused profile {profile}")
         ports = (*self._inputs, *self._outputs)
@@ -204,7 +206,7 @@ class TensorRtEngine:
         if tensor.shape != expected or tensor.dtype != np.dtype(port.dtype):
             got = f"{port.name} is {tensor.dtype} {tensor.shape}"
             raise EngineError(self.name, got, f"{port.dtype} {expected}")
-        self._device.uses(tensor.address)
+        self._device.uses(tensor.memory)
         if not variant.context.set_tensor_address(port.name, tensor.address):
             raise self._shared.refusal(self.name, f"refused the address of {port.name}")
 

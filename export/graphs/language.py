@@ -32,7 +32,7 @@ from stc.export.decoders.qwen2.key_rotation import (
     fuse_key_rotation,
     rotation_tables,
 )
-from stc.export.decoders.qwen2.modules import Head, TextEmbed
+from stc.export.decoders.qwen2.modules import Attend, Head, TextEmbed
 from stc.export.decoders.qwen2.weights import EMBED, HEAD
 from stc.export.graphs.check import GraphCheck
 from stc.export.graphs.int4_graphs import Int4Writer
@@ -100,11 +100,12 @@ def _block(
     name = contracts.qkv_graph(block)
     qkv = model.qkv(block)
     tensors = decoder.qkv_tensors(block)
+    template = writer.template("qkv", qkv, QKV_CONTRACT, (hidden,))
     check = writer.write(name, qkv, QKV_CONTRACT, (hidden,), kind="qkv", keys=tensors)
     query, key, value = check.compare(qkv, (hidden,))
     check.compare(qkv, (hidden[-1:],))
     if int4 is not None:
-        template, inputs = writer.template("qkv"), ((hidden,), (hidden[-1:],))
+        inputs = ((hidden,), (hidden[-1:],))
         int4.write(name, qkv, QKV_CONTRACT, template, inputs, kind="qkv", keys=tensors)
     writer.tick(name)
 
@@ -115,15 +116,15 @@ def _block(
     key_positions = torch.full((CHUNK + EMPTY,), -1).index_copy(0, places, positions)
     keys, values = (_cached(rows, places) for rows in (key, value))
     full = (hidden, query, keys, values, positions, key_positions)
+    template = fused.template(attend, full)
     check = writer.write(name, attend, ATTEND_CONTRACT, full, kind="attend", keys=tensors)
     (after,) = check.compare(attend, full)
     last = (hidden[-1:], query[:, -1:], keys, values, positions[-1:], key_positions)
     check.compare(attend, last)
-    check = fused.write(name, tensors)
+    check = fused.write(name, template, tensors)
     for example in (full, last):
         check.compare(attend, example)
     if int4 is not None:
-        template = writer.template("attend")
         int4.write(
             name, attend, ATTEND_CONTRACT, template, (full, last), kind="attend", keys=tensors
         )
@@ -226,11 +227,21 @@ class FusedWriter:
         self._spec = spec
         self._template: onnx.ModelProto | None = None
 
-    def write(self, name: str, keys: Mapping[str, str]) -> GraphCheck:
-        """The check of the graph beside the `attend` graph `name`, written with `keys` before."""
+    def template(self, module: Attend, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
+        """The trace of `module` that graphs for ONNX Runtime are made from: with wide products,
+        since its kernels gain nothing by narrow ones."""
+        narrow, module.wide = not module.wide, True
+        kind = "attend wide" if narrow else "attend"
+        wide = self._writer.template(kind, module, ATTEND_CONTRACT, inputs)
+        module.wide = not narrow
+        return wide
+
+    def write(self, name: str, wide: onnx.ModelProto, keys: Mapping[str, str]) -> GraphCheck:
+        """The check of the graph beside the `attend` graph `name`, written with `keys` before;
+        `wide` is its `template`."""
         if self._template is None:
             self._template = onnx.ModelProto()
-            self._template.CopyFrom(self._writer.template("attend"))
+            self._template.CopyFrom(wide)
             fuse_key_rotation(self._template, self._spec)
             for table, values in rotation_tables(self._spec).items():
                 self._writer.weights.add(table, values)

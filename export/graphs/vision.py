@@ -68,6 +68,23 @@ class GraphWriter:
         `kind` names the structure: modules of one kind are traced once. `count` is the default
         of the graph's free K. Afterwards `module` computes in float32.
         """
+        template = self.template(kind, module, contract, inputs, count)
+        spans = {
+            parameter: self.weights.add((keys or {}).get(parameter, parameter), value.numpy())
+            for parameter, value in module.named_parameters()
+        }
+        module.float()
+        return self.finish(name, contract, template, spans)
+
+    def template(
+        self,
+        kind: str,
+        module: nn.Module,
+        contract: Contract,
+        inputs: tuple[Tensor, ...],
+        count: int | None = None,
+    ) -> onnx.ModelProto:
+        """What graphs of `kind` are bound from: the trace of the first `module` of that kind."""
         if kind not in self._templates:
             ports = [port for port in contract.inputs if port.name != COUNT]
             example = tuple(map(self._network, ports, inputs))
@@ -75,15 +92,6 @@ class GraphWriter:
             if count is not None:
                 free_count(template, contract, count)
             self._templates[kind] = template
-        spans = {
-            parameter: self.weights.add((keys or {}).get(parameter, parameter), value.numpy())
-            for parameter, value in module.named_parameters()
-        }
-        module.float()
-        return self.finish(name, contract, self._templates[kind], spans)
-
-    def template(self, kind: str) -> onnx.ModelProto:
-        """What graphs of `kind` are bound from, once one was written."""
         return self._templates[kind]
 
     def finish(

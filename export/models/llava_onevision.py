@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import LlavaOnevisionConfig
 
 from stc.errors import CheckpointError
-from stc.export.choices import Prune, Select
+from stc.export.choices import Add, Compare, Merge, Place, Prune, Select
 from stc.export.companions import (
     CONFIG,
     FETCH,
@@ -32,7 +32,7 @@ from stc.export.layers import ACTIVATIONS, Affine, Shapes, fill, linear_shapes
 from stc.export.towers.part import VisionWeights
 from stc.export.towers.siglip.frame_preparation import prepared, video_preprocessing
 from stc.manifest import Grid, VisionSpec
-from stc.method.graphs import PROJECT, PRUNERS, SELECT
+from stc.method.graphs import ADD, COMPARE, MERGE, PLACE, PROJECT, PRUNERS, SELECT
 from stc.settings import SCORINGS
 
 MODEL_TYPE = "llava_onevision"
@@ -50,8 +50,14 @@ class VisionModel:
         """The module of `graph`, filled; `count` is the M of `select` and the k of a pruner."""
         if graph in PRUNERS:
             return Prune(SCORINGS[PRUNERS.index(graph)], count)
+        if graph == COMPARE:
+            return Compare(self.weights.spec.grid.prefix_tokens)
         if graph == SELECT:
             return Select(count)
+        if graph == PLACE:
+            return Place(self.weights.spec.tokens)
+        if graph in (ADD, MERGE):
+            return Add() if graph == ADD else Merge()
         if graph == PROJECT:
             names = {name: name for name in projector_shapes(self.weights.spec)}
             return fill(Project(self.weights.spec, self.dtype), names, self.weights.projector)
@@ -59,7 +65,7 @@ class VisionModel:
 
     def stored_as(self, graph: str, module: nn.Module) -> dict[str, str]:
         """The key under which each parameter of a graph's module stands in the weights file."""
-        if graph in (PROJECT, SELECT, *PRUNERS):
+        if graph in (PROJECT, COMPARE, SELECT, PLACE, ADD, MERGE, *PRUNERS):
             return {name: f"projector.{name}" for name, _ in module.named_parameters()}
         return self.weights.tower.stored_as(graph)
 

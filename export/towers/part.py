@@ -46,8 +46,8 @@ class TowerPart(Protocol):
         """Every tensor that the graphs are filled from."""
 
     def module(self, weights: VisionWeights, graph: str, dtype: torch.dtype) -> nn.Module:
-        """The module of `embed`, or of a block's `keys` or `update`, filled; norms are float32
-        whatever `dtype`."""
+        """The module of `embed`, or of a block's `reference`, `keys`, `update` or `mlp`, filled;
+        norms are float32 whatever `dtype`."""
 
     def stored_as(self, graph: str) -> dict[str, str]:
         """The key under which each parameter of that module stands in the weights file; what has

@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 
 from stc import contracts
 from stc.bundles.bundle import Bundle
+from stc.bundles.text_table import text_table
 from stc.engines.engine import Backend, lock_of
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import DeviceError, LanguageError, SettingsError, StcError
 from stc.manifest import LanguageSpec
 from stc.prompts.prompt import Prompt
 from stc.runtime.answers.answer import Answer, Logits
-from stc.runtime.language.kv_buckets import KvBuckets
-from stc.runtime.language.model import EMPTY, LanguageModel
+from stc.runtime.language.kv_buckets import EMPTY, KvBuckets
+from stc.runtime.language.model import LanguageModel
 from stc.runtime.language.sampling import GREEDY, Sampler, Sampling
 from stc.runtime.memory.settings import MAX_TOGETHER, MemorySettings
 from stc.runtime.memory.window import Context, MemoryFacts, WindowMemory, refuse_long
@@ -280,19 +281,22 @@ class _Text:
 
 
 def open_model(bundle: Bundle, backend: Backend) -> LanguageModel:
-    """The decoder of `bundle`; where engines have static sizes, its context is their longest.
+    """The decoder of `bundle`; where engines have static sizes, its context is their longest, but
+    for the rows that a call's own tokens take.
 
     Raises LanguageError when it was exported without one, EngineError when a graph cannot be
-    loaded.
+    loaded, BundleError when a file is not as the manifest says.
     """
     spec, precision = _spec(bundle), bundle.manifest.provenance.precision
+    table = text_table(bundle, spec)
     if not isinstance(backend, TensorRtBackend):
-        return LanguageModel(backend, spec, precision)
+        return LanguageModel(backend, spec, precision, table)
     attend = contracts.attend_graph(0)
-    buckets = KvBuckets(backend.sizes(attend, "m"), backend.sizes(attend, "S"))
-    longest = min(spec.max_positions, buckets.contexts[-1])
+    chunks, contexts = backend.sizes(attend, "m"), backend.sizes(attend, "S")
+    buckets = KvBuckets(chunks, contexts, fresh=chunks[-1])
+    longest = min(spec.max_positions, contexts[-1] - chunks[-1])
     spec = spec.model_copy(update={"max_positions": longest})
-    return LanguageModel(backend, spec, precision, buckets)
+    return LanguageModel(backend, spec, precision, table, buckets)
 
 
 def open_stream_language(

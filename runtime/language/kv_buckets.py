@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stc.engines.engine import Backend, Tensor
 from stc.errors import LanguageError
 from stc.manifest import LanguageSpec
 
+EMPTY = -1
+"""Position of a row that holds no token, and of a token that only pads a call."""
+Places = NDArray[np.int64]
+"""The row of every token, in the order of the tokens."""
 MAX_TOKENS = 256
 """Tokens of a call at most: its attention scores take Q * m * S * 4 bytes."""
 LEAST_STEP = 256
@@ -28,10 +34,11 @@ MAX_SPARE = 8
 @dataclass(frozen=True)
 class KvBuckets:
     """chunks: values of m, ascending; empty: any up to MAX_TOKENS. contexts: values of S,
-    ascending; empty: any."""
+    ascending; empty: any. fresh: rows at the end of every context that are a call's own."""
 
     chunks: tuple[int, ...] = ()
     contexts: tuple[int, ...] = ()
+    fresh: int = 0
 
     def pieces(self, count: int) -> Iterator[tuple[int, int, int]]:
         """How `count` tokens are run: (first, tokens, size of the call) of every call."""
@@ -46,19 +53,19 @@ class KvBuckets:
             first += size
 
     def context(self, rows: int, most: int) -> int:
-        """S for a context of `rows` rows that never needs more than `most`.
+        """S for a context of `rows` rows, beside the `fresh`, that never needs more than `most`.
 
         Without buckets it is at most an eighth, or LEAST_STEP, larger than `rows`, and takes
         eight values per doubling. Raises LanguageError when no bucket is large enough.
         """
         if self.contexts:
-            fitting = [context for context in self.contexts if context >= rows]
+            fitting = [one for one in self.contexts if one - self.fresh >= rows]
             if fitting:
                 return fitting[0]
             raise LanguageError(
                 "context",
                 f"{rows} rows needed",
-                f"at most {self.contexts[-1]}, the longest its engines were built for",
+                f"at most {self.contexts[-1] - self.fresh}, the longest its engines were built for",
                 "use a smaller --window or a shorter question, or --backend onnxruntime",
             )
         step = max(LEAST_STEP, (1 << rows.bit_length()) // 16)
@@ -113,3 +120,13 @@ class SpareOutputs:
         shapes = (queries, keys, keys, (size, spec.width), (size, spec.width))
         query, key, value, *hidden = (self._backend.empty(one, self._dtype) for one in shapes)
         return CallOutputs(query, key, value, (hidden[0], hidden[1]))
+
+
+def runs(places: Places) -> Iterator[tuple[int, int, int]]:
+    """`places` as (row, token, count) of stretches where both go up by one."""
+    if not len(places):
+        return
+    breaks = np.flatnonzero(np.diff(places) != 1) + 1
+    edges = [0, *breaks.tolist(), len(places)]
+    for first, last in pairwise(edges):
+        yield int(places[first]), first, last - first

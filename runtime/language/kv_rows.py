@@ -6,27 +6,27 @@ business of whoever writes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stc.engines.engine import Tensor
-from stc.runtime.language.model import EMPTY, LanguageModel
+from stc.runtime.language.kv_buckets import EMPTY, Places, runs
+from stc.runtime.language.model import LanguageModel
 
 SPARE = 512
 """Rows an ordinary question and its answer take, that need not be given back after them."""
-Places = NDArray[np.int64]
-"""The row of every token, in the order of the tokens."""
 
 
 class KvRows:
     """Two buffers [G, capacity, e] per block, `capacity` in buckets as needed, `most` rows at most.
 
-    Every row is finite at all times once `clear` has followed a failed write: a row that nobody
-    sees still takes part in a matrix product, where a weight of 0 does not silence a NaN.
+    The last `fresh` rows of the buckets are those of the call under way. recordings: what the model
+    keeps for calls on these very buffers. Every row is finite at all times once `clear` has
+    followed a failed write: a row that nobody sees still takes part in a matrix product, where a
+    weight of 0 does not silence a NaN.
     """
 
     def __init__(self, model: LanguageModel, most: int) -> None:
@@ -35,6 +35,7 @@ class KvRows:
         self.capacity = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
+        self.recordings: dict[Hashable, Any] = {}
 
     @property
     def size_bytes(self) -> int:
@@ -56,16 +57,16 @@ class KvRows:
         Raises as `reserve`.
         """
         self.reserve(rows)
-        spacious = self.model.buckets.context(min(rows + SPARE, self.capacity), self.most)
+        buckets = self.model.buckets
+        spacious = buckets.context(min(rows + SPARE, self.capacity - buckets.fresh), self.most)
         if spacious < self.capacity:
             self._resize(spacious)
 
     def _resize(self, capacity: int) -> None:
         kept = min(self.capacity, capacity)
-        for buffers in (self.keys, self.values):
-            # Buffer by buffer, so that only one is held twice at a time.
-            for block in range(self.model.spec.blocks):
-                resized = self.model.blank_rows(capacity)
+        self.recordings.clear()
+        for block, (keys, values) in enumerate(self.model.blank_buffers(capacity)):
+            for buffers, resized in ((self.keys, keys), (self.values, values)):
                 if kept:
                     self.model.backend.write_rows(resized, 0, buffers[block], 0, kept)
                     buffers[block] = resized
@@ -95,22 +96,14 @@ class KvRows:
         )
 
     def clear(self, places: Places) -> None:
-        """The rows `places` hold zeros in every block."""
+        """The rows `places` hold zeros in every block, and so do those of calls."""
+        fresh = min(self.model.buckets.fresh, self.capacity)
+        places = np.concatenate((places, np.arange(self.capacity - fresh, self.capacity)))
         if not len(places):
             return
         blank = self.model.blank_rows(len(places))
         for block in range(self.model.spec.blocks):
             self.write(block, places, blank, blank)
-
-
-def runs(places: Places) -> Iterator[tuple[int, int, int]]:
-    """`places` as (row, token, count) of stretches where both go up by one."""
-    if not len(places):
-        return
-    breaks = np.flatnonzero(np.diff(places) != 1) + 1
-    edges = [0, *breaks.tolist(), len(places)]
-    for first, last in pairwise(edges):
-        yield int(places[first]), first, last - first
 
 
 class PlainRows:

@@ -4,7 +4,7 @@ state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ from stc import contracts
 from stc.contracts import (
     HIDDEN,
     HIDDEN_OUT,
-    IDS,
     KEY,
     KEY_POSITIONS,
     KEYS,
@@ -27,16 +26,15 @@ from stc.contracts import (
     VALUES,
 )
 from stc.engines.engine import Backend, Engine, Tensor
+from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import NonFiniteError
 from stc.manifest import LanguageSpec, Precision
 from stc.ports import NETWORK_DTYPES
-from stc.runtime.language.kv_buckets import CallOutputs, KvBuckets, SpareOutputs
+from stc.runtime.language.captured_calls import CapturedCalls
+from stc.runtime.language.kv_buckets import EMPTY, CallOutputs, KvBuckets, SpareOutputs
 
 if TYPE_CHECKING:
     from stc.runtime.language.kv_rows import KvRows
-
-EMPTY = -1
-"""Position of a row that holds no token, and of a token that only pads a call."""
 
 Retrieve = Callable[[int, NDArray[np.float32]], None]
 """Called with a block and the mean query float32 [Q, e], before that block attends."""
@@ -56,13 +54,17 @@ class _Piece:
 
 
 class LanguageModel:
-    """The engines of one decoder. Raises EngineError when a graph cannot be loaded."""
+    """The engines of one decoder, and `table` [V, D], what each text token becomes.
+
+    Raises EngineError when a graph cannot be loaded.
+    """
 
     def __init__(
         self,
         backend: Backend,
         spec: LanguageSpec,
         precision: Precision,
+        table: NDArray[np.floating],
         buckets: KvBuckets | None = None,
     ) -> None:
         self.backend = backend
@@ -70,10 +72,14 @@ class LanguageModel:
         self.dtype = NETWORK_DTYPES[precision]
         self.buckets = buckets or KvBuckets()
         self._spare = SpareOutputs(backend, spec, self.dtype, self.buckets.chunks)
-        self.text_embed = backend.load(contracts.TEXT_EMBED)
+        self._table = np.asarray(table)
         self.qkv = [backend.load(contracts.qkv_graph(i)) for i in range(spec.blocks)]
         self.attend = [backend.load(contracts.attend_graph(i)) for i in range(spec.blocks)]
         self.head = backend.load(contracts.HEAD)
+        self.captured: CapturedCalls | None = None
+        if isinstance(backend, TensorRtBackend):
+            engines = self.qkv, self.attend, self.head
+            self.captured = CapturedCalls(backend, spec, self.dtype, *engines)
 
     @property
     def token_bytes(self) -> int:
@@ -88,18 +94,17 @@ class LanguageModel:
             np.zeros((spec.key_heads, count, spec.head_width), self.dtype)
         )
 
+    def blank_buffers(self, count: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """Rows as `blank_rows` for the keys and for the values of every block."""
+        if self.captured is not None:
+            return self.captured.buffers(count)
+        # Block by block, so that only one is held twice while rows move.
+        blocks = range(self.spec.blocks)
+        return ((self.blank_rows(count), self.blank_rows(count)) for _ in blocks)
+
     def embed(self, ids: NDArray[np.int64]) -> NDArray[Any]:
         """hidden [m, D] of the text tokens `ids` [m], on the host."""
-        hidden = np.empty((len(ids), self.spec.width), self.dtype)
-        for first, count, size in self.buckets.pieces(len(ids)):
-            padded = np.zeros(size, np.int64)
-            padded[:count] = ids[first : first + count]
-            outputs = self._spare.take(size)
-            inputs = {IDS: self.backend.to_device(padded)}
-            found = self.text_embed(inputs, {HIDDEN: outputs.hidden[0]})[HIDDEN]
-            hidden[first : first + count] = self.backend.read_rows(found, 0, count)
-            self._spare.keep(size, outputs)
-        return hidden
+        return self._table[ids]
 
     def remember(
         self,
@@ -130,11 +135,8 @@ class LanguageModel:
 
         `retrieve` may write rows of a block before it attends.
         """
-        last = self._run(hidden, rows, places, key_positions, retrieve, whole=True)
-        assert last is not None
-        logits: NDArray[np.float32] = self.backend.to_host(self.head({HIDDEN: last})[LOGITS])[0]
-        if not np.isfinite(logits).all():
-            raise _not_finite(contracts.HEAD, LOGITS)
+        logits = self._run(hidden, rows, places, key_positions, retrieve, whole=True)
+        assert logits is not None
         return logits
 
     def _run(
@@ -146,8 +148,28 @@ class LanguageModel:
         retrieve: Retrieve | None,
         *,
         whole: bool,
-    ) -> Tensor | None:
-        """hidden [1, D] after the last token, on the device; None unless `whole`."""
+    ) -> NDArray[np.float32] | None:
+        """float32 [V] after the last token; None unless `whole`."""
+        if self.captured is not None and retrieve is None:
+            pieces = list(self.buckets.pieces(len(hidden)))
+            given = hidden.astype(self.dtype, copy=False), rows, places, key_positions
+            finite, logits = self.captured.run(*given, pieces, whole=whole)
+            if not finite:
+                self._name_culprit(hidden, rows, places, key_positions)
+            return logits
+        return self._run_each(hidden, rows, places, key_positions, retrieve, whole=whole)
+
+    def _run_each(
+        self,
+        hidden: NDArray[Any],
+        rows: KvRows,
+        places: NDArray[np.int64],
+        key_positions: NDArray[np.int64],
+        retrieve: Retrieve | None,
+        *,
+        whole: bool,
+    ) -> NDArray[np.float32] | None:
+        """The same, engine by engine."""
         seen, positions = self.backend.to_device(key_positions), key_positions[places]
         ends: list[NDArray[Any]] = []
         with self._pieces(hidden, positions) as pieces:
@@ -172,9 +194,14 @@ class LanguageModel:
                         ends.append(self.backend.read_rows(piece.hidden, 0, piece.count))
         # Whatever was not finite in any block has reached the last thing that was computed.
         if not all(np.isfinite(end).all() for end in ends):
-            with self._pieces(hidden, positions) as pieces:
-                self._name_culprit(pieces, rows, seen)
-        return self.backend.to_device(ends[-1][-1:]) if whole else None
+            self._name_culprit(hidden, rows, places, key_positions)
+        if not whole:
+            return None
+        end = self.backend.to_device(ends[-1][-1:])
+        logits: NDArray[np.float32] = self.backend.to_host(self.head({HIDDEN: end})[LOGITS])[0]
+        if not np.isfinite(logits).all():
+            raise _not_finite(contracts.HEAD, LOGITS)
+        return logits
 
     @contextmanager
     def _pieces(self, hidden: NDArray[Any], positions: NDArray[np.int64]) -> Iterator[list[_Piece]]:
@@ -222,9 +249,16 @@ class LanguageModel:
         mean: NDArray[np.float32] = np.concatenate(queries, axis=1).mean(axis=1, dtype=np.float32)
         return mean
 
-    def _name_culprit(self, pieces: list[_Piece], rows: KvRows, seen: Tensor) -> None:
-        """Run the blocks again, looking at every output; always raises NonFiniteError."""
-        if not all(np.isfinite(self.backend.to_host(piece.hidden)).all() for piece in pieces):
+    def _name_culprit(
+        self,
+        hidden: NDArray[Any],
+        rows: KvRows,
+        places: NDArray[np.int64],
+        key_positions: NDArray[np.int64],
+    ) -> None:
+        """Run the blocks again on the rows there are, looking at every output; always raises
+        NonFiniteError."""
+        if not np.isfinite(hidden.astype(self.dtype, copy=False)).all():
             raise _not_finite("the language model's input", HIDDEN)
 
         def look(engine: Engine, outputs: dict[str, Tensor]) -> None:
@@ -232,12 +266,17 @@ class LanguageModel:
                 if not np.isfinite(self.backend.to_host(tensor)).all():
                     raise _not_finite(engine.name, name)
 
-        for block in range(self.spec.blocks):
-            for piece in pieces:
-                look(self.qkv[block], self._qkv(block, piece))
-            for piece in pieces:
-                self._attend(block, piece, rows, seen)
-                look(self.attend[block], {HIDDEN_OUT: piece.hidden})
+        seen = self.backend.to_device(key_positions)
+        with self._pieces(hidden, key_positions[places]) as pieces:
+            for block in range(self.spec.blocks):
+                for piece in pieces:
+                    look(self.qkv[block], self._qkv(block, piece))
+                for piece in pieces:
+                    self._attend(block, piece, rows, seen)
+                    look(self.attend[block], {HIDDEN_OUT: piece.hidden})
+            last = pieces[-1]
+            end = self.backend.read_rows(last.hidden, last.count - 1, 1)
+            look(self.head, self.head({HIDDEN: self.backend.to_device(end)}))
         raise NonFiniteError("language model", "NaN or infinity, not seen again on a re-run")
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stc.runtime.language.kv_buckets import EMPTY
 from stc.runtime.language.kv_rows import KvRows
-from stc.runtime.language.model import EMPTY, LanguageModel
+from stc.runtime.language.model import LanguageModel
 from stc.runtime.memory.host_pages import HostPages, PageCap, SpillFile
 from stc.runtime.memory.window import Context, MemoryFacts, WindowMemory, refuse_long
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.errors import LanguageError
+from stc.runtime.language.kv_buckets import EMPTY
 from stc.runtime.language.kv_rows import KvRows
-from stc.runtime.language.model import EMPTY, LanguageModel, Retrieve
+from stc.runtime.language.model import LanguageModel, Retrieve
 
 RESERVE = 1024
 """Positions of the model that a memory leaves for a question and its answer, at most."""

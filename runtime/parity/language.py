@@ -22,6 +22,7 @@ from stc.contracts import (
     LOGITS,
     QUERY,
     QUERY_POSITIONS,
+    TEXT_EMBED,
     VALUE,
     VALUES,
     language_graphs,
@@ -29,8 +30,9 @@ from stc.contracts import (
 from stc.engines.engine import Engine
 from stc.manifest import Precision
 from stc.program import Arrays, Side
+from stc.runtime.language.kv_buckets import EMPTY
 from stc.runtime.language.kv_rows import PlainRows
-from stc.runtime.language.model import EMPTY, LanguageModel
+from stc.runtime.language.model import LanguageModel
 from stc.runtime.parity.report import ParityReport
 from stc.runtime.parity.sides import OnnxDecoder
 
@@ -55,7 +57,7 @@ logit of the other side's next token may fall short of the highest one, where ro
 
 def language_steps(blocks: int) -> int:
     """How often `compare_language` ticks for a decoder of `blocks` blocks."""
-    return 2 + blocks * (2 + 4) + 2
+    return 1 + blocks * (2 + 4) + 2
 
 
 def compare_language(
@@ -75,7 +77,9 @@ def compare_language(
     """
     ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, PROMPT)
     _compare_graphs(model, graphs, report)
-    room = (*model.buckets.contexts, model.spec.max_positions)[0] - PROMPT - ANSWER
+    sizes = model.buckets
+    least = sizes.contexts[0] - sizes.fresh if sizes.contexts else model.spec.max_positions
+    room = least - PROMPT - ANSWER
     hidden = np.concatenate([video[:room].astype(np.float32), decoder.embed(ids)])
     expected = decoder.generate(hidden, ANSWER)
     first = decoder.logits(hidden)
@@ -154,8 +158,9 @@ def _compare_graphs(model: LanguageModel, graphs: Side, report: ParityReport) ->
     sizes = model.buckets.contexts or (PROMPT + EMPTY_ROWS,)
     few, m = chunks[0], chunks[-1]
     ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, m)
-    hidden = both(model.text_embed, {IDS: ids})[HIDDEN]
-    both(model.text_embed, {IDS: ids[-few:]})
+    hidden = graphs.run(TEXT_EMBED, {IDS: ids})[HIDDEN]
+    report.graph(TEXT_EMBED, HIDDEN, hidden, model.embed(ids))
+    report.tick()
     for qkv, attend in zip(model.qkv, model.attend, strict=True):
         fresh = both(qkv, {HIDDEN: hidden})
         both(qkv, {HIDDEN: hidden[-few:]})

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stc.bundles.bundle import Bundle
-from stc.contracts import HIDDEN, HIDDEN_OUT
+from stc.contracts import HIDDEN, HIDDEN_OUT, TEXT_EMBED
 from stc.engines.eager import EagerRunner, EngineSide
 from stc.engines.engine import Tensor
 from stc.errors import CheckpointError, StcError
@@ -154,9 +154,11 @@ def language_side(
     """The decoder of `bundle` on the other side; otherwise as `vision_side`."""
     if against == ONNX_RUNTIME:
         model = open_model(bundle, open_backend(bundle, "cpu"))
-        engines = (model.text_embed, *model.qkv, *model.attend, model.head)
+        backend = model.backend
+        embed = backend.load(TEXT_EMBED)
+        engines = (embed, *model.qkv, *model.attend, model.head)
         by_name = {engine.name: engine for engine in engines}
-        graphs = EngineSide(model.backend, bundle.manifest.graphs, by_name.__getitem__)
+        graphs = EngineSide(backend, bundle.manifest.graphs, by_name.__getitem__)
         yield graphs, OnnxDecoder(model)
         return
     with torch_language_side(bundle, checkpoint) as side:

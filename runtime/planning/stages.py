@@ -7,14 +7,16 @@ all are alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 
 import numpy as np
 
 from stc.bundles.bundle import Bundle
 from stc.engines.build.listing import EngineCall, engine_call
-from stc.engines.library.plan import EngineSpec, Sizes
+from stc.engines.library.plan import EngineSpec
 from stc.engines.tensorrt.counted import Asked, counted_backend
 from stc.method.family import VISION, stream_programs
 from stc.runtime.answers.stream_language import open_model
@@ -25,8 +27,9 @@ from stc.runtime.vision.tower import VisionTower
 from stc.settings import SELECTIONS, Selection, Settings
 
 REFERENCE, PREFILL, PREFILL_ALL, TOKEN = "reference", "prefill", "prefill_all", "decoded_token"
-_TOKENS = 3
-"""Tokens decoded before one is counted: the first make buffers for those that follow."""
+_RUNS = 3
+"""Runs of a stage of the language model, the last of which is counted: one warms it up, one is
+captured."""
 
 
 def reuse_stage(selection: Selection) -> str:
@@ -61,14 +64,11 @@ def frame_stages(bundle: Bundle, specs: Sequence[EngineSpec], chosen: Settings) 
         ours = {call.graph for one in programs for call in one.calls if call.stage == VISION}
         warming = 2 * session.runner.warm_up_runs
         names = (REFERENCE, reuse_stage(selection))
-        runs: dict[str, list[tuple[str, Sizes]]] = {}
         for number, frame in enumerate(frames(None, warming + 2)):
             name = names[number % 2]
             with device.counting() as asked:
                 session.push(frame)
-            # The first of a kind runs its engines, the last replays them as all that follow.
-            runs.setdefault(name, asked.runs)
-            calls = tuple(engine_call(*run) for run in runs[name])
+            calls = tuple(engine_call(*run) for run in asked.runs)
             found[name] = Stage(name, calls, asked, tuple(one for one in calls if one[0] in ours))
         tower.close()
     return found
@@ -90,19 +90,16 @@ def language_stages(
     model = open_model(bundle, backend)
     filled = Filled(model, context, max(pooled, QUESTION + DECODES))
     found = {}
-    for name, count in ((PREFILL, kept), (PREFILL_ALL, pooled)):
-        hidden = np.zeros((count, model.spec.width), model.dtype)
-        for _ in range(2):
+    token, after = np.zeros(1, np.int64), count(QUESTION)
+    stages: dict[str, Callable[[], object]] = {
+        name: partial(filled.prefill, np.zeros((size, model.spec.width), model.dtype))
+        for name, size in ((PREFILL, kept), (PREFILL_ALL, pooled))
+    }
+    stages[TOKEN] = lambda: filled.text(token, next(after))
+    for name, run in stages.items():
+        for _ in range(_RUNS):
             with device.counting() as asked:
-                filled.prefill(hidden)
-        found[name] = _stage(name, asked)
-    for number in range(_TOKENS):
-        with device.counting() as asked:
-            filled.text(np.zeros(1, np.int64), QUESTION + number)
-    found[TOKEN] = _stage(TOKEN, asked)
+                run()
+        found[name] = Stage(name, tuple(engine_call(*one) for one in asked.runs), asked)
     backend.close()
     return found
-
-
-def _stage(name: str, asked: Asked) -> Stage:
-    return Stage(name, tuple(engine_call(*run) for run in asked.runs), asked)

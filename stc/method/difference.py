@@ -17,6 +17,7 @@ from stc.method.graphs import (
     INDICES,
     KEPT,
     KEPT_INDICES,
+    PLACES,
     SCORE,
     TOKENS,
     prune_graph,
@@ -158,8 +159,10 @@ def judged(graph: str, inputs: Arrays, expected: Arrays, got: Arrays) -> Iterato
         found = got[name]
         if values.shape != found.shape:
             yield Judged(name, values, found)
-        elif name in (INDICES, KEPT_INDICES) and np.array_equal(values, found):
+        elif name in (INDICES, KEPT_INDICES, PLACES) and np.array_equal(values, found):
             yield Judged(name, values, found, 0.0)
+        elif name == PLACES:
+            yield Judged(name, values, found, float("inf"))
         elif name == INDICES:
             yield Judged(name, values, found, _gap(inputs[SCORE], found))
         elif name == KEPT_INDICES:

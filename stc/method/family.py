@@ -21,6 +21,9 @@ from stc.contracts import COUNT, HIDDEN, HIDDEN_OUT, KEY, VALUE
 from stc.manifest import Precision, VisionSpec
 from stc.method.cost import attention_macs, embed_macs, key_macs, mlp_macs
 from stc.method.graphs import (
+    ADD,
+    ATTENTION,
+    COMPARE,
     EMBED,
     FRAME_MEAN,
     HISTORY_COUNT,
@@ -28,18 +31,24 @@ from stc.method.graphs import (
     INDICES,
     KEPT,
     KEPT_INDICES,
+    MERGE,
     PIXEL_VALUES,
+    PLACE,
+    PLACES,
     PROJECT,
     REF_KEY,
     REF_RESIDUAL,
     REF_VALUE,
     RESIDUAL,
+    ROWS,
     SCORE,
     SELECT,
     TOKENS,
     keys_graph,
     memory_width,
+    mlp_graph,
     prune_graph,
+    reference_graph,
     update_graph,
 )
 from stc.ports import NETWORK_DTYPES
@@ -168,17 +177,17 @@ def changed_frames(spec: VisionSpec, seed: int = 0) -> Arrays:
 
 def macs(spec: VisionSpec, program: Program) -> int:
     """Multiply-accumulates of the tower's graphs in `program`: the floor under every latency."""
-    total = 0
+    tokens, total = spec.tokens, 0
     for call in program.calls:
-        if call.stage != VISION or call.graph == SELECT:
-            continue
-        if call.graph == EMBED:
-            total += embed_macs(spec)
-        elif INDICES in call.reads:
-            count = call.sizes["M"]
-            total += attention_macs(spec, count, spec.tokens) + mlp_macs(spec, count)
-        else:
-            total += key_macs(spec, spec.tokens)
+        rows = call.sizes.get("M", tokens)
+        # By what it writes: whatever graphs keys and attention are of.
+        costs = {
+            KEY: key_macs(spec, tokens),
+            ATTENTION: attention_macs(spec, rows, tokens),
+            RESIDUAL: mlp_macs(spec, rows),
+        }
+        total += sum(costs.get(port, 0) for port in call.writes)
+        total += embed_macs(spec) if call.graph == EMBED else 0
     return total
 
 
@@ -228,10 +237,8 @@ class _Writer:
         self.buffers.setdefault(name, Buffer(name, shape, dtype or self.network, role))
         return name
 
-    def constant(
-        self, name: str, shape: tuple[int, ...], dtype: str, value: int | Literal["range"]
-    ) -> str:
-        self.buffers[name] = Buffer(name, shape, dtype or self.network, "constant", value)
+    def constant(self, name: str, shape: tuple[int, ...], dtype: str, value: int) -> str:
+        self.buffers[name] = Buffer(name, shape, dtype, "constant", value)
         return name
 
     @property
@@ -241,10 +248,6 @@ class _Writer:
     @property
     def rows(self) -> tuple[int, ...]:
         return self.spec.tokens, self.spec.width
-
-    @property
-    def heads(self) -> tuple[int, ...]:
-        return self.spec.heads, self.spec.tokens, self.spec.head_width
 
     def call(
         self, stage: str, graph: str, reads: dict[str, str], writes: dict[str, str], **sizes: int
@@ -257,65 +260,55 @@ class _Writer:
         self.call(VISION, EMBED, {PIXEL_VALUES: pixels}, {HIDDEN: frame.hidden})
 
     def block(self, frame: _Frame, block: int) -> None:
-        names = (f"{name}_{block:02d}" for name in (REF_KEY, REF_VALUE, REF_RESIDUAL))
-        shapes = (self.heads, self.heads, self.rows)
         ref_key, ref_value, ref_residual = (
-            self.buffer(name, shape, role="reference")
-            for name, shape in zip(names, shapes, strict=True)
+            self.buffer(f"{name}_{block:02d}", self.rows, role="reference")
+            for name in (REF_KEY, REF_VALUE, REF_RESIDUAL)
         )
-        there = self.buffer(frame.other_hidden(), self.rows)
+        before, there = {HIDDEN: frame.hidden}, self.buffer(frame.other_hidden(), self.rows)
+        after = {HIDDEN_OUT: there}
         if frame.recomputed is None:
-            # Where every token is computed nothing is read of references but a key's direction,
-            # which zeros have none of.
-            blank = self.constant("blank_heads", self.heads, "", 1)
-            reads = {HIDDEN: frame.hidden, REF_KEY: blank}
-            self.call(VISION, keys_graph(block), reads, {KEY: ref_key})
-            key, count = ref_key, self.spec.tokens
-            indices = self.constant("all_tokens", (count,), "int64", "range")
-            old_value = blank
-            old_residual = self.constant("blank_rows", self.rows, "", 0)
-            kept = {VALUE: ref_value, RESIDUAL: ref_residual}
+            attention = self.buffer(ATTENTION, self.rows)
+            writes = {KEY: ref_key, VALUE: ref_value, ATTENTION: attention}
+            self.call(VISION, reference_graph(block), before, writes)
+            added = {ROWS: frame.hidden, ATTENTION: attention}
+            self.call(VISION, mlp_graph(block), added, {RESIDUAL: ref_residual}, M=self.spec.tokens)
+            self.call(VISION, ADD, {**before, RESIDUAL: ref_residual}, after)
         else:
-            count, old_value, old_residual, kept = frame.recomputed, ref_value, ref_residual, {}
-            key, indices = self._choice(frame, block, ref_key)
-        self.call(
-            VISION,
-            update_graph(block),
-            {
-                HIDDEN: frame.hidden,
-                KEY: key,
-                REF_VALUE: old_value,
-                REF_RESIDUAL: old_residual,
-                INDICES: indices,
-            },
-            {HIDDEN_OUT: there, **kept},
-            M=count,
-        )
+            key = self.buffer(f"{frame.mark}{KEY}", self.rows)
+            self.call(VISION, keys_graph(block), before, {KEY: key})
+            chosen = self._choice(frame, block, key, ref_key)
+            sizes, shape = {"M": frame.recomputed}, (frame.recomputed, self.spec.width)
+            rows, attention, residual = (
+                self.buffer(f"{frame.mark}{frame.recomputed}_{name}", shape)
+                for name in (ROWS, ATTENTION, RESIDUAL)
+            )
+            added, references = {ROWS: rows, ATTENTION: attention}, {REF_VALUE: ref_value}
+            reads = {**before, KEY: key, **references, **chosen}
+            self.call(VISION, update_graph(block), reads, added, **sizes)
+            self.call(VISION, mlp_graph(block), added, {RESIDUAL: residual}, **sizes)
+            old_and_new = {REF_RESIDUAL: ref_residual, RESIDUAL: residual}
+            reads = {**before, **old_and_new, PLACES: chosen[PLACES]}
+            self.call(VISION, MERGE, reads, after, **sizes)
         frame.hidden = there
 
-    def _choice(self, frame: _Frame, block: int, ref_key: str) -> tuple[str, str]:
-        """The buffers of a reuse frame's fresh keys and of the tokens to recompute."""
+    def _choice(self, frame: _Frame, block: int, key: str, ref_key: str) -> dict[str, str]:
+        """The buffers of the tokens that a reuse frame recomputes in the block and of the places
+        they take, by port."""
         assert frame.recomputed is not None
-        key = self.buffer(f"{frame.mark}{KEY}", self.heads)
-        writes = {KEY: key}
-        chooses = frame.selection == "layerwise" or block == 0
-        if chooses:
-            writes[SCORE] = self.buffer(f"{frame.mark}{SCORE}", (self.spec.tokens,), "float32")
-        self.call(VISION, keys_graph(block), {HIDDEN: frame.hidden, REF_KEY: ref_key}, writes)
-        indices = f"{frame.mark}{indices_of(block if frame.selection == 'layerwise' else 0)}"
-        if chooses:
+        layerwise = frame.selection == "layerwise"
+        indices = f"{frame.mark}{indices_of(block if layerwise else 0)}"
+        if layerwise or block == 0:
+            score = self.buffer(f"{frame.mark}{SCORE}", (self.spec.tokens,), "float32")
+            self.call(VISION, COMPARE, {KEY: key, REF_KEY: ref_key}, {SCORE: score})
             # Of one block they come to the host; those of all would hold a GPU up.
             role: Role = "choice" if block else "result"
             self.buffer(indices, (frame.recomputed,), "int64", role)
             count = self.constant(f"count_{frame.recomputed}", (1,), "int64", frame.recomputed)
-            self.call(
-                VISION,
-                SELECT,
-                {SCORE: writes[SCORE], COUNT: count},
-                {INDICES: indices},
-                M=frame.recomputed,
-            )
-        return key, indices
+            reads = {SCORE: score, COUNT: count}
+            self.call(VISION, SELECT, reads, {INDICES: indices}, M=frame.recomputed)
+            places = self.buffer(f"{frame.mark}{PLACES}", (self.spec.tokens,), "int64")
+            self.call(VISION, PLACE, {INDICES: indices}, {PLACES: places}, M=frame.recomputed)
+        return {INDICES: indices, PLACES: f"{frame.mark}{PLACES}"}
 
     def project(self, frame: _Frame, role: Role = "work") -> None:
         shape = self.spec.pooled, self.spec.language_width

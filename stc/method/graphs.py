@@ -17,6 +17,9 @@ RESIDUAL = "residual"
 REF_RESIDUAL = "ref_residual"
 SCORE = "score"
 INDICES = "indices"
+PLACES = "places"
+ROWS = "rows"
+ATTENTION = "attention"
 TOKENS = "tokens"
 HISTORY_MEAN = "history_mean"
 HISTORY_COUNT = "history_count"
@@ -25,8 +28,17 @@ KEPT_INDICES = "kept_indices"
 FRAME_MEAN = "frame_mean"
 
 EMBED = "embed"
+COMPARE = "compare"
 SELECT = "select"
+PLACE = "place"
+ADD = "add"
+MERGE = "merge"
 PROJECT = "project"
+
+
+def reference_graph(block: int) -> str:
+    """Name of block `block`'s reference graph."""
+    return f"reference_{block:02d}"
 
 
 def keys_graph(block: int) -> str:
@@ -37,6 +49,16 @@ def keys_graph(block: int) -> str:
 def update_graph(block: int) -> str:
     """Name of block `block`'s update graph."""
     return f"update_{block:02d}"
+
+
+def mlp_graph(block: int) -> str:
+    """Name of block `block`'s MLP graph."""
+    return f"mlp_{block:02d}"
+
+
+def takes_any_frame(graph: str) -> bool:
+    """Whether the free M of `graph` is the rows of a reuse frame, and of a reference frame T."""
+    return kind_of(graph)[0] == kind_of(mlp_graph(0))[0]
 
 
 def prune_graph(scoring: Scoring) -> str:
@@ -72,30 +94,56 @@ recomputed in no block, and speak of the reference frame.
 """
 
 _HIDDEN = ("T", "C")
-_HEADS = ("H", "T", "d")
+_ROWS = ("M", "C")
+_INDICES = Port(INDICES, ("M",), "int64")
+_PLACES = Port(PLACES, ("T",), "int64")
 _COUNT = Port(COUNT, ("1",), "int64")
 
 EMBED_CONTRACT = Contract(
     (Port(PIXEL_VALUES, ("3", "Hpx", "Wpx")),),
     (Port(HIDDEN, _HIDDEN),),
 )
+REFERENCE_CONTRACT = Contract(
+    (Port(HIDDEN, _HIDDEN),),
+    (Port(KEY, _HIDDEN), Port(VALUE, _HIDDEN), Port(ATTENTION, _HIDDEN)),
+)
 KEYS_CONTRACT = Contract(
-    (Port(HIDDEN, _HIDDEN), Port(REF_KEY, _HEADS)),
-    (Port(KEY, _HEADS), Port(SCORE, ("T",), "float32")),
+    (Port(HIDDEN, _HIDDEN),),
+    (Port(KEY, _HIDDEN),),
+)
+"""Keys and values lie token by token, all heads of a token together: the layout that TensorRT's
+attention reads (docs/adr/0020)."""
+COMPARE_CONTRACT = Contract(
+    (Port(KEY, _HIDDEN), Port(REF_KEY, _HIDDEN)),
+    (Port(SCORE, ("T",), "float32"),),
 )
 SELECT_CONTRACT = Contract(
     (Port(SCORE, ("T",), "float32"), _COUNT),
-    (Port(INDICES, ("M",), "int64"),),
+    (_INDICES,),
 )
+PLACE_CONTRACT = Contract((_INDICES,), (_PLACES,))
 UPDATE_CONTRACT = Contract(
     (
         Port(HIDDEN, _HIDDEN),
-        Port(KEY, _HEADS),
-        Port(REF_VALUE, _HEADS),
-        Port(REF_RESIDUAL, _HIDDEN),
-        Port(INDICES, ("M",), "int64"),
+        Port(KEY, _HIDDEN),
+        Port(REF_VALUE, _HIDDEN),
+        _INDICES,
+        _PLACES,
     ),
-    (Port(HIDDEN_OUT, _HIDDEN), Port(VALUE, _HEADS), Port(RESIDUAL, _HIDDEN)),
+    (Port(ROWS, _ROWS), Port(ATTENTION, _ROWS)),
+)
+MLP_CONTRACT = Contract(
+    (Port(ROWS, _ROWS), Port(ATTENTION, _ROWS)),
+    (Port(RESIDUAL, _ROWS),),
+)
+"""One engine for both kinds of frame: its weights are two thirds of a block's (docs/adr/0020)."""
+ADD_CONTRACT = Contract(
+    (Port(HIDDEN, _HIDDEN), Port(RESIDUAL, _HIDDEN)),
+    (Port(HIDDEN_OUT, _HIDDEN),),
+)
+MERGE_CONTRACT = Contract(
+    (Port(HIDDEN, _HIDDEN), Port(REF_RESIDUAL, _HIDDEN), Port(RESIDUAL, _ROWS), _PLACES),
+    (Port(HIDDEN_OUT, _HIDDEN),),
 )
 PROJECT_CONTRACT = Contract(
     (Port(HIDDEN, _HIDDEN),),
@@ -120,10 +168,19 @@ override it per call, a TensorRT parser sees the constant its TopK needs."""
 
 def vision_graphs(blocks: int) -> dict[str, Contract]:
     """Every graph of the family with `blocks` = L, in running order."""
-    graphs: dict[str, Contract] = {EMBED: EMBED_CONTRACT, SELECT: SELECT_CONTRACT}
+    graphs: dict[str, Contract] = {
+        EMBED: EMBED_CONTRACT,
+        COMPARE: COMPARE_CONTRACT,
+        SELECT: SELECT_CONTRACT,
+        PLACE: PLACE_CONTRACT,
+        ADD: ADD_CONTRACT,
+        MERGE: MERGE_CONTRACT,
+    }
     for block in range(blocks):
+        graphs[reference_graph(block)] = REFERENCE_CONTRACT
         graphs[keys_graph(block)] = KEYS_CONTRACT
         graphs[update_graph(block)] = UPDATE_CONTRACT
+        graphs[mlp_graph(block)] = MLP_CONTRACT
     graphs[PROJECT] = PROJECT_CONTRACT
     for scoring in SCORINGS:
         graphs[prune_graph(scoring)] = PRUNE_CONTRACT
@@ -150,8 +207,6 @@ def _sizes(spec: VisionSpec) -> dict[str, int]:
         "Wpx": spec.image_width,
         "T": spec.tokens,
         "C": spec.width,
-        "H": spec.heads,
-        "d": spec.head_width,
         "n": spec.pooled,
         "D": spec.language_width,
     }

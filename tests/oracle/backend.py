@@ -15,11 +15,17 @@ from stc.contracts import Contract
 from stc.engines.engine import Engine, Tensor, is_closed
 from stc.errors import EngineError
 from stc.method.graphs import (
+    ADD,
+    COMPARE,
     EMBED,
+    MERGE,
+    PLACE,
     PROJECT,
     SELECT,
     keys_graph,
+    mlp_graph,
     prune_graph,
+    reference_graph,
     update_graph,
     vision_graphs,
 )
@@ -69,15 +75,22 @@ class OracleBackend:
 
     def __init__(self, tower: TowerWeights, projector: ProjectorWeights) -> None:
         self._closed = False
+        prefix = tower.blocks[0].prefix_tokens
         self._contracts = vision_graphs(len(tower.blocks))
         self._graphs: dict[str, Graph] = {
             EMBED: lambda pixels: (oracle.embed(tower.embed, pixels),),
+            COMPARE: lambda key, ref_key: (oracle.compare(key, ref_key, prefix),),
             SELECT: lambda score, count: (oracle.select(score, int(count[0])),),
+            PLACE: lambda indices: (oracle.place(indices, len(tower.embed.position)),),
+            ADD: lambda hidden, residual: (hidden + residual,),
+            MERGE: lambda *inputs: (oracle.merge(*inputs),),
             PROJECT: lambda hidden: (oracle.project(projector, hidden),),
         }
         for number, block in enumerate(tower.blocks):
-            self._graphs[keys_graph(number)] = _bound(oracle.keys, block)
+            self._graphs[reference_graph(number)] = _bound(oracle.reference, block)
+            self._graphs[keys_graph(number)] = _single(oracle.keys, block)
             self._graphs[update_graph(number)] = _bound(oracle.update, block)
+            self._graphs[mlp_graph(number)] = _single(oracle.mlp, block)
         for scoring in SCORINGS:
             self._graphs[prune_graph(scoring)] = _pruning(scoring)
 
@@ -115,6 +128,10 @@ class OracleBackend:
 
 def _bound(function: Callable[..., tuple[NDArray[Any], ...]], first: object) -> Graph:
     return lambda *inputs: function(first, *inputs)
+
+
+def _single(function: Callable[..., NDArray[Any]], first: object) -> Graph:
+    return lambda *inputs: (function(first, *inputs),)
 
 
 def _pruning(scoring: Scoring) -> Graph:

@@ -33,6 +33,11 @@ class Decoder:
     def __init__(self, spec: LanguageSpec, tensors: Mapping[str, Array]) -> None:
         self.spec, self.tensors = spec, tensors
 
+    def model(self, buckets: KvBuckets | None = None) -> LanguageModel:
+        """It as a stream runs it."""
+        table = self.tensors["embed_tokens.weight"]
+        return LanguageModel(LanguageOracle(self), self.spec, "fp32", table, buckets)
+
     def graphs(self) -> dict[str, Graph]:
         """Every language graph as a function of its inputs in order."""
         graphs: dict[str, Graph] = {
@@ -91,7 +96,8 @@ class Decoder:
         group = self.spec.query_heads // self.spec.key_heads
         heads = []
         for head, own in enumerate(turned):
-            scores = own @ rows[head // group].T / np.sqrt(np.float32(self.spec.head_width))
+            products = self.products(own, rows[head // group])
+            scores = products / np.sqrt(np.float32(self.spec.head_width))
             scores = np.where(seen, scores, -1e9)
             shares = np.exp(scores - scores.max(axis=1, keepdims=True))
             shares /= shares.sum(axis=1, keepdims=True)
@@ -101,6 +107,11 @@ class Decoder:
         gate = self._affine(f"{block}.mlp.gate_proj", normed)
         active = gate / (1 + np.exp(-gate)) * self._affine(f"{block}.mlp.up_proj", normed)
         return (after + self._affine(f"{block}.mlp.down_proj", active),)
+
+    def products(self, queries: Array, keys: Array) -> Array:
+        """Of rotated queries [m, e] and keys [S, e] of a head: [m, S]."""
+        found: Array = queries @ keys.T
+        return found
 
     def head(self, hidden: Array) -> tuple[Array]:
         """hidden [1, D] -> logits [1, V]; without a matrix of its own it is the embedding's."""
@@ -147,7 +158,7 @@ class NumpyCase:
 
     def language(self, buckets: KvBuckets | None = None) -> LanguageModel:
         """The decoder as a stream runs it."""
-        return LanguageModel(LanguageOracle(self.decoder), self.decoder.spec, "fp32", buckets)
+        return self.decoder.model(buckets)
 
     def greedy(self, video: Sequence[Array], question: str, count: int) -> list[int]:
         """The answer to `question` about the kept tokens [k, D] of `video`'s frames."""

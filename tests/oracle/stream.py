@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from stc.settings import Selection
 from tests.oracle import vision as oracle
-from tests.oracle.layers import BlockWeights, TowerWeights
+from tests.oracle.layers import TowerWeights
 
 Array = NDArray[Any]
 Indices = NDArray[np.int64]
@@ -21,7 +21,7 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class BlockReference:
-    """One block's part of a reference frame: key and value [H, T, d], residual [T, C].
+    """One block's part of a reference frame: key, value and residual, each [T, C].
 
     The residual is attention output plus MLP output.
     """
@@ -69,26 +69,23 @@ def forward(
     chosen: list[Indices] = []
     fresh: list[BlockReference] = []
     for number, block in enumerate(weights.blocks):
-        reference = blank_reference(block, hidden) if references is None else references[number]
-        key, score = oracle.keys(block, hidden, reference.key)
         if references is None or count is None:
-            indices = everything
-        elif selection == "shared" and chosen:
-            indices = chosen[0]
+            key, value, attention = oracle.reference(block, hidden)
+            residual, indices = oracle.mlp(block, hidden, attention), everything
+            hidden = hidden + residual
+            fresh.append(BlockReference(key, value, residual))
         else:
-            indices = oracle.select(score, count)
-        hidden, value, residual = oracle.update(
-            block, hidden, key, reference.value, reference.residual, indices
-        )
+            old, key = references[number], oracle.keys(block, hidden)
+            score = oracle.compare(key, old.key, block.prefix_tokens)
+            indices = chosen[0] if selection == "shared" and chosen else oracle.select(score, count)
+            rows = hidden[indices]
+            value, residual = old.value.copy(), old.residual.copy()
+            value[indices] = block.value(block.norm1(rows))
+            attention = oracle.attention(block, rows, key, value)
+            residual[indices] = oracle.mlp(block, rows, attention)
+            hidden = hidden + residual
         hidden_states.append(hidden)
         chosen.append(indices)
-        fresh.append(BlockReference(key, value, residual))
     return ForwardResult(
         tuple(hidden_states), tuple(chosen), tuple(fresh) if references is None else references
     )
-
-
-def blank_reference(block: BlockWeights, hidden: Array) -> BlockReference:
-    """A reference of the right shapes for a frame that recomputes every token and so reads none."""
-    heads = np.zeros_like(oracle.split_heads(hidden, block.heads))
-    return BlockReference(key=heads, value=heads, residual=np.zeros_like(hidden))

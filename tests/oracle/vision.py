@@ -47,18 +47,23 @@ def embed(weights: EmbedWeights, pixel_values: Array) -> Array:
     return hidden
 
 
-def keys(weights: BlockWeights, hidden: Array, ref_key: Array) -> tuple[Array, Array]:
-    """hidden [T, C], ref_key [H, T, d] -> key [H, T, d], score float32 [T].
+def keys(weights: BlockWeights, hidden: Array) -> Array:
+    """hidden [T, C] -> key [T, C]."""
+    key: Array = weights.key(weights.norm1(hidden))
+    return key
+
+
+def compare(key: Array, ref_key: Array, prefix_tokens: int = 0) -> Array:
+    """key [T, C], ref_key [T, C] -> score float32 [T].
 
     The score is the cosine of a token's key to its reference, over all of C; of a prefix token
     ALWAYS.
     """
-    key = split_heads(weights.key(weights.norm1(hidden)), weights.heads)
-    dot = (key * ref_key).sum(axis=(0, 2))
-    length = np.sqrt((key * key).sum(axis=(0, 2))) * np.sqrt((ref_key * ref_key).sum(axis=(0, 2)))
-    score = (dot / np.maximum(length, COSINE_EPS)).astype(np.float32)
-    score[: weights.prefix_tokens] = ALWAYS
-    return key, score
+    dot = (key * ref_key).sum(axis=1)
+    length = np.sqrt((key * key).sum(axis=1)) * np.sqrt((ref_key * ref_key).sum(axis=1))
+    score: Array = (dot / np.maximum(length, COSINE_EPS)).astype(np.float32)
+    score[:prefix_tokens] = ALWAYS
+    return score
 
 
 def select(score: Array, count: int) -> Indices:
@@ -71,32 +76,62 @@ def select(score: Array, count: int) -> Indices:
     return np.sort(np.argsort(score, kind="stable")[:count]).astype(np.int64)
 
 
+def place(indices: Indices, tokens: int) -> Indices:
+    """indices [M], `tokens` = T -> places [T]: the row of a token among T old and M fresh ones."""
+    places = np.arange(tokens, dtype=np.int64)
+    places[indices] = tokens + np.arange(len(indices))
+    return places
+
+
+def reference(weights: BlockWeights, hidden: Array) -> tuple[Array, Array, Array]:
+    """Attention of all tokens: hidden [T, C] -> key, value, attention, each [T, C]."""
+    key, value = keys(weights, hidden), weights.value(weights.norm1(hidden))
+    return key, value, attention(weights, hidden, key, value)
+
+
 def update(
     weights: BlockWeights,
     hidden: Array,
     key: Array,
     ref_value: Array,
-    ref_residual: Array,
     indices: Indices,
-) -> tuple[Array, Array, Array]:
-    """One block on the M tokens of `indices`; the others move by their reference's residual.
+    places: Indices,
+) -> tuple[Array, Array]:
+    """Attention of the M tokens of `indices`; the others' values are their reference's.
 
-    hidden [T, C], key and ref_value [H, T, d], ref_residual [T, C], indices [M]
-    -> hidden_out [T, C], value [H, T, d], residual [T, C]. No input is written to.
+    hidden, key, ref_value [T, C], indices [M], places [T] -> rows, attention, each [M, C]. No input
+    is written to.
     """
     rows = hidden[indices]
-    normed = weights.norm1(rows)
-    query = split_heads(weights.query(normed), weights.heads)
-    value = ref_value.copy()
-    value[:, indices] = split_heads(weights.value(normed), weights.heads)
-    scale = float(key.shape[2]) ** -0.5
-    attended = softmax(query @ key.transpose(0, 2, 1) * scale) @ value
-    attention = weights.out(attended.transpose(1, 0, 2).reshape(rows.shape))
+    value = np.concatenate([ref_value, weights.value(weights.norm1(rows))])[places]
+    return rows, attention(weights, rows, key, value)
+
+
+def attention(weights: BlockWeights, rows: Array, key: Array, value: Array) -> Array:
+    """What attention adds to `rows` [M, C], which attend to key and value [T, C]."""
+    query, keys_by_head, values = (
+        split_heads(one, weights.heads) for one in (weights.query(weights.norm1(rows)), key, value)
+    )
+    scale = float(query.shape[2]) ** -0.5
+    attended = softmax(query @ keys_by_head.transpose(0, 2, 1) * scale) @ values
+    added: Array = weights.out(attended.transpose(1, 0, 2).reshape(rows.shape))
+    return added
+
+
+def mlp(weights: BlockWeights, rows: Array, attention: Array) -> Array:
+    """rows, attention [M, C] -> residual [M, C]: attention output plus MLP output."""
     activation = ACTIVATIONS[weights.activation]
-    mlp = weights.fc2(activation(weights.fc1(weights.norm2(rows + attention))))
-    residual = ref_residual.copy()
-    residual[indices] = attention + mlp
-    return hidden + residual, value, residual
+    residual: Array = attention + weights.fc2(
+        activation(weights.fc1(weights.norm2(rows + attention)))
+    )
+    return residual
+
+
+def merge(hidden: Array, ref_residual: Array, residual: Array, places: Indices) -> Array:
+    """Every token moves by its fresh residual, or by its reference's: hidden [T, C], ref_residual
+    [T, C], residual [M, C], places [T] -> hidden_out [T, C]."""
+    hidden_out: Array = hidden + np.concatenate([ref_residual, residual])[places]
+    return hidden_out
 
 
 def project(weights: ProjectorWeights, hidden: Array) -> Array:

@@ -18,6 +18,8 @@ from stc.manifest import LanguageSpec
 
 HIDDEN_SCORE = -1e9
 """Added to the score of a row that a query must not see: exp of it is 0 in float32."""
+NARROW = 2.0**-8
+"""Factor of float16 products of queries and keys, so that they stay in float16's range."""
 
 
 class RmsNorm(nn.Module):
@@ -74,10 +76,12 @@ class Attend(nn.Module):
     key_positions int64 [S] -> hidden_out [m, D].
 
     A query sees the rows whose position is from 0 to its own; a row of position -1 is empty.
+    wide: products of queries and keys are float32 in float16 graphs as well.
     """
 
     def __init__(self, spec: LanguageSpec, dtype: torch.dtype) -> None:
         super().__init__()
+        self.wide = dtype != torch.float16
         self.query_heads, self.key_heads = spec.query_heads, spec.key_heads
         self.head_width = spec.head_width
         self.scale = spec.head_width**-0.5
@@ -99,23 +103,48 @@ class Attend(nn.Module):
         query_positions: Tensor,
         key_positions: Tensor,
     ) -> Tensor:
-        # Keys of Qwen2 are large: in float16 their products lose what softmax tells apart, or
-        # leave its range.
-        rotated = self.rotate(query.float() * self.scale, query_positions)
-        # Query heads stand together on the key head they share, so that no key is repeated.
-        grouped = rotated.reshape(self.key_heads, -1, self.head_width)
-        scores = grouped @ self.rotate(keys.float(), key_positions).transpose(1, 2)
-        groups = self.query_heads // self.key_heads
-        m, rows = hidden.shape[0], keys.shape[1]
-        by_query = scores.reshape(self.query_heads, m, rows)
-        shares = torch.softmax(by_query + self.mask(query_positions, key_positions), dim=-1)
-        shares = shares.to(values.dtype).reshape(self.key_heads, groups * m, rows)
-        attended = (shares @ values).reshape(self.query_heads, m, self.head_width)
-        merged = attended.transpose(0, 1).reshape(m, self.query_heads * self.head_width)
+        attend = self.attend_wide if self.wide else self.attend_fused
+        attended = attend(query, keys, values, query_positions, key_positions)
+        merged = attended.transpose(0, 1).reshape(-1, self.query_heads * self.head_width)
         after: Tensor = hidden + self.out(merged)
         normed = self.norm2(after)
         mlp: Tensor = self.down(F.silu(self.gate(normed)) * self.up(normed))
         return after + mlp
+
+    def attend_wide(
+        self, query: Tensor, keys: Tensor, values: Tensor, query_at: Tensor, key_at: Tensor
+    ) -> Tensor:
+        """What the queries attend to: [Q, m, e]. Their products with keys are float32."""
+        # Keys of Qwen2 are large: in float16 their products lose what softmax tells apart, or
+        # leave its range.
+        rotated = self.rotate(query.float() * self.scale, query_at)
+        # Query heads stand together on the key head they share, so that no key is repeated.
+        grouped = rotated.reshape(self.key_heads, -1, self.head_width)
+        scores = grouped @ self.rotate(keys.float(), key_at).transpose(1, 2)
+        groups = self.query_heads // self.key_heads
+        m, rows = query.shape[1], keys.shape[1]
+        by_query = scores.reshape(self.query_heads, m, rows)
+        shares = torch.softmax(by_query + self.mask(query_at, key_at), dim=-1)
+        shares = shares.to(values.dtype).reshape(self.key_heads, groups * m, rows)
+        return (shares @ values).reshape(self.query_heads, m, self.head_width)
+
+    def attend_fused(
+        self, query: Tensor, keys: Tensor, values: Tensor, query_at: Tensor, key_at: Tensor
+    ) -> Tensor:
+        """The same as TensorRT's compiler makes one kernel of: rank 4, products in the network's
+        dtype, no step between product, mask and softmax that moves scores.
+
+        Products are divided by a power of two, so that those of large keys stay in range.
+        """
+        rotated = self.rotate(query.float() * (self.scale * NARROW), query_at)
+        grouped = rotated.to(values.dtype).reshape(1, self.key_heads, -1, self.head_width)
+        turned = self.rotate(keys.float(), key_at).to(values.dtype).unsqueeze(0)
+        scores = (grouped @ turned.transpose(2, 3)).float() / NARROW
+        groups = self.query_heads // self.key_heads
+        mask = self.mask(torch.cat([query_at] * groups), key_at)
+        shares = torch.softmax(scores + mask, dim=-1).to(values.dtype)
+        attended = shares @ values.unsqueeze(0)
+        return attended.reshape(self.query_heads, -1, self.head_width)
 
     def rotate(self, x: Tensor, positions: Tensor) -> Tensor:
         """x float32 [heads, rows, e] turned by the angles of its rows' positions [rows]."""

@@ -15,30 +15,29 @@ from stc.export.layers import (
     Affine,
     Norm,
     Shapes,
+    attended,
     empty,
     fill,
-    likeness,
     linear_shapes,
-    replace_rows,
-    softmax,
-    split_heads,
+    placed,
 )
 from stc.export.towers.part import VisionWeights
 from stc.export.towers.siglip.reference import SiglipReference
 from stc.manifest import VisionSpec
 from stc.method.graphs import EMBED, kind_of
 
+KEY_LAYER = {"key": "self_attn.k_proj"}
+ATTENTION_LAYERS = {
+    "norm1": "layer_norm1",
+    "query": "self_attn.q_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.out_proj",
+}
 LAYERS = {
-    "keys": {"norm1": "layer_norm1", "key": "self_attn.k_proj"},
-    "update": {
-        "norm1": "layer_norm1",
-        "query": "self_attn.q_proj",
-        "value": "self_attn.v_proj",
-        "out": "self_attn.out_proj",
-        "norm2": "layer_norm2",
-        "fc1": "mlp.fc1",
-        "fc2": "mlp.fc2",
-    },
+    "keys": {"norm1": "layer_norm1", **KEY_LAYER},
+    "reference": {**ATTENTION_LAYERS, **KEY_LAYER},
+    "update": ATTENTION_LAYERS,
+    "mlp": {"norm2": "layer_norm2", "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
 }
 """By a block's kinds of graph: its parameters' layers, and what Hugging Face calls them."""
 EMBED_TENSORS = {
@@ -65,57 +64,82 @@ class Embed(nn.Module):
 
 
 class Keys(nn.Module):
-    """hidden [T, C], ref_key [H, T, d] -> key [H, T, d], score float32 [T]."""
+    """hidden [T, C] -> key [T, C]."""
 
     def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads, self.head_width = spec.heads, spec.head_width
-        self.prefix_tokens = spec.grid.prefix_tokens
         self.norm1 = Norm(spec.width, spec.layer_norm_eps)
         self.key = Affine(spec.width, spec.width, dtype)
 
-    def forward(self, hidden: Tensor, ref_key: Tensor) -> tuple[Tensor, Tensor]:
-        key = split_heads(self.key(self.norm1(hidden)), self.heads, self.head_width)
-        return key, likeness(key, ref_key, self.prefix_tokens)
+    def forward(self, hidden: Tensor) -> Tensor:
+        key: Tensor = self.key(self.norm1(hidden))
+        return key
 
 
-class Update(nn.Module):
-    """One block on the M tokens of `indices`; the others are the reference's.
-
-    hidden [T, C], key [H, T, d], ref_value [H, T, d], ref_residual [T, C], indices int64 [M]
-    -> hidden_out [T, C], value [H, T, d], residual [T, C].
-    """
+class Attention(nn.Module):
+    """What graphs with attention have in common: all of it but keys."""
 
     def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads, self.head_width = spec.heads, spec.head_width
-        self.width = spec.width
+        self.heads = spec.heads
         self.scale = spec.head_width**-0.5
-        self.activation = ACTIVATIONS[spec.activation]
         self.norm1 = Norm(spec.width, spec.layer_norm_eps)
         self.query = Affine(spec.width, spec.width, dtype)
         self.value = Affine(spec.width, spec.width, dtype)
         self.out = Affine(spec.width, spec.width, dtype)
+
+    def added(self, normed: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What attention to key and value [T, C] adds to the rows that `normed` is of, [M, C]."""
+        query = self.query(normed) * self.scale
+        attention: Tensor = self.out(attended(query, key, value, self.heads))
+        return attention
+
+
+class Reference(Attention):
+    """Attention of all tokens: hidden [T, C] -> key, value, attention, each [T, C]."""
+
+    def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
+        super().__init__(spec, dtype)
+        self.key = Affine(spec.width, spec.width, dtype)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        normed = self.norm1(hidden)
+        key, value = self.key(normed), self.value(normed)
+        return key, value, self.added(normed, key, value)
+
+
+class Update(Attention):
+    """Attention of the M tokens of `indices`; the values of the others are the reference's.
+
+    hidden [T, C], key [T, C], ref_value [T, C], indices int64 [M], places int64 [T]
+    -> rows [M, C], attention [M, C].
+    """
+
+    def forward(
+        self, hidden: Tensor, key: Tensor, ref_value: Tensor, indices: Tensor, places: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rows = hidden.index_select(0, indices)
+        normed = self.norm1(rows)
+        value = placed(ref_value, self.value(normed), places)
+        return rows, self.added(normed, key, value)
+
+
+class Mlp(nn.Module):
+    """rows [M, C], attention [M, C] -> residual [M, C], what attention and MLP add to the rows."""
+
+    def __init__(self, spec: VisionSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[spec.activation]
         self.norm2 = Norm(spec.width, spec.layer_norm_eps)
         self.fc1 = Affine(spec.width, spec.mlp_width, dtype)
         self.fc2 = Affine(spec.mlp_width, spec.width, dtype)
 
-    def forward(
-        self, hidden: Tensor, key: Tensor, ref_value: Tensor, ref_residual: Tensor, indices: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        rows = hidden.index_select(0, indices)
-        normed = self.norm1(rows)
-        query = split_heads(self.query(normed) * self.scale, self.heads, self.head_width)
-        fresh = split_heads(self.value(normed), self.heads, self.head_width)
-        value = replace_rows(ref_value, indices, fresh)
-        attended = (softmax(query @ key.transpose(1, 2)) @ value).transpose(0, 1)
-        attention = self.out(attended.reshape(-1, self.width))
-        mlp = self.fc2(self.activation(self.fc1(self.norm2(rows + attention))))
-        residual = ref_residual.index_copy(0, indices, attention + mlp)
-        return hidden + residual, value, residual
+    def forward(self, rows: Tensor, attention: Tensor) -> Tensor:
+        mlp: Tensor = self.fc2(self.activation(self.fc1(self.norm2(rows + attention))))
+        return attention + mlp
 
 
-MODULES = {EMBED: Embed, "keys": Keys, "update": Update}
+MODULES = {EMBED: Embed, "keys": Keys, "reference": Reference, "update": Update, "mlp": Mlp}
 
 
 class Siglip:

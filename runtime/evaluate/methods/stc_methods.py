@@ -23,7 +23,6 @@ from stc.method.graphs import (
     PIXEL_VALUES,
     PROJECT,
     TOKENS,
-    update_graph,
 )
 from stc.method.pruner import PrunerMemory
 from stc.program import Arrays, Program
@@ -101,7 +100,6 @@ class StcEncoder:
         self._macs = frame_macs(spec, tower.precision, settings)
         self._memory = memory_of(tower, settings)
         self._pruned = settings.kept(spec.pooled) < spec.pooled
-        self._last = update_graph(spec.blocks - 1)
         self._index = 0
         self.hidden: NDArray[Any] = np.empty((0, spec.width), tower.dtype)
 
@@ -113,10 +111,14 @@ class StcEncoder:
         if self._pruned:
             inputs |= history(self._memory)
         seen: Arrays = {}
+        blocks = 0
 
         def look(graph: str, outputs: Mapping[str, Tensor]) -> None:
-            if graph == self._last:
-                seen[HIDDEN_OUT] = self._tower.backend.to_host(outputs[HIDDEN_OUT])
+            nonlocal blocks
+            if HIDDEN_OUT in outputs:
+                blocks += 1
+                if blocks == self._tower.spec.blocks:
+                    seen[HIDDEN_OUT] = self._tower.backend.to_host(outputs[HIDDEN_OUT])
             elif graph == PROJECT and self._pruned:
                 seen[TOKENS] = self._tower.backend.to_host(outputs[TOKENS])
 
