@@ -94,8 +94,8 @@ def _unlisted(document: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (_blocks, "graphs has no keys_01, expected the 13 graphs of its spec"),
-        (_scattered, "graphs has no compare, expected the 10 graphs of its spec"),
+        (_blocks, "graphs has no keys_01, expected the 18 graphs of its spec"),
+        (_scattered, "graphs has no compare, expected the 14 graphs of its spec"),
         (
             _width,
             "embed has outputs hidden [25, 32] float32, expected hidden [25, 64] float32 by its",
@@ -106,10 +106,10 @@ def _unlisted(document: dict[str, Any]) -> None:
         ),
         (_grid, "embed has outputs hidden [25, 32] float32, expected hidden [26, 32] float32"),
         (_precision, "expected pixel_values [3, 20, 20] float16 by its spec"),
-        (_fewer, "graphs has no prune_gaussian, expected the 10 graphs of its spec"),
-        (_more, "graphs has keys_01, expected only the 10 graphs of its spec"),
+        (_fewer, "graphs has no prune_gaussian, expected the 14 graphs of its spec"),
+        (_more, "graphs has keys_01, expected only the 14 graphs of its spec"),
         (_other_port, "project has outputs visual_tokens [9, 16] float32, expected tokens [9, 16]"),
-        (_four_bits, "variants.int4 has qkv_00, expected only the 10 graphs of its spec"),
+        (_four_bits, "variants.int4 has qkv_00, expected only the 14 graphs of its spec"),
         (_unlisted, f"files leave weights out, expected {WEIGHTS}"),
     ],
 )

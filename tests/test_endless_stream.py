@@ -44,7 +44,7 @@ def test_an_endless_stream_takes_neither_more_memory_nor_more_time(demo_bundle: 
 
 @pytest.mark.parametrize(
     ("memory", "frames", "every"),
-    [(WINDOW, 320, 8), ((*REKV, "--host-memory-mb", 1), 1_300, 25)],
+    [(WINDOW, 480, 10), ((*REKV, "--host-memory-mb", 1), 1_600, 25)],
     ids=["window", "rekv"],
 )
 def test_an_endless_stream_with_questions_is_as_flat_once_its_memory_is_full(
@@ -95,8 +95,8 @@ def test_a_large_cap_on_host_memory_holds(demo_bundle: Path) -> None:
 def test_the_time_to_a_first_token_does_not_depend_on_the_length_of_the_stream(
     demo_bundle: Path,
 ) -> None:
-    """Two minutes at a frame per second; the window of 560 tokens is full after 40 s."""
-    window = ("--memory", "window", "--window", 560)
-    figures = streamed(demo_bundle, 120, "--ask-every", 3, *window)
-    assert figures["memory"]["tokens"] == BEFORE + 560
+    """Four minutes at a frame per second; the window of 1,120 tokens is full after 80 s."""
+    window = ("--memory", "window", "--window", 1120)
+    figures = streamed(demo_bundle, 240, "--ask-every", 6, *window)
+    assert figures["memory"]["tokens"] == BEFORE + 1120
     assert_flat(figures, "first_token_ms", slice(4, 6), slice(6, 8))

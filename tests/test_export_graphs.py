@@ -254,7 +254,7 @@ def test_tracing_merges_no_parameters_of_equal_values(checkpoint_bundle: Exporte
     assert found.keys() == {name for name, _ in module.named_parameters()}
     assert len(set(found.values())) == len(found)
     read = [node.input[1] for node in model.graph.node if node.op_type == "LayerNormalization"]
-    assert sorted(read) == ["norm1.weight", "norm2.weight"]
+    assert read == ["norm1.weight"]
 
 
 # Alike every time.
@@ -272,7 +272,7 @@ def test_exports_of_one_checkpoint_are_equal_to_the_byte(
     monkeypatch.setattr(trace_module, "_traced", TraceCache(here, kept_traces))
     export(checkpoint_bundle.weights, tmp_path / "bundle")
     made = digests(here)
-    assert len(made) == 10
+    assert len(made) == 14
     # The other process traces the larger half anew, and finds the rest by what it is known by.
     shutil.copytree(here, traces)
     for large in sorted(traces.iterdir(), key=lambda file: file.stat().st_size)[4:]:
@@ -388,6 +388,6 @@ class TooLarge(RandomCheckpoint):
 
 def test_a_tower_that_overflows_half_precision_fails_the_export(tmp_path: Path) -> None:
     weights = TooLarge("too large", CASES["half"]().spec, 0, {})
-    with pytest.raises(ExportError, match=r"^reference_00: hidden_out: NaN .*--precision fp32$"):
+    with pytest.raises(ExportError, match=r"^mlp_00: residual: NaN .*--precision fp32$"):
         export(weights, tmp_path / "bundle", "fp16")
     assert list(tmp_path.iterdir()) == []

@@ -288,20 +288,20 @@ def test_what_yields_nan_in_a_captured_call_is_named(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs: dict[str, Graph] = OnnxGraphs(bundle)
-    whole, broken = graphs["attend_02"], [False]
+    whole, broken = graphs["attend_00"], [False]
 
     def attend(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         (found,) = whole(*arrays)
         return (found * np.float16(np.nan) if broken[0] else found,)
 
-    mock_machine(monkeypatch, bundle.root, "sm89", {**graphs, "attend_02": attend})
+    mock_machine(monkeypatch, bundle.root, "sm89", {**graphs, "attend_00": attend})
     opened = opening.open_backend(bundle, "cpu", "tensorrt-rtx", context=1024)
     model = open_model(bundle, opened)
     rows = PlainRows(model, 100)
     for _ in range(3):
         rows.remember(kept_tokens(1)[0], 0)
     broken[0] = True
-    with pytest.raises(NonFiniteError, match="attend_02: NaN or infinity in hidden_out"):
+    with pytest.raises(NonFiniteError, match="attend_00: NaN or infinity in hidden_out"):
         rows.remember(kept_tokens(1)[0], 0)
     opened.close()
 

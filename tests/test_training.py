@@ -263,8 +263,9 @@ def stream(learner: Learner, seed: int, frames: int, keep: int) -> tuple[Tensor,
         for text, frame in zip(texts[: frames - 2], (3, 1, 3), strict=False)
     ]
     of = [*range(4), 3][:frames]
-    shown = (one[of] for one in shown_of(labels()))
-    return torch.from_numpy(noise), Stream(noise, keep, None, asked, *shown)
+    things, ways, moved = shown_of(labels())
+    seen_of = things[of], ways[of], moved[of]
+    return torch.from_numpy(noise), Stream(noise, keep, None, asked, *seen_of)
 
 
 def test_questions_of_a_batch_are_answered_as_if_each_were_asked_alone(learner: Learner) -> None:

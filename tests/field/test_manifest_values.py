@@ -316,7 +316,7 @@ ENTRY: dict[str, Any] = {
 def test_a_list_of_engines_as_it_is_written_is_read(tmp_path: Path) -> None:
     """The list that the other tests spoil is whole."""
     (tmp_path / LIST).write_text(
-        json.dumps({"schema_version": 1, "engines": {"a.engine": ENTRY}, "chain_cosine": {}})
+        json.dumps({"schema_version": 2, "engines": {"a.engine": ENTRY}, "chain_cosine": {}})
     )
     assert list(EngineLibrary(tmp_path).entries()) == ["a.engine"]
 
@@ -346,7 +346,7 @@ def test_an_engine_with_a_value_none_has_is_refused_in_one_line(
     """The list of a build that something else wrote into: EngineError with the field."""
     entry = spoilt(ENTRY, place, value)
     (tmp_path / LIST).write_text(
-        json.dumps({"schema_version": 1, "engines": {"a": entry}, "chain_cosine": {}})
+        json.dumps({"schema_version": 2, "engines": {"a": entry}, "chain_cosine": {}})
     )
     with pytest.raises(EngineError) as caught:
         EngineLibrary(tmp_path).entries()
