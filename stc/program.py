@@ -30,14 +30,14 @@ Arrays = dict[str, NDArray[Any]]
 class Buffer:
     """One tensor of fixed `shape` and numpy `dtype`.
 
-    constant: of role `constant`, the value of every element, or "range" for 0, 1, 2, ...
+    constant: of role `constant`, the value of every element.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     role: Role = "work"
-    constant: int | Literal["range"] = 0
+    constant: int = 0
 
     @property
     def size_bytes(self) -> int:
@@ -46,8 +46,6 @@ class Buffer:
 
     def values(self) -> NDArray[Any]:
         """What a constant holds."""
-        if self.constant == "range":
-            return np.arange(self.shape[0], dtype=self.dtype)
         return np.full(self.shape, self.constant, self.dtype)
 
 

@@ -421,15 +421,15 @@ def test_language_graphs_are_compared_at_every_size_they_are_built_for() -> None
             return run  # type: ignore[return-value]
 
     specs = [
-        EngineSpec("text_embed", ({"m": 1}, {"m": 5})),
+        EngineSpec("qkv_00", ({"m": 1}, {"m": 5})),
         EngineSpec("attend_00", ({"m": 5, "S": 8},)),
         EngineSpec("head", ({},)),
     ]
     both = sides(Sums(), Sums(), whole)
     found = compare_language(whole, both, specs, lambda _: None)
     assert [(one.graph, one.sizes, one.passed) for one in found] == [
-        ("text_embed", {"m": 1}, True),
-        ("text_embed", {"m": 5}, True),
+        ("qkv_00", {"m": 1}, True),
+        ("qkv_00", {"m": 5}, True),
         ("attend_00", {"m": 5, "S": 8}, True),
         ("attend_00", {"m": 5, "S": 8}, True),
         ("head", {}, True),

@@ -160,7 +160,12 @@ def test_unknown_targets_are_refused_with_the_targets_there_are(names: str) -> N
 
 @pytest.mark.parametrize(
     ("names", "meant"),
-    [("sm86+orin_nano", "orin-nano"), ("sm_86", "sm86"), ("this_device", "this-device")],
+    [
+        ("sm86+orin_nano", "orin-nano"),
+        ("ORIN-NANO", "orin-nano"),
+        ("sm_86", "sm86"),
+        ("this_device", "this-device"),
+    ],
 )
 def test_a_target_with_a_slip_in_its_name_is_told(names: str, meant: str) -> None:
     with pytest.raises(EngineError, match=f"; use {meant}$"):
@@ -168,8 +173,9 @@ def test_a_target_with_a_slip_in_its_name_is_told(names: str, meant: str) -> Non
 
 
 def test_another_gpu_is_not_taken_for_a_slip() -> None:
-    with pytest.raises(EngineError, match=r"joined by \+$"):
-        parse_targets("sm90")
+    for other in ("sm90", "sm110", "sm8", "sm12"):
+        with pytest.raises(EngineError, match=r"joined by \+$"):
+            parse_targets(other)
     with pytest.raises(EngineError, match=r"joined by \+$"):
         parse_targets("this_device", this_device=False)
 

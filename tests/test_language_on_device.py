@@ -306,6 +306,31 @@ def test_what_yields_nan_in_a_captured_call_is_named(
     opened.close()
 
 
+def test_buffers_change_together_or_not_at_all(
+    bundle: Bundle, backend: TensorRtBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt comes while rows move to a longer context: calls address all blocks as one."""
+    model = open_model(bundle, backend)
+    rows = KvRows(model, model.spec.max_positions)
+    rows.reserve(100)
+    before = [one.address for one in (*rows.keys, *rows.values)]
+    moved = []
+
+    def write(*arguments: Any) -> None:
+        moved.append(arguments)
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "write_rows", write)
+        with pytest.raises(KeyboardInterrupt):
+            rows.reserve(2000)
+    assert rows.capacity == 1024
+    assert [one.address for one in (*rows.keys, *rows.values)] == before
+    rows.reserve(2000)
+    assert {one.shape[1] for one in (*rows.keys, *rows.values)} == {rows.capacity} == {4096}
+
+
 def test_a_call_that_cannot_be_captured_is_enqueued_engine_by_engine(
     bundle: Bundle, backend: TensorRtBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from stc.engines.library.plan import context_rows, plan_engines
+from stc.engines.library.plan import CHUNKS, CONTEXTS, context_rows, plan_engines, window_of
 from stc.engines.library.preflight import (
     ENGINE_OVERHEAD,
     LANGUAGE_OVERHEAD,
@@ -125,7 +125,7 @@ def test_a_smaller_window_is_named_where_keys_and_values_are_too_many() -> None:
     demand = Demand(manifest=manifest(language=QWEN), context=4096)
     need = demand.total_bytes / GIB
     assert refused(demand, need - 0.03) == (
-        "use --memory window --window 768 or less, where it takes them"
+        "use --memory window --window 720 or less, where it takes them"
     )
     assert refused(demand, need - 0.06).startswith("no setting makes it fit")
 
@@ -144,14 +144,19 @@ def test_without_questions_the_language_side_takes_nothing() -> None:
 
 def test_rows_of_an_answer_that_frames_are_fetched_for_are_counted() -> None:
     assert MemorySettings(memory="all").rows(49) == 4096
-    assert MemorySettings(window=768).rows(49) == 1024
+    assert MemorySettings(window=720).rows(49) == 1024
     assert MemorySettings(memory="rekv").rows(49) == 4096 + 4096  # 64 frames
-    assert MemorySettings(memory="rekv").rows(12) == 4096 + 1024
+    assert MemorySettings(memory="rekv", top_pages=60).rows(12) == 4096 + 1024
     assert MemorySettings(memory="rekv", window=100, top_pages=8).rows(49) == 1024 + 1024
 
 
+def test_a_window_leaves_room_for_a_full_size_frame_beside_the_rows_of_a_call() -> None:
+    for rows in CONTEXTS:
+        assert window_of(rows) + 196 <= rows - CHUNKS[-1]
+
+
 def test_contexts_follow_the_window() -> None:
-    assert [context_rows(window) for window in (None, 100, 768, 769, 3840)] == [
+    assert [context_rows(window) for window in (None, 100, 720, 721, 3840)] == [
         4096,
         1024,
         1024,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stc.contracts import IDS, KEY_POSITIONS, KEYS, QUERY, QUERY_POSITIONS
+from stc.contracts import KEY_POSITIONS, KEYS, QUERY, QUERY_POSITIONS
 from stc.engines.library.plan import Buckets, EngineSpec, Sizes, shape_at
 from stc.manifest import Manifest, PortEntry
 from stc.method.difference import Difference, difference, judged
@@ -112,10 +112,7 @@ def compare_language(
         random = np.random.default_rng(0)
         ports = manifest.graphs[spec.graph].inputs
         for sizes in spec.profiles:
-            inputs = {
-                port.name: _made_up(port, sizes, manifest, random).astype(port.dtype)
-                for port in ports
-            }
+            inputs = {port.name: _made_up(port, sizes, random).astype(port.dtype) for port in ports}
             for made in (inputs, _with_large_keys(inputs)) if KEYS in inputs else (inputs,):
                 wanted, given = (side.run(spec.graph, made) for side in sides)
                 found.append(compared_outputs(spec.graph, sizes, made, wanted, given))
@@ -158,13 +155,8 @@ def by_token(expected: NDArray[Any], got: NDArray[Any]) -> Difference:
     return found if np.isfinite(found.relative_l2) else Difference(np.inf, np.inf, -1.0)
 
 
-def _made_up(
-    port: PortEntry, sizes: Sizes, manifest: Manifest, random: np.random.Generator
-) -> NDArray[Any]:
+def _made_up(port: PortEntry, sizes: Sizes, random: np.random.Generator) -> NDArray[Any]:
     shape = shape_at(port.shape, sizes)
-    if port.name == IDS:
-        assert manifest.language is not None
-        return random.integers(0, manifest.language.vocabulary, shape)
     if port.name == KEY_POSITIONS:
         # The last quarter of the rows is empty.
         return np.where(np.arange(shape[0]) < 3 * shape[0] // 4, np.arange(shape[0]), -1)

@@ -66,7 +66,8 @@ class DeviceTensor:
             self.address = self.memory = device.allocate(self.size_bytes)
             self._finalizer = weakref.finalize(self, device.free, self.address)
             return
-        if offset_bytes % ALIGNMENT or offset_bytes + self.size_bytes > within.size_bytes:
+        inside = 0 <= offset_bytes <= within.size_bytes - self.size_bytes
+        if offset_bytes % ALIGNMENT or not inside:
             got = f"{self.size_bytes} bytes at {offset_bytes} of {within.size_bytes}"
             raise EngineError("part of a tensor", got, f"inside, at a multiple of {ALIGNMENT}")
         self.address, self.memory = within.address + offset_bytes, within.memory

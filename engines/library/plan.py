@@ -1,8 +1,10 @@
-"""Which engines a bundle needs: one per graph and set of sizes, every shape static.
+"""Which engines a bundle needs: one per graph and set of sizes.
 
 A graph's free axes (M of `update`, m and S of the language model) get one static profile per size;
 where the flavour is known good with several profiles one engine holds them all and its weights
-once. The `count` of `select` and `prune` is baked in: one engine per count.
+once. `mlp`, which both kinds of frame run, is one engine everywhere: where several profiles are
+not known good, of one profile from its least M to T. The `count` of `select` and `prune` is baked
+in: one engine per count.
 
 Knows nothing of TensorRT.
 """
@@ -38,7 +40,7 @@ class EngineSpec:
 
     @property
     def stem(self) -> str:
-        """Its file's name without what says how it was built: `update_00-M49-M196`."""
+        """Its file's name without what says how it was built: `mlp_00-M49-M196`."""
         sizes = [f"{symbol}{size}" for profile in self.profiles for symbol, size in profile.items()]
         return "-".join([self.graph, *sizes])
 
@@ -113,8 +115,9 @@ def context_rows(window: int | None) -> int:
 
 
 def window_of(rows: int) -> int:
-    """Tokens of a window in a context of `rows`: the rest is for a question and its answer."""
-    return rows * 3 // 4
+    """Tokens of a window in a context of `rows`, but for those of a call: the rest is for
+    a question and its answer."""
+    return (rows - CHUNKS[-1]) * 3 // 4
 
 
 def shape_at(shape: tuple[int | str, ...], sizes: Sizes) -> tuple[int, ...]:

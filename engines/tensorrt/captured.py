@@ -1,4 +1,4 @@
-"""Programs on a GPU without waiting in between: each is one CUDA graph after its first two runs.
+"""Programs on a GPU without waiting in between: each is one CUDA graph from its second run on.
 
 A program always works at the same addresses. References are kept twice: a program that renews them
 writes the set that no other reads, and that set is the one that is read only once it has succeeded.

@@ -1,4 +1,4 @@
-"""Calls of a decoder on a GPU, each one CUDA graph after its first two runs.
+"""Calls of a decoder on a GPU, each one CUDA graph from its second run on.
 
 A graph works at the addresses it was captured with, so what differs from call to call stands at
 places that never change. A call's own keys and values stand in the last rows of every buffer while
@@ -196,8 +196,7 @@ class CapturedCalls:
                     ends.append(work.ends[number].values)
                     self._device.download(ends[-1], work.fresh.address)
             self._device.synchronize()
-            # Whatever was not finite in any block has reached the last thing that was computed; of
-            # tokens that pad a call, nobody's finite numbers are among it.
+            # Whatever was not finite in any block has reached the last thing that was computed.
             finite = finite and all(np.isfinite(end).all() for end in ends)
         if whole:
             logits = self._chosen_by.values.copy()

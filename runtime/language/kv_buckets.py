@@ -52,6 +52,10 @@ class KvBuckets:
             yield first, min(left, size), size
             first += size
 
+    def least(self, max_positions: int) -> int:
+        """Tokens that the smallest context holds, of a model of `max_positions`."""
+        return self.contexts[0] - self.fresh if self.contexts else max_positions
+
     def context(self, rows: int, most: int) -> int:
         """S for a context of `rows` rows, beside the `fresh`, that never needs more than `most`.
 

@@ -21,7 +21,7 @@ SPARE = 512
 
 
 class KvRows:
-    """Two buffers [G, capacity, e] per block, `capacity` in buckets as needed, `most` rows at most.
+    """Two buffers [G, capacity, e] per block for `most` tokens at most, `capacity` in buckets.
 
     The last `fresh` rows of the buckets are those of the call under way. recordings: what the model
     keeps for calls on these very buffers. Every row is finite at all times once `clear` has
@@ -65,14 +65,17 @@ class KvRows:
     def _resize(self, capacity: int) -> None:
         kept = min(self.capacity, capacity)
         self.recordings.clear()
-        for block, (keys, values) in enumerate(self.model.blank_buffers(capacity)):
-            for buffers, resized in ((self.keys, keys), (self.values, values)):
+        # Captured calls address the buffers of all blocks as one: they change together or not at
+        # all. Others change one by one, so that only one is held twice at a time.
+        together = self.model.captured is not None or not kept
+        keys, values = ([], []) if together else (self.keys, self.values)
+        for block, made in enumerate(self.model.blank_buffers(capacity)):
+            sides = (keys, self.keys), (values, self.values)
+            for (new, old), resized in zip(sides, made, strict=True):
                 if kept:
-                    self.model.backend.write_rows(resized, 0, buffers[block], 0, kept)
-                    buffers[block] = resized
-                else:
-                    buffers.append(resized)
-        self.capacity = capacity
+                    self.model.backend.write_rows(resized, 0, old[block], 0, kept)
+                new[block : block + 1] = [resized]
+        self.keys, self.values, self.capacity = keys, values, capacity
 
     def write(self, block: int, places: Places, key: Tensor, value: Tensor) -> None:
         """The first tokens of `key` and `value` [G, m, e] stand in the rows `places`."""

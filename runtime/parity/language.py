@@ -77,9 +77,7 @@ def compare_language(
     """
     ids = np.random.default_rng(0).integers(0, model.spec.vocabulary, PROMPT)
     _compare_graphs(model, graphs, report)
-    sizes = model.buckets
-    least = sizes.contexts[0] - sizes.fresh if sizes.contexts else model.spec.max_positions
-    room = least - PROMPT - ANSWER
+    room = model.buckets.least(model.spec.max_positions) - PROMPT - ANSWER
     hidden = np.concatenate([video[:room].astype(np.float32), decoder.embed(ids)])
     expected = decoder.generate(hidden, ANSWER)
     first = decoder.logits(hidden)

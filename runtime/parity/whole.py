@@ -89,7 +89,7 @@ def compare_whole_answer(
         rendered = np.concatenate([before, [spec.video_token_id], after])
         apart = _apart(whole.prompt_ids(QUESTION), rendered)
         report.figure(WHERE, PROMPT_TOKENS, apart, 0)
-    room = (*model.buckets.contexts, spec.max_positions)[0] - len(before) - len(after) - ANSWER
+    room = model.buckets.least(spec.max_positions) - len(before) - len(after) - ANSWER
     expected_video, video = (side[: max(1, room)] for side in tokens)
     given = np.concatenate([whole.embed(before), expected_video, whole.embed(after)])
     answer, expected = whole.answer(given, ANSWER)

@@ -107,9 +107,20 @@ def one_of(subject: object, value: object, words: Sequence[_Word]) -> _Word:
 
 
 def meant(value: str, names: Iterable[str], alike: float = 0.8) -> str | None:
-    """The one of `names` that `value` was meant to be, if one is at least so much `alike` (0 to 1):
-    a name with a slip in it, but not `sm80` for `sm90`, which is another."""
-    return next(iter(get_close_matches(value, list(names), n=1, cutoff=alike)), None)
+    """The one of `names` that `value` was meant to be, if one is at least so much `alike` (0 to 1)
+    in small letters and without dashes, and has the same digits: a name with a slip in it, but not
+    `sm80` for `sm90`, which is another."""
+    plain = {_plain(name): name for name in names if _digits(name) == _digits(value)}
+    found = get_close_matches(_plain(value), list(plain), n=1, cutoff=alike)
+    return plain[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _digits(name: str) -> str:
+    return "".join(re.findall(r"[0-9]", name))
 
 
 def flag_of(field: str) -> str:
