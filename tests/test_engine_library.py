@@ -10,6 +10,7 @@ import pytest
 from stc.bundles.contents import LIST
 from stc.engines.library.library import Acceptance, Chain, EngineEntry, EngineLibrary, Stamp
 from stc.errors import EngineError
+from stc.manifest import FileEntry
 
 CONTENT = memoryview(b"engine" * 100)
 STAMP = Stamp(
@@ -37,6 +38,22 @@ def test_a_stored_engine_is_read_back_with_its_stamp(tmp_path: Path) -> None:
     assert EngineLibrary(library.folder).entries() == {"embed.engine": entry}
     assert library.whole(entry)
     assert library.read(entry) == CONTENT
+
+
+def test_no_engine_is_rebuilt_on_a_rung_that_is_less_exact() -> None:
+    """Products of float32 are in TF32 on none of the rungs above it."""
+    file = FileEntry(path="update.engine", sha256="0" * 64, size_bytes=1)
+    for precision, rungs in (
+        ("fp16", ["unfused", "tf32", "float32", None]),
+        ("fp32", ["unfused", "float32", None]),
+    ):
+        stamp = STAMP.model_copy(update={"graph": "update_00", "precision": precision})
+        entry, found = EngineEntry(stamp=stamp, file=file, build_s=1.0), []
+        while not found or found[-1] is not None:
+            found.append(entry.next_attention)
+            entry = entry.model_copy(update={"attention": found[-1]})
+        assert found == rungs
+    assert EngineEntry(stamp=STAMP, file=file, build_s=1.0).next_attention is None
 
 
 def test_a_library_never_built_is_empty(tmp_path: Path) -> None:

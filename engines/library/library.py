@@ -118,6 +118,8 @@ class EngineEntry(_Entry):
         """How its attention would be built next, were it refused; None without attention and where
         nothing is more exact."""
         later = LADDER[LADDER.index(self.attention) + 1 :]
+        if self.stamp.precision == "fp32":  # whose products are no more exact in TF32
+            later = tuple(one for one in later if one != "tf32")
         attends = self.stamp.graph.startswith(("reference", "update", "attend"))
         return later[0] if later and attends else None
 
