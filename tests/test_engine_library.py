@@ -48,7 +48,8 @@ def test_no_engine_is_rebuilt_on_a_rung_that_is_less_exact() -> None:
         ("fp32", ["unfused", "float32", None]),
     ):
         stamp = STAMP.model_copy(update={"graph": "update_00", "precision": precision})
-        entry, found = EngineEntry(stamp=stamp, file=file, build_s=1.0), []
+        entry = EngineEntry(stamp=stamp, file=file, build_s=1.0)
+        found: list[str | None] = []
         while not found or found[-1] is not None:
             found.append(entry.next_attention)
             entry = entry.model_copy(update={"attention": found[-1]})
