@@ -21,8 +21,8 @@ _START_AGAIN = "open the tower again; if that fails as well, start the program a
 """CUDA asks for a new process after these; some drivers reset the context all the same."""
 
 _MENDS = {
-    "cudaErrorInsufficientDriver": "the driver is older than cuda-bindings: update it, or install "
-    "bindings of its CUDA major version ('cuda-bindings<13' on JetPack 6)",
+    "cudaErrorInsufficientDriver": "there is no NVIDIA driver, or one older than cuda-bindings: "
+    "update it, or install bindings of its CUDA major version ('cuda-bindings<13' on JetPack 6)",
     "cudaErrorNoDevice": "nvidia-smi shows the GPUs there are; without one use --backend "
     "onnxruntime",
     "cudaErrorMemoryAllocation": "close other programs that use the GPU, or open fewer streams",
