@@ -137,11 +137,11 @@ def test_a_gpu_is_asked_for_room_for_what_is_fetched(
     assert asked == [4096 + 4096, 4096 + 4096]
 
 
-@pytest.mark.parametrize(("frames", "rows"), [(5, 1024), (192, 1024), (193, 4096)])
+@pytest.mark.parametrize(("frames", "rows"), [(5, 1024), (180, 1024), (181, 4096)])
 def test_a_gpu_is_asked_for_room_for_all_frames_of_a_stream(
     frames: int, rows: int, evaluate: Run, asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 4 tokens each, three quarters of the rows."""
+    """Of 4 tokens each, three quarters of the rows that are not those of a call."""
     scenes = [(MadeScene(0), QUESTIONS), (MadeScene(1, frames), QUESTIONS)]
     monkeypatch.setattr(evaluate_data, "frozen_test", lambda: scenes)
     assert evaluate("--methods", "off").stderr == "error: GPU: is not here\n"
