@@ -21,7 +21,6 @@ from stc.engines.accept.comparison import (
     Sides,
     by_token,
     chain_cosine,
-    compare_language,
     compare_vision,
     compared_outputs,
 )
@@ -36,8 +35,7 @@ from stc.engines.library.library import (
     EngineLibrary,
     Stamp,
 )
-from stc.engines.library.plan import Buckets, EngineSpec
-from stc.manifest import LanguageSpec, Manifest
+from stc.engines.library.plan import Buckets
 from stc.method.difference import difference
 from stc.method.graphs import ATTENTION, FRAME_MEAN, INDICES, KEPT, KEPT_INDICES, PLACES
 from tests.device_cases import BUCKETS, SPEC, Rig, manifest, weights
@@ -88,10 +86,11 @@ def changed(name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> Spoil:
     return lambda outputs: {**outputs, name: change(outputs[name])}
 
 
-def sides(candidate: Any, reference: Any = None, whole: Manifest | None = None) -> Sides:
-    """The numpy oracle, or `reference`, and `candidate`."""
-    backends = (reference or OracleBackend(*weights()), candidate)
-    expected, got = (EngineSide(one, (whole or manifest()).graphs) for one in backends)
+def sides(candidate: Any) -> Sides:
+    """The numpy oracle and `candidate`."""
+    expected, got = (
+        EngineSide(one, manifest().graphs) for one in (OracleBackend(*weights()), candidate)
+    )
     return expected, got
 
 
@@ -372,66 +371,3 @@ def test_the_sizes_compared_are_those_baked_into_the_engines(tmp_path: Path) -> 
     rig = Rig(tmp_path)
     entries = [entry for some in rig._library()[1].values() for entry in some]
     assert compared_buckets(entries) == Buckets(recomputed=(6, 12), kept=(3, 5))
-
-
-def test_language_graphs_are_compared_at_every_size_they_are_built_for() -> None:
-    spec = LanguageSpec(
-        width=4,
-        blocks=1,
-        query_heads=2,
-        key_heads=1,
-        head_width=2,
-        mlp_width=4,
-        vocabulary=9,
-        max_positions=64,
-        rotary_base=1e4,
-        rms_norm_eps=1e-6,
-        activation="silu",
-        tied_head=True,
-        video_token_id=8,
-        stop_token_ids=(7,),
-    )
-    from stc import contracts
-    from stc.manifest import FileEntry, GraphEntry
-    from stc.ports import language_sizes, port_entries
-
-    graphs = {
-        name: GraphEntry(
-            file=FileEntry(path=f"graphs/{name}.onnx", sha256="0" * 64, size_bytes=1),
-            inputs=port_entries(contract.inputs, language_sizes(spec), "fp32"),
-            outputs=port_entries(contract.outputs, language_sizes(spec), "fp32"),
-        )
-        for name, contract in contracts.language_graphs(1).items()
-    }
-    whole = manifest().model_copy(update={"language": spec, "graphs": graphs})
-    seen: list[dict[str, tuple[int, ...]]] = []
-
-    class Sums:
-        """Every output is the sum of the inputs, so that equal inputs give equal outputs."""
-
-        name = "sums"
-        to_device = to_host = staticmethod(np.array)
-
-        def load(self, graph: str) -> Engine:
-            def run(inputs: Mapping[str, NDArray[Any]], outputs: Any = None) -> Outputs:
-                seen.append({name: array.shape for name, array in inputs.items()})
-                total = sum(float(array.sum()) for array in inputs.values())
-                return {port.name: np.full(3, total) for port in graphs[graph].outputs}
-
-            return run  # type: ignore[return-value]
-
-    specs = [
-        EngineSpec("qkv_00", ({"m": 1}, {"m": 5})),
-        EngineSpec("attend_00", ({"m": 5, "S": 8},)),
-        EngineSpec("head", ({},)),
-    ]
-    both = sides(Sums(), Sums(), whole)
-    found = compare_language(whole, both, specs, lambda _: None)
-    assert [(one.graph, one.sizes, one.passed) for one in found] == [
-        ("qkv_00", {"m": 1}, True),
-        ("qkv_00", {"m": 5}, True),
-        ("attend_00", {"m": 5, "S": 8}, True),
-        ("attend_00", {"m": 5, "S": 8}, True),
-        ("head", {}, True),
-    ]
-    assert seen[4]["keys"] == (1, 8, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 pytest.importorskip("tensorrt_rtx", reason="pip install 'stc[tensorrt-rtx]'")
 
 from stc.bundles.bundle import Bundle
-from stc.engines.engine import Engine, Tensor
 from stc.engines.tensorrt.backend import TensorRtBackend
 from stc.errors import LanguageError, NonFiniteError
 from stc.runtime.answers.stream_language import open_model
@@ -31,7 +30,7 @@ from stc.runtime.memory.settings import Policy
 from stc.runtime.planning.calibration import read_measured
 from stc.runtime.stream import opening
 from stc.runtime.stream.session import StreamSession
-from tests.device_language import SETTINGS, counted, kept_tokens, language_of, runtime
+from tests.device_language import SETTINGS, Fresh, counted, kept_tokens, language_of, runtime
 from tests.fake_cuda import FakeCuda
 from tests.fake_tensorrt import CapturableContext, Graph
 from tests.onnx_device import OnnxGraphs, mock_machine
@@ -59,19 +58,6 @@ def backend(bundle: Bundle) -> Iterator[TensorRtBackend]:
     assert isinstance(opened, TensorRtBackend)
     with opened:
         yield opened
-
-
-class Fresh:
-    """An engine that writes into no tensor it is given."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.name = engine.name
-        self._engine = engine
-
-    def __call__(
-        self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor | None] | None = None
-    ) -> dict[str, Tensor]:
-        return self._engine(inputs, outputs and dict.fromkeys(outputs))
 
 
 def without_buffers(model: LanguageModel) -> None:
